@@ -1,0 +1,33 @@
+"""What a data set is made of: one picture with its texts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture with its texts, still encoded as they lie in the shard.
+
+    ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for a picture that is to
+    be searched only), ``meta`` whatever else the source said (JSON values).
+    """
+
+    key: str
+    image: bytes
+    texts: tuple[str, ...] = ()
+    meta: Mapping[str, object] = field(default_factory=dict)
+
+
+class BrokenSample(ValueError):
+    """A sample that cannot be used: the message says which one and why."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        """``key`` names the sample, ``reason`` completes "it was left out because"."""
+        super().__init__(f"{key}: {reason}")
+        self.key, self.reason = key, reason
+
+    def __reduce__(self) -> tuple[type[BrokenSample], tuple[str, str]]:
+        """Lets loader workers send it to the main process."""
+        return BrokenSample, (self.key, self.reason)

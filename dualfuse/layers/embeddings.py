@@ -1,0 +1,86 @@
+"""From pixels and word pieces to tokens."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Stem = Literal["linear", "convolution"]
+
+
+class Patches(nn.Module):
+    """A picture as a class token followed by its patches, row by row."""
+
+    def __init__(self, width: int, *, patch: int, stem: Stem, positions: tuple[int, int] | None) -> None:
+        """``positions`` is the grid of learned absolute positions, None for none."""
+        super().__init__()
+        self.patch, self.window = patch, positions
+        self.projection = nn.Conv2d(3, width, patch, stride=patch) if stem == "linear" else _convolutions(width, patch)
+        self.class_token = nn.Parameter(torch.empty(1, 1, width))
+        if positions is not None:
+            self.position = nn.Parameter(torch.empty(1, 1 + positions[0] * positions[1], width))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Turns (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches."""
+        height, width = images.shape[-2:]
+        if height % self.patch or width % self.patch:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
+                f"resize them to multiples of {self.patch}"
+            )
+        grid = (height // self.patch, width // self.patch)
+        patches = self.projection(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
+        if self.window is None:
+            return tokens, grid
+        return tokens + resize_positions(self.position, self.window, grid), grid
+
+
+def _convolutions(width: int, patch: int) -> nn.Module:
+    """Stride-2 convolutions down to one vector per patch: learns quicker from few pictures than one matrix."""
+    steps = patch.bit_length() - 1
+    if 2**steps != patch:
+        raise ValueError(f"a convolutional stem halves the picture step by step: patch {patch} is no power of two")
+    channels = [3, *(max(16, width >> (steps - 1 - step)) for step in range(steps))]
+    layers: list[nn.Module] = []
+    for before, after in zip(channels[:-1], channels[1:], strict=True):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
+    return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
+
+
+def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
+    """Gives absolute positions (1, 1 + hw, D) for another grid: bicubic, the class token's as it is."""
+    if source == target:
+        return position
+    first, rest = position[:, :1], position[:, 1:]
+    square = rest.transpose(1, 2).unflatten(2, source)
+    resized = F.interpolate(square.float(), size=target, mode="bicubic", align_corners=False).to(position.dtype)
+    return torch.cat([first, resized.flatten(2).transpose(1, 2)], dim=1)
+
+
+class Words(nn.Module):
+    """Word pieces as BERT embeds them: LayerNorm(word + type row 0 (+ position)), epsilon 1e-12, then dropout."""
+
+    def __init__(self, width: int, *, vocabulary: int, positions: int, dropout: float) -> None:
+        """``positions`` is the number of learned absolute positions, 0 for none."""
+        super().__init__()
+        self.word = nn.Embedding(vocabulary, width)
+        self.token_type = nn.Embedding(2, width)  # only row 0 is ever used; published weights have two
+        self.position = nn.Embedding(positions, width) if positions else None
+        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Turns ids (B, T) into (B, T, D)."""
+        embedded = self.word(ids) + self.token_type.weight[0]
+        if self.position is not None:
+            if ids.shape[1] > self.position.num_embeddings:
+                raise ValueError(
+                    f"a text of {ids.shape[1]} tokens is longer than the {self.position.num_embeddings} positions "
+                    "of the model; cut it or set text_length of the model higher"
+                )
+            embedded = embedded + self.position.weight[: ids.shape[1]]
+        return self.dropout(self.norm(embedded))

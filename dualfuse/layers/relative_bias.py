@@ -1,0 +1,138 @@
+"""VLMo's relative position bias: the index, the table, and resizing it to pictures of another size."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Grid = tuple[int, int]
+"""Height and width of a picture in patches."""
+
+
+class RelativeBias(nn.Module):
+    """One table of biases for a whole model, read through an index of relative positions (spec of BEiT and VLMo).
+
+    Rows of the table: (2h-1)(2w-1) distances between patches, 3 for the picture's class token, 2 between the
+    modalities, 2t-1 distances between words and 3 for the text's class token. Columns: layers x heads.
+    """
+
+    def __init__(self, *, window: Grid, text: int, layers: int, heads: int) -> None:
+        """``window`` is the grid that the table is made for, ``text`` the longest text it knows."""
+        super().__init__()
+        self.window, self.text, self.layers, self.heads = window, text, layers, heads
+        self.table = nn.Parameter(torch.zeros(_distances(window) + 3 + 2 * text + 2, layers * heads))
+
+    def forward(self, *, text: int = 0, grid: Grid | tuple[()] = ()) -> Tensor:
+        """Gives (L, H, N, N) for ``text`` words followed by a picture of ``grid``; either may be missing.
+
+        A picture of another grid than the window reads a table resized on the fly, with gradient.
+        """
+        if text > self.text:
+            raise ValueError(f"a text of {text} tokens is longer than the {self.text} the position bias knows")
+        table = self.table if not grid or grid == self.window else resize_table(self.table, self.window, grid)
+        index = joint_index(text, grid, grid or self.window, self.text).to(table.device)
+        bias = F.embedding(index, table)  # (N, N, L * H); its backward is quicker than that of indexing
+        return bias.permute(2, 0, 1).unflatten(0, (self.layers, self.heads)).contiguous()
+
+
+def _distances(grid: Grid) -> int:
+    return (2 * grid[0] - 1) * (2 * grid[1] - 1)
+
+
+@lru_cache(maxsize=64)
+def joint_index(text: int, grid: Grid | tuple[()], window: Grid, longest_text: int) -> Tensor:
+    """Gives the table rows (N, N) of query i and key j for ``text`` words followed by a picture of ``grid``."""
+    patches = _distances(window)
+    text_to_image, image_to_text = patches + 3, patches + 4
+    words = text_index(text) + patches + longest_text + 3
+    last = patches + 3 + 2 * longest_text + 1
+    if text:
+        words[0, :], words[:, 0], words[0, 0] = last - 2, last - 1, last
+    if not grid:
+        return words
+    picture = image_index(grid)
+    right = torch.full((text, len(picture)), text_to_image)
+    left = torch.full((len(picture), text), image_to_text)
+    return torch.cat([torch.cat([words, right], dim=1), torch.cat([left, picture], dim=1)])
+
+
+def image_index(grid: Grid) -> Tensor:
+    """Gives (1 + hw, 1 + hw) rows for a class token and its patches: query minus key, row by row."""
+    height, width = grid
+    y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
+    rows, columns = y[:, None] - y[None, :] + height - 1, x[:, None] - x[None, :] + width - 1
+    index = torch.empty(1 + height * width, 1 + height * width, dtype=torch.long)
+    index[1:, 1:] = rows * (2 * width - 1) + columns
+    distances = _distances(grid)
+    index[0, :], index[:, 0], index[0, 0] = distances, distances + 1, distances + 2
+    return index
+
+
+def text_index(text: int) -> Tensor:
+    """Gives (T, T) distances between words, key minus query: the opposite sign of the picture's."""
+    position = torch.arange(text)
+    return position[None, :] - position[:, None]
+
+
+def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
+    """Gives the table (R, C) for pictures of another grid; rows that do not speak of patches stay as they are.
+
+    The rule of BEiT's loader: distances of the source lie on a geometric axis, a cubic spline through them is read
+    at the whole-number distances of the target. It is linear in the table, so gradients pass.
+    """
+    count = _distances(source)
+    patches = table[:count].unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
+    rows, columns = (_resizing(2 * old - 1, 2 * new - 1).to(table) for old, new in zip(source, target, strict=True))
+    resized = torch.einsum("yh,hwc,xw->yxc", rows, patches, columns)
+    return torch.cat([resized.flatten(0, 1), table[count:]])
+
+
+@lru_cache(maxsize=64)
+def _resizing(source: int, target: int) -> Tensor:
+    """Gives the matrix (target, source) that resizes one axis of distances."""
+    if source == target:
+        return torch.eye(source, dtype=torch.float64)
+    axis = _geometric_axis(source, target)
+    wanted = np.clip(np.arange(target) - target // 2, axis[0], axis[-1])
+    return torch.from_numpy(_cubic_spline(axis, wanted))
+
+
+def _geometric_axis(source: int, target: int) -> np.ndarray:
+    """Gives 0, +-1, +-(1 + q), +-(1 + q + q^2) ... so that the last reaches ``target // 2``."""
+    low, high = 1.01, 1.5
+    steps = source // 2
+    while high - low > 1e-6:
+        ratio = (low + high) / 2
+        reached = (1 - ratio**steps) / (1 - ratio)
+        low, high = (low, ratio) if reached > target // 2 else (ratio, high)
+    right = np.cumsum(((low + high) / 2) ** np.arange(steps))
+    return np.concatenate([-right[::-1], [0.0], right])
+
+
+def _cubic_spline(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Gives the matrix (W, P) that reads the interpolating spline through values at ``points`` at ``wanted``.
+
+    Knots lie at all points but the second and the last but one ("not a knot"), as in FITPACK.
+    """
+    degree = min(3, len(points) - 1)
+    inner = points[2:-2] if degree == 3 else points[1:1]
+    knots = np.concatenate([[points[0]] * (degree + 1), inner, [points[-1]] * (degree + 1)])
+    return _b_splines(wanted, knots, degree) @ np.linalg.inv(_b_splines(points, knots, degree))
+
+
+def _b_splines(x: np.ndarray, knots: np.ndarray, degree: int) -> np.ndarray:
+    """Gives the values (X, len(knots) - degree - 1) of the B-splines at x (Cox and de Boor)."""
+    last_interval = np.flatnonzero(np.diff(knots) > 0)[-1]
+    interval = np.minimum(np.searchsorted(knots, x, side="right") - 1, last_interval)
+    values = np.eye(len(knots) - 1)[interval]
+    for order in range(1, degree + 1):
+        left, right = knots[:-order], knots[order:]
+        width = np.where(right > left, right - left, 1.0)
+        rising = (x[:, None] - left[:-1]) / width[:-1] * values[:, :-1]
+        falling = (right[1:] - x[:, None]) / width[1:] * values[:, 1:]
+        values = rising * (right[:-1] > left[:-1]) + falling * (right[1:] > left[1:])
+    return values

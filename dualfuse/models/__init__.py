@@ -1,0 +1,1 @@
+"""The networks: four verbs each."""

@@ -1,0 +1,107 @@
+"""The four verbs of a vision-language model, and what they hand to each other."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """One modality, ready to be encoded alone or fused with the other.
+
+    ``states`` is what fusion starts from: for VLMo the input embeddings, for BridgeTower the top layers of that
+    modality's tower, each (B, N, D). ``mask`` is (B, N), True where there is a token. ``grid`` is the height and
+    width of a picture in patches; for text it is empty.
+    """
+
+    modality: Literal["image", "text"]
+    states: tuple[Tensor, ...]
+    mask: Tensor
+    grid: tuple[int, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of rows B."""
+        return len(self.mask)
+
+    def take(self, index: Tensor) -> Tokens:
+        """Gives the rows ``index`` (K,), in that order: negatives, candidates, repeats."""
+        states = tuple(state.index_select(0, index) for state in self.states)
+        return Tokens(self.modality, states, self.mask.index_select(0, index), self.grid)
+
+    @staticmethod
+    def join(parts: Sequence[Tokens]) -> Tokens:
+        """Puts batches of one modality and one length under each other."""
+        states = tuple(torch.cat(layer) for layer in zip(*(part.states for part in parts), strict=True))
+        return Tokens(parts[0].modality, states, torch.cat([part.mask for part in parts]), parts[0].grid)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A picture and a text that have seen each other.
+
+    ``pooled`` (B, fused_width) stands for the pair, ``text`` (B, T, D) and ``image`` (B, 1 + P, D) are the final
+    states of their tokens. When :meth:`VisionLanguageModel.fuse` was asked for some text rows only, ``text`` is
+    (B, R, D) and ``image`` is (B, 0, D).
+    """
+
+    pooled: Tensor
+    text: Tensor
+    image: Tensor
+
+
+class VisionLanguageModel(nn.Module, ABC):
+    """A model that works as a dual encoder and as a fusion encoder, through four verbs."""
+
+    width: int
+    """Width of :meth:`encode`."""
+    fused_width: int
+    """Width of ``fuse(...).pooled``."""
+    vocabulary: int
+    """Number of word pieces that :meth:`embed_text` knows, and the word head predicts."""
+
+    @abstractmethod
+    def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
+        """Gives what both paths share of pictures (B, 3, H, W); ``slot`` tells several pictures of one text apart."""
+
+    @abstractmethod
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
+        """Gives what both paths share of texts: ``ids`` (B, T), ``mask`` (B, T), True where there is a token."""
+
+    @abstractmethod
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Gives one vector (B, width) for one modality alone."""
+
+    @abstractmethod
+    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
+        """Lets both modalities see each other.
+
+        ``rows`` (B, R) are the positions of the text tokens whose states are wanted; the last layer then computes
+        only those and what ``pooled`` needs. R may be 0. Without ``rows`` every state is computed.
+        """
+
+    @abstractmethod
+    def units(self) -> Iterable[nn.Module]:
+        """Lists the modules to shard, checkpoint and compile one by one."""
+
+    def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """Gives the vectors that the contrastive objective compares, one per view, the plain one first."""
+        return (self.encode(tokens),)
+
+    @property
+    def num_views(self) -> int:
+        """The number of vectors that :meth:`views` gives."""
+        return 1
+
+
+class ModelConfig(Protocol):
+    """Anything frozen that builds a model."""
+
+    def build(self) -> VisionLanguageModel:
+        """Gives the model with its initial weights, without reading a file."""
+        ...

@@ -1,0 +1,224 @@
+"""VLMo: one Transformer whose blocks share self-attention and switch experts by modality (arXiv 2111.02358)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from dualfuse.layers.blocks import SHARED, Block, Route
+from dualfuse.layers.embeddings import Patches, Stem, Words
+from dualfuse.layers.relative_bias import Grid, RelativeBias
+from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+
+TEXT, IMAGE, BOTH = "text", "image", "both"
+"""The experts: language, vision, vision-language."""
+
+
+@dataclass(frozen=True)
+class VLMoConfig:
+    """The numbers of a VLMo; the defaults are the paper's base size with relative positions."""
+
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    both_from: int = 10
+    """First layer (from 0) with a vision-language expert; equal to ``depth``: none has one."""
+    patch: int = 16
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width the positions are made for; pictures of other sizes read resized positions."""
+    vocabulary: int = 30_522
+    text_length: int = 196
+    """Longest text the positions know."""
+    positions: Literal["relative", "absolute"] = "relative"
+    layer_scale: float = 0.1
+    """First value of LayerScale; 0: none."""
+    drop_path: float = 0.1
+    """Stochastic depth of the last layer, rising from 0, and, as in the released code, the dropout of the text embedding."""
+    experts: Literal["modality", "shared"] = "modality"
+    """"shared" is the standard Transformer of the paper's Table 5."""
+    separate_until: int = 0
+    """Layers below this one give each modality its own attention, to itself alone (Table 7; the paper: ``both_from``)."""
+    stem: Stem = "linear"
+    """How patches are made; "convolution" learns quicker at small scale (not in the paper)."""
+    image_slots: int = 1
+    """Pictures per text that the model can tell apart (NLVR2: 2)."""
+
+    def build(self) -> VLMo:
+        """Gives the model with its initial weights."""
+        return VLMo(self)
+
+
+class VLMo(VisionLanguageModel):
+    """One Transformer for pictures, texts and pairs.
+
+    The three modes of the paper are three routes through the same blocks; in pairs the text comes first.
+    """
+
+    def __init__(self, cfg: VLMoConfig) -> None:
+        """Draws initial weights as the released code does (truncated normal 0.02, bias table zero)."""
+        super().__init__()
+        self.width = self.fused_width = cfg.width
+        self.vocabulary, self.both_from, self.separate_until = cfg.vocabulary, cfg.both_from, cfg.separate_until
+        if cfg.separate_until > cfg.both_from:
+            raise ValueError(
+                f"separate_until={cfg.separate_until}: layers with a vision-language expert (from {cfg.both_from}) "
+                "see pairs as one sequence; give at most that number"
+            )
+        window = (cfg.image_size[0] // cfg.patch, cfg.image_size[1] // cfg.patch)
+        relative = cfg.positions == "relative"
+        self.patches = Patches(cfg.width, patch=cfg.patch, stem=cfg.stem, positions=None if relative else window)
+        self.words = Words(
+            cfg.width,
+            vocabulary=cfg.vocabulary,
+            positions=0 if relative else cfg.text_length,
+            dropout=cfg.drop_path,
+        )
+        self.types = nn.Embedding(1 + cfg.image_slots, cfg.width)  # row 0 text, then one row per picture
+        self.relative_bias = (
+            RelativeBias(window=window, text=cfg.text_length, layers=cfg.depth, heads=cfg.heads) if relative else None
+        )
+        self.blocks = nn.ModuleList(_blocks(cfg))
+        self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
+        self.pooler = nn.Linear(cfg.width, cfg.width)
+        _initialise(self)
+
+    def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
+        """Gives patches and class token of pictures (B, 3, H, W) with the type of their ``slot``."""
+        if slot + 1 >= self.types.num_embeddings:
+            raise ValueError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} pictures apart")
+        tokens, grid = self.patches(images)
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Tokens(IMAGE, (tokens + self.types.weight[1 + slot],), mask, grid)
+
+    def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
+        """Gives word embeddings of texts (B, T)."""
+        return Tokens(TEXT, (self.words(ids) + self.types.weight[0],), mask.bool())
+
+    def encode(self, tokens: Tokens) -> Tensor:
+        """Gives the final state (B, D) of the first token, through the modality's own experts in every layer."""
+        bias = self._bias(tokens)
+        x = self._alone(tokens, bias, until=len(self.blocks) - 1)
+        return self._finish(x, tokens, bias, start=len(self.blocks) - 1, expert=tokens.modality)
+
+    def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        """Gives the plain vector, and the one whose upper layers are the vision-language experts'.
+
+        Both share the layers below ``both_from``. The second view is the released code's, not the paper's text.
+        """
+        if self.num_views == 1:
+            return (self.encode(tokens),)
+        bias = self._bias(tokens)
+        x = self._alone(tokens, bias, until=self.both_from)
+        return tuple(
+            self._finish(x, tokens, bias, start=self.both_from, expert=name) for name in (tokens.modality, BOTH)
+        )
+
+    @property
+    def num_views(self) -> int:
+        """Two if any layer has a vision-language expert, else one."""
+        return 2 if self.both_from < len(self.blocks) and BOTH in self.blocks[-1].experts else 1
+
+    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
+        """Lets words and patches attend to each other; ``pooled`` is tanh(W x + b) of the first word's state."""
+        length = text.mask.shape[1]
+        bias = self._bias(image, text)
+        words, patches = text.states[0], image.states[0]
+        for layer, block in enumerate(self.blocks[: self.separate_until]):
+            word_bias, patch_bias = _layer(bias, layer), _layer(bias, layer)
+            if bias is not None:
+                word_bias, patch_bias = bias[layer, :, :length, :length], bias[layer, :, length:, length:]
+            words = block(words, _route(TEXT, words), mask=text.mask, bias=word_bias)
+            patches = block(patches, _route(IMAGE, patches), bias=patch_bias)
+        x = torch.cat([words, patches], dim=1)
+        mask = torch.cat([text.mask, image.mask], dim=1)
+        for layer in range(self.separate_until, len(self.blocks) - 1):
+            x = self.blocks[layer](x, self._route(layer, text, image), mask=mask, bias=_layer(bias, layer))
+        last = len(self.blocks) - 1
+        if rows is None:
+            x = self.norm(self.blocks[last](x, self._route(last, text, image), mask=mask, bias=_layer(bias, last)))
+            return Fused(self.pool(x[:, 0]), x[:, :length], x[:, length:])
+        rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
+        route = _route(BOTH if last >= self.both_from else TEXT, rows)
+        x = self.norm(self.blocks[last](x, route, mask=mask, bias=_layer(bias, last), rows=rows))
+        return Fused(self.pool(x[:, 0]), x[:, 1:], x[:, :0])
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Gives tanh(W x + b)."""
+        return torch.tanh(self.pooler(x))
+
+    def units(self) -> Iterable[nn.Module]:
+        """Lists the blocks."""
+        return iter(self.blocks)
+
+    def _bias(self, tokens: Tokens, text: Tokens | None = None) -> Tensor | None:
+        """Gathers the bias of all layers once for one mode: (L, H, N, N)."""
+        if self.relative_bias is None:
+            return None
+        words = text if text is not None else tokens
+        length = words.mask.shape[1] if words.modality == TEXT else 0
+        grid: Grid | tuple[()] = (tokens.grid[0], tokens.grid[1]) if tokens.grid else ()
+        return self.relative_bias(text=length, grid=grid)
+
+    def _route(self, layer: int, text: Tokens, image: Tokens) -> Route:
+        lengths = text.mask.shape[1], image.mask.shape[1]
+        return ((BOTH, sum(lengths)),) if layer >= self.both_from else ((TEXT, lengths[0]), (IMAGE, lengths[1]))
+
+    def _alone(self, tokens: Tokens, bias: Tensor | None, *, until: int) -> Tensor:
+        x, mask = tokens.states[0], _mask(tokens)
+        for layer in range(until):
+            x = self.blocks[layer](x, _route(tokens.modality, x), mask=mask, bias=_layer(bias, layer))
+        return x
+
+    def _finish(self, x: Tensor, tokens: Tokens, bias: Tensor | None, *, start: int, expert: str) -> Tensor:
+        """Runs the layers from ``start`` with one expert; the last computes the first token only."""
+        mask, last = _mask(tokens), len(self.blocks) - 1
+        for layer in range(start, last):
+            x = self.blocks[layer](x, _route(expert, x), mask=mask, bias=_layer(bias, layer))
+        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+        x = self.blocks[last](x, _route(expert, first), mask=mask, bias=_layer(bias, last), rows=first)
+        return self.norm(x[:, 0])
+
+
+def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
+    for layer in range(cfg.depth):
+        experts = (TEXT, IMAGE, BOTH) if layer >= cfg.both_from else (TEXT, IMAGE)
+        yield Block(
+            cfg.width,
+            heads=cfg.heads,
+            attentions=(TEXT, IMAGE) if layer < cfg.separate_until else (SHARED,),
+            experts=(SHARED,) if cfg.experts == SHARED else experts,
+            layer_scale=cfg.layer_scale,
+            drop_path=cfg.drop_path * layer / max(1, cfg.depth - 1),
+        )
+
+
+def _initialise(model: VLMo) -> None:
+    """Linear weights of the encoder: truncated normal 0.02; embeddings and pooler: normal 0.02; biases 0."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        elif isinstance(module, Patches):
+            nn.init.trunc_normal_(module.class_token, std=0.02)
+            if module.window is not None:
+                nn.init.trunc_normal_(module.position, std=0.02)
+    nn.init.normal_(model.pooler.weight, std=0.02)
+
+
+def _route(expert: str, x: Tensor) -> Route:
+    return ((expert, x.shape[1]),)
+
+
+def _layer(bias: Tensor | None, layer: int) -> Tensor | None:
+    return None if bias is None else bias[layer]
+
+
+def _mask(tokens: Tokens) -> Tensor | None:
+    return None if tokens.modality == IMAGE else tokens.mask

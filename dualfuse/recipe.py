@@ -1,0 +1,91 @@
+"""A recipe: everything one training run needs, as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from dualfuse.data.images import Augment
+from dualfuse.models.base import ModelConfig
+from dualfuse.tasks.base import TaskConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """Which samples are read, and how they are shown to the model."""
+
+    train: tuple[str, ...] = ()
+    """Shards to learn from, one entry per set: a tar file, a folder of tar files, or a pattern such as pairs/train-*.tar."""
+    weights: tuple[float, ...] = ()
+    """Share of each set in the mixture; empty: by the number of samples."""
+    validation: str = ""
+    """Shards to evaluate on during training; empty: none."""
+    image_size: tuple[int, int] = (224, 224)
+    """Height and width in pixels."""
+    augment: Augment = field(default_factory=Augment)
+    """What happens to training pictures."""
+    text_length: int = 40
+    """Longest text in word pieces, both special tokens included."""
+    tokenizer: str = ""
+    """A tokenizer.json file; empty: the uncased BERT word pieces that come with the package."""
+    batch: int = 1024
+    """Samples per optimiser step, over all processes and micro-batches."""
+    block: int = 0
+    """Samples that are read one after the other and shuffled in blocks (slow disks); 0: a full shuffle."""
+    workers: int = 2
+    """Loader processes per training process; 0: read in the training process."""
+
+
+@dataclass(frozen=True)
+class Optim:
+    """The optimiser and its schedule."""
+
+    lr: float = 2e-4
+    betas: tuple[float, float] = (0.9, 0.98)
+    eps: float = 1e-8
+    weight_decay: float = 0.01
+    decay: Literal["matrices", "released"] = "matrices"
+    """What is decayed: the weights of linear, convolution and embedding layers; or what the released VLMo code decays."""
+    adamw: Literal["torch", "released"] = "torch"
+    """Whose update: torch.optim.AdamW; or the one of transformers 4.8, which the released VLMo code used."""
+    warmup: float = 0.0
+    """Steps of linear warm-up; below 1: a share of all steps."""
+    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    """How the learning rate falls to zero after the warm-up."""
+    clip: float = 0.0
+    """Largest gradient norm; 0: no clipping."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, how exactly, and what is kept."""
+
+    steps: int = 200_000
+    micro_batch: int = 0
+    """Samples per process and forward pass; the gradients of a step are accumulated over as many as needed. 0: one pass."""
+    seed: int = 1
+    precision: Literal["fp32", "bf16"] = "fp32"
+    log_every: int = 10
+    eval_every: int = 0
+    """Steps between evaluations on ``data.validation``; 0: only at the end."""
+    save_every: int = 1000
+    """Steps between checkpoints; there is always one at the end."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything one training run needs; saved beside its checkpoints."""
+
+    name: str
+    model: ModelConfig
+    task: TaskConfig
+    data: Data = field(default_factory=Data)
+    optim: Optim = field(default_factory=Optim)
+    run: Run = field(default_factory=Run)
+    start_from: str = ""
+    """A model folder, or the name of an earlier recipe of the same tuple; empty: random weights."""
+    train_only: tuple[str, ...] = ()
+    """Patterns of parameter names; everything else is frozen. Each must match something. Empty: all are trained."""

@@ -1,0 +1,1 @@
+"""What a model learns, from what, and how it is judged: one file per task."""

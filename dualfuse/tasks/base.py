@@ -1,0 +1,61 @@
+"""What a task is: a model, the heads it needs, and what to do with one batch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from torch import Tensor, nn
+
+from dualfuse.data.images import ImageTransform
+from dualfuse.data.sample import Sample
+from dualfuse.data.text import Text
+from dualfuse.models.base import VisionLanguageModel
+
+Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
+Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one step gives: the loss that is differentiated, and detached scalars for people."""
+
+    loss: Tensor
+    log: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prep:
+    """How a loader worker turns bytes and strings into tensors."""
+
+    image: ImageTransform
+    text: Text
+
+
+class Task(nn.Module, ABC):
+    """A model, the heads it needs, and what to do with one batch."""
+
+    model: VisionLanguageModel
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Output:
+        """Learns: gives the loss of one batch."""
+
+
+class TaskConfig(Protocol):
+    """Anything frozen that reads samples in a loader worker and builds a task on the device."""
+
+    def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> Row:
+        """Turns one sample into one row; raises ``BrokenSample`` for one that cannot be used."""
+        ...
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Puts rows together to a batch, padded to the longest of them."""
+        ...
+
+    def build(self, model: VisionLanguageModel) -> Task:
+        """Gives the task with freshly initialised heads on ``model``."""
+        ...

@@ -1,0 +1,253 @@
+"""Image-text pre-training: contrast, matching on hard negatives, and masked words (VLMo, section 3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Literal, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualfuse import dist
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text import mask_words, mask_words_released, pad
+from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.tasks.base import Output, Prep, Task
+from dualfuse.tasks.contrast import Similarities, draw_negatives, own_columns, positives, similarities
+from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
+
+
+class PairRow(TypedDict):
+    """One pair: pixels (3, H, W), word pieces (T,), the masked ones, their labels, and who it is."""
+
+    image: Tensor
+    ids: np.ndarray
+    masked_ids: np.ndarray
+    labels: np.ndarray
+    image_id: int
+    text_id: int
+
+
+class PairBatch(TypedDict):
+    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id (B,).
+
+    ``rows`` (B, R) are the positions of the masked words, ``targets`` (B, R) what stood there; -100 where a text has
+    fewer.
+    """
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+    masked_ids: Tensor
+    rows: Tensor
+    targets: Tensor
+    image_id: Tensor
+    text_id: Tensor
+
+
+@dataclass(frozen=True)
+class PairsConfig:
+    """Weights and rules of the three objectives; the defaults are the paper's."""
+
+    contrast: float = 1.0
+    match: float = 1.0
+    words: float = 0.25
+    """Weights of the objectives; 0 leaves one out, and the work it costs."""
+    negatives: Literal["all", "own"] = "all"
+    """Where hard negatives are drawn: from the pairs of all processes, or from the own ones (the paper's Table 6)."""
+    negatives_per_pair: Literal[1, 2] = 2
+    """2: a wrong image and a wrong text for every pair; 1: a wrong image for one half, a wrong text for the other."""
+    match_sees_masked: bool = False
+    """Match on the masked texts: right pairs then share the pass of the masked words. Not the paper's."""
+    gather: Literal["gradient", "released"] = "gradient"
+    """"released": gathered features carry no gradient, so that W processes weigh contrast 1 / W in the encoders."""
+    masking: Literal["words", "released"] = "words"
+    """"released": padding counts as a candidate, and a caption can end with no masked word."""
+    mask_share: float = 0.15
+
+    def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> PairRow:
+        """Draws one of the captions, masks words, and transforms the picture."""
+        if not sample.texts:
+            raise BrokenSample(sample.key, "it has no text")
+        words = prep.text.encode(sample.texts[rng.integers(len(sample.texts))])
+        rule = mask_words if self.masking == "words" else mask_words_released
+        masked_ids, labels = rule(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
+        return {
+            "image": prep.image(sample.image, rng),
+            "ids": words.ids,
+            "masked_ids": masked_ids,
+            "labels": labels,
+            "image_id": identity(sample.image),
+            "text_id": identity(words.ids.tobytes()),
+        }
+
+    def collate(self, rows: Sequence[PairRow]) -> PairBatch:
+        """Pads the texts to the longest of them."""
+        lengths = torch.tensor([len(row["ids"]) for row in rows])
+        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+        return {
+            "image": torch.stack([row["image"] for row in rows]),
+            "ids": ids,
+            "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+            "masked_ids": torch.from_numpy(pad([row["masked_ids"] for row in rows], 0)),
+            **masked_rows([row["labels"] for row in rows]),
+            "image_id": torch.tensor([row["image_id"] for row in rows]),
+            "text_id": torch.tensor([row["text_id"] for row in rows]),
+        }
+
+    def build(self, model: VisionLanguageModel) -> Pairs:
+        """Gives the task with fresh heads."""
+        return Pairs(self, model)
+
+
+def masked_rows(labels: Sequence[np.ndarray]) -> dict[str, Tensor]:
+    """Gives ``rows`` and ``targets`` of :class:`PairBatch` for labels (T,) that are -100 at unmasked words."""
+    places = [np.flatnonzero(label != -100) for label in labels]
+    targets = [label[place] for label, place in zip(labels, places, strict=True)]
+    return {"rows": torch.from_numpy(pad(places, 0)), "targets": torch.from_numpy(pad(targets, -100))}
+
+
+def identity(content: bytes) -> int:
+    """Gives a 63-bit number by which equal contents know each other."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+class Pairs(Task):
+    """Contrast, matching and masked words on one batch of pairs."""
+
+    def __init__(self, cfg: PairsConfig, model: VisionLanguageModel) -> None:
+        """Heads: one pair of projections per view, match / no match, and the word head."""
+        super().__init__()
+        self.cfg, self.model = cfg, model
+        self.projections = nn.ModuleList(Projections(model.width) for _ in range(model.num_views))
+        self.match_head = nn.Linear(model.fused_width, 2)
+        self.word_head = WordHead(model.fused_width, model.vocabulary)
+        initialise(self.match_head)
+
+    def forward(self, batch: PairBatch) -> Output:
+        """Embeds once, contrasts, draws negatives by similarity, fuses all combinations in one pass, and adds up."""
+        batch = _as_long_everywhere(batch)
+        image = self.model.embed_image(batch["image"])
+        text = self.model.embed_text(batch["ids"], batch["mask"])
+
+        similar = self.contrast(image, text, positives(batch["image_id"], batch["text_id"]))
+        contrast = torch.stack([view.loss() for view in similar]).mean()
+        log = {"contrast": contrast, "count/false_negatives_avoided": similar[0].avoided}
+        loss = self.cfg.contrast * contrast
+        if not (self.cfg.match or self.cfg.words):
+            return Output(loss, {"loss": loss.detach()} | detached(log))
+
+        masked = self.model.embed_text(batch["masked_ids"], batch["mask"])
+        passes = [(masked, image)] if self.cfg.words else []
+        wrong = Wrong((), torch.ones(0, dtype=torch.bool))
+        if self.cfg.match:
+            seen = masked if self.cfg.match_sees_masked else text
+            wrong = self.draw_wrong(batch, image, seen, similar[0])
+            passes += [] if passes and seen is masked else [(seen, image)]
+        fused = self.fuse([*passes, *wrong.pairs], batch["rows"])
+
+        if self.cfg.words:
+            words, accuracy = self.masked_words(fused.text[: len(image)], batch["targets"])
+            loss = loss + self.cfg.words * words
+            log |= {"words": words, "accuracy/words": accuracy}
+        if self.cfg.match:
+            match, accuracies = self.matching(fused.pooled[-len(image) - len(wrong.drawn) :], wrong.drawn)
+            loss = loss + self.cfg.match * match
+            log |= {"match": match} | accuracies
+        return Output(loss, {"loss": loss.detach()} | detached(log))
+
+    def contrast(self, image: Tokens, text: Tokens, positive: Tensor) -> list[Similarities]:
+        """Compares images with texts in every view, the plain one first."""
+        share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
+        views = zip(self.projections, self.model.views(image), self.model.views(text), strict=True)
+        return [
+            similarities(unit(head.image(one)), unit(head.text(other)), head.scale, positive, share)
+            for head, one, other in views
+        ]
+
+    def draw_wrong(self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities) -> Wrong:
+        """Gives each text a wrong image and each image a wrong text, or, with one negative per pair, half of them."""
+        allowed = ~similar.positive
+        if self.cfg.negatives == "own":
+            allowed = allowed & own_columns(len(image), allowed.device)
+        texts = images = torch.arange(len(image), device=allowed.device)
+        if self.cfg.negatives_per_pair == 1:
+            texts, images = texts.tensor_split([(len(image) + 1) // 2])
+        wrong_image, has_image = draw_negatives(similar.text_to_image[texts], allowed[texts])
+        wrong_text, has_text = draw_negatives(similar.image_to_text[images], allowed[images])
+        if dist.world() == 1:
+            drawn_images, drawn_texts = image.take(wrong_image), seen.take(wrong_text)
+        else:  # only the drawn samples' inputs travel, not the pixels of all processes
+            drawn_images = self.model.embed_image(dist.fetch(batch["image"], wrong_image))
+            ids = batch["masked_ids"] if self.cfg.match_sees_masked else batch["ids"]
+            drawn_texts = self.model.embed_text(*(dist.fetch(part, wrong_text) for part in (ids, batch["mask"])))
+        pairs = ((seen.take(texts), drawn_images), (drawn_texts, image.take(images)))
+        return Wrong(pairs, torch.cat([has_image, has_text]))
+
+    def fuse(self, passes: Sequence[tuple[Tokens, Tokens]], rows: Tensor) -> Fused:
+        """Fuses (text, image) batches as one; the word states ``rows`` (B, R) are computed for the first."""
+        text, image = (Tokens.join([pair[side] for pair in passes]) for side in (0, 1))
+        nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
+        return self.model.fuse(image, text, rows=torch.cat([rows, nothing]))
+
+    def masked_words(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the mean loss over all masked words of all processes, and the share that was right."""
+        is_masked = targets != -100
+        logits, wanted = self.word_head(states[is_masked]), targets[is_masked]
+        number = dist.mean(is_masked.sum().float()).clamp(min=1)
+        loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
+        return loss, (logits.argmax(1) == wanted).sum() / number
+
+    def matching(self, pooled: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Gives the mean loss over right pairs and the wrong ones that could be ``drawn``, and both accuracies."""
+        logits = self.match_head(pooled).float()
+        right = len(pooled) - len(drawn)
+        counts = torch.cat([drawn.new_ones(right), drawn])
+        is_right = torch.arange(len(pooled), device=pooled.device) < right
+        losses = F.cross_entropy(logits, is_right.long(), reduction="none") * counts
+        correct = (logits.argmax(1) == is_right.long()) & counts
+        accuracies = {
+            "accuracy/match_right": correct[:right].float().mean(),
+            "accuracy/match_wrong": correct[right:].sum() / drawn.sum().clamp(min=1),
+        }
+        return losses.sum() / dist.mean(counts.sum().float()), accuracies
+
+    def image_features(self, image: Tokens) -> Tensor:
+        """Gives unit vectors (B, D) that :meth:`text_features` can be compared with."""
+        return unit(self.projections[0].image(self.model.encode(image)))
+
+    def text_features(self, text: Tokens) -> Tensor:
+        """Gives unit vectors (B, D) that :meth:`image_features` can be compared with."""
+        return unit(self.projections[0].text(self.model.encode(text)))
+
+    def match_score(self, image: Tokens, text: Tokens) -> Tensor:
+        """Gives the log-odds (B,) that image and text belong together."""
+        nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
+        logits = self.match_head(self.model.fuse(image, text, rows=nothing).pooled).float()
+        return logits[:, 1] - logits[:, 0]
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Combinations (text, image) that do not belong together, and which of their rows could be drawn."""
+
+    pairs: tuple[tuple[Tokens, Tokens], ...]
+    drawn: Tensor
+
+
+def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the values without their gradient."""
+    return {name: value.detach() for name, value in log.items()}
+
+
+def _as_long_everywhere(batch: PairBatch) -> PairBatch:
+    """Pads the texts to the longest of all processes, so that rows can be exchanged."""
+    missing = dist.largest(batch["ids"].shape[1], batch["ids"].device) - batch["ids"].shape[1]
+    if not missing:
+        return batch
+    longer = {name: F.pad(batch[name], (0, missing)) for name in ("ids", "mask", "masked_ids")}
+    return {**batch, **longer}

@@ -1,0 +1,198 @@
+"""VLMo against tensors recorded from the released code: see tests/golden/vlmo/facts.json for their origin."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from dualfuse.convert.vlmo import from_official
+from dualfuse.layers.embeddings import resize_positions
+from dualfuse.layers.relative_bias import joint_index, resize_table
+from dualfuse.models.base import Tokens
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.tasks import contrast as contrast_module
+from dualfuse.tasks.pairs import Pairs, PairsConfig, masked_rows, unit
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
+FACTS = json.loads((GOLDEN / "facts.json").read_text())
+TINY = VLMoConfig(
+    width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=101, text_length=20, drop_path=0.0
+)
+CONFIGS = {
+    "rel": TINY,
+    "abs": VLMoConfig(**(vars(TINY) | {"positions": "absolute", "layer_scale": 0.0, "text_length": 12})),
+}
+
+
+class Golden:
+    """One variant: the task with the recorded weights, its inputs, and what must come out."""
+
+    def __init__(self, variant: str) -> None:
+        self.variant = variant
+        self.inputs = load_file(GOLDEN / f"{variant}_inputs.safetensors")
+        self.outputs = load_file(GOLDEN / f"{variant}_outputs.safetensors")
+        self.state = load_file(GOLDEN / f"{variant}_state.safetensors")
+        self.task: Pairs = PairsConfig().build(CONFIGS[variant].build()).eval()
+        renamed = from_official(self.state)
+        self.task.load_state_dict(renamed.tensors)
+        self.unknown = renamed.unknown
+
+    def check(self, name: str, value: torch.Tensor) -> None:
+        atol, rtol = FACTS["tolerances"][f"{self.variant}_outputs"][name]
+        assert_close(value.detach(), self.outputs[name], atol=atol, rtol=rtol)
+
+    def batch(self) -> dict[str, torch.Tensor]:
+        numbers = torch.arange(4)
+        return {
+            "image": self.inputs["in.image"],
+            "ids": self.inputs["in.text_ids"],
+            "mask": self.inputs["in.text_masks"].bool(),
+            "masked_ids": self.inputs["in.text_ids_mlm"],
+            **masked_rows(list(self.inputs["in.text_labels_mlm"].numpy())),
+            "image_id": numbers,
+            "text_id": numbers,
+        }
+
+    def tokens(self) -> tuple[Tokens, Tokens]:
+        model = self.task.model
+        return model.embed_image(self.inputs["in.image"]), model.embed_text(
+            self.inputs["in.text_ids"], self.inputs["in.text_masks"]
+        )
+
+
+@pytest.fixture(scope="module", params=["rel", "abs"])
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+@pytest.fixture(autouse=True)
+def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded run took the largest weight instead of drawing."""
+    draw = contrast_module.draw_negatives
+    monkeypatch.setattr(
+        "dualfuse.tasks.pairs.draw_negatives", lambda logits, allowed: draw(logits, allowed, torch.zeros_like(logits))
+    )
+
+
+def test_every_official_tensor_is_placed(golden: Golden) -> None:
+    assert {name.split(".")[0] for name in golden.unknown} == {"nlvr2", "nlvr2_classifier", "vqa_classifier"}
+
+
+def hidden_states(golden: Golden, forward) -> torch.Tensor:
+    states: list[torch.Tensor] = []
+    hooks = [block.register_forward_hook(lambda *args: states.append(args[-1])) for block in golden.task.model.blocks]
+    forward()
+    for hook in hooks:
+        hook.remove()
+    return states
+
+
+def test_one_modality_alone(golden: Golden) -> None:
+    model, task = golden.task.model, golden.task
+    for name, tokens in zip(("image", "text"), golden.tokens(), strict=True):
+        golden.check(f"{name}.embed", tokens.states[0])
+        projections = [getattr(head, name) for head in task.projections]
+        plain, other = (unit(head(view)) for head, view in zip(projections, model.views(tokens), strict=True))
+        golden.check(f"{name}.itc_feat", plain)
+        golden.check(f"{name}.itc_vl_feat", other)
+        features = task.image_features(tokens) if name == "image" else task.text_features(tokens)
+        golden.check(f"{name}.itc_feat", features)
+
+        hidden = hidden_states(golden, lambda tokens=tokens: model.views(tokens))  # 4 layers, then 2 of the branch
+        wanted, branch = golden.outputs[f"{name}.hidden"], golden.outputs[f"{name}.hidden_vl_branch"]
+        for layer in range(3):
+            assert_close(hidden[layer], wanted[layer], atol=2e-5, rtol=1e-5)
+        assert_close(hidden[3][:, 0], wanted[3][:, 0], atol=2e-5, rtol=1e-5)
+        assert_close(hidden[4], branch[0], atol=2e-5, rtol=1e-5)
+        assert_close(hidden[5][:, 0], branch[1][:, 0], atol=2e-5, rtol=1e-5)
+
+
+def test_pairs(golden: Golden) -> None:
+    image, text = golden.tokens()
+    fused = golden.task.model.fuse(image, text)
+    golden.check("fusion.pooled", fused.pooled)
+    golden.check("fusion.raw_cls", fused.text[:, 0])
+    golden.check("fusion.text_feats", fused.text)
+    golden.check("fusion.image_feats", fused.image)
+    golden.check("fusion.embed", torch.cat([text.states[0], image.states[0]], dim=1))
+    hidden = hidden_states(golden, lambda: golden.task.model.fuse(image, text))
+    golden.check("fusion.hidden", torch.stack(hidden))
+
+
+def test_contrast_and_negatives(golden: Golden) -> None:
+    task, batch = golden.task, golden.batch()
+    image, text = golden.tokens()
+    positive = torch.eye(4, dtype=torch.bool)
+    plain, other = task.contrast(image, text, positive)
+    golden.check("itc.i2t_logits", plain.image_to_text)
+    golden.check("itc.t2i_logits", plain.text_to_image)
+    golden.check("itc.vl_i2t_logits", other.image_to_text)
+    golden.check("irtr.loss", plain.loss())
+    golden.check("itc.loss", torch.stack([plain.loss(), other.loss()]).mean())
+    golden.check("itc.logit_scale", task.projections[0].scale[0])
+    # their weights are not renormalised after the diagonal is removed: the distribution is the same
+    for name, logits in (("i2t", plain.image_to_text), ("t2i", plain.text_to_image)):
+        weights = golden.outputs[f"itm.weights_{name}"]
+        ours = logits.masked_fill(positive, float("-inf")).softmax(1)
+        assert_close(ours, weights / weights.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+    zero = torch.zeros(4, 4)
+    drawn = contrast_module.draw_negatives(plain.text_to_image, ~positive, zero)[0]
+    assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
+    drawn = contrast_module.draw_negatives(plain.image_to_text, ~positive, zero)[0]
+    assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
+    wrong = task.draw_wrong(batch, image, text, plain)
+    fused = task.fuse([(text, image), *wrong.pairs], batch["rows"])
+    golden.check("itm.logits", task.match_head(fused.pooled))
+    golden.check("itm.loss", task.matching(fused.pooled, wrong.drawn)[0])
+    head = golden.task.match_score(image, text)
+    assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
+
+
+def test_whole_step_with_gradients(golden: Golden) -> None:
+    task = golden.task
+    task.zero_grad()
+    output = task(golden.batch())
+    golden.check("pretrain.total_loss", output.loss[0] if output.loss.ndim else output.loss)
+    golden.check("mlm.loss_weighted", 0.25 * output.log["words"])
+    golden.check("itm.loss", output.log["match"])
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
+    norms = FACTS["facts"][golden.variant]["gradient_norms"]
+    ours = from_official({name: torch.tensor(norm) for name, norm in norms.items() if norm is not None}).tensors
+    assert ours.keys() == gradients.keys()
+    for name, norm in ours.items():
+        assert_close(gradients[name].norm(), norm.reshape(()), atol=5e-6, rtol=2e-5)
+    recorded = {name.removeprefix("grad."): value for name, value in golden.outputs.items() if name.startswith("grad.")}
+    for name, value in from_official(recorded).tensors.items():
+        assert_close(gradients[name], value, atol=5e-6, rtol=1e-5)
+
+
+def test_relative_bias() -> None:
+    golden = Golden("rel")
+    bias = golden.task.model.relative_bias
+    assert bias is not None
+    golden.check("bias.image", bias(grid=(4, 4)))
+    golden.check("bias.text", bias(text=12))
+    golden.check("bias.fusion", bias(text=12, grid=(4, 4)))
+    indices = {"text_imag": (12, (4, 4)), "text": (12, ()), "": (0, (4, 4))}
+    for name, (text, grid) in indices.items():
+        wanted = golden.outputs[f"index.{name + '_' if name else ''}relative_position_index"]
+        assert torch.equal(joint_index(text, grid, (4, 4), 20), wanted.long())
+
+
+def test_resizing() -> None:
+    golden = load_file(GOLDEN / "resize.safetensors")
+    cases = {
+        ("rel.src_table", "rel.dst_table"): ((4, 4), (6, 6)),
+        ("rel224.src_table", "rel224.dst_table_384"): ((14, 14), (24, 24)),
+        ("rel224.src_table", "rel224.dst_table_480"): ((14, 14), (30, 30)),
+    }
+    for (source, target), grids in cases.items():
+        assert_close(resize_table(golden[source], *grids), golden[target], atol=1e-5, rtol=1e-5)
+    positions = resize_positions(golden["abs.src_pos_embed"], (4, 4), (6, 6))
+    assert_close(positions, golden["abs.dst_pos_embed"], atol=1e-5, rtol=1e-5)
