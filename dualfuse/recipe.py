@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from dualfuse.data.images import Augment
+from dualfuse.data.images import Augment, ImageTransform
+from dualfuse.data.text import Text
 from dualfuse.models.base import ModelConfig
-from dualfuse.tasks.base import TaskConfig
+from dualfuse.tasks.base import Prep, TaskConfig
+
+Model = TypeVar("Model", bound=ModelConfig, covariant=True)
+Learning = TypeVar("Learning", bound=TaskConfig, covariant=True)
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,20 @@ class Data:
     """Samples that are read one after the other and shuffled in blocks (slow disks); 0: a full shuffle."""
     workers: int = 2
     """Loader processes per training process; 0: read in the training process."""
+
+    @property
+    def image(self) -> ImageTransform:
+        """How training pictures become tensors."""
+        return ImageTransform(self.image_size, self.augment)
+
+    @property
+    def text(self) -> Text:
+        """How texts become word pieces."""
+        return Text(self.text_length, self.tokenizer)
+
+    def prep(self) -> Prep:
+        """Gives what a loader worker needs to read training samples."""
+        return Prep(self.image, self.text)
 
 
 @dataclass(frozen=True)
@@ -76,12 +94,12 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Recipe(Generic[Model, Learning]):
     """Everything one training run needs; saved beside its checkpoints."""
 
     name: str
-    model: ModelConfig
-    task: TaskConfig
+    model: Model
+    task: Learning
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)

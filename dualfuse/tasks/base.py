@@ -5,19 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from torch import Tensor, nn
 
 from dualfuse.data.images import ImageTransform
+from dualfuse.data.loader import Batch, Row
 from dualfuse.data.sample import Sample
 from dualfuse.data.text import Text
 from dualfuse.models.base import VisionLanguageModel
-
-Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
-Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
-
 
 @dataclass(frozen=True)
 class Output:

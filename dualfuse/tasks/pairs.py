@@ -57,6 +57,8 @@ class PairsConfig:
     match: float = 1.0
     words: float = 0.25
     """Weights of the objectives; 0 leaves one out, and the work it costs."""
+    views: Literal["all", "plain"] = "all"
+    """What contrast compares: also the vectors of the vision-language experts, as the released code; or the plain ones."""
     negatives: Literal["all", "own"] = "all"
     """Where hard negatives are drawn: from the pairs of all processes, or from the own ones (the paper's Table 6)."""
     negatives_per_pair: Literal[1, 2] = 2
@@ -123,7 +125,7 @@ class Pairs(Task):
         """Heads: one pair of projections per view, match / no match, and the word head."""
         super().__init__()
         self.cfg, self.model = cfg, model
-        self.projections = nn.ModuleList(Projections(model.width) for _ in range(model.num_views))
+        self.projections = nn.ModuleList(Projections(model.width) for _ in range(model.num_views if cfg.views == "all" else 1))
         self.match_head = nn.Linear(model.fused_width, 2)
         self.word_head = WordHead(model.fused_width, model.vocabulary)
         initialise(self.match_head)
@@ -163,11 +165,15 @@ class Pairs(Task):
     def contrast(self, image: Tokens, text: Tokens, positive: Tensor) -> list[Similarities]:
         """Compares images with texts in every view, the plain one first."""
         share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
-        views = zip(self.projections, self.model.views(image), self.model.views(text), strict=True)
+        vectors = self.model.views if self.cfg.views == "all" else self._plain_view
+        views = zip(self.projections, vectors(image), vectors(text), strict=True)
         return [
             similarities(unit(head.image(one)), unit(head.text(other)), head.scale, positive, share)
             for head, one, other in views
         ]
+
+    def _plain_view(self, tokens: Tokens) -> tuple[Tensor, ...]:
+        return (self.model.encode(tokens),)
 
     def draw_wrong(self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities) -> Wrong:
         """Gives each text a wrong image and each image a wrong text, or, with one negative per pair, half of them."""
@@ -229,6 +235,15 @@ class Pairs(Task):
         nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.match_head(self.model.fuse(image, text, rows=nothing).pooled).float()
         return logits[:, 1] - logits[:, 0]
+
+
+    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Adds up the contrastive logit and the matching log-odds.
+
+        Matching is learnt against negatives that contrast finds hard, so its log-odds say what contrast does not:
+        log p(match) - log q(contrast). The best score is their sum, and the log-odds alone are not a ranking.
+        """
+        return self.projections[0].scale * cosine + match
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,23 @@
+.PHONY: help demo test test-slow check bench
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: .venv/.core ## train a small model on the pictures in examples/ and search them
+	@.venv/bin/dualfuse demo
+
+test: .venv/.test ## run the tests
+	@.venv/bin/python -m pytest -q
+
+test-slow: .venv/.test ## run the tests that train for longer
+	@.venv/bin/python -m pytest -q -m slow
+
+check: .venv/.dev ## what has to pass before a change lands; some steps only: make check STEPS="lint types"
+	@scripts/check $(STEPS)
+
+bench: .venv/.test ## measure, and compare with what one would use otherwise
+	@set -e; for script in bench/*.py; do .venv/bin/python $$script; done
+
+.venv/.%: pyproject.toml constraints.txt scripts/setup
+	@scripts/setup $*
+	@touch $@

@@ -1,0 +1,60 @@
+"""Vision-language models that work both ways: as a dual encoder and as a fusion encoder.
+
+The names below are the public ones; each is imported when it is first used, so that importing the package is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dualfuse.data.shards import Shards
+    from dualfuse.engine.evaluate import Plan, evaluate
+    from dualfuse.engine.train import train
+    from dualfuse.hub import Loaded, load
+    from dualfuse.models.vlmo import VLMoConfig
+    from dualfuse.recipe import Data, Optim, Recipe, Run
+    from dualfuse.search.index import Index
+    from dualfuse.tasks.pairs import PairsConfig
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Data": "dualfuse.recipe",
+    "Index": "dualfuse.search.index",
+    "Loaded": "dualfuse.hub",
+    "Optim": "dualfuse.recipe",
+    "PairsConfig": "dualfuse.tasks.pairs",
+    "Plan": "dualfuse.engine.evaluate",
+    "Recipe": "dualfuse.recipe",
+    "Run": "dualfuse.recipe",
+    "Shards": "dualfuse.data.shards",
+    "VLMoConfig": "dualfuse.models.vlmo",
+    "evaluate": "dualfuse.engine.evaluate",
+    "load": "dualfuse.hub",
+    "train": "dualfuse.engine.train",
+}
+
+__all__ = [
+    "Data",
+    "Index",
+    "Loaded",
+    "Optim",
+    "PairsConfig",
+    "Plan",
+    "Recipe",
+    "Run",
+    "Shards",
+    "VLMoConfig",
+    "evaluate",
+    "load",
+    "train",
+]
+
+
+def __getattr__(name: str) -> Any:  # Any: whatever the name stands for
+    """Imports a public name when it is first asked for."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'dualfuse' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)

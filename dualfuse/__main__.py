@@ -1,0 +1,7 @@
+"""Lets ``python -m dualfuse`` do what ``dualfuse`` does."""
+
+import sys
+
+from dualfuse.cli import main
+
+sys.exit(main())

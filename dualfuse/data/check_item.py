@@ -1,0 +1,66 @@
+"""Decides about one item of a source: which split and which bytes go into a shard, or why it is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dualfuse.data.picture_file import Fitted, TooLarge, fit
+from dualfuse.data.sources.item import Item
+from dualfuse.data.split import Shares, split_by_content
+
+MISSING = "missing picture"
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A picture that goes into a shard of ``split``."""
+
+    picture: Fitted
+    texts: tuple[str, ...]
+    split: str
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Why an item goes into none: the reason, which is counted, and what is to say about this item."""
+
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Reads, decodes and judges items; safe to call from many threads."""
+
+    shares: Shares = ()
+    """Shares to set apart by a hash of the picture; empty: all items whose source names no split are for training."""
+    longest_side: int = 0
+    pictures_only: bool = False
+
+    def __call__(self, item: Item) -> Ready | LeftOut:
+        """Gives what to write, or why not; raises ``ValueError`` if shares are wanted of a source with splits."""
+        if item.split and self.shares:
+            raise ValueError(f"the source puts {item.name} into {item.split}: it has splits already; leave out --split")
+        if item.problem:
+            return LeftOut(item.problem)
+        texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
+        if not texts and not self.pictures_only:
+            return LeftOut("no caption")
+        try:
+            data = item.image if isinstance(item.image, bytes) else item.image.read()
+        except FileNotFoundError:
+            return LeftOut(MISSING, str(item.image))
+        except OSError as error:
+            return LeftOut("unreadable picture", str(error))
+        if not data:
+            return LeftOut(MISSING if item.image == b"" else "unreadable picture", "empty")
+        return self._judge(item, data, texts)
+
+    def _judge(self, item: Item, data: bytes, texts: tuple[str, ...]) -> Ready | LeftOut:
+        try:
+            picture = fit(data, self.longest_side)
+        except TooLarge as error:
+            return LeftOut("picture too large", str(error))
+        except ValueError as error:
+            return LeftOut("unreadable picture", str(error))
+        return Ready(picture, texts, item.split or split_by_content(data, self.shares))

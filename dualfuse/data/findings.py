@@ -1,0 +1,75 @@
+"""What is wrong with a data set: the kinds of flaws, and the report that names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+SHOWN = 3  # examples in the printed table; the json has more
+
+ADVICE = {
+    "unreadable shard": "cut off or no tar; copy or prepare it again",
+    "unreadable picture": "training skips it, evaluation counts it as wrong; prepare the set again to leave it out",
+    "tiny picture": "there is little to see; leave it out, or check that no thumbnails were taken",
+    "huge picture": "decoding takes long; prepare again with --longest-side",
+    "animated picture": "only its first frame is seen",
+    "same picture again": "counts several times in training; leave out all but one",
+    "near-same picture again": "re-encoded or resized copies, or a series; look at them",
+    "same picture in two splits": "a leak: what is tested was trained on; remove it from training",
+    "near-same picture in two splits": "perhaps a leak; look at them",
+    "no text": "of no use for pairs; training on pictures alone can use it",
+    "over-long text": "its end is cut off; raise --text-length (here and in the recipe) or shorten it",
+    "same text on several pictures": "no flaw if it fits them all; retrieval cannot tell these pictures apart by it",
+    "same text in two splits": "perhaps a leak; look at the pictures",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One kind of flaw, and where it was found."""
+
+    name: str
+    """One of ``ADVICE``."""
+    count: int
+    """How many pictures, texts or groups of them have it."""
+    examples: tuple[str, ...]
+    """Keys of the first, with what there is to say; several keys that belong together are joined by " = "."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What ``examine`` found."""
+
+    path: str
+    splits: Mapping[str, Mapping[str, int]]
+    """Of each split, how many shards, pictures and texts it has."""
+    findings: tuple[Finding, ...]
+    """Only what was found at least once, in the order of ``ADVICE``."""
+
+    def render(self, console: Console) -> None:
+        """Prints the splits, then each finding with a few examples and what to do."""
+        splits = Table("split", "shards", "pictures", "texts", title=Text(self.path), title_justify="left")
+        for name, counts in self.splits.items():
+            splits.add_row(name, *(f"{counts[what]:,}" for what in ("shards", "pictures", "texts")))
+        console.print(splits)
+        if not self.findings:
+            console.print("nothing is wrong with it")
+            return
+        table = Table("finding", "count", "what to do")
+        for finding in self.findings:
+            table.add_row(finding.name, f"{finding.count:,}", ADVICE[finding.name])
+        console.print(table)
+        for finding in self.findings:
+            lines = (f"{finding.name}, such as", *finding.examples[:SHOWN])
+            console.print(Text("\n    ".join(lines)), soft_wrap=True)  # unbroken: keys are there to be copied
+
+    def save(self, path: Path) -> None:
+        """Writes the report as json."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,230 @@
+"""Batches for training and for evaluation, from worker processes, with a ledger of what was left out.
+
+What a batch holds depends on the order, the seed and the step alone: not on the number of workers, not on the number
+of ranks. A broken sample is never left out in silence: every one is reported with the batch it was meant for.
+"""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from dualfuse.data.order import Draw, Order, sample_rng
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.shards import Shards
+
+Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
+Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
+Read = Callable[[Sample, np.random.Generator], Row]
+Collate = Callable[[Sequence[Row]], Batch]
+
+PATIENCE = 100  # broken samples side by side that are taken for accidents; more mean that the set is broken
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A sample that was left out: its key, why, and the key of the sample in its place ("" in evaluation)."""
+
+    key: str
+    reason: str
+    stand_in: str
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One batch, the step it belongs to (in evaluation: its number), and what was left out of it."""
+
+    step: int
+    batch: Batch
+    skipped: tuple[Skipped, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
+    """Reads training samples: ``reader[draw]`` is the row of that draw, and what had to be skipped for it.
+
+    In the place of a broken sample comes the next of its set in file order, read with the random state of the
+    draw, so that batches keep their size on every rank. ``read`` turns a sample into a row; whatever ValueError
+    (``BrokenSample`` is one) or OSError it raises makes the sample a broken one.
+    """
+
+    sets: tuple[Shards, ...]
+    read: Read
+    seed: int
+
+    def __getitem__(self, draw: Draw) -> tuple[Row, tuple[Skipped, ...]]:
+        """Gives you the row and the skips; ValueError when the next ``PATIENCE`` samples, or all, are broken."""
+        shards = self.sets[draw.source]
+        broken: list[BrokenSample] = []
+        for ahead in range(min(PATIENCE, len(shards))):
+            number = (draw.index + ahead) % len(shards)
+            try:
+                row = _row(shards, number, self.read, sample_rng(self.seed, draw))
+            except BrokenSample as error:
+                broken.append(error)
+                continue
+            stand_in = shards.key(number)
+            return row, tuple(Skipped(error.key, error.reason, stand_in) for error in broken)
+        raise ValueError(
+            f"set {draw.source} is broken: none of {len(broken)} samples in a row from {shards.key(draw.index)} can be "
+            f"used; the first: {'; '.join(map(str, broken[:3]))}. Repair the set or take it out of the recipe's data"
+        )
+
+
+def training_batches(
+    reader: Reader,
+    order: Order,
+    collate: Collate,
+    *,
+    start: int,
+    rank: int,
+    world: int,
+    micro_batch: int,
+    workers: int,
+) -> Iterator[Delivery]:
+    """Gives you the batches of one rank from step ``start`` on, without end, one per micro-batch.
+
+    The rows of all ranks, in rank order, are the global batch of ``order``; the micro-batches of a step (0: one of all
+    the rank's rows) follow each other and say its number. ``workers`` processes read ahead (0: none); they end when
+    the iterator is closed or forgotten. Raises ValueError, at once, for a batch that cannot be divided.
+    """
+    lengths = tuple(len(shards) for shards in reader.sets)
+    if order.lengths != lengths:
+        raise ValueError(f"the order is over sets of {order.lengths} samples, the reader has sets of {lengths}")
+    if not 0 <= rank < world:
+        raise ValueError(f"rank is {rank} of {world}; ranks count from 0")
+    local = _divide(order.batch, by=world, what="processes")
+    micro = micro_batch or local
+    _divide(local, by=micro, what="samples per micro-batch")
+    chunks = _chunks(order, start, range(rank * local, (rank + 1) * local), micro)
+    return _deliveries(_Worker(reader, collate), chunks, workers)
+
+
+def evaluation_batches(
+    shards: Shards, read: Read, collate: Collate, *, batch: int, workers: int, exclude_broken: bool
+) -> Iterator[Delivery]:
+    """Gives you every sample once, in file order, ``batch`` rows at a time.
+
+    A broken sample raises ``BrokenSample``, which names it; with ``exclude_broken`` it is left out and reported. A
+    batch of which nothing is left is not delivered: its exclusions come with a neighbour. The random state a row is
+    read with depends on its number alone.
+    """
+    if batch < 1:
+        raise ValueError(f"batch is {batch}; at least 1 row at a time")
+    starts = range(0, len(shards), batch)
+    chunks = ((step, range(first, min(first + batch, len(shards)))) for step, first in enumerate(starts))
+    worker = _Worker(_Once(shards, read, exclude_broken), collate)
+    return _with_rows(_deliveries(worker, chunks, workers))
+
+
+@dataclass(frozen=True)
+class _Once(Dataset[tuple[Row | None, tuple[Skipped, ...]]]):
+    """Reads evaluation samples: ``once[number]`` is a row, or None and why it is excluded."""
+
+    shards: Shards
+    read: Read
+    exclude_broken: bool
+
+    def __getitem__(self, number: int) -> tuple[Row | None, tuple[Skipped, ...]]:
+        try:
+            rng = sample_rng(0, Draw(source=0, index=number, step=0))
+            return _row(self.shards, number, self.read, rng), ()
+        except BrokenSample as error:
+            if not self.exclude_broken:
+                raise
+            return None, (Skipped(error.key, error.reason, stand_in=""),)
+
+
+@dataclass(frozen=True)
+class _Worker(Dataset[Delivery | ValueError]):
+    """What a loader process does: ``worker[step, items]`` is a delivery, or the error that the main process raises.
+
+    An error travels as a value because torch would bury its message in a traceback, and lose its type.
+    """
+
+    rows: Reader | _Once
+    collate: Collate
+
+    def __getitem__(self, chunk: tuple[int, Sequence[Any]]) -> Delivery | ValueError:  # Any: draws or numbers
+        step, items = chunk
+        try:
+            found = [self.rows[item] for item in items]
+        except ValueError as error:
+            return error
+        rows = [row for row, _ in found if row is not None]
+        skipped = tuple(itertools.chain.from_iterable(skips for _, skips in found))
+        return Delivery(step, self.collate(rows) if rows else {}, skipped)
+
+
+def _row(shards: Shards, number: int, read: Read, rng: np.random.Generator) -> Row:
+    """Reads one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
+    try:
+        return read(shards[number], rng)
+    except BrokenSample:
+        raise
+    except (OSError, ValueError) as error:
+        raise BrokenSample(shards.key(number), f"{type(error).__name__}: {error}") from error
+
+
+def _divide(batch: int, by: int, what: str) -> int:
+    """Gives ``batch`` / ``by``; ValueError if there is a remainder."""
+    if by < 1 or batch % by:
+        raise ValueError(f"a batch of {batch} cannot be divided by {by} {what}; choose a divisor of {batch}")
+    return batch // by
+
+
+def _chunks(order: Order, start: int, places: range, micro: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
+    """Lists the micro-batches of one rank, which has these ``places`` of each global batch."""
+    for step in itertools.count(start):
+        draws = order.draws(step)
+        for first in range(places.start, places.stop, micro):
+            yield step, draws[first : first + micro]
+
+
+def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], workers: int) -> Iterator[Delivery]:
+    """Lets ``workers`` processes make the deliveries, in order; ends them when closed."""
+    loader = DataLoader(
+        worker,
+        batch_size=None,  # an item is a whole delivery already, which torch hands on as it is
+        sampler=chunks,
+        num_workers=workers,
+        worker_init_fn=_settle,
+        generator=torch.Generator(),  # or torch would draw from the global one, and a resumed run would differ
+    )
+    deliveries = iter(loader)
+    try:
+        for delivery in deliveries:
+            if isinstance(delivery, ValueError):
+                raise delivery
+            yield delivery
+    finally:
+        del deliveries  # an error's traceback keeps this frame; the processes should not live as long
+
+
+def _with_rows(deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
+    """Joins deliveries without rows to a neighbour; ValueError if there are no rows at all."""
+    held: Delivery | None = None
+    for delivery in deliveries:
+        if held is None or (held.batch and delivery.batch):
+            if held is not None:
+                yield held
+            held = delivery
+        else:
+            held = Delivery(held.step, held.batch or delivery.batch, held.skipped + delivery.skipped)
+    if held is None or not held.batch:
+        reasons = "; ".join(f"{skip.key}: {skip.reason}" for skip in (held.skipped if held else ())[:3])
+        raise ValueError(f"nothing to evaluate: all samples are broken; the first: {reasons}")
+    yield held
+
+
+def _settle(worker: int) -> None:
+    """Prepares a loader process: one thread, and Ctrl-C is for the main process, which then ends it."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

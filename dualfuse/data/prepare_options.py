@@ -1,0 +1,32 @@
+"""How ``prepare`` reads and writes; apart from it so that the command line can show it without loading torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """How raw data are read and written."""
+
+    images: Path | None = None
+    """Folder of the pictures, where a table or json names them relative to it."""
+    image_column: str = ""
+    """Column of a table that names the picture (or holds it); empty: by its usual names."""
+    text_columns: tuple[str, ...] = ()
+    """Columns of a table that hold captions; empty: by their usual names."""
+    split_column: str = ""
+    """Column of a table that says train, val or test; empty: the column called split, if there is one."""
+    split: str = ""
+    """Shares to set apart, such as val=0.05,test=0.05, by a hash of the picture; for sources without splits."""
+    longest_side: int = 0
+    """Pictures with a longer side are made smaller and become JPEG; 0: every picture stays as it is."""
+    pictures_only: bool = False
+    """Keep pictures without a caption, for training on pictures alone."""
+    shard_samples: int = 10_000
+    """Most samples in a shard."""
+    shard_megabytes: int = 64
+    """Most megabytes in a shard."""
+    workers: int = 0
+    """Threads that read and decode; 0: one per processor."""

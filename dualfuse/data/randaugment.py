@@ -1,0 +1,97 @@
+"""RandAugment as VLMo's training uses it: two random changes of tone or geometry, of one fixed strength.
+
+The reference did this with OpenCV; here Pillow does it, so interpolated pixels differ by rounding and at the border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+
+NUM_OPERATIONS = 2
+PROBABILITY = 0.5
+FACTOR = 1.36  # brightness and sharpness at magnitude 7 of 10: 0.1 + 1.8 * 7 / 10
+SHEAR = 0.21
+TRANSLATE = 7 / 224  # of the side: the reference's 7 pixels at its 224
+ROTATE = 21.0  # degrees
+FILL = (128, 128, 128)
+
+
+def rand_augment(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Gives you ``image`` (3, H, W) uint8 after two operations drawn with replacement, each skipped half of the time.
+
+    Always draws the same number of values from ``rng``, whatever they are.
+    """
+    chosen = rng.integers(len(TONES) + len(MOVES), size=NUM_OPERATIONS)
+    applied = rng.random(NUM_OPERATIONS) < PROBABILITY
+    signs = rng.choice((-1.0, 1.0), size=NUM_OPERATIONS)
+    if not applied.any():
+        return image
+    picture = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy()))
+    for number, sign in zip(chosen[applied].tolist(), signs[applied].tolist(), strict=True):
+        tone = number < len(TONES)
+        picture = TONES[number](picture) if tone else MOVES[number - len(TONES)](picture, sign)
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def identity(picture: Image.Image) -> Image.Image:
+    """Gives you the picture as it is."""
+    return picture
+
+
+def auto_contrast(picture: Image.Image) -> Image.Image:
+    """Gives you each channel stretched so that it spans 0 to 255."""
+    return ImageOps.autocontrast(picture)
+
+
+def equalize(picture: Image.Image) -> Image.Image:
+    """Gives you each channel with its histogram made as even as a map of grey levels can."""
+    return ImageOps.equalize(picture)
+
+
+def brighten(picture: Image.Image) -> Image.Image:
+    """Gives you the picture 1.36 times as bright."""
+    return ImageEnhance.Brightness(picture).enhance(FACTOR)
+
+
+def sharpen(picture: Image.Image) -> Image.Image:
+    """Gives you 1.36 parts of the picture less 0.36 parts of a smoothed one; the border stays."""
+    return ImageEnhance.Sharpness(picture).enhance(FACTOR)
+
+
+def shear_x(picture: Image.Image, sign: float) -> Image.Image:
+    """Gives you rows moved sideways by 0.21 of their distance from the top."""
+    return affine(picture, (1, sign * SHEAR, 0, 0, 1, 0))
+
+
+def shear_y(picture: Image.Image, sign: float) -> Image.Image:
+    """Gives you columns moved up or down by 0.21 of their distance from the left."""
+    return affine(picture, (1, 0, 0, sign * SHEAR, 1, 0))
+
+
+def translate_x(picture: Image.Image, sign: float) -> Image.Image:
+    """Gives you the picture moved sideways by 1/32 of its width: 7 pixels of 224."""
+    return affine(picture, (1, 0, sign * TRANSLATE * picture.width, 0, 1, 0))
+
+
+def translate_y(picture: Image.Image, sign: float) -> Image.Image:
+    """Gives you the picture moved up or down by 1/32 of its height: 7 pixels of 224."""
+    return affine(picture, (1, 0, 0, 0, 1, sign * TRANSLATE * picture.height))
+
+
+def rotate(picture: Image.Image, sign: float) -> Image.Image:
+    """Gives you the picture turned by 21 degrees around its middle; positive is counter-clockwise."""
+    return picture.rotate(sign * ROTATE, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+def affine(picture: Image.Image, inverse: tuple[float, ...]) -> Image.Image:
+    """Gives you the picture whose point (x, y) comes from (a x + b y + c, d x + e y + f), grey if that is outside."""
+    return picture.transform(picture.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=FILL)
+
+
+TONES: tuple[Callable[[Image.Image], Image.Image], ...] = (identity, auto_contrast, equalize, brighten, sharpen)
+MOVES: tuple[Callable[[Image.Image, float], Image.Image], ...] = (shear_x, shear_y, translate_x, translate_y, rotate)

@@ -1,0 +1,139 @@
+"""Shards: any sample of any number of tar files, read by number."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import overload
+
+import numpy as np
+
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.tar_index import TarIndex
+
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+READ = (*IMAGES, "txt", "json")
+
+
+class Shards(Sequence[Sample]):
+    """The samples of one or more tar files, in file order.
+
+    ``shards[n]`` reads the tar; it raises ``BrokenSample``, with the key, when sample ``n`` has no picture or its
+    parts cannot be read. Pictures stay encoded: nothing here looks into them. A value of this class pickles and holds
+    no open file: every process maps the tars it reads when it reads them.
+    """
+
+    def __init__(self, tars: Sequence[TarIndex], labels: Sequence[str]) -> None:
+        """Takes the index of every tar and the name that stands for it in keys; see :meth:`open`."""
+        self._tars, self._labels = tuple(tars), tuple(labels)
+        self._starts = np.cumsum([0, *(len(tar) for tar in tars)])
+
+    @classmethod
+    def open(cls, source: str | Path) -> Shards:
+        """Gives you the samples of a tar file, of all ``*.tar`` of a folder, or of all ``*.tar`` a pattern matches.
+
+        Tar files are sorted by path. Their index is read, or made where it is missing or older than the tar; if it
+        cannot be written, it lives in memory. Raises ValueError when nothing is found, and for a file that is
+        compressed, truncated or no tar.
+        """
+        paths = _find(source)
+        shards = cls(tuple(TarIndex.of(path) for path in paths), _labels(paths))
+        if not len(shards):
+            raise ValueError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
+        return shards
+
+    def __len__(self) -> int:
+        """The number of samples, broken ones included."""
+        return int(self._starts[-1])
+
+    def key(self, index: int) -> str:
+        """Gives the key of sample ``index``, "TAR/KEY", which no other sample of the set has; reads no tar.
+
+        TAR is the tar's file name without ``.tar``, with its folders when two tars of the set share that name.
+        """
+        tar, number = self._locate(index)
+        return f"{self._labels[tar]}/{self._tars[tar].key(number)}"
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
+    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
+        """Reads one sample, or several; raises ``BrokenSample`` for one that cannot be used."""
+        if isinstance(index, slice):
+            return tuple(self[number] for number in range(*index.indices(len(self))))
+        tar, number = self._locate(index)
+        try:
+            return _sample(self.key(index), self._tars[tar].read(number, READ))
+        except BrokenSample:
+            raise
+        except (ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
+            raise BrokenSample(self.key(index), str(error)) from error
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Gives the number of the tar, and of the sample inside it."""
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"sample {index} of a set of {len(self)}")
+        tar = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return tar, number - int(self._starts[tar])
+
+
+def _find(source: str | Path) -> tuple[Path, ...]:
+    """Lists the tar files that ``source`` means, sorted; at least one."""
+    path = Path(source).expanduser().absolute()  # a later change of folder must not matter
+    if path.is_file():
+        return (path,)
+    pattern = path / "*.tar" if path.is_dir() else path
+    matches = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
+    found = tuple(sorted(match for match in matches if match.suffix == ".tar" and match.is_file()))
+    if found:
+        return found
+    folder = next(parent for parent in pattern.parents if parent.is_dir())
+    names = sorted(entry.name for entry in folder.iterdir())
+    listing = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    raise ValueError(f"no tar file matches {pattern}; {folder} holds {listing or 'nothing'}")
+
+
+def _labels(paths: tuple[Path, ...]) -> tuple[str, ...]:
+    """Names tar files in keys: without folders, unless only these tell two of them apart."""
+    if len({path.stem for path in paths}) == len(paths):
+        return tuple(path.stem for path in paths)
+    root = os.path.commonpath([path.parent for path in paths])
+    return tuple(path.relative_to(root).with_suffix("").as_posix() for path in paths)
+
+
+def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
+    """Puts the members of one sample together."""
+    image = next((parts[extension] for extension in IMAGES if extension in parts), None)
+    if image is None:
+        raise BrokenSample(key, f"no picture among its members; one of {', '.join(IMAGES)} is needed")
+    meta: dict[str, object] = {}
+    if "json" in parts:
+        try:
+            meta = json.loads(parts["json"])
+        except ValueError as error:
+            raise BrokenSample(key, f"broken json: {error}") from error
+        if not isinstance(meta, dict):
+            raise BrokenSample(key, f"json holds a {type(meta).__name__}; an object is needed")
+    lines = _strings(parts["txt"].decode("utf-8-sig").split("\n")) if "txt" in parts else ()
+    return Sample(key, image, lines or _captions(meta), meta)
+
+
+def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:
+    """Finds the captions in a json object: a list "captions", or a string "caption" or "text"."""
+    captions = meta.get("captions")
+    if isinstance(captions, list):
+        return _strings(captions)
+    return _strings([text for text in (meta.get("caption"), meta.get("text")) if text is not None][:1])
+
+
+def _strings(values: Sequence[object]) -> tuple[str, ...]:
+    """Strips texts and leaves out empty ones; ValueError if one is none."""
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"a caption is a {type(value).__name__}; a string is needed")
+    return tuple(text for text in (str(value).strip() for value in values) if text)

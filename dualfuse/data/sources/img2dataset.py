@@ -1,0 +1,78 @@
+"""Tar shards that exist already (WebDataset layout), above all those that img2dataset writes."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from dualfuse.data.sources.folder import is_picture_name
+from dualfuse.data.sources.item import Item, Slice, captions_of
+from dualfuse.data.split import split_in_name
+
+Members = dict[str, tarfile.TarInfo]  # by ending: "jpg", "txt", "json"
+
+
+def read(path: Path) -> Iterator[Item]:
+    """Gives the samples of a tar, or of all tars below a folder, in the order in which they lie there.
+
+    The split is taken from the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``).
+    """
+    for tar in tar_files(path):
+        around = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
+        split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, around)), "")
+        name = "/".join((*around, tar.stem))
+        yield from _read_tar(tar, name, split)
+
+
+def tar_files(path: Path) -> tuple[Path, ...]:
+    """Gives the tar at ``path``, or all below it in the order of their names."""
+    return (path,) if path.is_file() else tuple(sorted(path.rglob("*.tar")))
+
+
+def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
+    try:
+        with tarfile.open(tar) as archive:
+            for key, members in _samples(archive):
+                picture = next((info for ending, info in members.items() if is_picture_name(f"x.{ending}")), None)
+                image = Slice(tar, picture.offset_data, picture.size) if picture else b""
+                meta = _meta(archive, members.get("json"))
+                yield Item(
+                    f"{name}/{key}", image, _texts(archive, members.get("txt")) or captions_of(meta), split, meta
+                )
+    except tarfile.TarError:
+        yield Item(name, b"", split=split, problem="unreadable tar from here on")
+
+
+def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
+    """Gives the members that follow one another and are called the same up to the first dot of the file name."""
+    key, members = "", Members()
+    for info in filter(tarfile.TarInfo.isfile, archive):
+        folder, _, file = info.name.rpartition("/")
+        stem, _, ending = file.partition(".")
+        if members and key != f"{folder}/{stem}":
+            yield key.lstrip("/"), members
+            members = Members()
+        key = f"{folder}/{stem}"
+        members[ending.lower()] = info
+    if members:
+        yield key.lstrip("/"), members
+
+
+def _bytes(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> bytes:
+    file = archive.extractfile(info) if info else None
+    return file.read() if file else b""
+
+
+def _texts(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> tuple[str, ...]:
+    lines = _bytes(archive, info).decode(errors="replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _meta(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> Mapping[str, object]:
+    try:
+        meta = json.loads(_bytes(archive, info) or b"{}")
+    except ValueError:
+        return {}
+    return meta if isinstance(meta, dict) else {}

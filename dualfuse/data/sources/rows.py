@@ -1,0 +1,53 @@
+"""Reads the rows of csv, tsv, json, jsonl and parquet tables, one after the other."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+Row = Mapping[str, object]
+
+
+def read_rows(path: Path) -> Iterator[Row | None]:
+    """Gives the rows of the table at ``path``, by its ending; None for a line that cannot be read."""
+    match path.suffix.lower():
+        case ".jsonl" | ".ndjson":
+            return _json_lines(path)
+        case ".json":
+            return (row if isinstance(row, dict) else None for row in json.loads(path.read_bytes()))
+        case ".parquet":
+            return _parquet(path)
+        case _:
+            return _separated(path)
+
+
+def _separated(path: Path) -> Iterator[Row | None]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        header = file.readline()
+        file.seek(0)
+        delimiter = max(",\t;|", key=header.count)  # Flickr30k's results.csv is separated by "|"
+        for row in csv.DictReader(file, delimiter=delimiter, skipinitialspace=True):
+            has_all = None not in row and None not in row.values()
+            yield row if has_all else None
+
+
+def _json_lines(path: Path) -> Iterator[Row | None]:
+    with path.open("rb") as file:
+        for line in filter(None, map(bytes.strip, file)):
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            yield row if isinstance(row, dict) else None
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    try:
+        import pyarrow.parquet
+    except ImportError:
+        raise ImportError(f'reading {path} needs pyarrow: pip install "dualfuse[arrow]"') from None
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=256):
+            yield from batch.to_pylist()

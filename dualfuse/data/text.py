@@ -1,0 +1,202 @@
+"""Text: from a caption to token ids, and which of them are hidden for masked language modelling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
+BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
+BERT_UNKNOWN = 100
+IGNORE = -100  # the label cross-entropy leaves out
+
+
+@dataclass(frozen=True, eq=False)
+class Words:
+    """One encoded text: ``ids`` (T,) and, for each token, the number of its word in ``words`` (T,).
+
+    Both are int64. Special tokens have word -1; ``truncated`` says whether something was cut off.
+    """
+
+    ids: np.ndarray
+    words: np.ndarray
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Text:
+    """Turns captions into token ids; small to pickle, because the tokenizer is loaded once by each process."""
+
+    length: int = 40
+    """Most tokens of a text, start and end tokens included; the rest is cut off."""
+    tokenizer: str = ""
+    """Path of a tokenizer.json (BERT or RoBERTa style); empty for the word pieces of BERT base uncased."""
+
+    def __post_init__(self) -> None:
+        """Refuses a length that leaves no room for text."""
+        if self.length < 3:
+            raise ValueError(f"text length is {self.length}; it must be 3 or more: start, one token, end")
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of token ids: rows an embedding table needs."""
+        return load(self.tokenizer).vocabulary
+
+    @property
+    def pad(self) -> int:
+        """Id of the token that fills up short rows."""
+        return load(self.tokenizer).pad
+
+    @property
+    def mask(self) -> int:
+        """Id of the token that hides a word."""
+        return load(self.tokenizer).mask
+
+    def encode(self, text: str) -> Words:
+        """Gives you start token, the tokens of ``text`` as far as they fit, end token.
+
+        Names of special tokens inside ``text`` ("[SEP]") are read as ordinary characters.
+        """
+        loaded = load(self.tokenizer)
+        encoding = loaded.tokenizer.encode(text, add_special_tokens=False)
+        kept = self.length - 2
+        words = (-1 if word is None else word for word in encoding.word_ids[:kept])
+        return Words(
+            ids=np.array((loaded.start, *encoding.ids[:kept], loaded.end), dtype=np.int64),
+            words=np.array((-1, *words, -1), dtype=np.int64),
+            truncated=len(encoding.ids) > kept,
+        )
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Gives you the text of ``ids`` (T,), special tokens left out."""
+        return load(self.tokenizer).tokenizer.decode([int(number) for number in ids])
+
+    def save(self, folder: Path) -> None:
+        """Writes tokenizer.json into ``folder``, for use as ``Text(tokenizer=...)`` and by other libraries."""
+        load(self.tokenizer).tokenizer.save(str(folder / "tokenizer.json"))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A tokenizer with the ids that masking and padding need."""
+
+    tokenizer: Tokenizer
+    vocabulary: int
+    start: int
+    end: int
+    pad: int
+    mask: int
+
+
+@cache
+def load(path: str) -> Loaded:
+    """Gives you the tokenizer in the file ``path``, or BERT's word pieces for ""; ValueError if it will not do."""
+    tokenizer = read(Path(path)) if path else bert()
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # a caption must not smuggle in an end or mask token
+    for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
+        ids = [tokenizer.token_to_id(name) for name in names]
+        start, end, pad, mask = ids
+        if start is not None and end is not None and pad is not None and mask is not None:
+            vocabulary = max(tokenizer.get_vocab().values()) + 1
+            return Loaded(tokenizer, vocabulary, start=start, end=end, pad=pad, mask=mask)
+    raise ValueError(
+        f"tokenizer {path} lacks special tokens: it needs all of {', '.join(BERT_SPECIAL)} (BERT) "
+        f"or all of {', '.join(ROBERTA_SPECIAL)} (RoBERTa); add them before saving it"
+    )
+
+
+def read(path: Path) -> Tokenizer:
+    """Gives you the tokenizer stored in the file ``path``."""
+    if not path.is_file():
+        raise ValueError(f"tokenizer {path} is not a file; give the path of a tokenizer.json, or '' for BERT's")
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"tokenizer {path} is not a tokenizer.json of the tokenizers library: {error}") from error
+
+
+def bert() -> Tokenizer:
+    """Gives you the tokenizer of BERT base uncased: lower case, no accents, word pieces."""
+    pieces = BERT_VOCABULARY.read_text(encoding="utf-8").splitlines()
+    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[(name, vocabulary[name]) for name in ("[CLS]", "[SEP]")]
+    )
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.add_special_tokens(["[UNK]", *BERT_SPECIAL])
+    return tokenizer
+
+
+def mask_words(
+    words: Words, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives you (ids, labels), both (T,), with about ``share`` of the real tokens hidden, whole words at a time.
+
+    Shuffled words are taken while they fit into max(1, round(share * real tokens)), the first one always: a text
+    with any word at all teaches something. Labels are -100 where nothing is to be predicted.
+    """
+    groups = whole_words(words)
+    budget = max(1, round(share * sum(map(len, groups))))
+    chosen: list[int] = []
+    for number in rng.permutation(len(groups)).tolist():
+        if not chosen or len(chosen) + len(groups[number]) <= budget:
+            chosen += groups[number]
+    return hide(words.ids, chosen, vocabulary, mask_id, rng)
+
+
+def mask_words_released(
+    words: Words, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15, length: int = 40
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives you (ids, labels), both (T,), hidden by the rule VLMo was released with: sometimes nothing is.
+
+    The budget is ``share`` of ``length``, the padded one, and [PAD] tokens compete for it; those and [UNK] are
+    dropped afterwards (the whole-word collator of transformers 4.8.1). It knows only the word pieces of BERT.
+    """
+    groups = whole_words(words) + [[position] for position in range(len(words.ids), length)]
+    budget = max(1, round(share * length))
+    chosen: list[int] = []
+    for number in rng.permutation(len(groups)).tolist():
+        if len(chosen) + len(groups[number]) <= budget:
+            chosen += groups[number]
+    real = [position for position in chosen if position < len(words.ids) and words.ids[position] != BERT_UNKNOWN]
+    return hide(words.ids, real, vocabulary, mask_id, rng)
+
+
+def whole_words(words: Words) -> list[list[int]]:
+    """Gives you the positions of the tokens of each word, special tokens left out."""
+    groups: dict[int, list[int]] = {}
+    for position, word in enumerate(words.words.tolist()):
+        if word >= 0:
+            groups.setdefault(word, []).append(position)
+    return list(groups.values())
+
+
+def hide(
+    ids: np.ndarray, positions: list[int], vocabulary: int, mask_id: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives you (ids, labels) with each token at ``positions`` masked (80%), replaced by any id (10%) or kept (10%)."""
+    hidden, labels = ids.copy(), np.full_like(ids, IGNORE)
+    labels[positions] = ids[positions]
+    fate = rng.random(len(positions))
+    anything = rng.integers(vocabulary, size=len(positions))
+    hidden[positions] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, anything, ids[positions]))
+    return hidden, labels
+
+
+def pad(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
+    """Gives you the ``rows`` (each (T,)) as one array (B, longest T), the short ones filled up with ``value``."""
+    padded = np.full((len(rows), max(map(len, rows))), value, dtype=rows[0].dtype)
+    for row, values in zip(padded, rows, strict=True):
+        row[: len(values)] = values
+    return padded

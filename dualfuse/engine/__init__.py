@@ -1,0 +1,1 @@
+"""How a task is run: the loop, the optimiser, checkpoints, evaluation."""

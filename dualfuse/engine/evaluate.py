@@ -1,0 +1,141 @@
+"""Retrieval, judged: text to image and image to text, by the dual encoder alone and re-ranked by the fusion path."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dualfuse.data.loader import Delivery, Skipped, evaluation_batches
+from dualfuse.data.shards import Shards
+from dualfuse.engine.progress import following
+from dualfuse.tasks.base import Prep
+from dualfuse.tasks.metrics import nearest, ranks, recall, reranked
+from dualfuse.tasks.retrieval import Gallery, Retriever, Texts
+
+TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an evaluation is done."""
+
+    batch: int = 64
+    """Pictures, texts or pairs at a time."""
+    rerank: int = 0
+    """Candidates per query that the fusion path puts in a new order; 0: none."""
+    workers: int = 2
+    """Loader processes."""
+    exclude_broken: bool = False
+    """Leave out samples that cannot be read, and report them, instead of stopping."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """Recall as shares of one, the numbers of pictures and texts, and what was left out."""
+
+    metrics: dict[str, float]
+    pictures: int
+    texts: int
+    excluded: tuple[Skipped, ...]
+
+
+@torch.inference_mode()
+def evaluate(task: Retriever, prep: Prep, shards: Shards, plan: Plan) -> Result:
+    """Judges a task on every picture of ``shards`` with all its texts.
+
+    Memory grows with the number of pictures plus the number of texts, never with their product.
+    """
+    gallery = Pass(task, Gallery(prep), shards, plan)
+    image, text, texts, owner = gallery.features()
+    numbers = torch.arange(len(image), device=image.device)
+    found = {TEXT_TO_IMAGE: ranks(text, image, owner, numbers), IMAGE_TO_TEXT: ranks(image, text, numbers, owner)}
+    metrics = {f"{way}/{name}": value for way in found for name, value in recall(found[way]).items()}
+    if plan.rerank:
+        images_of, texts_of = nearest(text, image, plan.rerank), nearest(image, text, plan.rerank)
+        scores = gallery.pair_scores(images_of[1], texts_of[1], texts)
+        for way, (cosine, index), score, query_of, candidate_of in (
+            (TEXT_TO_IMAGE, images_of, scores[0], owner, numbers),
+            (IMAGE_TO_TEXT, texts_of, scores[1], numbers, owner),
+        ):
+            right = candidate_of[index] == query_of[:, None]
+            after = reranked(found[way], right, task.rerank_score(cosine, score))
+            metrics |= {f"{way}/reranked/{name}": value for name, value in recall(after).items()}
+    return Result(metrics, len(image), len(text), tuple(gallery.excluded))
+
+
+@dataclass
+class Pass:
+    """Reads the pictures of a set from first to last, as often as needed, and never holds them all."""
+
+    task: Retriever
+    gallery: Gallery
+    shards: Shards
+    plan: Plan
+
+    def __post_init__(self) -> None:
+        """Nothing is excluded yet."""
+        self.excluded: list[Skipped] = []
+        self.device = next(self.task.model.parameters()).device
+
+    def pictures(self, what: str) -> Iterator[Delivery]:
+        """Gives the pictures in file order, in batches."""
+        batch = self.plan.batch
+        deliveries = evaluation_batches(
+            self.shards,
+            self.gallery.read,
+            self.gallery.collate,
+            batch=batch,
+            workers=self.plan.workers,
+            exclude_broken=self.plan.exclude_broken,
+        )
+        return following(deliveries, total=-(-len(self.shards) // batch), what=what)
+
+    def features(self) -> tuple[Tensor, Tensor, Texts, Tensor]:
+        """Gives vectors of pictures (N, D) and texts (M, D), the texts, and the picture of each text (M,)."""
+        images, rows, owner = [], [], []
+        first = 0
+        for delivery in self.pictures("pictures"):
+            self.excluded += delivery.skipped
+            tokens = self.task.model.embed_image(delivery.batch["image"].to(self.device))
+            images.append(self.task.image_features(tokens))
+            for number, texts in enumerate(delivery.batch["texts"], start=first):
+                rows += texts
+                owner += [number] * len(texts)
+            first += len(delivery.batch["texts"])
+        texts = Texts.of(rows)
+        return torch.cat(images), self.text_vectors(texts), texts, torch.tensor(owner, device=self.device)
+
+    def text_vectors(self, texts: Texts) -> Tensor:
+        """Gives vectors (M, D), computed in order of length so that little is padded."""
+        order = texts.mask.sum(1).argsort()
+        parts = following(order.split(self.plan.batch), total=-(-len(order) // self.plan.batch), what="texts")
+        vectors = torch.cat([self.task.text_features(self._embed(texts, part)) for part in parts])
+        return torch.empty_like(vectors).index_copy_(0, order.to(self.device), vectors)
+
+    def pair_scores(self, images_of: Tensor, texts_of: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+        """Gives the fusion path's scores of the candidates of each text (M, k) and of each picture (N, l).
+
+        All pairs of one batch of pictures are scored together, so that each picture is read and embedded once.
+        """
+        queries = (torch.arange(len(part)).repeat_interleave(part.shape[1]) for part in (images_of, texts_of))
+        text_queries, image_queries = queries
+        image_of_pair = torch.cat([images_of.flatten().cpu(), image_queries])
+        text_of_pair = torch.cat([text_queries, texts_of.flatten().cpu()])
+        scores = torch.empty(len(image_of_pair), device=self.device)
+        first = 0
+        for delivery in self.pictures("re-ranking"):
+            tokens = self.task.model.embed_image(delivery.batch["image"].to(self.device))
+            here = ((image_of_pair >= first) & (image_of_pair < first + len(tokens))).nonzero()[:, 0]
+            for pairs in here.split(self.plan.batch):
+                rows = (image_of_pair[pairs] - first).to(self.device)
+                text = self._embed(texts, text_of_pair[pairs])
+                scores[pairs.to(self.device)] = self.task.match_score(tokens.take(rows), text)
+            first += len(tokens)
+        return scores[: images_of.numel()].view(images_of.shape), scores[images_of.numel() :].view(texts_of.shape)
+
+    def _embed(self, texts: Texts, index: Tensor):
+        chosen = texts.take(index, self.device)
+        return self.task.model.embed_text(chosen.ids, chosen.mask)

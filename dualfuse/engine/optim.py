@@ -1,0 +1,140 @@
+"""Which parameters are decayed, which optimiser moves them, and how fast at which step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dualfuse.layers.blocks import Expert
+from dualfuse.models.base import VisionLanguageModel
+from dualfuse.recipe import Optim
+from dualfuse.tasks.heads import WordHead
+
+MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+
+
+def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  # Any: what torch.optim takes
+    """Gives the decayed and the other trainable parameters, each with their ``names``; empty groups are left out.
+
+    ``optim.decay`` chooses the rule. "matrices" decays the weights of linear, convolution and embedding layers and
+    nothing else. "released" repeats the released VLMo code: everything is decayed but what has "bias" in its name
+    and the layer norms of the model and of the word head; those of experts and of other heads are decayed.
+    """
+    decayed = _matrices(module) if optim.decay == "matrices" else _released(module)
+    groups: list[dict[str, Any]] = []  # Any: see above
+    for weight_decay, is_decayed in ((optim.weight_decay, True), (0.0, False)):
+        named = [
+            (name, parameter)
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad and (parameter in decayed) == is_decayed
+        ]
+        if named:
+            names, parameters = zip(*named, strict=True)
+            groups.append({"params": list(parameters), "names": list(names), "weight_decay": weight_decay})
+    if not groups:
+        raise ValueError("no parameter is trainable: let recipe.train_only match at least one, or leave it empty")
+    return groups
+
+
+def _matrices(module: nn.Module) -> set[Tensor]:
+    return {layer.weight for layer in module.modules() if isinstance(layer, MATRICES)}
+
+
+def _released(module: nn.Module) -> set[Tensor]:
+    """The released rule goes by spelling and so misses "norm2_text.weight" and "vqa_classifier.1.weight"."""
+    spared = _norms(module, VisionLanguageModel, WordHead) - _norms(module, Expert)
+    return {
+        parameter for name, parameter in module.named_parameters() if "bias" not in name and parameter not in spared
+    }
+
+
+def _norms(module: nn.Module, *owners: type[nn.Module]) -> set[Tensor]:
+    parts = (part for owner in module.modules() if isinstance(owner, owners) for part in owner.modules())
+    return {part.weight for part in parts if isinstance(part, nn.LayerNorm)}
+
+
+def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+    """Gives the optimiser of the trainable parameters of ``module``, which must be on their device already."""
+    groups = parameter_groups(module, optim)
+    if optim.adamw == "released":
+        return ReleasedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+
+
+class ReleasedAdamW(torch.optim.Optimizer):
+    """AdamW as transformers 4.8 had it, and with it the released VLMo code.
+
+    Differs from ``torch.optim.AdamW`` in two places: ``eps`` is added to the root of the second moment before its
+    bias is corrected, which shows where gradients are as small as ``eps``; and the decay comes after the step.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
+    ) -> None:  # Any: what torch.optim takes
+        """``params`` are groups as :func:`parameter_groups` gives them."""
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  the loop has no closures
+        """Moves every parameter that has a gradient."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._move(parameter, parameter.grad, group)
+
+    def _move(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:  # Any: torch's own group
+        state, (beta1, beta2) = self._state(parameter), group["betas"]
+        state["step"] += 1
+        step = state["step"].item()
+        first = state["exp_avg"].lerp_(gradient, 1 - beta1)
+        second = state["exp_avg_sq"].mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        length = group["lr"] * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        parameter.addcdiv_(first, second.sqrt().add_(group["eps"]), value=-length)
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+
+    def _state(self, parameter: Tensor) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros(())  # on the CPU: reading it must not wait for the device
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
+
+
+def learning_rate(optim: Optim, step: int, steps: int) -> float:
+    """Gives the learning rate of the step after ``step`` done ones, of ``steps`` in all.
+
+    It rises as step / warm-up and then falls linearly, or as half a cosine, to zero at ``steps``, or stays.
+    """
+    warmup = optim.warmup if optim.warmup >= 1 else round(optim.warmup * steps)
+    if step < warmup:
+        return optim.lr * step / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if optim.schedule == "linear":
+        return optim.lr * (1 - done)
+    if optim.schedule == "cosine":
+        return optim.lr * (1 + math.cos(math.pi * done)) / 2
+    return optim.lr
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Sets the learning rate of all groups."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def clip_gradients(module: nn.Module, limit: float) -> Tensor:
+    """Scales the gradients down so that their norm over all parameters is at most ``limit``; 0 only measures.
+
+    Gives the norm before, as a tensor on the device. Where the parameters are sharded every process must call it.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if limit > 0:
+        nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+    whole = getattr(norm, "full_tensor", None)  # sharded gradients give a DTensor, whose type only dist.py imports
+    return norm if whole is None else whole()

@@ -1,0 +1,77 @@
+"""Recipes: values only. A name of the list, a file.py:function, or a module:function gives one."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from types import ModuleType
+
+import tyro
+
+from dualfuse.recipe import Recipe
+
+NAMES = {
+    "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
+    "vlmo-base-plus-pairs": "dualfuse.recipes.vlmo:base_plus_pairs",
+    "vlmo-large-pairs": "dualfuse.recipes.vlmo:large_pairs",
+    "vlmo-small-pairs": "dualfuse.recipes.small:small_pairs",
+    "vlmo-nano-pairs": "dualfuse.recipes.small:nano_pairs",
+    "demo": "dualfuse.recipes.small:demo",
+    "demo-contrast": "dualfuse.recipes.small:demo_contrast",
+    "ten-seconds": "dualfuse.recipes.small:ten_seconds",
+}
+"""What ``dualfuse recipes`` lists and ``dualfuse train`` knows by name."""
+
+
+def find(name: str) -> tuple[Recipe, ...]:
+    """Gives the recipes of a name, of ``path/file.py:function`` or of ``module:function``."""
+    place = NAMES.get(name, name)
+    module_name, _, function = place.rpartition(":")
+    if not module_name:
+        known = "\n  ".join(NAMES)
+        raise ValueError(f"no recipe is called {name!r}; give file.py:function, or one of\n  {known}")
+    made = getattr(_module(module_name), function, None)  # reason for getattr: the name is the user's
+    if not callable(made):
+        raise ValueError(f"{module_name} has no function {function!r} that makes a recipe")
+    recipes = made()
+    return recipes if isinstance(recipes, tuple) else (recipes,)
+
+
+def summary(name: str) -> str:
+    """Gives the first line of what a recipe says about itself."""
+    module_name, _, function = NAMES[name].rpartition(":")
+    return (inspect.getdoc(getattr(_module(module_name), function)) or "").splitlines()[0]
+
+
+def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:
+    """Gives the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 if there are several.
+
+    Bad flags end the program with an explanation, ``--help`` with all flags and their defaults.
+    """
+    typed = [Recipe[type(recipe.model), type(recipe.task)] for recipe in recipes]
+    if len(recipes) == 1:
+        return (tyro.cli(typed[0], default=recipes[0], args=list(flags), prog=prog),)
+    named = [(recipe.name, kind, field(default=recipe)) for recipe, kind in zip(recipes, typed, strict=True)]
+    stages = make_dataclass("Stages", [(name.replace("-", "_"), *rest) for name, *rest in named], frozen=True)
+    chosen = tyro.cli(stages, args=list(flags), prog=prog, description="One group of flags per stage.")
+    return tuple(vars(chosen).values())
+
+
+def _module(name: str) -> ModuleType:
+    if not name.endswith(".py"):
+        return importlib.import_module(name)
+    path = Path(name).resolve()
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; a recipe of your own is given as path/file.py:function")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} cannot be imported as Python")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module  # so that the classes of the file can be found when a checkpoint names them
+    spec.loader.exec_module(module)
+    return module

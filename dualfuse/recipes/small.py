@@ -1,0 +1,88 @@
+"""What runs on a laptop: small sizes, the demo, and the ten-second run of the tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dualfuse.data.images import Augment
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.tasks.pairs import PairsConfig
+
+NANO = VLMoConfig(
+    width=64,
+    depth=4,
+    heads=2,
+    both_from=2,
+    image_size=(64, 64),
+    text_length=24,
+    positions="absolute",
+    layer_scale=0.0,
+    drop_path=0.0,
+    stem="convolution",
+)
+"""4 layers of 64 for pictures of 64 pixels: half a million parameters beside the words."""
+
+SMALL = VLMoConfig(width=384, depth=12, heads=6, both_from=10, image_size=(224, 224), positions="absolute")
+"""12 layers of 384 for pictures of 224 pixels: one GPU, a day."""
+
+OPENPICS = Data(
+    train=("examples/openpics-mini/*-train-*.tar",),
+    validation="examples/openpics-mini/*-val-*.tar",
+    image_size=(64, 64),
+    augment=Augment(crop=(0.5, 1.0), rand_augment=False, colour=0.2),
+    text_length=24,
+    batch=64,
+    workers=1,
+)
+"""3,000 pictures with names that come with the project: see examples/openpics-mini/ATTRIBUTION.txt."""
+
+QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedule="cosine", clip=1.0)
+
+
+def nano_pairs() -> Recipe:
+    """VLMo-nano on your pairs: give --data.train; minutes on a laptop."""
+    return Recipe(
+        name="pairs",
+        model=NANO,
+        task=PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
+        data=replace(OPENPICS, train=(), validation=""),
+        optim=QUICK,
+        run=Run(steps=3000, save_every=500),
+    )
+
+
+def small_pairs() -> Recipe:
+    """VLMo-small on your pairs: give --data.train; a day on one GPU."""
+    return Recipe(
+        name="pairs",
+        model=SMALL,
+        task=PairsConfig(),
+        data=Data(batch=512, workers=8),
+        optim=Optim(lr=5e-4, weight_decay=0.05, warmup=2000, schedule="cosine", clip=1.0),
+        run=Run(steps=100_000, precision="bf16", save_every=1000, log_every=50),
+    )
+
+
+def demo() -> tuple[Recipe, ...]:
+    """The demo: contrast first, then all objectives, on pictures that come with the project."""
+    joint = replace(nano_pairs(), data=OPENPICS, start_from="contrast", run=Run(steps=1000, save_every=250))
+    first = replace(joint, name="contrast", task=replace(joint.task, match=0.0, words=0.0), start_from="")
+    return first, joint
+
+
+def demo_contrast() -> tuple[Recipe, ...]:
+    """The demo's control: contrast alone for the same time."""
+    first, joint = demo()
+    return first, replace(joint, name="contrast-only", task=first.task)
+
+
+def ten_seconds() -> Recipe:
+    """A run of ten seconds on the demo's data, for tests and for a first look."""
+    return replace(
+        nano_pairs(),
+        name="ten-seconds",
+        model=replace(NANO, width=32, depth=2, both_from=1, image_size=(32, 32)),
+        data=replace(OPENPICS, image_size=(32, 32), batch=16, workers=0),
+        run=Run(steps=30, save_every=10, log_every=10),
+    )

@@ -1,0 +1,98 @@
+"""Finding pictures by text and texts by picture: what both need of a sample, and of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text import pad
+from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.tasks.base import Prep
+
+
+class Retriever(Protocol):
+    """A task that can search (both features) and re-rank (the score of a pair)."""
+
+    model: VisionLanguageModel
+
+    def image_features(self, image: Tokens) -> Tensor:
+        """Gives unit vectors (B, D)."""
+        ...
+
+    def text_features(self, text: Tokens) -> Tensor:
+        """Gives unit vectors (B, D)."""
+        ...
+
+    def match_score(self, image: Tokens, text: Tokens) -> Tensor:
+        """Gives the log-odds (B,) that image and text belong together."""
+        ...
+
+    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Gives the scores by which candidates are put in order, from the two scores of the same shape."""
+        ...
+
+
+class GalleryRow(TypedDict):
+    """One picture (3, H, W) with all its texts, each (T,) word pieces."""
+
+    image: Tensor
+    texts: tuple[np.ndarray, ...]
+    key: str
+
+
+class GalleryBatch(TypedDict):
+    """B pictures (B, 3, H, W), the word pieces of each one's texts, and their keys."""
+
+    image: Tensor
+    texts: tuple[tuple[np.ndarray, ...], ...]
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Reads pictures with all their captions, as they are."""
+
+    prep: Prep
+    needs_text: bool = True
+
+    def read(self, sample: Sample, rng: np.random.Generator) -> GalleryRow:
+        """Gives the picture and every text; nothing is drawn from ``rng``."""
+        if self.needs_text and not sample.texts:
+            raise BrokenSample(sample.key, "it has no text")
+        texts = tuple(self.prep.text.encode(text).ids for text in sample.texts)
+        return {"image": self.prep.image(sample.image, rng), "texts": texts, "key": sample.key}
+
+    def collate(self, rows: Sequence[GalleryRow]) -> GalleryBatch:
+        """Puts pictures under each other; texts stay apart."""
+        return {
+            "image": torch.stack([row["image"] for row in rows]),
+            "texts": tuple(row["texts"] for row in rows),
+            "keys": tuple(row["key"] for row in rows),
+        }
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Word pieces of many texts: ``ids`` and ``mask`` (M, T)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def of(rows: Sequence[np.ndarray]) -> Texts:
+        """Pads texts to the longest."""
+        lengths = torch.tensor([len(row) for row in rows])
+        ids = torch.from_numpy(pad(rows, 0))
+        return Texts(ids, torch.arange(ids.shape[1]) < lengths[:, None])
+
+    def take(self, index: Tensor, device: torch.device) -> Texts:
+        """Gives some of them, no wider than the longest of these."""
+        mask = self.mask[index]
+        width = int(mask.sum(1).max()) if len(index) else 0
+        return Texts(self.ids[index, :width].to(device), mask[:, :width].to(device))

@@ -1,0 +1,50 @@
+"""What holds for every test: one thread, and no network."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start; before torch is imported
+os.environ["MPLBACKEND"] = "agg"
+
+import torch
+
+torch.set_num_threads(1)
+
+
+def is_local(host: object) -> bool:
+    """Whether a host, by name or number, is this machine; other kinds of address (Unix sockets) are."""
+    if host in (None, "", "localhost", socket.gethostname()) or not isinstance(host, str):
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_loopback or address.is_unspecified
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_network() -> Iterator[None]:
+    """Fails a test that looks up or connects to another machine."""
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+
+    def guarded_connect(self: socket.socket, address: object) -> None:
+        host = address[0] if isinstance(address, tuple) else None
+        if not is_local(host):
+            pytest.fail(f"a test connects to {host}; tests use this machine only")
+        connect(self, address)
+
+    def guarded_lookup(host: object, *args: object, **kwargs: object) -> object:
+        if not is_local(host):
+            pytest.fail(f"a test looks up {host}; tests use this machine only")
+        return lookup(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", guarded_connect)
+        patch.setattr(socket, "getaddrinfo", guarded_lookup)
+        yield

@@ -1,0 +1,302 @@
+"""Pictures: decoding what people really have, resizing as Pillow does, augmenting from the generator only."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualfuse.data.images import MAX_PIXELS, Augment, ImageTransform, decode, jitter, random_box, resize, to_pixels
+
+NOTHING = Augment(crop=(1, 1), flip=0, rand_augment=False)
+
+
+def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, kind, **options)
+    return file.getvalue()
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return pixels[..., 0] if channels == 1 else pixels
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    y, x = np.mgrid[:height, :width]
+    waves = [128 + 120 * np.sin(x / (9 + c)) * np.cos(y / (7 - c)) for c in range(3)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def decoded(data: bytes) -> np.ndarray:
+    """(H, W, 3)"""
+    image = decode(data)
+    assert image.dtype == torch.uint8
+    return image.permute(1, 2, 0).numpy()
+
+
+def test_lossless_formats_give_their_pixels() -> None:
+    pixels = noise(5, 7)
+    for kind in ("PNG", "BMP", "TIFF"):
+        np.testing.assert_array_equal(decoded(encoded(Image.fromarray(pixels), kind)), pixels)
+    webp = encoded(Image.fromarray(pixels), "WEBP", lossless=True)
+    np.testing.assert_array_equal(decoded(webp), pixels)
+
+
+def test_grey_and_bilevel_become_rgb() -> None:
+    grey = noise(5, 7, channels=1)
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey))), np.stack([grey] * 3, axis=-1))
+    bits = grey > 100
+    np.testing.assert_array_equal(decoded(encoded(Image.fromarray(bits))), np.stack([bits * 255] * 3, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+    levels = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
+    assert decoded(encoded(Image.fromarray(levels), kind))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+def test_cmyk_jpeg_shows_its_colours() -> None:
+    for colour, cmyk in {
+        (255, 255, 255): (0, 0, 0, 0),
+        (0, 255, 255): (255, 0, 0, 0),
+        (0, 0, 0): (0, 0, 0, 255),
+    }.items():
+        data = encoded(Image.new("CMYK", (16, 16), cmyk), "JPEG", quality=95)
+        assert np.abs(decoded(data).astype(int) - colour).max() <= 3
+
+
+def test_floating_point_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="mode F"):
+        decode(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
+
+
+def test_transparency_lies_on_white() -> None:
+    pixels = noise(6, 6, channels=4)
+    share = pixels[..., 3:] / 255
+    expected = pixels[..., :3] * share + 255 * (1 - share)
+    assert np.abs(decoded(encoded(Image.fromarray(pixels))) - expected).max() <= 1
+
+    grey = noise(6, 6, channels=2)
+    share = grey[..., 1:] / 255
+    assert (
+        np.abs(decoded(encoded(Image.fromarray(grey, "LA"))) - (grey[..., :1] * share + 255 * (1 - share))).max() <= 1
+    )
+
+
+def test_transparent_palette_entry_becomes_white() -> None:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 40, 50, 60])
+    picture.putdata([0, 1])
+    for kind in ("PNG", "GIF"):
+        data = encoded(picture, kind, transparency=1)
+        assert decoded(data).tolist() == [[[10, 20, 30], [255, 255, 255]]]
+        assert decoded(encoded(picture, kind)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert (decoded(data) == (255, 0, 0)).all()
+
+
+TURNS = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: lambda a: np.rot90(a),
+}
+
+
+@pytest.mark.parametrize("orientation", TURNS)
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "JPEG"])
+def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
+    pixels = smooth(24, 40)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"quality": 100, "subsampling": 0} if kind == "JPEG" else {}
+    found = decoded(encoded(Image.fromarray(pixels), kind, exif=exif, **options))
+    expected = TURNS[orientation](pixels)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= (4 if kind == "JPEG" else 0)
+
+
+def test_broken_exif_does_not_cost_the_picture() -> None:
+    pixels = noise(5, 7)
+    for exif in (b"Exif\x00\x00rubbish, and more rubbish", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12"):
+        np.testing.assert_array_equal(decoded(encoded(Image.fromarray(pixels), "PNG", exif=exif)), pixels)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+def test_truncated_files_are_refused_at_any_length(kind: str) -> None:
+    data = encoded(Image.fromarray(noise(40, 40)), kind)
+    for share in (0, 0.01, 0.1, 0.5, 0.9):
+        with pytest.raises(ValueError, match="bytes"):
+            decode(data[: int(share * len(data))])
+
+
+def test_damaged_files_give_a_picture_or_a_value_error() -> None:
+    rng = np.random.default_rng(0)
+    for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
+        data = np.frombuffer(encoded(Image.fromarray(noise(24, 24)), kind), np.uint8)
+        for _ in range(40):
+            damaged = data.copy()
+            damaged[rng.integers(min(len(data), 200), size=6)] = rng.integers(256, size=6)
+            try:
+                image = decode(damaged.tobytes())
+            except ValueError:
+                continue
+            assert image.shape[0] == 3 and image.dtype == torch.uint8
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    """A PNG of a few dozen bytes that says it holds ``width`` x ``height`` pixels."""
+
+    def chunk(name: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("side", [math.isqrt(MAX_PIXELS) + 1, 10_000, 60_000])
+def test_pictures_with_too_many_pixels_are_refused_unread(side: int) -> None:
+    with pytest.raises(ValueError, match="pixels"):
+        decode(png_that_claims(side, side))
+
+
+def test_other_formats_are_named_in_the_refusal() -> None:
+    for data in (b"", b"hello", encoded(Image.new("RGB", (2, 2)), "PPM"), encoded(Image.new("RGB", (2, 2)), "ICO")):
+        with pytest.raises(ValueError, match="JPEG, PNG, WEBP, GIF, BMP, TIFF"):
+            decode(data)
+
+
+@pytest.mark.parametrize(
+    ("size", "levels"), [((24, 24), 1), ((60, 80), 1), ((17, 83), 1), ((61, 1), 1), ((64, 96), 2), ((224, 224), 2)]
+)
+def test_resize_is_pillows_bicubic(size: tuple[int, int], levels: int) -> None:
+    """Even of noise. The two differ by more only on noise that grows one way and shrinks the other."""
+    for pixels in (noise(61, 83), smooth(61, 83), noise(61, 83) // 128 * 255):
+        expected = np.asarray(Image.fromarray(pixels).resize(size[::-1], Image.Resampling.BICUBIC))
+        found = resize(torch.from_numpy(pixels).permute(2, 0, 1), size)
+        assert found.dtype == torch.uint8 and found.shape == (3, *size)
+        difference = np.abs(found.permute(1, 2, 0).numpy().astype(int) - expected)
+        assert difference.max() <= levels and difference.mean() < 0.02
+
+
+def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> None:
+    pixels = noise(30, 50)
+    rng = np.random.default_rng(0)
+    mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+    found = ImageTransform((16, 16), mean=mean, std=std)(encoded(Image.fromarray(pixels)), rng)
+    small = resize(torch.from_numpy(pixels).permute(2, 0, 1), (16, 16)).permute(1, 2, 0).numpy()
+    expected = ((small / 255 - mean) / std).transpose(2, 0, 1)
+    assert found.dtype == torch.float32 and found.is_contiguous()
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)
+    assert rng.bit_generator.state == np.random.default_rng(0).bit_generator.state
+    np.testing.assert_array_equal(to_pixels(found, mean, std), small)
+
+
+def test_augmented_picture_depends_on_the_generator_only() -> None:
+    data = encoded(Image.fromarray(smooth(40, 60)), "JPEG")
+    transform = ImageTransform((24, 32), Augment(colour=0.4))
+    again = pickle.loads(pickle.dumps(transform))
+    seen = set()
+    for seed in range(20):
+        torch.manual_seed(seed)
+        np.random.seed(seed)
+        first = transform(data, np.random.default_rng(seed))
+        assert first.shape == (3, 24, 32) and torch.isfinite(first).all()
+        torch.manual_seed(99)
+        torch.testing.assert_close(again(data, np.random.default_rng(seed)), first, rtol=0, atol=0)
+        seen.add(first.numpy().tobytes())
+    assert len(seen) == 20
+
+
+def test_augment_that_does_nothing_is_the_plain_resize() -> None:
+    data = encoded(Image.fromarray(noise(40, 10)))
+    plain = ImageTransform((16, 16))(data, np.random.default_rng(0))
+    torch.testing.assert_close(ImageTransform((16, 16), NOTHING)(data, np.random.default_rng(0)), plain)
+
+
+def test_rand_augment_is_applied_when_asked_for() -> None:
+    data = encoded(Image.fromarray(smooth(24, 24)))
+    plain = ImageTransform((24, 24))(data, np.random.default_rng(0))
+    transform = ImageTransform((24, 24), Augment(crop=(1, 1), flip=0))
+    changed = [not torch.equal(transform(data, np.random.default_rng(seed)), plain) for seed in range(60)]
+    assert 0.5 < np.mean(changed) < 0.85  # 1 - (1/2 + 1/20)^2 = 0.70, identity being one of the ten
+
+
+def test_result_is_contiguous_even_when_nothing_is_resized() -> None:
+    assert ImageTransform((16, 16))(encoded(Image.fromarray(noise(16, 16))), np.random.default_rng(0)).is_contiguous()
+
+
+def test_flip_mirrors_the_chosen_share() -> None:
+    data = encoded(Image.fromarray(noise(8, 8)))
+    plain = ImageTransform((8, 8))(data, np.random.default_rng(0))
+    transform = ImageTransform((8, 8), Augment(crop=(1, 1), flip=0.25, rand_augment=False))
+    rng = np.random.default_rng(0)
+    flips = 0
+    for _ in range(800):
+        found = transform(data, rng)
+        flipped = torch.equal(found, plain.flip(2))
+        assert flipped or torch.equal(found, plain)
+        flips += flipped
+    assert flips / 800 == pytest.approx(0.25, abs=0.05)
+
+
+def test_crop_keeps_its_share_of_area_and_aspect() -> None:
+    augment, rng = Augment(crop=(0.2, 0.6)), np.random.default_rng(0)
+    boxes = np.array([random_box((300, 400), augment, rng) for _ in range(2000)])
+    top, left, height, width = boxes.T
+    assert (top >= 0).all() and (left >= 0).all() and (top + height <= 300).all() and (left + width <= 400).all()
+    share, aspect = height * width / 120_000, width / height
+    assert share.min() == pytest.approx(0.2, abs=0.01) and share.max() == pytest.approx(0.6, abs=0.01)
+    assert aspect.min() == pytest.approx(3 / 4, abs=0.01) and aspect.max() == pytest.approx(4 / 3, abs=0.01)
+    assert share.mean() == pytest.approx(0.4, abs=0.01)
+    assert np.log(aspect).mean() == pytest.approx(0, abs=0.02)
+    assert (top + height / 2).mean() == pytest.approx(150, abs=4)  # anywhere, on average in the middle
+    _, _, height, width = random_box((300, 400), Augment(crop=(0.2, 0.2), aspect=(2, 2)), rng)
+    assert width / height == pytest.approx(2, abs=0.02)
+
+
+def test_crop_falls_back_to_the_middle_of_narrow_pictures() -> None:
+    rng = np.random.default_rng(0)
+    wide = random_box((30, 1000), Augment(), rng)
+    tall = random_box((1000, 30), Augment(), rng)
+    assert wide == (0, 480, 30, 40) and tall == (480, 0, 40, 30)
+    assert random_box((1, 1), Augment(), rng) == (0, 0, 1, 1)
+    assert random_box((30, 1000), NOTHING, rng) == (0, 0, 30, 1000)
+
+
+def test_colour_matches_the_three_steps_written_out() -> None:
+    pixels = smooth(20, 20) // 4 + 90  # away from black and white, where the steps would clip
+    brightness, contrast, saturation = np.random.default_rng(3).uniform(0.7, 1.3, size=3)
+    luma = np.array([0.299, 0.587, 0.114])
+    bright = pixels * brightness
+    even = contrast * bright + (1 - contrast) * (bright @ luma).mean()
+    vivid = saturation * even + (1 - saturation) * (even @ luma)[..., None]
+    found = jitter(torch.from_numpy(pixels).permute(2, 0, 1), 0.3, np.random.default_rng(3))
+    assert np.abs(found.permute(1, 2, 0).numpy() - vivid.clip(0, 255)).max() <= 0.51
+
+
+@pytest.mark.parametrize(
+    ("fields", "name"),
+    [({"crop": (0, 1)}, "crop"), ({"crop": (0.9, 0.5)}, "crop"), ({"aspect": (2, 1)}, "aspect"), ({"flip": 2}, "flip")],
+)
+def test_impossible_augment_is_refused(fields: dict[str, object], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        Augment(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point

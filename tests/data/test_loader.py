@@ -1,0 +1,244 @@
+"""Batches are the same for any number of workers and ranks, and nothing is left out in silence."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dualfuse.data import loader
+from dualfuse.data.loader import Delivery, Reader, Skipped, evaluation_batches, training_batches
+from dualfuse.data.order import Draw, Order, sample_rng
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.shards import Shards
+
+SEED = 11
+
+
+def make_set(folder: Path, name: str, texts: Sequence[str]) -> Shards:
+    """A set whose samples have these texts; "!" makes a sample that has no picture."""
+    with tarfile.open(folder / f"{name}.tar", "w") as tar:
+        for number, text in enumerate(texts):
+            info = tarfile.TarInfo(f"{number:03}.{'txt' if text == '!' else 'jpg'}")
+            info.size = len(text)
+            tar.addfile(info, io.BytesIO(text.encode()))
+    return Shards.open(folder / f"{name}.tar")
+
+
+def read(sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    noise = torch.from_numpy(rng.normal(size=3))
+    if sample.image == b"value":
+        raise ValueError("no such answer")
+    if sample.image == b"file":
+        raise FileNotFoundError("gone")
+    if sample.image == b"bug":
+        raise KeyError("a mistake of the programmer")
+    return {"key": sample.key, "noise": noise}
+
+
+def collate(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {"key": [row["key"] for row in rows], "noise": torch.stack([row["noise"] for row in rows])}
+
+
+@pytest.fixture
+def sets(tmp_path: Path) -> tuple[Shards, ...]:
+    return make_set(tmp_path, "a", ["x"] * 13), make_set(tmp_path, "b", ["x", "!", "x", "x", "value", "file", "x"])
+
+
+def take(sets: tuple[Shards, ...], count: int, **settings: int) -> list[Delivery]:
+    order = Order(tuple(map(len, sets)), batch=8, seed=SEED, weights=(1.0,) * len(sets))
+    options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0} | settings
+    return list(itertools.islice(training_batches(Reader(sets, read, SEED), order, collate, **options), count))
+
+
+def rows(deliveries: Sequence[Delivery]) -> list[tuple[int, str, tuple[float, ...]]]:
+    return [
+        (delivery.step, key, tuple(noise.tolist()))
+        for delivery in deliveries
+        for key, noise in zip(delivery.batch["key"], delivery.batch["noise"], strict=True)
+    ]
+
+
+def test_batches_hold_the_rows_of_the_order(tmp_path: Path) -> None:
+    sets = make_set(tmp_path, "a", ["x"] * 13), make_set(tmp_path, "b", ["x"] * 3)
+    order = Order((13, 3), batch=8, seed=SEED, weights=(1.0, 1.0))
+    expected = []
+    for draw in itertools.chain.from_iterable(order.draws(step) for step in range(6)):
+        noise = sample_rng(SEED, draw).normal(size=3)
+        expected.append((draw.step, f"{'ab'[draw.source]}/{draw.index:03}", tuple(noise.tolist())))
+    assert rows(take(sets, 6)) == expected
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(sets: tuple[Shards, ...], workers: int) -> None:
+    alone, helped = take(sets, 12, micro_batch=4), take(sets, 12, micro_batch=4, workers=workers)
+    assert rows(alone) == rows(helped)
+    assert [delivery.skipped for delivery in alone] == [delivery.skipped for delivery in helped]
+    assert any(delivery.skipped for delivery in alone)
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_ranks_change_nothing(sets: tuple[Shards, ...], world: int) -> None:
+    parts = [take(sets, 6, rank=rank, world=world) for rank in range(world)]
+    together = [rows([delivery]) for deliveries in zip(*parts, strict=True) for delivery in deliveries]
+    assert list(itertools.chain.from_iterable(together)) == rows(take(sets, 6))
+    assert all(len(part) == 8 // world for part in together)
+
+
+def test_micro_batches_are_pieces_of_the_batch(sets: tuple[Shards, ...]) -> None:
+    pieces = take(sets, 12, micro_batch=2, world=2, rank=1)
+    assert [delivery.step for delivery in pieces] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert rows(pieces) == rows(take(sets, 6, world=2, rank=1))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumes_in_the_middle(sets: tuple[Shards, ...], workers: int) -> None:
+    assert rows(take(sets, 3, start=5, workers=workers)) == rows(take(sets, 8))[5 * 8 :]
+
+
+def test_the_next_sample_stands_in_for_a_broken_one(sets: tuple[Shards, ...]) -> None:
+    reader = Reader(sets, read, SEED)
+    draw = Draw(source=1, index=4, step=3)
+    row, skipped = reader[draw]
+    assert row["key"] == "b/006"
+    assert row["noise"].tolist() == sample_rng(SEED, draw).normal(size=3).tolist()
+    assert skipped == (
+        Skipped("b/004", "ValueError: no such answer", "b/006"),
+        Skipped("b/005", "FileNotFoundError: gone", "b/006"),
+    )
+    assert reader[Draw(source=1, index=2, step=3)][1] == ()
+
+
+def test_the_first_sample_stands_in_for_the_last(tmp_path: Path) -> None:
+    reader = Reader((make_set(tmp_path, "c", ["x", "x", "!"]),), read, SEED)
+    row, (skip,) = reader[Draw(source=0, index=2, step=0)]
+    assert row["key"] == skip.stand_in == "c/000"
+    assert skip.key == "c/002" and skip.reason.startswith("no picture")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_set_full_of_broken_samples_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    monkeypatch.setattr(loader, "PATIENCE", 5)
+    message = r"^set 0 is broken: none of 5 samples in a row .* first: d/00\d: no picture"
+    with pytest.raises(ValueError, match=message):
+        take((make_set(tmp_path, "d", ["x"] + ["!"] * 30),), 9, workers=workers)
+    with pytest.raises(ValueError, match="none of 2 samples in a row"):
+        take((make_set(tmp_path, "e", ["!", "value"]),), 1)
+
+
+def test_a_mistake_in_the_program_is_no_broken_sample(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="a mistake of the programmer"):
+        take((make_set(tmp_path, "f", ["bug", "x"]),), 1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_sees_every_sample_once(tmp_path: Path, workers: int) -> None:
+    shards = make_set(tmp_path, "g", ["x"] * 7)
+    options = {"workers": workers, "exclude_broken": False}
+    found = list(evaluation_batches(shards, read, collate, batch=3, **options))
+    assert [delivery.batch["key"] for delivery in found] == [
+        ["g/000", "g/001", "g/002"],
+        ["g/003", "g/004", "g/005"],
+        ["g/006"],
+    ]
+    noise = torch.cat([delivery.batch["noise"] for delivery in found])
+    whole = list(evaluation_batches(shards, read, collate, batch=100, **options))
+    assert torch.equal(torch.cat([delivery.batch["noise"] for delivery in whole]), noise)
+    assert len(noise.unique(dim=0)) == 7
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_stops_at_a_broken_sample(sets: tuple[Shards, ...], workers: int) -> None:
+    deliveries = evaluation_batches(sets[1], read, collate, batch=1, workers=workers, exclude_broken=False)
+    with pytest.raises(BrokenSample, match=r"^b/001: no picture") as error:
+        list(deliveries)
+    assert error.value.key == "b/001"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7])
+def test_evaluation_excludes_with_a_ledger(tmp_path: Path, batch: int) -> None:
+    shards = make_set(tmp_path, "h", ["!", "x", "x", "value", "file", "x", "x", "!", "!"])
+    found = list(evaluation_batches(shards, read, collate, batch=batch, workers=0, exclude_broken=True))
+    assert [key for delivery in found for key in delivery.batch["key"]] == ["h/001", "h/002", "h/005", "h/006"]
+    skipped = [skip for delivery in found for skip in delivery.skipped]
+    assert [skip.key for skip in skipped] == ["h/000", "h/003", "h/004", "h/007", "h/008"]
+    assert skipped[1] == Skipped("h/003", "ValueError: no such answer", "")
+    with pytest.raises(ValueError, match="all samples are broken; the first: i/000: no picture"):
+        shards = make_set(tmp_path, "i", ["!"] * 3)
+        list(evaluation_batches(shards, read, collate, batch=batch, workers=0, exclude_broken=True))
+
+
+def test_workers_end_with_the_iterator(sets: tuple[Shards, ...]) -> None:
+    order = Order((13, 7), batch=4, seed=SEED)
+    options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 2}
+    before = torch.random.get_rng_state()
+    batches = training_batches(Reader(sets, read, SEED), order, collate, **options)
+    next(batches)
+    assert len(multiprocessing.active_children()) == 2
+    batches.close()
+    assert multiprocessing.active_children() == []
+    batches = training_batches(Reader(sets, read, SEED), order, collate, **options)
+    next(batches)
+    del batches
+    assert multiprocessing.active_children() == []
+    assert torch.equal(torch.random.get_rng_state(), before)  # reading must not move the model's randomness
+
+
+def read_until_interrupted(shards: Shards, ready: Path, errors: Path) -> None:
+    """What a training process on a terminal does; its workers are in its process group."""
+    os.setsid()
+    sys.stderr = errors.open("w")
+    os.dup2(sys.stderr.fileno(), 2)
+    order = Order((len(shards),), batch=4, seed=SEED)
+    options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 2}
+    for delivery in training_batches(Reader((shards,), read, SEED), order, collate, **options):
+        if delivery.step == 10:
+            ready.touch()
+
+
+def test_interrupt_is_quick_and_quiet(tmp_path: Path) -> None:
+    ready, errors = tmp_path / "ready", tmp_path / "errors"
+    shards = make_set(tmp_path, "a", ["x"] * 13)
+    process = multiprocessing.get_context("fork").Process(target=read_until_interrupted, args=(shards, ready, errors))
+    process.start()
+    assert process.pid is not None
+    while not ready.exists():
+        assert process.is_alive(), errors.read_text()
+        process.join(0.02)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C does: the workers get it too
+    process.join(10)
+    assert process.exitcode == 1
+    said = errors.read_text()
+    assert said.count("Traceback") == said.count("KeyboardInterrupt") == 1, said
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"world": 3}, "batch of 8 cannot be divided by 3 processes"),
+        ({"world": 2, "micro_batch": 3}, "batch of 4 cannot be divided by 3 samples per micro-batch"),
+        ({"micro_batch": -1}, "by -1 samples per micro-batch"),
+        ({"world": 2, "rank": 2}, "rank is 2 of 2"),
+    ],
+)
+def test_errors_come_at_once(sets: tuple[Shards, ...], settings: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        take(sets, 0, **settings)
+    with pytest.raises(ValueError, match="at least 1 row"):
+        evaluation_batches(sets[0], read, collate, batch=0, workers=0, exclude_broken=False)
+    options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0}
+    with pytest.raises(ValueError, match=r"sets of \(5,\) samples, the reader has sets of \(13, 7\)"):
+        training_batches(Reader(sets, read, SEED), Order((5,), batch=1, seed=1), collate, **options)

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualfuse.engine.log import Ledger, Log, read_log
+
+
+def _log(folder: Path, *, start: int = 0, steps: int = 10, tensorboard: bool = False) -> Log:
+    return Log(folder, steps=steps, start=start, tensorboard=tensorboard)
+
+
+def _run(folder: Path, steps: range) -> None:
+    """Logs every second step; the loss of step n is n, and n samples are counted."""
+    with _log(folder, start=steps.start) as log:
+        for step in range(steps.start + 1, steps.stop + 1):
+            log.add({"loss": torch.tensor(float(step)), "count/samples": step})
+            if step % 2 == 0:
+                log.write(step, lr=0.5)
+
+
+def test_means_sums_and_fixed_numbers(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        log.add({"loss": torch.tensor(1.0), "norm": 10.0, "count/samples": 8})
+        log.add({"loss": torch.tensor([4.0], dtype=torch.bfloat16), "count/samples": torch.tensor(8)})
+        log.write(2, lr=1e-4)
+        (line,) = read_log(tmp_path)  # before the log is closed: a kill loses nothing that was written
+        log.add({"loss": torch.tensor(7.0), "count/samples": 4, "count/skipped": 1})
+        log.write(3)
+        log.write(3, accuracy=0.25)
+    assert (line["step"], line["loss"], line["norm"], line["lr"], line["count/samples"]) == (2, 2.5, 10, 1e-4, 16)
+    _, second, third = read_log(tmp_path)
+    assert (second["loss"], second["count/samples"], second["count/skipped"]) == (7, 20, 1)
+    assert "norm" not in second and second["samples_per_second"] > 0
+    assert third == {"step": 3, "seconds": third["seconds"], "count/samples": 20, "count/skipped": 1, "accuracy": 0.25}
+    assert line["seconds"] <= second["seconds"] <= third["seconds"]
+
+
+def _pass_time() -> None:
+    end = time.perf_counter() + 0.05
+    while time.perf_counter() < end:
+        pass
+
+
+def test_rate_by_the_lines_own_clock(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        for step in (1, 2):
+            _pass_time()
+            log.add({"count/samples": 500 * step})
+            log.write(step)
+    first, second = read_log(tmp_path)
+    seconds = second["seconds"] - first["seconds"]
+    assert seconds >= 0.049
+    assert second["samples_per_second"] == pytest.approx(1000 / seconds, rel=0.05)
+
+
+def test_many_half_precision_numbers_add_up(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        for _ in range(300):
+            log.add({"loss": torch.ones((), dtype=torch.bfloat16)})
+        log.write(1)
+    assert read_log(tmp_path)[0]["loss"] == 1
+
+
+def test_time_goes_on_after_a_resume(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 4, "seconds": 1000.0}\n{"step": 6, "seconds": 2000.0}\n')
+    with _log(tmp_path, start=5) as log:
+        log.write(6)
+    assert [line["step"] for line in read_log(tmp_path)] == [4, 6]
+    assert 1000 <= read_log(tmp_path)[1]["seconds"] < 1100
+
+
+def test_without_counted_samples_the_rate_is_in_steps(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        log.write(4)
+    (line,) = read_log(tmp_path)
+    assert line["steps_per_second"] > 0 and "samples_per_second" not in line
+
+
+def test_a_tensor_that_changes_later_was_taken_as_it_was(tmp_path: Path) -> None:
+    loss = torch.tensor(3.0, requires_grad=True)
+    with _log(tmp_path) as log:
+        log.add({"loss": loss})
+        with torch.no_grad():
+            loss.zero_()
+        log.write(1)
+    assert read_log(tmp_path)[0]["loss"] == 3
+
+
+def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        log.add({"loss": torch.tensor(math.nan), "norm": math.inf})
+        log.write(1)
+    line = json.loads((tmp_path / "log.jsonl").read_text(), parse_constant=pytest.fail)
+    assert line["loss"] is None and line["norm"] is None
+    assert math.isnan(read_log(tmp_path)[0]["loss"])
+
+
+def test_a_resumed_log_has_no_duplicates(tmp_path: Path) -> None:
+    _run(tmp_path / "whole", range(10))
+    _run(tmp_path / "killed", range(7))
+    with (tmp_path / "killed" / "log.jsonl").open("a") as file:
+        file.write('{"step": 8, "los')
+    _run(tmp_path / "killed", range(4, 10))
+    timeless = [
+        [{key: value for key, value in line.items() if "second" not in key} for line in read_log(tmp_path / name)]
+        for name in ("whole", "killed")
+    ]
+    assert timeless[0] == timeless[1]
+    assert [line["loss"] for line in timeless[0]] == [1.5, 3.5, 5.5, 7.5, 9.5]
+    assert [line["count/samples"] for line in timeless[0]] == [3, 10, 21, 36, 55]
+
+
+def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        log.write(0, accuracy=0.1)
+    _run(tmp_path, range(2))
+    assert [line["step"] for line in read_log(tmp_path)] == [2]
+    assert read_log(tmp_path / "nowhere") == []
+
+
+def test_a_damaged_log_says_so(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1}\nhello\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl holds a line that is not JSON"):
+        _log(tmp_path, start=2)
+
+
+def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _run(tmp_path, range(4))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert lines[0].startswith("step 2/10  loss 1.5  lr 0.5  ")
+    assert "samples/second" in lines[0] and lines[0].endswith(" left")
+
+
+def test_one_changing_line_on_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "150")
+    _run(tmp_path, range(4))
+    shown = capsys.readouterr().err
+    assert "loss 1.5" in shown and "loss 3.5" in shown and " 4/10" in shown
+    assert shown.count("\n") == 1
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    with _log(tmp_path, tensorboard=True) as log:
+        log.add({"loss": 2.0})
+        log.write(1, lr=0.25)
+        log.write(2, lr=0.5)
+    with _log(tmp_path, start=1, tensorboard=True) as log:
+        log.write(2, lr=0.75)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("lr")] == [(1, 0.25), (2, 0.75)]
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2)]
+
+
+def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ImportError, match=r"pip install 'dualfuse\[track\]'"):
+        _log(tmp_path, tensorboard=True)
+
+
+def test_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 0)
+    ledger.append(1, "coco/7", "the picture has 0 bytes", "coco/9")
+    ledger.append(3, "coco/8", 'it says "no"\n', "coco/1")
+    assert ledger.count == 2
+    ledger = Ledger(tmp_path, 2)
+    assert ledger.count == 1
+    ledger.append(4, "coco/2", "it is truncated", "coco/3")
+    assert ledger.count == 2
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert lines == [
+        {"step": 1, "key": "coco/7", "reason": "the picture has 0 bytes", "stand_in": "coco/9"},
+        {"step": 4, "key": "coco/2", "reason": "it is truncated", "stand_in": "coco/3"},
+    ]
+    assert Ledger(tmp_path, 0).count == 0

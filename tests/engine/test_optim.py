@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from dualfuse.engine.optim import (
+    ReleasedAdamW,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
+from dualfuse.models.base import VisionLanguageModel
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Optim
+from dualfuse.tasks.heads import Projections, WordHead
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "adamw.safetensors"
+
+
+class Everything(nn.Module):
+    """A model with a head of every kind, as the tasks have them."""
+
+    def __init__(self, model: VisionLanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.contrast = Projections(32)
+        self.masked = WordHead(32, 50)
+        self.answer = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 5))
+
+
+@pytest.fixture
+def task() -> Everything:
+    cfg = VLMoConfig(width=32, depth=2, heads=2, both_from=1, image_size=(32, 32), vocabulary=50, text_length=12)
+    return Everything(cfg.build())
+
+
+def _names(task: nn.Module, optim: Optim) -> tuple[set[str], set[str]]:
+    decayed, spared = parameter_groups(task, optim)
+    assert decayed["weight_decay"] == optim.weight_decay and spared["weight_decay"] == 0
+    for group in (decayed, spared):
+        assert [task.get_parameter(name) is given for name, given in zip(group["names"], group["params"], strict=True)]
+    return set(decayed["names"]), set(spared["names"])
+
+
+def _every(task: nn.Module) -> set[str]:
+    return {name for name, _ in task.named_parameters()}
+
+
+MATRICES = {
+    *(f"model.blocks.0.experts.{expert}.{part}.weight" for expert in ("text", "image") for part in ("up", "down")),
+    *(f"model.blocks.1.experts.{e}.{part}.weight" for e in ("text", "image", "both") for part in ("up", "down")),
+    *(f"model.blocks.{i}.attention.shared.{part}.weight" for i in (0, 1) for part in ("qkv", "projection")),
+    "model.patches.projection.weight",
+    "model.words.word.weight",
+    "model.words.token_type.weight",
+    "model.types.weight",
+    "model.pooler.weight",
+    "contrast.image.weight",
+    "contrast.text.weight",
+    "masked.dense.weight",
+    "masked.decoder.weight",
+    "answer.0.weight",
+    "answer.3.weight",
+}
+
+
+def test_matrices_are_decayed_and_nothing_else(task: Everything) -> None:
+    decayed, spared = _names(task, Optim(weight_decay=0.05))
+    assert decayed == MATRICES
+    assert spared == _every(task) - MATRICES
+
+
+def test_the_released_rule(task: Everything) -> None:
+    """Against the lists that the released code prints for its own names, written in ours."""
+    decayed, spared = _names(task, Optim(decay="released"))
+    assert decayed == MATRICES | {
+        *(f"model.blocks.{i}.experts.{expert}.norm.weight" for i in (0, 1) for expert in ("text", "image")),
+        "model.blocks.1.experts.both.norm.weight",
+        *(f"model.blocks.{i}.scale_{k}.weight" for i in (0, 1) for k in (1, 2)),
+        "model.patches.class_token",
+        "contrast.log_scale",
+        "answer.1.weight",
+    }
+    assert spared == _every(task) - decayed
+    assert {"model.relative_bias.table", "model.blocks.0.attention.shared.q_bias", "masked.norm.weight"} <= spared
+
+
+@pytest.mark.parametrize("decay", ["matrices", "released"])
+def test_frozen_parameters_and_empty_groups_are_left_out(task: Everything, decay: str) -> None:
+    for name, parameter in task.named_parameters():
+        parameter.requires_grad = name == "model.pooler.weight"
+    (group,) = parameter_groups(task, Optim(decay=decay))
+    assert group["names"] == ["model.pooler.weight"]
+    task.model.pooler.weight.requires_grad = False
+    with pytest.raises(ValueError, match="no parameter is trainable"):
+        parameter_groups(task, Optim(decay=decay))
+
+
+def _train(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: Tensor) -> Tensor:
+    after = []
+    for gradient in gradients:
+        parameter.grad = gradient.clone()
+        optimizer.step()
+        after.append(parameter.detach().clone())
+    return torch.stack(after)
+
+
+def test_released_adamw_against_the_stored_steps() -> None:
+    golden = load_file(GOLDEN)
+    parameter = nn.Parameter(golden["p0"].clone())
+    optimizer = ReleasedAdamW([{"params": [parameter], "weight_decay": 0.01}], lr=2e-4, betas=(0.9, 0.98), eps=1e-8)
+    after = _train(optimizer, parameter, golden["grads"])
+    torch.testing.assert_close(after, golden["params_after"], atol=1e-6, rtol=0)
+
+
+def test_released_adamw_where_gradients_are_as_small_as_epsilon() -> None:
+    """One step by hand: bias correction does not reach eps, and the decay takes a share of the moved parameter."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    optim = Optim(adamw="released", lr=0.1, betas=(0.9, 0.98), eps=1e-3, weight_decay=0.5)
+    after = _train(build_optimizer(layer, optim), layer.weight, torch.full((1, 1, 1), 1e-3))
+    moved = 1 - 0.1 * (0.02**0.5 / 0.1) * (0.1 * 1e-3) / (0.02**0.5 * 1e-3 + 1e-3)
+    torch.testing.assert_close(after.item(), moved - 0.1 * 0.5 * moved, rtol=1e-6, atol=0)
+
+
+def test_torch_adamw_against_the_formula() -> None:
+    """One step by hand: the first one moves by the learning rate, after the decay."""
+    layer = nn.Linear(1, 1, bias=False)
+    nn.init.ones_(layer.weight)
+    optim = Optim(lr=0.1, eps=1e-3, weight_decay=0.5)
+    after = _train(build_optimizer(layer, optim), layer.weight, torch.full((1, 1, 1), 1e-3))
+    torch.testing.assert_close(after.item(), 1 - 0.1 * 0.5 - 0.1 * 1e-3 / (1e-3 + 1e-3), rtol=1e-6, atol=0)
+
+
+def test_a_parameter_without_gradient_does_not_move(task: Everything) -> None:
+    before = task.model.pooler.weight.detach().clone()
+    optimizer = build_optimizer(task, Optim(adamw="released"))
+    _train(optimizer, task.contrast.log_scale, torch.ones(2, 1))
+    assert torch.equal(task.model.pooler.weight, before)
+    assert [parameter.shape for parameter in optimizer.state] == [(1,)]
+
+
+def test_learning_rate_against_the_released_schedule() -> None:
+    """Factors that the released code printed: 200 000 steps, 20 000 of warm-up."""
+    printed = {
+        0: 0.0,
+        1: 5e-05,
+        1000: 0.05,
+        2500: 0.125,
+        10000: 0.5,
+        20000: 1.0,
+        100000: 0.5555555555555556,
+        199999: 5.555555555591951e-06,
+        200000: 0.0,
+    }
+    for warmup in (20_000, 0.1):
+        optim = Optim(lr=2e-4, warmup=warmup)
+        assert {step: learning_rate(optim, step, 200_000) / 2e-4 for step in printed} == pytest.approx(printed)
+
+
+def test_other_schedules() -> None:
+    cosine, constant = Optim(lr=1, warmup=10, schedule="cosine"), Optim(lr=1, schedule="constant")
+    assert [learning_rate(cosine, step, 110) for step in (5, 10, 35, 60, 110)] == pytest.approx(
+        [0.5, 1, (1 + 0.5**0.5) / 2, 0.5, 0]
+    )
+    assert [learning_rate(constant, step, 110) for step in (0, 50, 110)] == [1, 1, 1]
+
+
+def test_warmup_longer_than_a_trial_run() -> None:
+    assert [learning_rate(Optim(lr=1, warmup=2500), step, 10) for step in (0, 5, 10)] == [0, 0.002, 0.004]
+    assert learning_rate(Optim(lr=1, warmup=10), 10, 10) == 1
+
+
+def test_learning_rate_reaches_all_groups(task: Everything) -> None:
+    optimizer = build_optimizer(task, Optim())
+    set_learning_rate(optimizer, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+
+
+def test_clipping_by_hand() -> None:
+    layer = nn.Linear(1, 2)
+    layer.weight.grad, layer.bias.grad = torch.tensor([[3.0], [0.0]]), torch.tensor([4.0, 12.0])
+    assert clip_gradients(layer, 0).item() == pytest.approx(13)
+    assert layer.bias.grad.tolist() == [4, 12]
+    assert clip_gradients(layer, 20).item() == pytest.approx(13)
+    assert layer.bias.grad.tolist() == [4, 12]
+    assert clip_gradients(layer, 1.3).item() == pytest.approx(13)
+    assert layer.weight.grad.flatten().tolist() == pytest.approx([0.3, 0], rel=1e-5)
+    assert layer.bias.grad.tolist() == pytest.approx([0.4, 1.2], rel=1e-5)

@@ -1,0 +1,79 @@
+"""What importing does, and what may be imported where (the rest is import-linter's, in pyproject.toml)."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import dualfuse
+
+PACKAGE = Path(dualfuse.__file__).parent
+FILES = sorted(PACKAGE.rglob("*.py"))
+COMMAND = Path(sys.executable).with_name("dualfuse")
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(part for part in parts if part != "__init__")
+
+
+def modules_loaded_by(*arguments: str | Path) -> set[str]:
+    """Every module that ``python ARGUMENTS`` imports, from the interpreter's own list."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return set(re.findall(r"^import time:.*\| *(\S+)$", done.stderr, re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", [module_name(path) for path in FILES if path.stem != "__main__"])
+def test_every_module_imports(name: str):
+    importlib.import_module(name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("-c", "import dualfuse"), "dualfuse"),
+        (("-m", "dualfuse", "--help"), "dualfuse.cli"),
+        ((COMMAND, "--help"), "dualfuse.cli"),
+    ],
+    ids=["import dualfuse", "python -m dualfuse --help", "dualfuse --help"],
+)
+def test_help_is_quick_because_torch_stays_out(arguments: tuple[str | Path, ...], expected: str):
+    loaded = modules_loaded_by(*arguments)
+    assert expected in loaded
+    assert "torch" not in loaded
+
+
+def test_folders_are_packages_or_import_linter_would_not_see_them():
+    folders = {path.parent for path in FILES}
+    assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def imports_distributed(path: Path) -> bool:
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Import(names=names):
+                imported = {name.name for name in names}
+            case ast.ImportFrom(module="torch", names=names):
+                imported = {f"torch.{name.name}" for name in names}
+            case ast.ImportFrom(module=str(module)):
+                imported = {module}
+            case ast.Attribute(value=ast.Name(id="torch"), attr="distributed"):
+                imported = {"torch.distributed"}
+            case _:
+                continue
+        if any(name == "torch.distributed" or name.startswith("torch.distributed.") for name in imported):
+            return True
+    return False
+
+
+def test_only_dist_imports_torch_distributed():
+    assert [module_name(path) for path in FILES if imports_distributed(path)] == ["dualfuse.dist"]
