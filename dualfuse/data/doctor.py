@@ -123,6 +123,10 @@ def _tile(evidence: Evidence, number: int, flaws: tuple[str, ...]) -> Tile:
     try:
         sample = part.shards[number - part.first]
     except BrokenSample as error:
-        return Tile(b"", "", error.key, "; ".join(flaws), True)
+        return Tile(b"", "", _last(error.key), "; ".join(flaws), True)
     caption = " / ".join(sample.texts) or "(no text)"
-    return Tile(sample.image, caption, sample.key, "; ".join(flaws), bool(flaws))
+    return Tile(sample.image, caption, _last(sample.key), "; ".join(flaws), bool(flaws))
+
+
+def _last(key: str) -> str:
+    return key.rpartition("/")[2]

@@ -75,11 +75,8 @@ class Evidence:
 
     def findings(self) -> tuple[Finding, ...]:
         """Gives what was found, in the order of ``ADVICE``."""
-        return tuple(
-            Finding(name, self.counts[name], tuple(text for text, _ in self.examples[name]))
-            for name in ADVICE
-            if self.counts[name]
-        )
+        names = sorted(self.counts, key=list(ADVICE).index)
+        return tuple(Finding(name, self.counts[name], tuple(text for text, _ in self.examples[name])) for name in names)
 
     def part(self, number: int) -> Part:
         """Gives the tar in which sample ``number`` lies."""

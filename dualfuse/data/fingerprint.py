@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-HASH_DISTANCE = 3  # of 64 bits
+HASH_DISTANCE = 5  # of 64 bits
 COLOUR_DISTANCE = 10  # grey levels, in the worst of 4 x 4 fields
 NOISE = 2  # grey levels by which JPEG makes an even area uneven
-BANDS = 4  # two hashes that differ in 3 bits are equal in one of 4 bands
+TURNS = 8  # 5 bits that differ leave a run of equal ones, which one of 8 turns brings to the front
 NEIGHBOURS = 32
 
 
@@ -29,12 +29,12 @@ def fingerprint(pixels: np.ndarray) -> tuple[int, bytes]:
 def near_pairs(hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, int]]:
     """Gives the pairs of near-same pictures, some more than once, from hashes (N,) uint64 and colours (N, 48) uint8.
 
-    Pictures are sorted by each quarter of the hash in turn and compared with the next few, so the effort grows with N
-    and not with its square. In a crowd of alike hashes some pair may be missed, though hardly the whole crowd.
+    Pictures are sorted by the hash, turned by 8 bits again and again, and compared with the next few: the effort grows
+    with N and not with its square. In a crowd of alike hashes some pair may be missed, though hardly the whole crowd.
     """
-    for band in range(BANDS):
-        shift = np.uint64(64 // BANDS * band)
-        turned = (hashes >> shift) | (hashes << (np.uint64(64) - shift)) if band else hashes
+    for turn in range(TURNS):
+        shift = np.uint64(64 // TURNS * turn)
+        turned = (hashes >> shift) | (hashes << (np.uint64(64) - shift)) if turn else hashes
         order = np.argsort(turned, kind="stable")
         for distance in range(1, min(NEIGHBOURS, len(order) - 1) + 1):
             first, second = order[:-distance], order[distance:]

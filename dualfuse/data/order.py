@@ -104,11 +104,15 @@ def _permutation(length: int, block: int, rng: np.random.Generator) -> np.ndarra
     """Gives a random order (length,); with ``block``, one that keeps neighbours within ``WINDOW`` blocks together."""
     if not block:
         return rng.permutation(length)
+    block = min(block, length)
     starts = rng.permutation(-(-length // block)) * block
     order = (starts[:, None] + np.arange(block)).ravel()
     order = order[order < length]  # one block may be short
-    window = np.arange(length) // (WINDOW * block)
-    return order[np.lexsort((rng.random(length), window))]
+    window = WINDOW * block
+    windows = np.full((-(-length // window), window), -1)
+    windows.flat[:length] = order
+    order = rng.permuted(windows, axis=1).ravel()
+    return order[order >= 0]
 
 
 def _shares(total: int, weights: tuple[Fraction, ...]) -> tuple[int, ...]:

@@ -167,8 +167,10 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
             member = tarfile.TarInfo.fromtarfile(tar)
         except tarfile.HeaderError as error:
             raise ValueError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
-        if not start < tar.offset <= total or member.size < 0:
-            raise ValueError(f"{path} is truncated or damaged: {member.name} should end at {tar.offset:,} of {total:,}")
+        if member.size < 0:  # would lead back to headers before
+            raise ValueError(
+                f"{path} is damaged at byte {start:,} of {total:,}: {member.size:,} bytes in {member.name}"
+            )
         start = file.seek(tar.offset)
         if member.isreg() and not member.issparse():
             yield member.name, member.offset_data, member.size

@@ -21,7 +21,7 @@ def places(draws: list[Draw]) -> list[tuple[int, int]]:
     return [(draw.source, draw.index) for draw in draws]
 
 
-@pytest.mark.parametrize("block", [0, 1, 3, 100])
+@pytest.mark.parametrize("block", [0, 1, 3, 10**12])
 @pytest.mark.parametrize("batch", [1, 4, 10, 23])
 def test_every_epoch_is_a_new_permutation(batch: int, block: int) -> None:
     lengths = (6, 1, 3)
@@ -95,7 +95,7 @@ def test_blocks_keep_neighbours_together() -> None:
 
 
 PLAIN = [(0, 4), (1, 1), (0, 6), (1, 4), (1, 2), (0, 8)]
-MIXED = [(1, 1), (1, 4), (1, 0), (1, 2), (0, 0), (0, 4)]
+MIXED = [(1, 2), (1, 0), (1, 1), (1, 4), (0, 0), (0, 5)]
 RANDOM = [849, 871, 291]
 
 

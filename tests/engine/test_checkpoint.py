@@ -103,7 +103,8 @@ def test_saving_an_older_step_again_keeps_it(tmp_path: Path) -> None:
     for step in (10, 20):
         save(tmp_path, step, *start, {}, 1)
     assert list(tmp_path.iterdir()) == [tmp_path / "step-00000020"]
-    assert list(tmp_path.iterdir()) == [save(tmp_path, 5, *start, {}, 1)]
+    path = save(tmp_path, 5, *start, {}, 1)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 KILLED = """

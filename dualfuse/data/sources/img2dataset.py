@@ -38,10 +38,13 @@ def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
                 picture = next((info for ending, info in members.items() if is_picture_name(f"x.{ending}")), None)
                 image = Slice(tar, picture.offset_data, picture.size) if picture else b""
                 meta = _meta(archive, members.get("json"))
-                yield Item(
-                    f"{name}/{key}", image, _texts(archive, members.get("txt")) or captions_of(meta), split, meta
-                )
+                texts = _texts(archive, members.get("txt")) or captions_of(meta)
+                yield Item(f"{name}/{key}", image, texts, split, meta)
+            # tarfile takes a damaged header for the end, which is marked by a block of zeros
+            is_whole = Slice(tar, archive.offset, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
     except tarfile.TarError:
+        is_whole = False
+    if not is_whole:
         yield Item(name, b"", split=split, problem="unreadable tar from here on")
 
 

@@ -1,0 +1,170 @@
+"""One pre-training step on pairs done the way VLMo was released, on our weights: the yardstick of bench/step.py.
+
+Every pass is run on its own, embeds its inputs anew and gathers the relative bias anew; texts are padded to the full
+length; attention is written out in float32; the last layer computes every row; the word head reads every word; and
+negatives are drawn one by one in a Python loop. Loss and gradients are those of :class:`dualfuse.tasks.pairs.Pairs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypedDict
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualfuse.layers.attention import SelfAttention
+from dualfuse.layers.blocks import SHARED, Block
+from dualfuse.models.vlmo import BOTH, IMAGE, TEXT, VLMo
+from dualfuse.tasks.heads import unit
+from dualfuse.tasks.pairs import PairBatch, Pairs
+
+Draw = Callable[[Tensor], int]
+"""Picks a column by the weights (B,) of one row."""
+
+
+class PublishedBatch(TypedDict):
+    """B pairs: image (B, 3, H, W); ids, mask, masked_ids, labels (B, T), all padded to one length; labels -100 unmasked."""
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+    masked_ids: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """What enters the blocks: x (B, T + P, D), its first ``words`` rows are text; mask (B, T + P), True where seen."""
+
+    x: Tensor
+    mask: Tensor
+    words: int
+    bias: Tensor | None
+
+
+def drawn(weights: Tensor) -> int:
+    """Draws a column by its weight."""
+    return int(torch.multinomial(weights, 1).item())
+
+
+def heaviest(weights: Tensor) -> int:
+    """Takes the column of the largest weight: a draw that can be repeated."""
+    return int(weights.argmax())
+
+
+def padded(batch: PairBatch, length: int) -> PublishedBatch:
+    """Gives the same pairs with texts padded to ``length``, and labels in place of rows and targets."""
+    missing = length - batch["ids"].shape[1]
+    ids, mask, masked_ids = (F.pad(batch[name], (0, missing)) for name in ("ids", "mask", "masked_ids"))
+    labels = torch.full_like(ids, -100)
+    known = batch["targets"] != -100
+    pair = torch.arange(len(ids))[:, None].expand_as(known)
+    labels[pair[known], batch["rows"][known]] = batch["targets"][known]
+    return {"image": batch["image"], "ids": ids, "mask": mask, "masked_ids": masked_ids, "labels": labels}
+
+
+def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Tensor:
+    """Gives the sum of contrast, matching and masked words, for a task with the settings of the paper."""
+    model = task.model
+    assert isinstance(model, VLMo)
+    image_views = alone(model, embed(model, image=batch["image"]), IMAGE)
+    text_views = alone(model, embed(model, ids=batch["ids"], mask=batch["mask"]), TEXT)
+    same = torch.arange(len(batch["image"]))
+    losses, plain = [], torch.empty(0)
+    for number, (head, image, text) in enumerate(zip(task.projections, image_views, text_views, strict=True)):
+        logits = head.scale * unit(head.image(image)) @ unit(head.text(text)).T
+        losses.append((F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2)
+        plain = logits.detach() if number == 0 else plain
+
+    states = fused(model, batch["masked_ids"], batch["mask"], batch["image"])[:, : batch["ids"].shape[1]]
+    words = F.cross_entropy(task.word_head(states).flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
+
+    wrong_image, wrong_text = negatives(plain.T, draw), negatives(plain, draw)
+    pooled = [
+        model.pool(fused(model, ids, mask, image)[:, 0])
+        for ids, mask, image in (
+            (batch["ids"], batch["mask"], batch["image"]),
+            (batch["ids"], batch["mask"], torch.stack([batch["image"][row] for row in wrong_image])),
+            (*(torch.stack([batch[name][row] for row in wrong_text]) for name in ("ids", "mask")), batch["image"]),
+        )
+    ]
+    is_match = torch.cat([torch.ones_like(same), torch.zeros_like(same), torch.zeros_like(same)])
+    match = F.cross_entropy(task.match_head(torch.cat(pooled)), is_match)
+    cfg = task.cfg
+    return cfg.contrast * torch.stack(losses).mean() + cfg.match * match + cfg.words * words
+
+
+def negatives(logits: Tensor, draw: Draw) -> list[int]:
+    """Draws one column for each row, never the diagonal."""
+    weights = logits.float().softmax(1).fill_diagonal_(0)
+    return [draw(row) for row in weights]
+
+
+def embed(
+    model: VLMo, *, ids: Tensor | None = None, mask: Tensor | None = None, image: Tensor | None = None
+) -> Sequence:
+    """Embeds a text, a picture or both, and gathers the bias for them."""
+    parts, masks, grid = [], [], ()
+    if ids is not None and mask is not None:
+        parts.append(model.words(ids) + model.types.weight[0])
+        masks.append(mask)
+    if image is not None:
+        patches, grid = model.patches(image)
+        parts.append(patches + model.types.weight[1])
+        masks.append(mask.new_ones(patches.shape[:2]) if mask is not None else torch.ones(patches.shape[:2]).bool())
+    words = 0 if ids is None else ids.shape[1]
+    bias = None if model.relative_bias is None else model.relative_bias(text=words, grid=grid)
+    return Sequence(torch.cat(parts, dim=1), torch.cat(masks, dim=1), words, bias)
+
+
+def alone(model: VLMo, sequence: Sequence, modality: str) -> tuple[Tensor, Tensor]:
+    """Gives the first row of one modality's own experts, and of the branch through the vision-language experts."""
+    blocks, x = list(model.blocks), sequence.x
+    for layer in range(model.both_from):
+        x = run(blocks[layer], x, sequence, layer, ((modality, x.shape[1]),))
+    views = []
+    for expert in (modality, BOTH):
+        branch = x
+        for layer in range(model.both_from, len(blocks)):
+            branch = run(blocks[layer], branch, sequence, layer, ((expert, x.shape[1]),))
+        views.append(model.norm(branch)[:, 0])
+    return views[0], views[1]
+
+
+def fused(model: VLMo, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
+    """Gives every state (B, T + P, D) of a text and a picture that see each other."""
+    sequence = embed(model, ids=ids, mask=mask, image=image)
+    x = sequence.x
+    separate = ((TEXT, sequence.words), (IMAGE, x.shape[1] - sequence.words))
+    for layer, block in enumerate(model.blocks):
+        x = run(block, x, sequence, layer, separate if layer < model.both_from else ((BOTH, x.shape[1]),))
+    return model.norm(x)
+
+
+def run(block: nn.Module, x: Tensor, sequence: Sequence, layer: int, route: tuple[tuple[str, int], ...]) -> Tensor:
+    """Runs one block: attention for all rows, then each part's expert."""
+    assert isinstance(block, Block)
+    bias = None if sequence.bias is None else sequence.bias[layer]
+    attended = written_out(block.attention[SHARED], block.norm(x), sequence.mask, bias)
+    x = x + block.drop_path(block.scale_1(attended))
+    parts = x.split([length for _, length in route], dim=1)
+    named = zip(route, parts, strict=True)
+    return torch.cat([part + block.drop_path(block.scale_2(block.experts[name](part))) for (name, _), part in named], 1)
+
+
+def written_out(attention: nn.Module, x: Tensor, mask: Tensor, bias: Tensor | None) -> Tensor:
+    """Attention as scores, added bias, masked fill, softmax and product, in float32."""
+    assert isinstance(attention, SelfAttention)
+    batch, rows, width = x.shape
+    biases = torch.cat([attention.q_bias, torch.zeros_like(attention.v_bias), attention.v_bias])
+    qkv = F.linear(x, attention.qkv.weight, biases).reshape(batch, rows, 3, attention.heads, -1).permute(2, 0, 3, 1, 4)
+    query, key, value = qkv[0], qkv[1], qkv[2]
+    scores = (query * query.shape[-1] ** -0.5).float() @ key.float().transpose(-2, -1)  # (B, H, N, N)
+    if bias is not None:
+        scores = scores + bias.unsqueeze(0)
+    scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+    attended = scores.softmax(dim=-1).type_as(x) @ value
+    return attention.projection(attended.transpose(1, 2).reshape(batch, rows, width))

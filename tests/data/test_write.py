@@ -1,0 +1,85 @@
+"""Shards are plain tars, equal byte for byte, and can be gone on with."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.data.write import Mark, ShardWriter, picture_suffix, write_shards
+
+
+def picture(number: int, kind: str = "JPEG") -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8 + number, 8), (10 * number, 0, 99)).save(file, kind)
+    return file.getvalue()
+
+
+SAMPLES = tuple(
+    Sample(f"{n:04d}", picture(n, kind), (f"text {n}", "größer\n als"), {"n": n})
+    for n, kind in enumerate(("JPEG", "PNG", "WEBP", "JPEG", "JPEG"))
+)
+
+
+def test_reader_and_tarfile_see_what_was_written(tmp_path: Path) -> None:
+    (shard,) = write_shards(SAMPLES, tmp_path)
+    assert shard == tmp_path / "train-00000.tar"
+    for read, wrote in zip(Shards.open(shard), SAMPLES, strict=True):
+        assert (read.key, read.image) == (f"train-00000/{wrote.key}", wrote.image)
+        assert (read.texts, read.meta) == ((wrote.texts[0], "größer als"), wrote.meta)
+    with tarfile.open(shard) as archive:
+        assert archive.getnames()[:4] == ["0000.jpg", "0000.txt", "0000.json", "0001.png"]
+        assert {(member.mtime, member.uid, member.uname) for member in archive} == {(0, 0, "")}
+
+
+def test_shards_are_indexed_when_they_are_complete(tmp_path: Path) -> None:
+    (shard,) = write_shards(SAMPLES, tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [shard.name, shard.name + ".index.npz"]
+
+
+@pytest.mark.parametrize(("limit", "sizes"), [((2, 1 << 20), [2, 2, 1]), ((9, 5000), [1] * 5), ((9, 1 << 20), [5])])
+def test_shards_hold_no_more_than_their_limit(tmp_path: Path, limit: tuple[int, int], sizes: list[int]) -> None:
+    shards = write_shards(SAMPLES, tmp_path, "val", limit=limit)
+    assert [len(Shards.open(shard)) for shard in shards] == sizes
+
+
+@pytest.mark.parametrize("taken", range(1, 5))
+def test_going_on_from_a_mark_gives_the_same_bytes(tmp_path: Path, taken: int) -> None:
+    whole = [path.read_bytes() for path in write_shards(SAMPLES, tmp_path / "whole", limit=(2, 1 << 20))]
+    first = ShardWriter(tmp_path / "parts", "train", limit=(2, 1 << 20))
+    for sample in SAMPLES[:taken]:
+        first.add(sample)
+    mark = first.mark()
+    first.add(Sample("lost", picture(9)))  # after the mark: to be cut off
+    first.stop()
+    second = ShardWriter(tmp_path / "parts", "train", mark, limit=(2, 1 << 20))
+    for sample in SAMPLES[taken:]:
+        second.add(sample)
+    assert second.close() == len(SAMPLES)
+    assert [path.read_bytes() for path in second.shards] == whole
+
+
+def test_half_a_shard_is_no_tar_for_any_reader(tmp_path: Path) -> None:
+    writer = ShardWriter(tmp_path, "train")
+    writer.add(SAMPLES[0])
+    writer.stop()
+    assert not list(tmp_path.glob("*.tar"))
+    with pytest.raises(ValueError, match="has gone or is cut off"):
+        ShardWriter(tmp_path, "train", Mark(0, 9, 1 << 20, 9))
+
+
+@pytest.mark.parametrize("key", ["", "a.b", "a/b", "größe", "x" * 91])
+def test_keys_that_readers_would_take_apart_are_refused(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ValueError, match="key"):
+        write_shards([Sample(key, picture(1))], tmp_path)
+
+
+def test_only_jpeg_png_and_webp_go_into_shards(tmp_path: Path) -> None:
+    assert [picture_suffix(picture(1, kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF")] == ["jpg", "png", "webp", ""]
+    with pytest.raises(ValueError, match="convert it first"):
+        write_shards([Sample("a", picture(1, "GIF"))], tmp_path)

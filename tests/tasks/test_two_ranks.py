@@ -1,0 +1,168 @@
+"""Two gloo processes against one, and against what two processes of the released code recorded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as td
+from safetensors.torch import load_file
+from torch import multiprocessing
+from torch.nn.parallel import DistributedDataParallel
+from torch.testing import assert_close
+
+from dualfuse import dist
+from dualfuse.convert.vlmo import from_official
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.tasks import contrast, pairs
+from dualfuse.tasks.pairs import Pairs, PairsConfig, masked_rows
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
+TINY = VLMoConfig(
+    width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=101, text_length=20, drop_path=0.0
+)
+draw = contrast.draw_negatives
+
+
+def largest(logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw(logits, allowed, torch.zeros_like(logits))
+
+
+def task(cfg: PairsConfig) -> Pairs:
+    built = cfg.build(TINY.build())
+    built.load_state_dict(from_official(load_file(GOLDEN / "rel_state.safetensors")).tensors)
+    return built
+
+
+def batch(rows: slice = slice(None), longest: int = 12) -> dict[str, torch.Tensor]:
+    inputs = load_file(GOLDEN / "two_rank.safetensors")
+    return {
+        "image": inputs["in.image"][rows],
+        "ids": inputs["in.text_ids"][rows, :longest],
+        "mask": inputs["in.text_masks"][rows, :longest].bool(),
+        "masked_ids": inputs["in.text_ids_mlm"][rows, :longest],
+        **masked_rows(list(inputs["in.text_labels_mlm"][rows].numpy())),
+        "image_id": torch.arange(4)[rows],
+        "text_id": torch.arange(4)[rows],
+    }
+
+
+def own(rank: int) -> slice:
+    return slice(2 * rank, 2 * rank + 2)
+
+
+def on_two_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
+    multiprocessing.start_processes(_enter, args=(work, tmp_path / "meeting"), nprocs=2, start_method="fork")
+
+
+def _enter(rank: int, work: Callable[[int], None], meeting: Path) -> None:
+    torch.set_num_threads(1)
+    pairs.draw_negatives = largest  # in this process only: the recorded run took the largest weight
+    td.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    try:
+        work(rank)
+    finally:
+        td.destroy_process_group()
+
+
+def recorded(name: str) -> torch.Tensor:
+    return load_file(GOLDEN / "two_rank.safetensors")[name]
+
+
+def ours(name: str) -> str:
+    return next(iter(from_official({name: torch.zeros(1)}).tensors))
+
+
+def check_forward(rank: int) -> None:
+    built = task(PairsConfig())
+    mine = batch(own(rank))
+    image, text = built.model.embed_image(mine["image"]), built.model.embed_text(mine["ids"], mine["mask"])
+    similar = built.contrast(image, text, contrast.positives(mine["image_id"], mine["text_id"]))
+    own_first = [0, 1, 2, 3] if rank == 0 else [2, 3, 0, 1]
+    assert_close(similar[0].image_to_text[:, own_first], recorded(f"rank{rank}.i2t_logits")[:2], atol=1e-5, rtol=1e-5)
+    weights = similar[0].text_to_image.masked_fill(similar[0].positive, float("-inf")).softmax(1)[:, own_first]
+    theirs = recorded(f"rank{rank}.weights_t2i")
+    assert_close(weights, theirs / theirs.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+    loss = dist.mean(torch.stack([view.loss() for view in similar]).mean())
+    assert_close(loss, recorded(f"rank{rank}.itc_loss"), atol=1e-5, rtol=1e-5)
+
+    wrong = built.draw_wrong(mine, image, text, similar[0])
+    fused = built.fuse([(text, image), *wrong.pairs], mine["rows"])
+    assert_close(built.match_head(fused.pooled), recorded(f"rank{rank}.itm_logits"), atol=1e-5, rtol=1e-5)
+    output = built(mine)
+    assert_close(output.log["match"], recorded(f"rank{rank}.itm_loss"), atol=1e-5, rtol=1e-5)
+    # theirs is the mean over the process's own words; ours weighs every word of all processes alike
+    words = (mine["targets"] != -100).sum().float()
+    share = dist.mean(words) / words
+    assert_close(0.25 * output.log["words"] * share, recorded(f"rank{rank}.mlm_loss"), atol=1e-5, rtol=1e-5)
+
+
+def test_forward_of_two_ranks(tmp_path: Path) -> None:
+    on_two_ranks(check_forward, tmp_path)
+
+
+def check_gradients(rank: int, gather: str, kind: str) -> None:
+    built = task(PairsConfig(gather=gather, match=0.0, words=0.0))  # type: ignore[arg-type]
+    for name, parameter in built.named_parameters():  # what contrast never reaches is frozen, as a recipe would
+        parameter.requires_grad_(not name.startswith(("model.pooler", "match_head", "word_head")))
+    wrapped = DistributedDataParallel(built)  # kept: without it nothing is synchronised
+    wrapped(batch(own(rank))).loss.backward()
+    names = [name for name in load_file(GOLDEN / "two_rank.safetensors") if name.startswith(kind + ".")]
+    assert len(names) == 4
+    gradients = {name: parameter.grad for name, parameter in built.named_parameters()}
+    for name in names:
+        gradient = gradients[ours(name.removeprefix(kind + "."))]
+        assert_close(gradient.reshape(recorded(name).shape), recorded(name), atol=1e-5, rtol=1e-5)
+
+
+def check_released_gradient(rank: int) -> None:
+    check_gradients(rank, "released", "ddp_mean_grad_itc")
+
+
+def check_full_gradient(rank: int) -> None:
+    check_gradients(rank, "gradient", "full_batch_grad_itc")
+
+
+@pytest.mark.parametrize("work", [check_released_gradient, check_full_gradient])
+def test_contrast_gradient_of_two_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
+    on_two_ranks(work, tmp_path)
+
+
+def check_whole_step(alone: Path, rank: int) -> None:
+    built = task(PairsConfig())
+    # the second process has shorter texts: rows are exchanged all the same
+    wrapped = DistributedDataParallel(built)
+    wrapped(batch(own(rank), longest=12 if rank == 0 else 9)).loss.backward()
+    gradients = torch.load(alone, weights_only=True)
+    assert len(gradients) > 80
+    for name, parameter in built.named_parameters():
+        assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def test_gradient_of_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "draw_negatives", largest)
+    built = task(PairsConfig())
+    built(batch()).loss.backward()
+    torch.save({name: parameter.grad for name, parameter in built.named_parameters()}, tmp_path / "alone.pt")
+    on_two_ranks(partial(check_whole_step, tmp_path / "alone.pt"), tmp_path)
+
+
+def check_exchange(rank: int) -> None:
+    local = torch.arange(3 * 2).view(3, 2) + 100 * rank
+    everyone = torch.cat([torch.arange(6).view(3, 2), torch.arange(6).view(3, 2) + 100])
+    wanted = torch.tensor([5, 0, 3, 3, 1]) if rank == 0 else torch.tensor([2])
+    assert torch.equal(dist.fetch(local, wanted), everyone[wanted])
+    assert torch.equal(dist.gather(local), everyone)
+    ids, texts = torch.tensor([1, 2]) + rank, torch.tensor([7, 7 + rank])
+    positive = contrast.positives(ids, texts)  # images 1 2 | 2 3, texts 7 7 | 7 8
+    wanted_rows = [[1, 1, 1, 0], [1, 1, 1, 0]] if rank == 0 else [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert positive.long().tolist() == wanted_rows
+    assert contrast.own_columns(2, torch.device("cpu")).tolist() == [rank == 0] * 2 + [rank == 1] * 2
+
+
+def test_exchange_of_rows(tmp_path: Path) -> None:
+    on_two_ranks(check_exchange, tmp_path)
