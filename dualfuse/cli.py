@@ -1,34 +1,64 @@
-"""The command line: what can be done, in one list. Heavy imports happen inside the command that needs them."""
+"""The command line: one function per command. Its parameters are the flags, its docstring is the help.
+
+Torch is imported inside the functions that need it, so that ``--help`` is quick.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
-if TYPE_CHECKING:
-    from dualfuse.data.prepare_options import PrepareOptions
-    from dualfuse.engine.evaluate import Plan
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from dualfuse import __version__
+from dualfuse.data.prepare_options import PrepareOptions
+
+Model = Annotated[Positional[Path], arg(metavar="MODEL", help="model folder, such as runs/demo/pairs/final")]
 
 
-def train(arguments: list[str]) -> None:
-    """Train a recipe; every number of it is a typed flag."""
-    from dualfuse import recipes
-    from dualfuse.engine.train import train
+def prepare(
+    source: Annotated[
+        Positional[Path],
+        arg(metavar="SOURCE", help="pictures with .txt beside, csv, tsv, jsonl, parquet, COCO or Karpathy json, tars"),
+    ],
+    out: Annotated[Positional[Path], arg(metavar="OUT", help="folder for the shards")],
+    options: OmitArgPrefixes[PrepareOptions],
+) -> None:
+    """Turn pictures and texts that you have into indexed shards.
 
-    parser = argparse.ArgumentParser(
-        prog="dualfuse train",
-        description="Train a recipe. The same command goes on where a stopped run was.",
-        epilog="dualfuse recipes lists the names; dualfuse train NAME --help lists every flag of that recipe.",
-        add_help=not arguments or arguments[0].startswith("-"),
-    )
-    parser.add_argument("name", help="a listed name, path/file.py:function, or module:function")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
-    known, flags = parser.parse_known_args(arguments)
-    chosen = recipes.override(recipes.find(known.name), flags, prog=f"dualfuse train {known.name} [--out DIR]")
-    print(f"the model is in {train(chosen, known.out or Path('runs') / known.name.rpartition(':')[2])}")
+    The format is recognised. What cannot be used is left out, counted and listed in OUT/left-out.jsonl. It can be
+    stopped at any time: the same command goes on where it was.
+    """
+    from rich.console import Console
+
+    from dualfuse.data.prepare import prepare
+
+    Console(highlight=False).print(prepare(source, out, options))
+
+
+def doctor(
+    path: Annotated[Positional[Path], arg(metavar="PATH", help="shards: a tar file, a folder of them, or a pattern")],
+    text_length: Annotated[int, arg(help="texts of more word pieces are over-long")] = 40,
+    sheet: Annotated[Path, arg(help="contact sheet to draw; the findings are written beside it as json")] = Path(
+        "contact-sheet.jpg"
+    ),
+) -> None:
+    """Check a data set, and draw a contact sheet of it.
+
+    Finds unreadable, tiny, huge, animated and duplicate pictures, empty, over-long and duplicate texts, and what two
+    splits share.
+    """
+    from rich.console import Console
+
+    from dualfuse.data.doctor import examine
+
+    examine(path, text_length=text_length, sheet=sheet).render(Console(highlight=False))
+    print(f"contact sheet: {sheet}")
 
 
 def list_recipes() -> None:
@@ -40,8 +70,86 @@ def list_recipes() -> None:
         print(f"{name:{width}}  {recipes.summary(name)}")
 
 
-COMMANDS = {"train": train, "recipes": list_recipes}
-"""Every command and the function that runs it; the first line of its docstring is its help."""
+def train(arguments: Sequence[str]) -> None:
+    """Train a recipe; every number of it is a typed flag."""
+    from dualfuse import recipes
+    from dualfuse.engine.train import train
+
+    parser = argparse.ArgumentParser(
+        prog="dualfuse train",
+        description="Train a recipe. The same command goes on where a stopped run was. On several GPUs: "
+        "torchrun --nproc-per-node 8 -m dualfuse train NAME ...",
+        epilog="dualfuse recipes lists the names; dualfuse train NAME --help lists every flag of that recipe.",
+        add_help=not arguments or arguments[0].startswith("-"),
+    )
+    parser.add_argument("name", help="a listed name, path/file.py:function, or module:function")
+    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
+    known, flags = parser.parse_known_args(arguments)
+    chosen = recipes.override(recipes.find(known.name), flags, prog=f"dualfuse train {known.name} [--out DIR]")
+    print(f"the model is in {train(chosen, known.out or Path('runs') / known.name.rpartition(':')[2])}")
+
+
+def evaluate(
+    model: Model,
+    data: Annotated[Positional[str], arg(metavar="DATA", help="shards to judge on, such as 'data/test-*.tar'")],
+    rerank: Annotated[int, arg(help="candidates per query that the fusion path puts in a new order; 0: none")] = 16,
+    batch: Annotated[int, arg(help="pictures, texts or pairs at a time")] = 64,
+    workers: Annotated[int, arg(help="loader processes")] = 2,
+    exclude_broken: Annotated[bool, arg(help="leave out and report samples that cannot be read")] = False,
+    out: Annotated[Path | None, arg(help="json file for the numbers")] = None,
+) -> None:
+    """Judge a model: retrieval both ways, alone and re-ranked, matching, masked words.
+
+    Every picture of DATA is searched with all its captions, in chunks whose memory does not grow with pictures times
+    captions.
+    """
+    from dualfuse import dist, hub
+    from dualfuse.data.shards import Shards
+    from dualfuse.engine.evaluate import Plan, evaluate
+    from dualfuse.engine.memory import keep_big_blocks
+    from dualfuse.engine.pair_accuracy import pair_accuracy
+
+    keep_big_blocks()
+    loaded, shards = hub.load(model, device=dist.device()), Shards.open(data)
+    plan = Plan(batch, rerank, workers, exclude_broken)
+    result = evaluate(loaded.task, loaded.prep, shards, plan)
+    metrics = result.metrics | pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    width = max(map(len, metrics))
+    for name, value in metrics.items():
+        print(f"{name:{width}}  {100 * value:5.1f} %")
+    print(f"{result.pictures} pictures, {result.texts} texts, {len(result.excluded)} excluded")
+    for skipped in result.excluded:
+        print(f"  excluded {skipped.key}: {skipped.reason}")
+    if out:
+        out.write_text(json.dumps(metrics, indent=1) + "\n")
+
+
+def search(
+    model: Model,
+    images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder of pictures, or shards")],
+    query: Annotated[Positional[str], arg(metavar="QUERY", help="a text, or the path of a picture")],
+    top: Annotated[int, arg(help="pictures to show")] = 10,
+    rerank: Annotated[int, arg(help="candidates that the fusion path of the same weights puts in a new order")] = 0,
+    sheet: Annotated[Path | None, arg(help="picture grid to draw")] = Path("search.png"),
+) -> None:
+    """Search pictures by text or by picture.
+
+    The pictures are embedded once; the index is kept beside them and follows what is added, changed or removed.
+    """
+    from dualfuse.search.answer import answer
+
+    answer(model, images, query, top=top, rerank=rerank, sheet=sheet)
+
+
+COMMANDS = {
+    "prepare": prepare,
+    "doctor": doctor,
+    "recipes": list_recipes,
+    "train": train,
+    "evaluate": evaluate,
+    "search": search,
+}
+"""Every command and its function; the first line of the docstring stands in the list of commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,8 +159,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if name == "train":  # its flags depend on the recipe
             train(rest)
         else:
-            import tyro
-
             tyro.cli(COMMANDS[name], args=rest, prog=f"dualfuse {name}")
     except KeyboardInterrupt as error:
         print(f"interrupted {error}".strip(), file=sys.stderr)
@@ -64,8 +170,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    from dualfuse import __version__
-
     summaries = {name: (function.__doc__ or "").splitlines()[0] for name, function in COMMANDS.items()}
     width = max(map(len, summaries))
     parser = argparse.ArgumentParser(
@@ -81,7 +185,3 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     return parsed.command, parsed.arguments
-
-
-if __name__ == "__main__":
-    sys.exit(main())

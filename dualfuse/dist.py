@@ -23,20 +23,28 @@ def world() -> int:
     return td.get_world_size() if td.is_initialized() else 1
 
 
+def device() -> torch.device:
+    """Gives the device of this process: its GPU if there is one."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
+
+
 @contextmanager
 def processes() -> Iterator[torch.device]:
     """Joins the processes that torchrun started, if it did, and gives this one's device."""
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    device = torch.device("cuda", local) if torch.cuda.is_available() else torch.device("cpu")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    here = device()
+    if here.type == "cuda":
+        torch.cuda.set_device(here)
     if not started or td.is_initialized():
-        yield device
+        yield here
         return
-    td.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    td.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
-        yield device
+        yield here
     finally:
         td.destroy_process_group()
 

@@ -14,7 +14,6 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
-from dualfuse.data.text import Text
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Prep, Task
 

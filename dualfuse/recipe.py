@@ -19,7 +19,7 @@ class Data:
     """Which samples are read, and how they are shown to the model."""
 
     train: tuple[str, ...] = ()
-    """Shards to learn from, one entry per set: a tar file, a folder of tar files, or a pattern such as pairs/train-*.tar."""
+    """Shards to learn from, one entry per set: a tar file, a folder of tars, or a pattern like pairs/train-*.tar."""
     weights: tuple[float, ...] = ()
     """Share of each set in the mixture; empty: by the number of samples."""
     validation: str = ""
@@ -63,7 +63,7 @@ class Optim:
     eps: float = 1e-8
     weight_decay: float = 0.01
     decay: Literal["matrices", "released"] = "matrices"
-    """What is decayed: the weights of linear, convolution and embedding layers; or what the released VLMo code decays."""
+    """What is decayed: the weights of linear, convolution and embedding layers; or what released VLMo code decays."""
     adamw: Literal["torch", "released"] = "torch"
     """Whose update: torch.optim.AdamW; or the one of transformers 4.8, which the released VLMo code used."""
     warmup: float = 0.0
@@ -80,7 +80,7 @@ class Run:
 
     steps: int = 200_000
     micro_batch: int = 0
-    """Samples per process and forward pass; the gradients of a step are accumulated over as many as needed. 0: one pass."""
+    """Samples per process and forward pass; a step accumulates the gradients of as many as it needs. 0: one pass."""
     seed: int = 1
     precision: Literal["fp32", "bf16"] = "fp32"
     log_every: int = 10

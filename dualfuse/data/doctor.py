@@ -54,7 +54,8 @@ def examine(path: Path, *, text_length: int = 40, sheet: Path | None = None) -> 
     report = Report(str(path), _splits(evidence), evidence.findings())
     if sheet:
         sheet.parent.mkdir(parents=True, exist_ok=True)
-        draw(evidence, str(path)).save(sheet)
+        if evidence.content:
+            draw(evidence, str(path)).save(sheet)
         report.save(sheet.with_suffix(".json"))
     return report
 

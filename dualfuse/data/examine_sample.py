@@ -37,7 +37,7 @@ def examine_sample(shards: Shards, number: int, text: Text) -> Seen:
         sample = shards[number]
     except BrokenSample as error:
         return Seen((("unreadable picture", error.reason),))
-    texts = tuple(_hash(" ".join(line.strip().split()).encode()) for line in sample.texts)
+    texts = tuple(_hash(" ".join(line.casefold().split()).encode()) for line in sample.texts)
     flaws = _text_flaws(sample, text)
     try:
         is_small_or_large = _picture_flaws(sample.image)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 
 @dataclass(frozen=True)
@@ -12,9 +15,9 @@ class PrepareOptions:
 
     images: Path | None = None
     """Folder of the pictures, where a table or json names them relative to it."""
-    image_column: str = ""
+    image_column: Annotated[str, arg(name="image")] = ""
     """Column of a table that names the picture (or holds it); empty: by its usual names."""
-    text_columns: tuple[str, ...] = ()
+    text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()
     """Columns of a table that hold captions; empty: by their usual names."""
     split_column: str = ""
     """Column of a table that says train, val or test; empty: the column called split, if there is one."""

@@ -63,10 +63,10 @@ class PreparedFolder:
         tally.consumed += 1
         tally.listing = extend_listing(tally.listing, item)
         if isinstance(outcome, LeftOut):
-            is_due = self._leave_out(key, item, outcome)
+            self._leave_out(key, item, outcome)
         else:
-            is_due = self._write(key, item, outcome)
-        if is_due or tally.consumed % SAVE_EVERY == 0:
+            self._write(key, item, outcome)
+        if tally.consumed % SAVE_EVERY == 0:
             self._save()
 
     def finish(self) -> Summary:
@@ -101,26 +101,22 @@ class PreparedFolder:
         self._left_out.seek(self.tally.left_out_size)
         self._save()
 
-    def _write(self, key: str, item: Item, ready: Ready) -> bool:
-        """True if a shard was completed, which must not be forgotten."""
+    def _write(self, key: str, item: Item, ready: Ready) -> None:
         split, picture, tally = ready.split, ready.picture, self.tally
         meta = {**item.meta, "name": item.name, "width": picture.width, "height": picture.height}
         if split not in self._writers:
             self._writers[split] = ShardWriter(self.folder, split, limit=self._limit)
-        has_completed = self._writers[split].add(Sample(key, picture.data, ready.texts, meta))
+        self._writers[split].add(Sample(key, picture.data, ready.texts, meta))
         tally.captions[split] = tally.captions.get(split, 0) + len(ready.texts)
         if picture.change:
             tally.changed[picture.change] = tally.changed.get(picture.change, 0) + 1
-        return has_completed
 
-    def _leave_out(self, key: str, item: Item, why: LeftOut) -> bool:
-        """Always False: nothing was completed."""
+    def _leave_out(self, key: str, item: Item, why: LeftOut) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         self._left_out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
         self.tally.leave_out(item.name, why.reason)
         if self.tally.consumed == self.tally.left_out.get(MISSING) == PATIENCE:
             raise self._nothing()
-        return False
 
     def _mark(self) -> None:
         self.tally.splits = {name: writer.mark() for name, writer in self._writers.items()}

@@ -52,19 +52,17 @@ class ShardWriter:
         folder.mkdir(parents=True, exist_ok=True)
         self._file = self._reopen() if start.size else None
 
-    def add(self, sample: Sample) -> bool:
-        """Writes one sample; True if this completed the shard before it, which is a good moment for a ``mark``."""
+    def add(self, sample: Sample) -> None:
+        """Writes one sample, into the next shard if the open one is full."""
         data = _members(sample)
         is_full = self._at.in_shard >= self.max_samples or self._at.size + len(data) > self.max_bytes
-        is_next = is_full and self._file is not None
-        if is_next:
+        if is_full and self._file is not None:
             self._finish()
         if self._file is None:
             self._file = self._part.open("wb")
         self._file.write(data)
         at = self._at
         self._at = Mark(at.shards, at.in_shard + 1, at.size + len(data), at.samples + 1)
-        return is_next
 
     def mark(self) -> Mark:
         """Brings everything so far safely to disk and says where that is."""
@@ -100,7 +98,7 @@ class ShardWriter:
         return self._shard.with_suffix(".tar.part")
 
     def _reopen(self) -> io.BufferedRandom:
-        # A process killed right after it completed the shard left the final name: take it back, cut the end, go on.
+        # The shard may have been completed after the mark: take it back, cut off what came later, go on.
         if not self._part.exists() and self._shard.exists():
             self._shard.replace(self._part)
         if not self._part.exists() or self._part.stat().st_size < self._at.size:

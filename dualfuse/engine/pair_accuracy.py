@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -54,11 +54,11 @@ class _Reading:
     plan: Plan
 
     def batches(self) -> Iterator[Batch]:
-        """Gives all pairs as training reads them, but pictures as they are."""
+        """Gives all pairs as training reads them, but pictures and captions as they are."""
         batch = self.plan.batch
         deliveries = evaluation_batches(
             self.shards,
-            partial(_read, self.task.cfg, self.prep),
+            partial(_read, replace(self.task.cfg, tags=""), self.prep),
             self.task.cfg.collate,
             batch=batch,
             workers=self.plan.workers,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -46,7 +47,7 @@ def _convolutions(width: int, patch: int) -> nn.Module:
         raise ValueError(f"a convolutional stem halves the picture step by step: patch {patch} is no power of two")
     channels = [3, *(max(16, width >> (steps - 1 - step)) for step in range(steps))]
     layers: list[nn.Module] = []
-    for before, after in zip(channels[:-1], channels[1:], strict=True):
+    for before, after in pairwise(channels):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(1, after), nn.GELU()]
     return nn.Sequential(*layers, nn.Conv2d(channels[-1], width, 1))
 

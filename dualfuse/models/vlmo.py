@@ -19,6 +19,16 @@ TEXT, IMAGE, BOTH = "text", "image", "both"
 
 
 @dataclass(frozen=True)
+class Initial:
+    """What the weights start from."""
+
+    std: float = 0.02
+    """Standard deviation of the linear layers; narrow models learn sooner with more, about 1 / sqrt(width)."""
+    layer_scale: float = 0.1
+    """First value of LayerScale; 0: none."""
+
+
+@dataclass(frozen=True)
 class VLMoConfig:
     """The numbers of a VLMo; the defaults are the paper's base size with relative positions."""
 
@@ -34,14 +44,14 @@ class VLMoConfig:
     text_length: int = 196
     """Longest text the positions know."""
     positions: Literal["relative", "absolute"] = "relative"
-    layer_scale: float = 0.1
-    """First value of LayerScale; 0: none."""
+    initial: Initial = Initial()
+    """What the weights start from."""
     drop_path: float = 0.1
-    """Stochastic depth of the last layer, rising from 0, and, as in the released code, the dropout of the text embedding."""
+    """Stochastic depth of the last layer, rising from 0; as in the released code also the text embedding's dropout."""
     experts: Literal["modality", "shared"] = "modality"
     """"shared" is the standard Transformer of the paper's Table 5."""
     separate_until: int = 0
-    """Layers below this one give each modality its own attention, to itself alone (Table 7; the paper: ``both_from``)."""
+    """Layers below this give each modality its own attention, to itself alone (Table 7; there: ``both_from``)."""
     stem: Stem = "linear"
     """How patches are made; "convolution" learns quicker at small scale (not in the paper)."""
     image_slots: int = 1
@@ -59,7 +69,7 @@ class VLMo(VisionLanguageModel):
     """
 
     def __init__(self, cfg: VLMoConfig) -> None:
-        """Draws initial weights as the released code does (truncated normal 0.02, bias table zero)."""
+        """Draws initial weights by the rule of the released code (its std is 0.02; the bias table starts at zero)."""
         super().__init__()
         self.width = self.fused_width = cfg.width
         self.vocabulary, self.both_from, self.separate_until = cfg.vocabulary, cfg.both_from, cfg.separate_until
@@ -84,7 +94,7 @@ class VLMo(VisionLanguageModel):
         self.blocks = nn.ModuleList(_blocks(cfg))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.pooler = nn.Linear(cfg.width, cfg.width)
-        _initialise(self)
+        _initialise(self, cfg.initial.std)
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Gives patches and class token of pictures (B, 3, H, W) with the type of their ``slot``."""
@@ -191,16 +201,16 @@ def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
             heads=cfg.heads,
             attentions=(TEXT, IMAGE) if layer < cfg.separate_until else (SHARED,),
             experts=(SHARED,) if cfg.experts == SHARED else experts,
-            layer_scale=cfg.layer_scale,
+            layer_scale=cfg.initial.layer_scale,
             drop_path=cfg.drop_path * layer / max(1, cfg.depth - 1),
         )
 
 
-def _initialise(model: VLMo) -> None:
-    """Linear weights of the encoder: truncated normal 0.02; embeddings and pooler: normal 0.02; biases 0."""
+def _initialise(model: VLMo, std: float) -> None:
+    """Linear weights: truncated normal of ``std``; embeddings: normal 0.02; biases 0; convolutions as torch has it."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Embedding):
@@ -209,7 +219,6 @@ def _initialise(model: VLMo) -> None:
             nn.init.trunc_normal_(module.class_token, std=0.02)
             if module.window is not None:
                 nn.init.trunc_normal_(module.position, std=0.02)
-    nn.init.normal_(model.pooler.weight, std=0.02)
 
 
 def _route(expert: str, x: Tensor) -> Route:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dualfuse.data.images import Augment
-from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pairs import PairsConfig
 
@@ -17,7 +17,7 @@ NANO = VLMoConfig(
     image_size=(64, 64),
     text_length=24,
     positions="absolute",
-    layer_scale=0.0,
+    initial=Initial(std=0.125, layer_scale=0.0),
     drop_path=0.0,
     stem="convolution",
 )

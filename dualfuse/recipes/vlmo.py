@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pairs import PairsConfig
 
@@ -16,7 +16,7 @@ BASE = VLMoConfig()
 """12 layers of 768, 12 heads, vision-language experts in the last 2; relative positions, LayerScale 0.1."""
 
 BASE_PLUS = VLMoConfig(
-    width=544, depth=24, heads=16, both_from=21, positions="absolute", layer_scale=0.0, text_length=40
+    width=544, depth=24, heads=16, both_from=21, positions="absolute", initial=Initial(layer_scale=0.0), text_length=40
 )
 """24 layers of 544, 16 heads, experts in the last 3; absolute positions, no LayerScale."""
 

@@ -16,6 +16,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.text import Text
 from dualfuse.models.base import VisionLanguageModel
 
+
 @dataclass(frozen=True)
 class Output:
     """What one step gives: the loss that is differentiated, and detached scalars for people."""

@@ -58,7 +58,7 @@ class PairsConfig:
     words: float = 0.25
     """Weights of the objectives; 0 leaves one out, and the work it costs."""
     views: Literal["all", "plain"] = "all"
-    """What contrast compares: also the vectors of the vision-language experts, as the released code; or the plain ones."""
+    """What contrast compares: also vectors of the vision-language experts, as the released code; or the plain ones."""
     negatives: Literal["all", "own"] = "all"
     """Where hard negatives are drawn: from the pairs of all processes, or from the own ones (the paper's Table 6)."""
     negatives_per_pair: Literal[1, 2] = 2
@@ -70,12 +70,15 @@ class PairsConfig:
     masking: Literal["words", "released"] = "words"
     """"released": padding counts as a candidate, and a caption can end with no masked word."""
     mask_share: float = 0.15
+    """Share of the words that is masked."""
+    tags: str = ""
+    """Name of a list in the samples' json (such as keywords); every other caption gets a few of it. Empty: none."""
 
     def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> PairRow:
         """Draws one of the captions, masks words, and transforms the picture."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no text")
-        words = prep.text.encode(sample.texts[rng.integers(len(sample.texts))])
+        words = prep.text.encode(self._caption(sample, rng))
         rule = mask_words if self.masking == "words" else mask_words_released
         masked_ids, labels = rule(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
         return {
@@ -86,6 +89,14 @@ class PairsConfig:
             "image_id": identity(sample.image),
             "text_id": identity(words.ids.tobytes()),
         }
+
+    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
+        caption = sample.texts[rng.integers(len(sample.texts))]
+        tags = sample.meta.get(self.tags)
+        if not (isinstance(tags, list) and tags) or rng.random() < 0.5:
+            return caption
+        some = rng.permutation(tags)[: rng.integers(1, 5)]
+        return " ".join([caption, *map(str, some)])
 
     def collate(self, rows: Sequence[PairRow]) -> PairBatch:
         """Pads the texts to the longest of them."""
@@ -125,7 +136,9 @@ class Pairs(Task):
         """Heads: one pair of projections per view, match / no match, and the word head."""
         super().__init__()
         self.cfg, self.model = cfg, model
-        self.projections = nn.ModuleList(Projections(model.width) for _ in range(model.num_views if cfg.views == "all" else 1))
+        self.projections = nn.ModuleList(
+            Projections(model.width) for _ in range(model.num_views if cfg.views == "all" else 1)
+        )
         self.match_head = nn.Linear(model.fused_width, 2)
         self.word_head = WordHead(model.fused_width, model.vocabulary)
         initialise(self.match_head)
@@ -235,7 +248,6 @@ class Pairs(Task):
         nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.match_head(self.model.fuse(image, text, rows=nothing).pooled).float()
         return logits[:, 1] - logits[:, 0]
-
 
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Adds up the contrastive logit and the matching log-odds.

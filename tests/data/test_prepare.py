@@ -19,10 +19,12 @@ from PIL import Image
 from rich.console import Console
 
 from dualfuse.data import prepared_folder
+from dualfuse.data.check_item import LeftOut, Ready
 from dualfuse.data.prepare import prepare
 from dualfuse.data.prepare_options import PrepareOptions
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.data.sources.item import Item
 from dualfuse.data.sources.recognise import recognise
 from dualfuse.data.split import split_name
 
@@ -81,10 +83,10 @@ def test_sub_folders_are_splits_only_if_all_of_them_are(tmp_path: Path) -> None:
         pictures(tmp_path / "split" / folder, 2)
     prepare(tmp_path / "split", tmp_path / "a", ONE)
     assert {p.name for p in (tmp_path / "a").glob("*.tar")} == {"train-00000.tar", "val-00000.tar", "test-00000.tar"}
-    for folder in ("train", "bus"):
+    for folder in ("test", "bus"):
         pictures(tmp_path / "vehicles" / folder, 2)
     prepare(tmp_path / "vehicles", tmp_path / "b", ONE)
-    assert list(texts(tmp_path / "b")) == ["bus/00.jpg", "bus/01.jpg", "train/00.jpg", "train/01.jpg"]
+    assert list(texts(tmp_path / "b")) == ["bus/00.jpg", "bus/01.jpg", "test/00.jpg", "test/01.jpg"]
 
 
 def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
@@ -342,20 +344,23 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monke
 
 
 def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, take = many(tmp_path / "mine"), prepared_folder.PreparedFolder.take
-    prepare(source, tmp_path / "whole", STOPPED)
+    source, out, take = many(tmp_path / "mine"), tmp_path / "out", prepared_folder.PreparedFolder.take
 
-    def interrupt(self: prepared_folder.PreparedFolder, item, outcome) -> None:
+    def interrupt(self: prepared_folder.PreparedFolder, item: Item, outcome: Ready | LeftOut) -> None:
         take(self, item, outcome)
         if self.tally.consumed == 11:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(prepared_folder, "SAVE_EVERY", 4)
         patch.setattr(prepared_folder.PreparedFolder, "take", interrupt)
-        prepare(source, tmp_path / "out", STOPPED)
-    assert list((tmp_path / "out").glob("*.part"))
-    prepare(source, tmp_path / "out", STOPPED)
-    assert shards(tmp_path / "out") == shards(tmp_path / "whole")
+        prepare(source, out, STOPPED)
+    assert json.loads((out / "progress.json").read_text())["consumed"] == 8
+    put(source / "09.jpg", encode(9)), put(source / "15.jpg", encode(15))  # what was left out meanwhile is mended
+    prepare(source, out, STOPPED)
+    assert left_out(out) == {"02.jpg": "unreadable picture"}
+    prepare(source, tmp_path / "whole", STOPPED)
+    assert shards(out) == shards(tmp_path / "whole")
 
 
 def test_repeating_a_complete_run_writes_nothing(tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_going_on_from_a_mark_gives_the_same_bytes(tmp_path: Path, taken: int) -
     for sample in SAMPLES[:taken]:
         first.add(sample)
     mark = first.mark()
-    first.add(Sample("lost", picture(9)))  # after the mark: to be cut off
+    for number in range(9):
+        first.add(Sample(f"lost{number}", picture(number), ("much text",) * 2000))  # after the mark: to be cut off
     first.stop()
     second = ShardWriter(tmp_path / "parts", "train", mark, limit=(2, 1 << 20))
     for sample in SAMPLES[taken:]:

@@ -107,7 +107,7 @@ def test_masked_words_are_counted_beside_both_pictures(tmp_path: Path) -> None:
 
 @torch.inference_mode()
 def test_random_pairs_are_wrong_ones(tmp_path: Path) -> None:
-    """Of two different pictures, one of them stored twice, the wrong one is known, so the random pair is the hard one."""
+    """With two different pictures, one of them stored twice, the random wrong picture can only be the hard one."""
     shards = write(tmp_path, [(picture(0), ("one",)), (picture(1), ("two",)), (picture(0), ("three",))])
     for seed in range(6):
         result = pair_accuracy(task(seed), PREP, shards, PLAN)
@@ -138,7 +138,8 @@ def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
     assert left["match/right"] == before["match/right"]
 
 
-def test_one_picture_cannot_be_matched(tmp_path: Path) -> None:
-    shards = write(tmp_path, [(picture(0), ("one",)), (picture(0), ("two",))])
-    with pytest.raises(ValueError, match="2 pairs show one picture"):
+@pytest.mark.parametrize("second", [(picture(0), ("two",)), (picture(1), ("one",))])
+def test_one_picture_or_one_text_cannot_be_matched(tmp_path: Path, second: tuple[bytes, tuple[str, ...]]) -> None:
+    shards = write(tmp_path, [(picture(0), ("one",)), second])
+    with pytest.raises(ValueError, match="2 pairs show one picture or carry one text"):
         pair_accuracy(task(), PREP, shards, PLAN)

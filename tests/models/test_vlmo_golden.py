@@ -14,7 +14,7 @@ from dualfuse.convert.vlmo import from_official
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index, resize_table
 from dualfuse.models.base import Tokens
-from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.tasks import contrast as contrast_module
 from dualfuse.tasks.pairs import Pairs, PairsConfig, masked_rows, unit
 
@@ -25,7 +25,9 @@ TINY = VLMoConfig(
 )
 CONFIGS = {
     "rel": TINY,
-    "abs": VLMoConfig(**(vars(TINY) | {"positions": "absolute", "layer_scale": 0.0, "text_length": 12})),
+    "abs": VLMoConfig(
+        **(vars(TINY) | {"positions": "absolute", "initial": Initial(layer_scale=0.0), "text_length": 12})
+    ),
 }
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
@@ -32,7 +33,6 @@ MODEL = VLMoConfig(
     image_size=(16, 16),
     text_length=16,
     positions="absolute",
-    layer_scale=0.0,
     drop_path=0.0,
 )
 RECIPE = Recipe("tiny", MODEL, PairsConfig(), Data(image_size=(16, 16), text_length=16))
@@ -147,9 +147,7 @@ def test_reranked_order_is_that_of_the_formula(loaded: Loaded, pictures: Path, t
     assert expected[:rerank] != by_cosine[:rerank]  # else re-ranking did nothing
 
 
-def test_candidates_are_matched_in_parts(
-    loaded: Loaded, pictures: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]
-) -> None:
+def test_candidates_are_matched_in_parts(loaded: Loaded, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = Index.build(loaded, pictures)
     whole = index.search(TEXT, rerank=12)
     monkeypatch.setattr("dualfuse.search.index.PAIRS", 5)
@@ -186,6 +184,7 @@ def test_changed_new_and_vanished_pictures(loaded: Loaded, pictures: Path, count
     (pictures / "07.png").rename(pictures / "deep" / "7.png")
     index = Index.build(loaded, pictures)
     assert (count(), index.embedded, len(index)) == (3, 3, 12)
+    assert index.numbers == tuple(range(12))
     names = tuple(index.collection.names)
     assert set(names) == {*NAMES, "00-new.png", "deep/7.png"} - {"05.png", "07.png"}
     cosine, _ = naive(loaded, pictures, names)
@@ -198,10 +197,10 @@ def test_changed_new_and_vanished_pictures(loaded: Loaded, pictures: Path, count
 def test_vanished_pictures_alone_are_forgotten(loaded: Loaded, pictures: Path) -> None:
     Index.build(loaded, pictures)
     (pictures / "05.png").unlink()
-    for _ in range(2):
-        index = Index.build(loaded, pictures)
-        assert (len(index), index.embedded) == (11, 0)
-        assert "05.png" not in {hit.name for hit in index.search(TEXT, top=12)}
+    index = Index.build(loaded, pictures)
+    assert (len(index), index.embedded) == (11, 0)
+    assert "05.png" not in {hit.name for hit in index.search(TEXT, top=12)}
+    assert len(load_file(index.place)["vectors"]) == 11
 
 
 def test_interrupted_build_goes_on(
@@ -280,7 +279,8 @@ def test_picture_finds_itself(loaded: Loaded, pictures: Path) -> None:
     for query in (pictures / "deep/er/a.jpg", (pictures / "deep/er/a.jpg").read_bytes()):
         first, second = index.search(query, top=2)
         assert first.name == "deep/er/a.jpg"
-        assert first.cosine == pytest.approx(1, abs=1e-5) > second.cosine
+        assert first.cosine == pytest.approx(1, abs=1e-5)
+        assert second.cosine < 0.999
     assert index.picture("deep/er/a.jpg") == query
 
 

@@ -1,0 +1,1 @@
+"""Reports: what a run reached, as one page that needs nothing else."""

@@ -1,0 +1,76 @@
+"""The numbers a run logged, as curves."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualfuse.engine.log import read_log
+
+LEFT_OUT = ("count/", "samples_per_second", "steps_per_second", "skipped")
+"""Beginnings of names that are no curves of learning."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One logged number: at ``steps``, after ``seconds``."""
+
+    name: str
+    steps: tuple[int, ...]
+    seconds: tuple[float, ...]
+    values: tuple[float, ...]
+
+    def after(self, steps: int, seconds: float) -> Curve:
+        """Gives the curve of a stage that began after so many steps and seconds."""
+        return Curve(
+            self.name,
+            tuple(step + steps for step in self.steps),
+            tuple(second + seconds for second in self.seconds),
+            self.values,
+        )
+
+
+@dataclass(frozen=True)
+class History:
+    """What one run logged, how long it was, and how long it took."""
+
+    name: str
+    steps: int
+    seconds: float
+    curves: tuple[Curve, ...]
+
+    def curve(self, name: str) -> Curve | None:
+        """Gives the curve of that name, if it was logged."""
+        return next((curve for curve in self.curves if curve.name == name), None)
+
+
+def history(folder: Path, name: str) -> History:
+    """Reads ``folder``/log.jsonl; numbers that were not finite are left out. ``ValueError`` if nothing was logged."""
+    lines = read_log(folder)
+    if not lines:
+        raise ValueError(f"{folder} holds no log of a run (log.jsonl); give the folder of a run that has trained")
+    names = dict.fromkeys(key for line in lines for key in line if key not in ("step", "seconds"))
+    curves = tuple(_curve(key, lines) for key in names if not key.startswith(LEFT_OUT))
+    last = lines[-1]
+    return History(name, int(last["step"]), last["seconds"], curves)
+
+
+def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
+    """Gives the curve ``name`` of every stage that has it, each beginning where the stage before it ended."""
+    found, steps, seconds = [], 0, 0.0
+    for stage in stages:
+        if curve := stage.curve(name):
+            found.append(curve.after(steps, seconds))
+        steps, seconds = steps + stage.steps, seconds + stage.seconds
+    return tuple(found)
+
+
+def _curve(name: str, lines: list[dict[str, float]]) -> Curve:
+    points = [line for line in lines if math.isfinite(line.get(name, math.nan))]
+    return Curve(
+        name,
+        tuple(int(line["step"]) for line in points),
+        tuple(line["seconds"] for line in points),
+        tuple(line[name] for line in points),
+    )

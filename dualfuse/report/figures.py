@@ -1,0 +1,116 @@
+"""Charts as inline SVG: matplotlib draws, the page's style sheet gives the colours, so that they follow light and dark."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dualfuse.report.curves import Curve
+
+INK, FAINT = "#010101", "#020202"  # stand-ins that the style sheet replaces
+COLOURS = {INK: "--ink-2", FAINT: "--line"} | {f"#0300{number:02d}": f"--series-{number}" for number in range(1, 5)}
+SIZE = (4.4, 2.7)  # inches of 72 units: about the width of a phone, so that its words stay readable there
+RC = {"svg.fonttype": "none", "svg.hashsalt": "dualfuse", "font.size": 9.5, "axes.linewidth": 0.8}
+POINTS = 40
+"""Curves with more points than this also get a running mean."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A curve to draw, whether over its steps or its seconds is the chart's business."""
+
+    curve: Curve
+    series: int
+    """Colour, 1 to 4."""
+    is_dashed: bool = False
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines over steps, or over time, with a vertical line ``boundary`` where a stage ended (0: none)."""
+
+    lines: tuple[Line, ...]
+    over: str
+    """What the horizontal axis counts: "steps" or "minutes"."""
+    boundary: float = 0.0
+    is_share: bool = False
+    """The values are shares of one, written as percentages."""
+
+
+def draw(chart: Chart) -> str:
+    """Gives the chart as an <svg> element; ``ImportError`` says how to get matplotlib."""
+    try:
+        import matplotlib as mpl
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, PercentFormatter
+    except ImportError as error:
+        raise ImportError("reports are drawn with matplotlib, which is missing: pip install 'dualfuse[plots]'") from error
+    with mpl.rc_context(RC):
+        figure = Figure(SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        if chart.boundary:
+            axes.axvline(chart.boundary, color=INK, linewidth=0.9, dashes=(1.5, 2.5))
+        for line in chart.lines:
+            _plot(axes, line, chart.over)
+        axes.set_xlabel(chart.over, color=INK)
+        axes.tick_params(colors=INK, length=0, pad=5)
+        axes.grid(axis="y", color=FAINT, linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+        axes.spines["bottom"].set(visible=True, color=FAINT)
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=chart.over == "steps"))
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+        axes.set_xlim(left=0)
+        if chart.is_share:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            axes.set_ylim(bottom=0)
+        file = io.StringIO()
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    return _inline(file.getvalue())
+
+
+def _plot(axes, line: Line, over: str) -> None:
+    curve, colour = line.curve, f"#0300{line.series:02d}"
+    x = np.array(curve.steps) if over == "steps" else np.array(curve.seconds) / 60
+    y = np.array(curve.values)
+    style = {"color": colour, "linestyle": (0, (4, 2)) if line.is_dashed else "solid", "solid_capstyle": "round"}
+    if len(y) <= POINTS:
+        axes.plot(x, y, linewidth=1.8, marker="o" if len(y) < 15 else "", markersize=3.5, **style)
+        return
+    axes.plot(x, y, linewidth=0.8, alpha=0.25, color=colour)
+    axes.plot(x, running_mean(y, len(y) // 20), linewidth=1.8, **style)
+
+
+def running_mean(y: np.ndarray, window: int) -> np.ndarray:
+    """Gives the mean of the ``window`` values around each of (N,), of fewer at the ends."""
+    weights = np.ones(window | 1)
+    reach = len(weights) // 2
+    total = np.convolve(y, weights)[reach : reach + len(y)]
+    return total / np.convolve(np.ones_like(y), weights)[reach : reach + len(y)]
+
+
+def _inline(svg: str) -> str:
+    """Makes a file an element: no prologue, no metadata, no fixed size, no names that another chart could have too."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg class="chart" role="img" \1>', svg, count=1)
+    svg = re.sub(r"\bfont: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    for stand_in, name in COLOURS.items():
+        svg = svg.replace(stand_in, f"var({name})")
+    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'xlink:href="#([^"]+)"', svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
+    return svg.replace("xlink:href=", "href=").strip()
+
+
+def legend(entries: Sequence[tuple[str, int, bool]]) -> str:
+    """Gives an HTML legend of (words, series, whether dashed)."""
+    items = (
+        f'<span><i class="{"dash" if is_dashed else "rule"}" style="color:var(--series-{series})"></i>{words}</span>'
+        for words, series, is_dashed in entries
+    )
+    return f'<p class="legend">{"".join(items)}</p>'

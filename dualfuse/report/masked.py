@@ -1,0 +1,68 @@
+"""Example captions with one masked word, and what the model takes it for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from dualfuse.data.shards import Shards
+from dualfuse.data.text import whole_words
+from dualfuse.report.results import Guess, MaskedWord
+from dualfuse.tasks.base import Prep
+from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.retrieval import Texts
+
+SHOWN = 8
+GUESSES = 3
+SEED = 0
+
+
+@torch.inference_mode()
+def masked_words(task: Pairs, prep: Prep, shards: Shards) -> tuple[MaskedWord, ...]:
+    """Masks one word in captions of two words or more, drawn with a fixed seed, and gives the likeliest words.
+
+    Only words of one word piece are masked, so that one guess is one word.
+    """
+    device = next(task.parameters()).device
+    rng = np.random.default_rng(SEED)
+    found: list[MaskedWord] = []
+    for number in rng.permutation(len(shards)).tolist():
+        for caption in shards[number].texts[:1]:
+            found += [_guess(task, prep, shards, number, masked, device) for masked in _mask(prep, caption, rng)]
+        if len(found) == SHOWN:
+            break
+    return tuple(found)
+
+
+def _mask(prep: Prep, caption: str, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, int]]:
+    """Gives the word pieces and the position to mask; nothing for a caption that has no such word."""
+    words = prep.text.encode(caption)
+    groups = whole_words(words)
+    single = [group[0] for group in groups if len(group) == 1 and prep.text.decode(words.ids[group]).isalpha()]
+    if len(groups) > 1 and single:
+        yield words.ids, int(rng.choice(single))
+
+
+def _guess(
+    task: Pairs, prep: Prep, shards: Shards, number: int, masked: tuple[np.ndarray, int], device: torch.device
+) -> MaskedWord:
+    ids, place = masked
+    hidden = ids.copy()
+    hidden[place] = prep.text.mask
+    texts = Texts.of([hidden]).take(torch.tensor([0]), device)
+    pixels = prep.image(shards[number].image, np.random.default_rng(SEED))
+    image = task.model.embed_image(pixels[None].to(device))
+    text = task.model.embed_text(texts.ids, texts.mask)
+    states = task.model.fuse(image, text, rows=torch.tensor([[place]], device=device)).text[0]
+    top = task.word_head(states).float().softmax(1)[0].topk(GUESSES)
+    return MaskedWord(
+        picture=number,
+        caption=" ".join(filter(None, (prep.text.decode(ids[:place]), "[MASK]", prep.text.decode(ids[place + 1 :])))),
+        word=prep.text.decode(ids[place : place + 1]),
+        guesses=tuple(
+            Guess(prep.text.decode([piece]) or "(special)", round(probability, 4))
+            for piece, probability in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        ),
+    )
