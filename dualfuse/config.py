@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -16,12 +17,11 @@ IS = "is"
 def to_json(value: Any) -> JSON:  # Any: whatever a config holds
     """Gives a config as JSON values; tuples become lists, a dataclass says its module and name."""
     if is_dataclass(value) and not isinstance(value, type):
-        kind = type(value)
-        return {IS: f"{kind.__module__}:{kind.__qualname__}"} | {
-            field.name: to_json(getattr(value, field.name)) for field in fields(value)
-        }
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
+        name = f"{type(value).__module__}:{type(value).__qualname__}"
+        _named(name)  # raises now, not when the file is read
+        return {IS: name} | {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, tuple):
+        return list(map(to_json, value))  # pyright: ignore[reportUnknownArgumentType]  of whatever
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a config holds {value!r}; only dataclasses, tuples, numbers, strings, True, False, None fit JSON")
@@ -30,8 +30,8 @@ def to_json(value: Any) -> JSON:  # Any: whatever a config holds
 def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
     """Gives back what :func:`to_json` was given.
 
-    A file may come from anywhere: it can name dataclasses of this package and of modules that are already imported,
-    and nothing else is ever imported or called on its behalf.
+    A file may come from anywhere: it can name frozen dataclasses of this package and of modules that are already
+    imported, and nothing else is ever imported or called on its behalf. Raises ``ValueError`` for anything else.
     """
     if isinstance(data, list):
         return tuple(from_json(item) for item in data)
@@ -45,18 +45,26 @@ def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
             f"{kind.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}. "
             "The file may come from another version of dualfuse"
         )
-    return kind(**values)
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise ValueError(f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}") from error
 
 
 def _named(name: object) -> Any:  # Any: a dataclass type
     module_name, _, class_name = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if module_name.split(".")[0] == "dualfuse":
-        importlib.import_module(module_name)
+    if module_name.startswith("dualfuse.") and module_name != "dualfuse.__main__":  # which runs when it is imported
+        with suppress(ImportError):
+            importlib.import_module(module_name)
     module = sys.modules.get(module_name)
     kind = vars(module).get(class_name) if module else None
-    if not (isinstance(kind, type) and is_dataclass(kind)):
+    if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
         raise ValueError(
-            f'"{IS}": {name!r} names no dataclass of dualfuse or of an imported module; '
-            "if it is yours, import its module first"
+            f'"{IS}": {name!r} names no frozen dataclass of dualfuse or of an imported module; '
+            "if it is yours, define it at the top of a module and import that first"
         )
     return kind
+
+
+def _is_frozen(kind: type) -> bool:
+    return vars(kind)["__dataclass_params__"].frozen

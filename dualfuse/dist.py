@@ -25,11 +25,8 @@ def world() -> int:
 
 def device() -> torch.device:
     """Gives the device of this process: its GPU if there is one."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-        if torch.cuda.is_available()
-        else torch.device("cpu")
-    )
+    has_gpu = torch.cuda.is_available()
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
 
 
 @contextmanager
@@ -42,7 +39,8 @@ def processes() -> Iterator[torch.device]:
     if not started or td.is_initialized():
         yield here
         return
-    td.init_process_group("nccl" if here.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
+    # gloo also beside GPUs: a number of the loop is exchanged without waiting for them
+    td.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
     try:
         yield here
     finally:
@@ -108,13 +106,18 @@ def fetch(local: Tensor, wanted: Tensor) -> Tensor:
     return torch.empty_like(received).index_copy_(0, order, received)
 
 
-def all_agree(value: bool) -> bool:
-    """Tells whether ``value`` is true in every process."""
+def largest(value: int) -> int:
+    """Gives the largest of a whole number over processes; no GPU is waited for."""
     if world() == 1:
         return value
-    flag = torch.tensor(int(value), device="cuda" if td.get_backend() == "nccl" else "cpu")
-    td.all_reduce(flag, op=td.ReduceOp.MIN)
-    return bool(flag)
+    tensor = torch.tensor(value)
+    td.all_reduce(tensor, op=td.ReduceOp.MAX)
+    return int(tensor)
+
+
+def anywhere(value: bool) -> bool:
+    """Tells whether ``value`` is true in any process."""
+    return largest(int(value)) > 0
 
 
 def barrier() -> None:
@@ -135,12 +138,3 @@ def sync_gradients(module: nn.Module, *, when: bool) -> AbstractContextManager[N
     if isinstance(module, DistributedDataParallel) and not when:
         return module.no_sync()
     return nullcontext()
-
-
-def largest(value: int, device: torch.device) -> int:
-    """Gives the largest of a whole number over processes."""
-    if world() == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
-    td.all_reduce(tensor, op=td.ReduceOp.MAX)
-    return int(tensor)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
-from dualfuse.recipe import Recipe
+from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Prep, Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -31,15 +31,18 @@ class Loaded:
 
 def save(folder: Path, task: Task, recipe: Recipe) -> Path:
     """Writes a model folder: a new one, or one that replaces ``folder`` as a whole."""
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial, aside = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old.partial"))
+    for left in (partial, aside):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
     safetensors.torch.save_file(state, partial / WEIGHTS)
     recipe.data.text.save(partial)
     (partial / CONFIG).write_text(json.dumps(to_json(recipe), indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists():  # renamed first: one that is removed by half must not look complete
+        os.replace(folder, aside)
     os.replace(partial, folder)
+    shutil.rmtree(aside, ignore_errors=True)
     return folder
 
 
@@ -66,11 +69,15 @@ def read_recipe(folder: Path) -> Recipe:
         raise ValueError(f"{folder} is no model folder: it {found}, but should have a {CONFIG} (as OUT/final has)")
     try:
         recipe = from_json(json.loads((folder / CONFIG).read_text()))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not JSON: {error}") from error
-    if not isinstance(recipe, Recipe):
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
+        raise ValueError(f"{folder / CONFIG} does not describe a recipe: {error}") from error
+    if not (isinstance(recipe, Recipe) and isinstance(recipe.data, Data) and _builds(recipe.model, recipe.task)):
         raise ValueError(f"{folder / CONFIG} describes no recipe; was it written by another program?")
     return recipe
+
+
+def _builds(*configs: object) -> bool:
+    return all(callable(getattr(config, "build", None)) for config in configs)  # reason for getattr: any file
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

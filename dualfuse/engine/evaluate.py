@@ -44,22 +44,22 @@ class Result:
 
 @torch.inference_mode()
 def evaluate(task: Retriever, prep: Prep, shards: Shards, plan: Plan) -> Result:
-    """Judges a task on every picture of ``shards`` with all its texts.
+    """Judges a task in evaluation mode on every picture of ``shards`` with all its texts.
 
+    ``plan.rerank`` is for tasks that learnt matching; others are judged without.
     Memory grows with the number of pictures plus the number of texts, never with their product.
     """
     gallery = Pass(task, Gallery(prep), shards, plan)
     image, text, texts, owner = gallery.features()
     numbers = torch.arange(len(image), device=image.device)
-    found = {TEXT_TO_IMAGE: ranks(text, image, owner, numbers), IMAGE_TO_TEXT: ranks(image, text, numbers, owner)}
+    sides = {TEXT_TO_IMAGE: (text, image, owner, numbers), IMAGE_TO_TEXT: (image, text, numbers, owner)}
+    found = {way: ranks(*side) for way, side in sides.items()}
     metrics = {f"{way}/{name}": value for way in found for name, value in recall(found[way]).items()}
-    if plan.rerank:
-        images_of, texts_of = nearest(text, image, plan.rerank), nearest(image, text, plan.rerank)
-        scores = gallery.pair_scores(images_of[1], texts_of[1], texts)
-        for way, (cosine, index), score, query_of, candidate_of in (
-            (TEXT_TO_IMAGE, images_of, scores[0], owner, numbers),
-            (IMAGE_TO_TEXT, texts_of, scores[1], numbers, owner),
-        ):
+    if plan.rerank and task.can_match:
+        best = {way: nearest(queries, candidates, plan.rerank) for way, (queries, candidates, *_) in sides.items()}
+        scores = gallery.pair_scores(best[TEXT_TO_IMAGE][1], best[IMAGE_TO_TEXT][1], texts)
+        for way, score in zip(sides, scores, strict=True):
+            (cosine, index), (_, _, query_of, candidate_of) = best[way], sides[way]
             right = candidate_of[index] == query_of[:, None]
             after = reranked(found[way], right, task.rerank_score(cosine, score))
             metrics |= {f"{way}/reranked/{name}": value for name, value in recall(after).items()}
@@ -76,7 +76,9 @@ class Pass:
     plan: Plan
 
     def __post_init__(self) -> None:
-        """Nothing is excluded yet."""
+        """Nothing is excluded yet; ``ValueError`` for a model that is training, whose answers are drawn."""
+        if self.task.model.training:
+            raise ValueError("the model is in training mode; call eval() on the task before it is judged")
         self.excluded: list[Skipped] = []
         self.device = next(self.task.model.parameters()).device
 

@@ -2,28 +2,43 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+
+ECHO = 1.0
+"""Seconds in which further signals are taken for the same one: torchrun passes Ctrl-C on to processes that had it."""
+
+
+@dataclass
+class Stop:
+    """Whether the loop was asked to stop, and when first."""
+
+    asked: bool = False
+    since: float = math.inf
+
+    def ask(self) -> None:
+        """Asks; interrupts at once when asked again, after ``ECHO`` seconds."""
+        if time.monotonic() - self.since > ECHO:
+            raise KeyboardInterrupt
+        if not self.asked:
+            self.asked, self.since = True, time.monotonic()
 
 
 @contextmanager
-def stop_asked() -> Iterator[threading.Event]:
-    """Gives an event that is set by the first SIGINT or SIGTERM; a second one interrupts at once."""
-    asked = threading.Event()
+def stop_asked() -> Iterator[Stop]:
+    """Gives what the first SIGINT or SIGTERM marks as asked; another one, a second later, interrupts at once."""
+    stop = Stop()
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield stop  # only the main thread can take signals
         return
-
-    def ask(number: int, frame: object) -> None:
-        if asked.is_set():
-            raise KeyboardInterrupt
-        asked.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, lambda *_: stop.ask()) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield asked
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -13,9 +13,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
+
+from dualfuse import dist
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -29,20 +32,23 @@ class Log:
     """The log of one run: ``folder``/log.jsonl, the console, and TensorBoard if asked for.
 
     Numbers whose name starts with "count/" are sums over the whole run, all others are means since the last line.
-    Where "count/samples" is counted, the rate is in samples per second, otherwise in steps.
+    Where "count/samples" is counted, the rate is in samples per second, otherwise in steps. With many processes every
+    one adds its own numbers and takes part in each line; the first one writes it.
     """
 
     def __init__(self, folder: Path, *, steps: int, start: int, tensorboard: bool) -> None:
         """Continues the log after step ``start`` of ``steps``; what a killed run wrote beyond it is cut off."""
-        folder.mkdir(parents=True, exist_ok=True)
-        cut_back(folder / LOG, start)
-        earlier = read_log(folder)
+        self._is_first = dist.rank() == 0
+        if self._is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            cut_back(folder / LOG, start)
+        earlier = read_log(folder) if self._is_first else []
         self.steps, self.start = steps, start
         self.counts = {name: value for line in earlier for name, value in line.items() if name.startswith(COUNT)}
         """Sums up to the last line."""
-        self._tensorboard = _open_tensorboard(folder, start) if tensorboard else None
-        self._file = (folder / LOG).open("a", encoding="utf-8")
-        self._console = _Terminal(steps, start) if Console(stderr=True).is_terminal else _Plain(steps)
+        self._tensorboard = _open_tensorboard(folder, start) if tensorboard and self._is_first else None
+        self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("a", encoding="utf-8")
+        self._console = _console(steps, start) if self._is_first else _Silent()
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._earlier = earlier[-1]["seconds"] if earlier else 0.0
         self._began = self._before = time.perf_counter()
@@ -86,12 +92,13 @@ class Log:
         """Gives the means and the new counts since the last line; here the device is waited for."""
         means: dict[str, float] = {}
         new: dict[str, int] = {}
-        for name, (total, times) in self._sums.items():
+        totals = torch.tensor([float(total) for total, _ in self._sums.values()], dtype=torch.float64)
+        for (name, (_, times)), total in zip(self._sums.items(), dist.mean(totals).tolist(), strict=True):
             if name.startswith(COUNT):
-                new[name] = round(float(total))
+                new[name] = round(total * dist.world())
                 self.counts[name] = self.counts.get(name, 0) + new[name]
             else:
-                means[name] = float(total) / times
+                means[name] = total / times
         self._sums.clear()
         return means, new
 
@@ -120,6 +127,12 @@ class Ledger:
         with self._path.open("a", encoding="utf-8") as file:
             _append(file, {"step": step, "key": key, "reason": reason, "stand_in": stand_in})
         self.count += 1
+
+
+def say(text: str) -> None:
+    """Prints a line on the console, from the first process."""
+    if dist.rank() == 0:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
@@ -167,6 +180,20 @@ def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:
             "run.tensorboard is on, but tensorboard is not installed: pip install 'dualfuse[track]', or switch it off"
         ) from error
     return SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else 0)
+
+
+def _console(steps: int, start: int) -> _Terminal | _Plain:
+    return _Terminal(steps, start) if Console(stderr=True).is_terminal else _Plain(steps)
+
+
+class _Silent:
+    """Nothing, for all processes but the first."""
+
+    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 class _Plain:

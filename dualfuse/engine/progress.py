@@ -8,6 +8,8 @@ from typing import TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dualfuse import dist
+
 Item = TypeVar("Item")
 
 
@@ -15,5 +17,7 @@ def following(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]
     """Gives the items one by one and shows how many of ``total`` have come; silent where there is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal or dist.rank() > 0
+    ) as progress:
         yield from progress.track(items, total=total, description=what)

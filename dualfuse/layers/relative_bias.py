@@ -17,7 +17,7 @@ class RelativeBias(nn.Module):
     """One table of biases for a whole model, read through an index of relative positions (spec of BEiT and VLMo).
 
     Rows of the table: (2h-1)(2w-1) distances between patches, 3 for the picture's class token, 2 between the
-    modalities, 2t-1 distances between words and 3 for the text's class token. Columns: layers x heads.
+    modalities, 2t-3 distances between words and 3 for the text's class token. Columns: layers x heads.
     """
 
     def __init__(self, *, window: Grid, text: int, layers: int, heads: int) -> None:
@@ -96,6 +96,8 @@ def _resizing(source: int, target: int) -> Tensor:
     """Gives the matrix (target, source) that resizes one axis of distances."""
     if source == target:
         return torch.eye(source, dtype=torch.float64)
+    if source == 1:  # one patch knows one distance
+        return torch.ones(target, 1, dtype=torch.float64)
     axis = _geometric_axis(source, target)
     wanted = np.clip(np.arange(target) - target // 2, axis[0], axis[-1])
     return torch.from_numpy(_cubic_spline(axis, wanted))

@@ -66,6 +66,16 @@ def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
     return tuple(found)
 
 
+def merged(curves: tuple[Curve, ...]) -> Curve:
+    """Gives one curve through the points of all; at least one is needed."""
+    return Curve(
+        curves[0].name,
+        tuple(step for curve in curves for step in curve.steps),
+        tuple(second for curve in curves for second in curve.seconds),
+        tuple(value for curve in curves for value in curve.values),
+    )
+
+
 def _curve(name: str, lines: list[dict[str, float]]) -> Curve:
     points = [line for line in lines if math.isfinite(line.get(name, math.nan))]
     return Curve(

@@ -1,20 +1,23 @@
-"""Charts as inline SVG: matplotlib draws, the page's style sheet gives the colours, so that they follow light and dark."""
+"""Charts as inline SVG: matplotlib draws, the page's style sheet gives the colours, which follow light and dark."""
 
 from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dualfuse.report.curves import Curve
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
 INK, FAINT = "#010101", "#020202"  # stand-ins that the style sheet replaces
 COLOURS = {INK: "--ink-2", FAINT: "--line"} | {f"#0300{number:02d}": f"--series-{number}" for number in range(1, 5)}
 SIZE = (4.4, 2.7)  # inches of 72 units: about the width of a phone, so that its words stay readable there
-RC = {"svg.fonttype": "none", "svg.hashsalt": "dualfuse", "font.size": 9.5, "axes.linewidth": 0.8}
 POINTS = 40
 """Curves with more points than this also get a running mean."""
 
@@ -49,10 +52,12 @@ def draw(chart: Chart) -> str:
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError as error:
-        raise ImportError("reports are drawn with matplotlib, which is missing: pip install 'dualfuse[plots]'") from error
-    with mpl.rc_context(RC):
-        figure = Figure(SIZE, layout="constrained")
-        axes = figure.add_subplot()
+        raise ImportError(
+            "reports are drawn with matplotlib, which is missing: pip install 'dualfuse[plots]'"
+        ) from error
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualfuse", "font.size": 9.5}):
+        figure = Figure(SIZE, layout="constrained", facecolor="none")
+        axes = figure.add_subplot(facecolor="none")
         if chart.boundary:
             axes.axvline(chart.boundary, color=INK, linewidth=0.9, dashes=(1.5, 2.5))
         for line in chart.lines:
@@ -74,7 +79,7 @@ def draw(chart: Chart) -> str:
     return _inline(file.getvalue())
 
 
-def _plot(axes, line: Line, over: str) -> None:
+def _plot(axes: Axes, line: Line, over: str) -> None:
     curve, colour = line.curve, f"#0300{line.series:02d}"
     x = np.array(curve.steps) if over == "steps" else np.array(curve.seconds) / 60
     y = np.array(curve.values)
@@ -95,22 +100,15 @@ def running_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def _inline(svg: str) -> str:
-    """Makes a file an element: no prologue, no metadata, no fixed size, no names that another chart could have too."""
+    """Makes a file an element: no prologue, no fixed size, no fonts, no rules and names that reach beyond it."""
+    mark = blake2b(svg.encode(), digest_size=4).hexdigest()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg class="chart" role="img" \1>', svg, count=1)
-    svg = re.sub(r"\bfont: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
+    svg = re.sub(r"font-family: [^;\"]*;?", "", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg))
     for stand_in, name in COLOURS.items():
         svg = svg.replace(stand_in, f"var({name})")
-    used = set(re.findall(r"url\(#([^)]+)\)", svg)) | set(re.findall(r'xlink:href="#([^"]+)"', svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", svg)
-    return svg.replace("xlink:href=", "href=").strip()
-
-
-def legend(entries: Sequence[tuple[str, int, bool]]) -> str:
-    """Gives an HTML legend of (words, series, whether dashed)."""
-    items = (
-        f'<span><i class="{"dash" if is_dashed else "rule"}" style="color:var(--series-{series})"></i>{words}</span>'
-        for words, series, is_dashed in entries
-    )
-    return f'<p class="legend">{"".join(items)}</p>'
+    used = set(re.findall(r"(?:url\(|xlink:href=\")#([^)\"]+)", svg))
+    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{found[1]}-{mark}"' if found[1] in used else "", svg)
+    svg = re.sub(r"((?:url\(|xlink:href=\")#[^)\"]+)", rf"\1-{mark}", svg).replace("xlink:href=", "href=")
+    return re.sub(r"\s+", " ", svg).replace("> <", "><").strip()

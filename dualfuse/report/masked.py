@@ -14,7 +14,7 @@ from dualfuse.tasks.base import Prep
 from dualfuse.tasks.pairs import Pairs
 from dualfuse.tasks.retrieval import Texts
 
-SHOWN = 8
+SHOWN = 9
 GUESSES = 3
 SEED = 0
 
@@ -50,7 +50,7 @@ def _guess(
 ) -> MaskedWord:
     ids, place = masked
     hidden = ids.copy()
-    hidden[place] = prep.text.mask
+    pass
     texts = Texts.of([hidden]).take(torch.tensor([0]), device)
     pixels = prep.image(shards[number].image, np.random.default_rng(SEED))
     image = task.model.embed_image(pixels[None].to(device))

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import cast
 
 import numpy as np
 import torch
@@ -16,10 +15,7 @@ from dualfuse.data.images import ImageTransform
 from dualfuse.data.ordered import ordered_map
 from dualfuse.data.sample import BrokenSample
 from dualfuse.search.collection import Collection
-from dualfuse.tasks.base import Task
 from dualfuse.tasks.retrieval import Retriever
-
-RETRIEVER = ("image_features", "text_features", "match_score", "rerank_score")
 
 
 @dataclass(frozen=True)
@@ -78,17 +74,6 @@ def image_vectors(task: Retriever, images: Tensor) -> Tensor:
     if not vectors.isfinite().all():
         raise ValueError("the model gives vectors that are no numbers (NaN or infinite); did its training diverge?")
     return vectors
-
-
-def retriever(task: Task) -> Retriever:
-    """Gives the task itself if it can search and re-rank; else ``ValueError``."""
-    missing = [name for name in RETRIEVER if not hasattr(task, name)]
-    if missing:
-        raise ValueError(
-            f"a model trained for {type(task).__name__} cannot search: it has no {', '.join(missing)}; "
-            "give the folder of one trained on pairs of pictures and texts"
-        )
-    return cast(Retriever, task)  # all its methods were found
 
 
 def _read(transform: ImageTransform, collection: Collection, number: int) -> Tensor | LeftOut:

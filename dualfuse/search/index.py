@@ -15,11 +15,11 @@ from dualfuse.engine.progress import following
 from dualfuse.hub import Loaded
 from dualfuse.models.base import Tokens
 from dualfuse.search.collection import Collection
-from dualfuse.search.embed import LeftOut, embed, image_vectors, pixels, retriever
+from dualfuse.search.embed import LeftOut, embed, image_vectors, pixels
 from dualfuse.search.growing import Growing
 from dualfuse.search.store import Store, fingerprint
 from dualfuse.tasks.metrics import nearest
-from dualfuse.tasks.retrieval import Retriever
+from dualfuse.tasks.retrieval import Retriever, retriever
 
 PAIRS = 32  # fused at a time
 

@@ -25,8 +25,7 @@ def ranks(queries: Tensor, candidates: Tensor, query_of: Tensor, candidate_of: T
     for query, owner in zip(queries.split(BLOCK), query_of.split(BLOCK), strict=True):
         scores = query @ candidates.T
         right = owner[:, None] == candidate_of[None]
-        best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
-        blocks.append(((scores >= best) & ~right).sum(1))
+        blocks.append(_ahead(scores, right))
     return torch.cat(blocks)
 
 
@@ -43,6 +42,10 @@ def reranked(before: Tensor, right: Tensor, scores: Tensor) -> Tensor:
     ``before`` (Q,) are the ranks without it, ``right`` (Q, k) tells which of the k are right answers. A query whose
     right answer is not among them keeps its rank.
     """
+    return torch.where(right.any(1), _ahead(scores, right), before)
+
+
+def _ahead(scores: Tensor, right: Tensor) -> Tensor:
+    """Counts the wrong candidates that do not score below the best right one; one that is not a number does not."""
     best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
-    now = ((scores >= best) & ~right).sum(1)
-    return torch.where(right.any(1), now, before)
+    return (~(scores < best) & ~right).sum(1)

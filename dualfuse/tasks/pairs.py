@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from dualfuse import dist
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import mask_words, mask_words_released, pad
-from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task
+from dualfuse.tasks.chunks import in_chunks
 from dualfuse.tasks.contrast import Similarities, draw_negatives, own_columns, positives, similarities
 from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
 
@@ -61,10 +62,15 @@ class PairsConfig:
     """What contrast compares: also vectors of the vision-language experts, as the released code; or the plain ones."""
     negatives: Literal["all", "own"] = "all"
     """Where hard negatives are drawn: from the pairs of all processes, or from the own ones (the paper's Table 6)."""
+    hardness: float = 1.0
+    """How much similarity decides which wrong pair is drawn: 1 as published, 0 all alike."""
     negatives_per_pair: Literal[1, 2] = 2
     """2: a wrong image and a wrong text for every pair; 1: a wrong image for one half, a wrong text for the other."""
     match_sees_masked: bool = False
     """Match on the masked texts: right pairs then share the pass of the masked words. Not the paper's."""
+    rows_at_once: int = 0
+    """Rows that the model takes at a time; 0: all. A small number costs a third more work and saves much memory, and
+    contrast and hard negatives still see the whole batch."""
     gather: Literal["gradient", "released"] = "gradient"
     """"released": gathered features carry no gradient, so that W processes weigh contrast 1 / W in the encoders."""
     masking: Literal["words", "released"] = "words"
@@ -149,7 +155,8 @@ class Pairs(Task):
         image = self.model.embed_image(batch["image"])
         text = self.model.embed_text(batch["ids"], batch["mask"])
 
-        similar = self.contrast(image, text, positives(batch["image_id"], batch["text_id"]))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):  # matching needs it anyway
+            similar = self.contrast(image, text, positives(batch["image_id"], batch["text_id"]))
         contrast = torch.stack([view.loss() for view in similar]).mean()
         log = {"contrast": contrast, "count/false_negatives_avoided": similar[0].avoided}
         loss = self.cfg.contrast * contrast
@@ -163,14 +170,14 @@ class Pairs(Task):
             seen = masked if self.cfg.match_sees_masked else text
             wrong = self.draw_wrong(batch, image, seen, similar[0])
             passes += [] if passes and seen is masked else [(seen, image)]
-        fused = self.fuse([*passes, *wrong.pairs], batch["rows"])
+        pooled, states = self.fuse([*passes, *wrong.pairs], batch["rows"])
 
         if self.cfg.words:
-            words, accuracy = self.masked_words(fused.text[: len(image)], batch["targets"])
+            words, accuracy = self.masked_words(states[: len(image)], batch["targets"])
             loss = loss + self.cfg.words * words
             log |= {"words": words, "accuracy/words": accuracy}
         if self.cfg.match:
-            match, accuracies = self.matching(fused.pooled[-len(image) - len(wrong.drawn) :], wrong.drawn)
+            match, accuracies = self.matching(pooled[-len(image) - len(wrong.drawn) :], wrong.drawn)
             loss = loss + self.cfg.match * match
             log |= {"match": match} | accuracies
         return Output(loss, {"loss": loss.detach()} | detached(log))
@@ -179,7 +186,8 @@ class Pairs(Task):
         """Compares images with texts in every view, the plain one first."""
         share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
         vectors = self.model.views if self.cfg.views == "all" else self._plain_view
-        views = zip(self.projections, vectors(image), vectors(text), strict=True)
+        of_image, of_text = (in_chunks(vectors, self.cfg.rows_at_once, tokens) for tokens in (image, text))
+        views = zip(self.projections, of_image, of_text, strict=True)
         return [
             similarities(unit(head.image(one)), unit(head.text(other)), head.scale, positive, share)
             for head, one, other in views
@@ -196,8 +204,8 @@ class Pairs(Task):
         texts = images = torch.arange(len(image), device=allowed.device)
         if self.cfg.negatives_per_pair == 1:
             texts, images = texts.tensor_split([(len(image) + 1) // 2])
-        wrong_image, has_image = draw_negatives(similar.text_to_image[texts], allowed[texts])
-        wrong_text, has_text = draw_negatives(similar.image_to_text[images], allowed[images])
+        wrong_image, has_image = draw_negatives(self.cfg.hardness * similar.text_to_image[texts], allowed[texts])
+        wrong_text, has_text = draw_negatives(self.cfg.hardness * similar.image_to_text[images], allowed[images])
         if dist.world() == 1:
             drawn_images, drawn_texts = image.take(wrong_image), seen.take(wrong_text)
         else:  # only the drawn samples' inputs travel, not the pixels of all processes
@@ -207,11 +215,15 @@ class Pairs(Task):
         pairs = ((seen.take(texts), drawn_images), (drawn_texts, image.take(images)))
         return Wrong(pairs, torch.cat([has_image, has_text]))
 
-    def fuse(self, passes: Sequence[tuple[Tokens, Tokens]], rows: Tensor) -> Fused:
-        """Fuses (text, image) batches as one; the word states ``rows`` (B, R) are computed for the first."""
+    def fuse(self, passes: Sequence[tuple[Tokens, Tokens]], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuses (text, image) batches as one; gives pooled vectors, and the states at ``rows`` (B, R) of the first."""
         text, image = (Tokens.join([pair[side] for pair in passes]) for side in (0, 1))
         nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
-        return self.model.fuse(image, text, rows=torch.cat([rows, nothing]))
+        return in_chunks(self._fuse, self.cfg.rows_at_once, image, text, torch.cat([rows, nothing]))
+
+    def _fuse(self, image: Tokens, text: Tokens, rows: Tensor) -> tuple[Tensor, Tensor]:
+        fused = self.model.fuse(image, text, rows=rows)
+        return fused.pooled, fused.text
 
     def masked_words(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the mean loss over all masked words of all processes, and the share that was right."""
@@ -243,8 +255,15 @@ class Pairs(Task):
         """Gives unit vectors (B, D) that :meth:`image_features` can be compared with."""
         return unit(self.projections[0].text(self.model.encode(text)))
 
+    @property
+    def can_match(self) -> bool:
+        """Whether matching was learnt."""
+        return self.cfg.match > 0
+
     def match_score(self, image: Tokens, text: Tokens) -> Tensor:
-        """Gives the log-odds (B,) that image and text belong together."""
+        """Gives the log-odds (B,) that image and text belong together; ``ValueError`` if that was not learnt."""
+        if not self.can_match:
+            raise ValueError("this model was trained without matching, so it cannot re-rank: leave out rerank")
         nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.match_head(self.model.fuse(image, text, rows=nothing).pooled).float()
         return logits[:, 1] - logits[:, 0]
@@ -273,7 +292,7 @@ def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _as_long_everywhere(batch: PairBatch) -> PairBatch:
     """Pads the texts to the longest of all processes, so that rows can be exchanged."""
-    missing = dist.largest(batch["ids"].shape[1], batch["ids"].device) - batch["ids"].shape[1]
+    missing = dist.largest(batch["ids"].shape[1]) - batch["ids"].shape[1]
     if not missing:
         return batch
     longer = {name: F.pad(batch[name], (0, missing)) for name in ("ids", "mask", "masked_ids")}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import pad
 from dualfuse.models.base import Tokens, VisionLanguageModel
-from dualfuse.tasks.base import Prep
+from dualfuse.tasks.base import Prep, Task
+
+RETRIEVER = ("image_features", "text_features", "can_match", "match_score", "rerank_score")
 
 
 class Retriever(Protocol):
@@ -29,13 +31,29 @@ class Retriever(Protocol):
         """Gives unit vectors (B, D)."""
         ...
 
+    @property
+    def can_match(self) -> bool:
+        """Whether matching was learnt, and with it re-ranking."""
+        ...
+
     def match_score(self, image: Tokens, text: Tokens) -> Tensor:
-        """Gives the log-odds (B,) that image and text belong together."""
+        """Gives the log-odds (B,) that image and text belong together; ``ValueError`` if that was not learnt."""
         ...
 
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Gives the scores by which candidates are put in order, from the two scores of the same shape."""
         ...
+
+
+def retriever(task: Task) -> Retriever:
+    """Gives the task itself if it can search and re-rank; else ``ValueError``."""
+    missing = [name for name in RETRIEVER if not hasattr(task, name)]
+    if missing:
+        raise ValueError(
+            f"a model trained for {type(task).__name__} cannot search: it has no {', '.join(missing)}; "
+            "give the folder of one trained on pairs of pictures and texts"
+        )
+    return cast(Retriever, task)  # all its methods were found
 
 
 class GalleryRow(TypedDict):

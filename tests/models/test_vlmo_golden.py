@@ -148,9 +148,9 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     drawn = contrast_module.draw_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
     wrong = task.draw_wrong(batch, image, text, plain)
-    fused = task.fuse([(text, image), *wrong.pairs], batch["rows"])
-    golden.check("itm.logits", task.match_head(fused.pooled))
-    golden.check("itm.loss", task.matching(fused.pooled, wrong.drawn)[0])
+    pooled, _ = task.fuse([(text, image), *wrong.pairs], batch["rows"])
+    golden.check("itm.logits", task.match_head(pooled))
+    golden.check("itm.loss", task.matching(pooled, wrong.drawn)[0])
     head = golden.task.match_score(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
 

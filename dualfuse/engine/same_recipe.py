@@ -1,0 +1,72 @@
+"""A folder holds the run of one recipe: going on with another would mix two runs without a word."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from dualfuse import dist, hub
+from dualfuse.config import JSON, from_json, to_json
+from dualfuse.engine import checkpoint
+from dualfuse.recipe import Recipe
+
+FINAL, CHECKPOINTS, RECIPE = "final", "checkpoints", "recipe.json"
+
+
+def is_finished(recipe: Recipe, out: Path) -> bool:
+    """Tells whether ``out`` holds the final model; ``ValueError`` if what it holds is another recipe's."""
+    if (out / FINAL / hub.CONFIG).exists():
+        _compare(hub.read_recipe(out / FINAL), recipe, out)
+        return True
+    if checkpoint.latest(out / CHECKPOINTS):
+        _compare(_read(out / RECIPE), recipe, out)
+    return False
+
+
+def write_recipe(recipe: Recipe, out: Path) -> None:
+    """Keeps the recipe beside the checkpoints, from the first process; a reader sees a whole file or none."""
+    if dist.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        partial = out / f"{RECIPE}.partial"
+        partial.write_text(json.dumps(to_json(recipe), indent=1) + "\n")
+        os.replace(partial, out / RECIPE)
+
+
+def _read(path: Path) -> object:
+    try:
+        return from_json(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} should say which recipe wrote the checkpoints beside it, but: {error}") from error
+
+
+def _compare(stored: object, recipe: Recipe, out: Path) -> None:
+    differing = [
+        f"{name} was {before!r}, is {now!r}"
+        for name, before, now in _differences(to_json(_essence(stored)), to_json(_essence(recipe)))
+    ]
+    if differing:
+        raise ValueError(
+            f"{out} holds a run of another recipe:\n  "
+            + "\n  ".join(differing)
+            + "\nGive the same settings to go on with it, or another --out to start anew"
+        )
+
+
+def _essence(recipe: object) -> object:
+    """Leaves out what does not change the result."""
+    if not isinstance(recipe, Recipe):
+        return recipe
+    run = replace(recipe.run, log_every=0, eval_every=0, save_every=0, keep=1, tensorboard=False)
+    return replace(recipe, run=run, data=replace(recipe.data, workers=0, validation=""))
+
+
+def _differences(before: JSON, now: JSON, name: str = "") -> Iterator[tuple[str, JSON, JSON]]:
+    """Gives what differs, by its dotted name: ("optim.lr", 0.1, 0.2)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:  # in the order of the fields
+            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif before != now:
+        yield name, before, now

@@ -1,0 +1,68 @@
+"""Pieces of HTML: what every report is put together from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+STYLE = Path(__file__).with_name("page.css")
+
+
+def document(title: str, body: Sequence[str]) -> str:
+    """Gives a whole page that loads nothing."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta name="color-scheme" content="light dark"><title>{escape(title)}</title>\n'
+        f"<style>{STYLE.read_text(encoding='utf-8')}</style></head>\n<body><main>\n"
+        + "\n".join(body)
+        + "\n</main></body></html>\n"
+    )
+
+
+def section(title: str, *parts: str, lead: str = "") -> str:
+    """Gives a headed section; ``lead`` is plain text under the heading."""
+    words = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return f"<section><h2>{escape(title)}</h2>{words}{''.join(parts)}</section>"
+
+
+def figure(title: str, svg: str) -> str:
+    """Gives a chart with its title."""
+    return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{svg}</figure>'
+
+
+def grid(parts: Sequence[str], kind: str = "") -> str:
+    """Puts parts beside each other as far as the width allows."""
+    return f'<div class="grid {kind}">{"".join(parts)}</div>'
+
+
+def pairs_table(rows: Sequence[tuple[str, str]]) -> str:
+    """Gives a table of names and values."""
+    lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
+    return f'<table class="pairs">{lines}</table>'
+
+
+def bar(share: float, words: str) -> str:
+    """Gives a number with a bar of that share of the width behind it."""
+    return f'<span class="bar" style="--share:{max(0.0, min(1.0, share)):.4f}">{escape(words)}</span>'
+
+
+def tile(value: str, words: str) -> str:
+    """Gives one big number."""
+    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(words)}</span></div>'
+
+
+def commands(lines: Sequence[str]) -> str:
+    """Gives lines to copy into a terminal."""
+    return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
+
+
+def legend(entries: Sequence[tuple[str, int, bool]]) -> str:
+    """Gives a legend of (words, series, whether dashed)."""
+    items = (
+        f'<span><i class="{"dash" if is_dashed else "rule"}" style="color:var(--series-{series})"></i>'
+        f"{escape(words)}</span>"
+        for words, series, is_dashed in entries
+    )
+    return f'<p class="legend">{"".join(items)}</p>'

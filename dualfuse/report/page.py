@@ -1,0 +1,150 @@
+"""The demo's page: results in, one HTML file out."""
+
+from __future__ import annotations
+
+from html import escape
+from pathlib import Path
+
+from dualfuse.report import learning, markup, words
+from dualfuse.report.examples import masked_cards, query_cards
+from dualfuse.report.results import DemoResults, Recall
+from dualfuse.report.words import duration, percent
+
+REPORT = "report.html"
+
+
+def write_demo_page(results: DemoResults, folder: Path) -> Path:
+    """Writes ``folder``/report.html and gives its path."""
+    path = folder / REPORT
+    path.write_text(demo_page(results), encoding="utf-8")
+    return path
+
+
+def demo_page(results: DemoResults) -> str:
+    """Gives the whole page, which loads nothing but a link to the pictures' authors."""
+    took = duration(words.total_seconds(results.joint))
+    body = (
+        _head(results, f"A vision-language model, trained from nothing in {took}"),
+        _retrieval(results),
+        _fusion(results),
+        learning.losses(results),
+        learning.validation(results),
+        query_cards(results),
+        masked_cards(results),
+        _how(results),
+        "<footer>The pictures and captions are openly licensed; their authors and licences are in "
+        '<a href="ATTRIBUTION.txt">ATTRIBUTION.txt</a>. Made by dualfuse '
+        f"{escape(results.machine.dualfuse)} from results.json; <code>dualfuse report</code> makes it again.</footer>",
+    )
+    return markup.document("dualfuse demo", body)
+
+
+def _head(results: DemoResults, title: str) -> str:
+    found = results.retrieval
+    first = found.reranked.text_to_image
+    tiles = (
+        markup.tile(percent(first[0]), f"of captions find their picture first among {found.pictures}"),
+        markup.tile(percent(first[2]), "find it among the first ten"),
+        markup.tile(percent(found.chance.text_to_image[0]), "would come first by chance"),
+        markup.tile(duration(words.total_seconds(results.joint)), "of training, both stages"),
+    )
+    sentences = " ".join(map(escape, words.summary(results)))
+    return (
+        f'<p class="eyebrow">dualfuse demo</p><h1>{escape(title)}</h1><p class="summary">{sentences}</p>'
+        f'<div class="tiles">{"".join(tiles)}</div>'
+    )
+
+
+def _retrieval(results: DemoResults) -> str:
+    found = results.retrieval
+    tables = (
+        _recall_card("Text to image", f"{found.texts} captions, {found.pictures} pictures", results, "text_to_image"),
+        _recall_card("Image to text", f"{found.pictures} pictures, {found.texts} captions", results, "image_to_text"),
+    )
+    answers = "".join(
+        f'<div class="verdict"><b>{escape(question)}</b>{escape(answer)}</div>'
+        for question, answer in words.verdicts(found)
+    )
+    return markup.section(
+        "Finding pictures and captions",
+        markup.grid(tables, "half"),
+        f'<h3>What helped, and what did not</h3><div class="card">{answers}</div>',
+        lead="Test split. R@k is the share of queries whose right answer is among the first k. "
+        "Ties count against the model.",
+    )
+
+
+def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
+    found = results.retrieval
+    rows = (
+        ("Chance", found.chance),
+        ("Contrast only", found.contrast_only),
+        ("All objectives, dual encoder", found.joint),
+        (f"All objectives, best {found.candidates} re-ranked", found.reranked),
+    )
+    best = max(_of(recall, way)[0] for _, recall in rows)
+    lines = "".join(
+        f"<tr{' class=best' if _of(recall, way)[0] == best else ''}><th>{escape(name)}</th>"
+        + "".join(f"<td>{markup.bar(share, percent(share))}</td>" for share in _of(recall, way))
+        + "</tr>"
+        for name, recall in rows
+    )
+    return (
+        f'<figure class="card"><figcaption>{title} <span class="note">{escape(over)}</span></figcaption>'
+        '<table class="recall"><thead><tr><th></th><th>R@1</th><th>R@5</th><th>R@10</th></tr></thead>'
+        f"<tbody>{lines}</tbody></table></figure>"
+    )
+
+
+def _of(recall: Recall, way: str) -> tuple[float, ...]:
+    return recall.text_to_image if way == "text_to_image" else recall.image_to_text
+
+
+FUSION = {
+    "match/right": "Right pairs accepted",
+    "match/random": "Random wrong pairs rejected",
+    "match/hard": "Hardest wrong pairs rejected",
+    "match/right_beats_hard": "Right pair scores above the hardest wrong one (chance 50%)",
+    "words": "Masked words found",
+    "words/other_picture": "Masked words found beside another picture",
+}
+"""What the numbers of ``pair_accuracy`` mean, in the order in which they are shown."""
+
+
+def _fusion(results: DemoResults) -> str:
+    numbers = {number.name: number.value for number in results.fusion}
+    lines = "".join(
+        f"<tr><th>{escape(meaning)}</th><td>{markup.bar(numbers[name], percent(numbers[name]))}</td></tr>"
+        for name, meaning in FUSION.items()
+        if name in numbers
+    )
+    return markup.section(
+        "Seeing both at once",
+        f'<div class="card"><table class="fusion"><tbody>{lines}</tbody></table></div>',
+        lead="What the fusion path gets right on test pairs. The hardest wrong picture of a caption is the one that "
+        "the dual encoder finds most similar. If the picture helps, fewer masked words are found beside another one.",
+    )
+
+
+def _how(results: DemoResults) -> str:
+    machine = results.machine
+    versions = (
+        ("dualfuse", machine.dualfuse),
+        ("torch", machine.torch),
+        ("Python", machine.python),
+        ("device", machine.device),
+        ("processors, threads", f"{machine.cpus}, {machine.threads}"),
+        ("seed", str(results.seed)),
+        ("parameters", f"{results.parameters:,}"),
+    )
+    parts = tuple((part.name, duration(part.value)) for part in results.parts)
+    return markup.section(
+        "How this was made",
+        markup.commands(results.commands),
+        markup.grid(
+            (
+                f'<div class="card">{markup.pairs_table(versions)}</div>',
+                f'<div class="card">{markup.pairs_table(parts)}</div>',
+            )
+        ),
+    )

@@ -1,0 +1,132 @@
+"""The page of any run: what it logged, what it was told, and what it had to leave out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from html import escape
+from pathlib import Path
+
+from dualfuse.engine.log import SKIPPED
+from dualfuse.engine.same_recipe import FINAL, RECIPE
+from dualfuse.report import figures, markup
+from dualfuse.report.curves import Curve, History, history
+from dualfuse.report.figures import Chart, Line
+from dualfuse.report.page import REPORT, write_demo_page
+from dualfuse.report.results import RESULTS, DemoResults
+from dualfuse.report.words import duration
+
+TITLES = {"loss": "Loss", "contrast": "Contrast", "match": "Matching", "words": "Masked words", "lr": "Learning rate"}
+SHOWN = 8
+"""Skipped samples that are listed by name."""
+
+
+def report(run: Path) -> Path:
+    """Writes RUN/report.html from what a run left in its folder, or from the demo's results.json; gives its path.
+
+    Raises ``ValueError`` for a folder that is neither.
+    """
+    if (run / RESULTS).is_file():
+        return write_demo_page(DemoResults.load(run), run)
+    if not (run / RECIPE).is_file():
+        inner = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
+        hint = (
+            f"it holds several: give {', '.join(str(run / name) for name in inner)}" if inner else "give RUN of train"
+        )
+        raise ValueError(f"{run} is no folder of a run (it has no {RECIPE}); {hint}")
+    path = run / REPORT
+    path.write_text(run_page(run), encoding="utf-8")
+    return path
+
+
+def run_page(run: Path) -> str:
+    """Gives the page of one run."""
+    told = json.loads((run / RECIPE).read_text(encoding="utf-8"))
+    done = history(run, told["name"])
+    steps = told["run"]["steps"]
+    is_finished = (run / FINAL).is_dir()
+    state = "finished" if is_finished else "not finished"
+    tiles = [
+        markup.tile(f"{done.steps:,} of {steps:,}", f"steps, {state}"),
+        markup.tile(duration(done.seconds), "of training"),
+        *(markup.tile(f"{curve.values[-1]:.3g}", f"last {curve.name}") for curve in _last(done)),
+    ]
+    body = (
+        f'<p class="eyebrow">dualfuse run</p><h1>{escape(told["name"])}</h1>'
+        f'<p class="note">{escape(str(run))}</p><div class="tiles">{"".join(tiles)}</div>',
+        _learning(done),
+        _validation(done),
+        _skipped(run),
+        markup.section("Recipe", f'<div class="card">{markup.pairs_table(tuple(flat(told)))}</div>'),
+    )
+    return markup.document(f"dualfuse: {told['name']}", body)
+
+
+def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
+    """Gives the values of a recipe's JSON with their dotted names; a dataclass is named by its class."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flat(inner, name if key == "is" else f"{name}.{key}".lstrip("."))
+    elif name:
+        yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _last(done: History) -> list[Curve]:
+    found = (done.curve(name) for name in ("loss", "validation/text_to_image/R@1"))
+    return [curve for curve in found if curve and curve.values]
+
+
+def _learning(done: History) -> str:
+    shares = [curve for curve in done.curves if curve.name.startswith("accuracy/")]
+    single = [curve for curve in done.curves if "/" not in curve.name and curve.values]
+    single.sort(key=lambda curve: list(TITLES).index(curve.name) if curve.name in TITLES else len(TITLES))
+    charts = [
+        markup.figure(TITLES.get(curve.name, curve.name.replace("_", " ").capitalize()), _draw((curve,)))
+        for curve in single
+    ]
+    if shares:
+        charts.append(_together("Accuracy in training", shares, "accuracy/"))
+    return markup.section("Learning", markup.grid(charts), lead="Training only; means since the line before.")
+
+
+def _validation(done: History) -> str:
+    charts = []
+    for way in ("text_to_image", "image_to_text"):
+        curves = [curve for curve in done.curves if curve.name.startswith(f"validation/{way}/") and curve.values]
+        if curves:
+            charts.append(_together(way.replace("_", " ").capitalize(), curves, f"validation/{way}/"))
+    return markup.section("Validation recall", markup.grid(charts, "half")) if charts else ""
+
+
+def _together(title: str, curves: list[Curve], prefix: str) -> str:
+    entries = [
+        (curve.name.removeprefix(prefix).replace("_", " "), 1 + number % 4, False)
+        for number, curve in enumerate(curves)
+    ]
+    return markup.figure(title, markup.legend(entries) + _draw(tuple(curves), is_share=True))
+
+
+def _draw(curves: tuple[Curve, ...], *, is_share: bool = False) -> str:
+    lines = tuple(Line(curve, 1 + number % 4) for number, curve in enumerate(curves))
+    return figures.draw(Chart(lines, "steps", is_share=is_share))
+
+
+def _skipped(run: Path) -> str:
+    files = sorted(run.glob(f"**/{SKIPPED}"))
+    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    if not lines:
+        return markup.section("Skipped samples", lead="None: every sample could be read.")
+    reasons = Counter(line["reason"] for line in lines).most_common(SHOWN)
+    first = tuple((line["key"], line["reason"]) for line in lines[:SHOWN])
+    return markup.section(
+        "Skipped samples",
+        markup.grid(
+            (
+                f'<div class="card">{markup.pairs_table([(f"{count:,}", reason) for reason, count in reasons])}</div>',
+                f'<div class="card">{markup.pairs_table(first)}</div>',
+            ),
+            "half",
+        ),
+        lead=f"{len(lines):,} times another sample took the place of one that could not be used. By reason; the first.",
+    )

@@ -1,0 +1,140 @@
+"""Two processes that train together, as torchrun would start them, end where one process ends."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import at_step, changed, lines, recipe, samples, weights
+
+from dualfuse import dist
+from dualfuse.data.order import Draw, Order
+from dualfuse.data.sample import Sample
+from dualfuse.engine import checkpoint, train
+from dualfuse.recipe import Recipe
+from dualfuse.tasks import contrast, pairs
+from dualfuse.tasks.pairs import PairsConfig
+
+draw, all_draws = contrast.draw_negatives, Order.draws
+
+
+def most_similar(logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return draw(logits, allowed, torch.zeros_like(logits))
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    """Nothing is drawn that depends on the process: three steps, and an optimiser that does not blow up rounding."""
+    content = samples(40)
+    content[5] = Sample("005", content[5].image, ())
+    made = recipe(tmp_path_factory.mktemp("steady"), pictures=content)
+    return changed(made, drop_path=0.0, steps=3, save_every=2, eps=1e-3)
+
+
+def on_two_ranks(work: Callable[[], None]) -> list[int | None]:
+    """Runs ``work`` in two processes and gives their exit codes."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def enter(rank: int) -> None:
+        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in names.items()})
+        work()
+
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=enter, args=(rank,)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [process.exitcode for process in processes]
+
+
+def assert_close(out: Path, alone: Path) -> None:
+    assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(alone)]
+    for here, there in zip(lines(out), lines(alone), strict=True):
+        assert here == pytest.approx(there, abs=1e-5, rel=1e-4)
+    expected = weights(alone)
+    for name, tensor in weights(out).items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0, msg=lambda text, name=name: name + text)
+
+
+def keys(out: Path) -> set[tuple[int, str]]:
+    """Gives the steps and keys of all ledgers below a folder."""
+    found = [json.loads(line) for path in out.rglob("skipped.jsonl") for line in path.read_text().splitlines()]
+    return {(line["step"], line["key"]) for line in found}
+
+
+def as_two_would_group_them(order: Order, step: int) -> tuple[Draw, ...]:
+    draws = all_draws(order, step)
+    return tuple(draws[place] for place in (0, 1, 4, 5, 2, 3, 6, 7)) if len(draws) == 8 else draws
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_the_same_as_one_process(
+    steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], micro_batch: int
+) -> None:
+    """With accumulation, two micro-batches of two on each of two processes are two of four on one."""
+    monkeypatch.setattr(pairs, "draw_negatives", most_similar)
+    with monkeypatch.context() as patch:
+        if micro_batch:
+            patch.setattr(Order, "draws", as_two_would_group_them)
+        train.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
+    together = tmp_path / "together"
+    capfd.readouterr()
+    assert on_two_ranks(lambda: print(train.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
+    assert_close(together, tmp_path / "alone")
+    assert keys(together) == keys(tmp_path / "alone")
+    assert capfd.readouterr().err.count("step 3/3") == 1  # only one process speaks
+
+
+def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "draw_negatives", most_similar)
+    train.train((steady,), tmp_path / "alone")
+    out, save = tmp_path / "out", checkpoint.save
+
+    def only_the_first_saves(*arguments: object) -> Path:
+        assert dist.rank() == 0
+        return save(*arguments)  # type: ignore[arg-type]
+
+    def ask() -> None:
+        if dist.rank() == 1:  # one of them is asked, both stop
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def work() -> None:
+        with pytest.raises(train.Interrupted, match="after step 2"):
+            train.train((steady,), out)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", only_the_first_saves)
+        patch.setattr(train, "seed_step", at_step(1, ask))
+        assert on_two_ranks(work) == [0, 0]
+    assert checkpoint.latest(out / "checkpoints").name == "step-00000002"  # type: ignore[union-attr]
+    train.train((steady,), out)
+    assert_close(out, tmp_path / "alone")
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        PairsConfig(match=0.0, words=0.0),
+        PairsConfig(views="plain", match=0.0, words=0.0),
+        PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
+        PairsConfig(contrast=0.0, words=0.0),
+        PairsConfig(contrast=0.0, match=0.0),
+    ],
+    ids=["contrast", "plain contrast", "plain", "match", "words"],
+)
+def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
+    """What the loss does not reach is frozen: otherwise the second step would wait for its gradient, and raise."""
+    some = replace(steady, task=cfg)
+    assert on_two_ranks(lambda: print(train.train((some,), tmp_path))) == [0, 0]
+    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]

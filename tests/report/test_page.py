@@ -1,0 +1,333 @@
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import shutil
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dualfuse import demo, hub
+from dualfuse.data.shards import Shards
+from dualfuse.data.write import ShardWriter
+from dualfuse.engine.evaluate import evaluate
+from dualfuse.engine.log import Ledger
+from dualfuse.recipe import Recipe, Run
+from dualfuse.recipes import small
+from dualfuse.report import figures, judge, words
+from dualfuse.report.curves import Curve, History, joined, merged
+from dualfuse.report.figures import Chart, Line
+from dualfuse.report.page import demo_page
+from dualfuse.report.queries import EACH, draw, queries
+from dualfuse.report.results import DemoResults
+from dualfuse.report.run_page import report
+
+NOT_CLOSED = {"meta", "img", "br", "link", "input"}
+
+
+def few_pictures(folder: Path) -> Path:
+    """Writes a source like examples/openpics-mini, with 24, 6 and 20 of its pictures."""
+    everything = Shards.open(demo.EXAMPLES / "openpics-mini-test-00000.tar")
+    first = 0
+    for split, number in (("train", 24), ("val", 6), ("test", 20)):
+        writer = ShardWriter(folder, f"few-{split}")
+        for sample in everything[first : first + number]:
+            writer.add(replace(sample, key=sample.key.rpartition("/")[2]))
+        writer.close()
+        first += number
+    (folder / demo.AUTHORS).write_text("those who drew them\n")
+    return folder
+
+
+def shrunk(recipe: Recipe) -> Recipe:
+    return replace(
+        recipe,
+        model=replace(recipe.model, width=32, depth=2, both_from=1, image_size=(32, 32)),
+        data=replace(recipe.data, image_size=(32, 32), batch=8, workers=0),
+        run=Run(steps=4, log_every=1, eval_every=2, save_every=0),
+    )
+
+
+@pytest.fixture(scope="module")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> demo.Setup:
+    """A demo of a few steps, finished."""
+    folder = tmp_path_factory.mktemp("demo")
+    joint, control = (tuple(map(shrunk, recipes)) for recipes in (small.demo(), small.demo_contrast()))
+    setup = demo.Setup(few_pictures(folder / "source"), folder / "out", 3, joint, control)
+    demo.build(setup)
+    return setup
+
+
+@pytest.fixture(scope="module")
+def results(setup: demo.Setup) -> DemoResults:
+    return DemoResults.load(setup.out)
+
+
+class Page(HTMLParser):
+    """Reads a page; what is opened must be closed, in order."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.links: list[tuple[str, str]] = []
+        self.ids: list[str] = []
+        self.seen: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in NOT_CLOSED:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names)
+        self.seen.append(tag)
+        for name, value in attrs:
+            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
+                self.links.append((tag, value or ""))
+            self.ids += [value or ""] if name == "id" else []
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+def needs_nothing(html: str) -> Page:
+    page = Page(html)
+    assert len(set(page.ids)) == len(page.ids)
+    assert not {"script", "link", "iframe", "object"} & set(page.seen)
+    for tag, link in page.links:
+        assert link.startswith("data:image/") if tag == "img" else link[:1] == "#" or link == "ATTRIBUTION.txt"
+        assert not link.startswith("#") or link[1:] in page.ids
+    assert all(used in page.ids for used in re.findall(r"url\(#([^)]+)\)", html))
+    assert not re.findall(r"url\((?!#)|@import|https?://", html)
+    return page
+
+
+def text_of(html: str) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
+
+
+def test_the_page_needs_nothing_else(setup: demo.Setup, results: DemoResults) -> None:
+    html = (setup.out / "report.html").read_text(encoding="utf-8")
+    page = needs_nothing(html)
+    assert page.seen.count("svg") == 6 + 2  # three losses and validation recall, over steps and over time
+    assert html == demo_page(results)
+
+
+def test_numbers_agree_with_the_results(setup: demo.Setup, results: DemoResults) -> None:
+    found = results.retrieval
+    html = demo_page(results)
+    for way in ("text_to_image", "image_to_text"):
+        rows = [getattr(row, way) for row in (found.chance, found.contrast_only, found.joint, found.reranked)]
+        table = html.split('<table class="recall">')[1 + (way == "image_to_text")].split("</table>")[0]
+        shown = re.findall(r">([\d.]+)%<", table)
+        assert shown == [f"{100 * share:.1f}" for row in rows for share in row]
+    for number in results.fusion:
+        assert f"{100 * number.value:.1f}%" in text_of(html)
+    assert {number.name for number in results.fusion} >= {"match/hard", "words"}
+    joint = hub.load(setup.out / "pairs" / "final")
+    test = Shards.open(setup.out / "data" / "test-*.tar")
+    again = evaluate(joint.task, joint.prep, test, demo.PLAN).metrics
+    assert found.joint.text_to_image == tuple(again[f"text_to_image/R@{k}"] for k in (1, 5, 10))
+    assert found.reranked.image_to_text == tuple(again[f"image_to_text/reranked/R@{k}"] for k in (1, 5, 10))
+    assert (found.pictures, found.texts) == (20, sum(len(sample.texts) for sample in test))
+    trained = [number.value for number in results.parts if number.name == "train pairs"]
+    assert trained == pytest.approx([results.joint[1].seconds], abs=0.01)
+
+
+@torch.inference_mode()
+def test_queries_are_what_the_model_says(setup: demo.Setup) -> None:
+    """Every query, searched and re-ranked again one pair at a time, by weights that disagree about the order."""
+    joint = hub.load(setup.out / "pairs" / "final")
+    task, prep = joint.task, joint.prep
+    torch.manual_seed(0)
+    for parameter in task.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.2)
+    task.match_head.weight.mul_(100)
+    test = Shards.open(setup.out / "data" / "test-*.tar")
+    found = queries(task, prep, test, demo.PLAN)
+    images = [task.model.embed_image(prep.image(s.image, np.random.default_rng())[None]) for s in test]
+    for query in found.drawn:
+        assert query.caption in test[query.right].texts
+        ids = torch.from_numpy(prep.text.encode(query.caption).ids)[None]
+        text = task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
+        cosine = torch.cat([task.image_features(image) @ task.text_features(text)[0] for image in images])
+        both = task.rerank_score(cosine, torch.cat([task.match_score(image, text) for image in images]))
+        considered = cosine.topk(demo.RERANK).indices
+        assert query.place == int((cosine > cosine[query.right]).sum())
+        beaten = int((both[considered] > both[query.right]).sum())
+        assert query.reranked_place == (beaten if query.right in considered else query.place)
+        for answers, scores in ((query.nearest, cosine), (query.reranked, both)):
+            best = scores[considered].sort(descending=True).values[:5].tolist()
+            assert [answer.score for answer in answers] == pytest.approx(best, abs=6e-4)
+            assert [scores[answer.picture].item() for answer in answers] == pytest.approx(best, abs=1e-4)
+    assert any(query.nearest[0].picture != query.reranked[0].picture for query in found.drawn)
+
+
+def test_successes_and_failures_are_marked(results: DemoResults) -> None:
+    first = [query.reranked_place == 0 for query in results.queries.drawn]
+    assert first == sorted(first, reverse=True) and len(first) == 2 * EACH
+    html = demo_page(results)
+    assert html.count('badge hit">found: ') == sum(first)
+    assert html.count("right picture: ") == len(first) - sum(first) >= 4
+    for card in html.split("<article")[1 : 1 + len(first)]:
+        assert card.count('class="right"') >= 1  # the picture that is looked for, and where it was found
+
+
+def test_masked_words_are_hidden(results: DemoResults) -> None:
+    assert results.masked
+    for example in results.masked:
+        assert example.caption.count("[MASK]") == 1
+        caption = next(picture.caption for picture in results.pictures if picture.number == example.picture)
+        shown = "".join(example.caption.replace("[MASK]", example.word).split())
+        assert shown.startswith("".join(caption.lower().split())[:20])
+        likely = [guess.probability for guess in example.guesses]
+        assert likely == sorted(likely, reverse=True) and len(likely) == 3
+
+
+def test_what_is_finished_is_not_done_again(setup: demo.Setup, results: DemoResults) -> None:
+    models = [setup.out / name / "final" / "model.safetensors" for name in ("contrast", "pairs", "contrast-only")]
+    before = [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")]
+    assert demo.build(setup) == results
+    assert [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")] == before
+    with pytest.raises(ValueError, match="another recipe"):
+        demo.build(replace(setup, seed=4))
+
+
+def test_pictures_are_plain_files(setup: demo.Setup) -> None:
+    test = Shards.open(setup.out / "data" / "test-*.tar")
+    files = sorted((setup.out / "pictures").iterdir())
+    assert [file.read_bytes() for file in files] == [sample.image for sample in test]
+    assert (setup.out / "ATTRIBUTION.txt").read_text() == "those who drew them\n"
+
+
+def test_tells_the_numbers(setup: demo.Setup, results: DemoResults, capsys: pytest.CaptureFixture[str]) -> None:
+    demo.tell(results, setup.out)
+    said = capsys.readouterr().out
+    assert f"{100 * results.retrieval.reranked.text_to_image[0]:.1f}%" in said
+    assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "pictures"} "a red fish"' in said
+
+
+def test_report_of_any_run(setup: demo.Setup, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(setup.out / "pairs", run)
+    Ledger(run, 0)
+    html = report(run).read_text(encoding="utf-8")
+    needs_nothing(html)
+    assert "None: every sample could be read" in html and "4 of 4" in html
+    assert "task.negatives_per_pair" in html and "dualfuse.tasks.pairs:PairsConfig" in html
+    ledger = Ledger(run, 4)
+    for number in range(12):
+        ledger.append(4, f"train/{number}", "it is <broken>", "train/0")
+    html = report(run).read_text(encoding="utf-8")
+    needs_nothing(html)
+    assert "it is &lt;broken&gt;" in html and "12 times" in html
+
+
+def test_report_of_the_demo_is_made_from_its_results(setup: demo.Setup, tmp_path: Path) -> None:
+    shutil.copyfile(setup.out / "results.json", tmp_path / "results.json")
+    assert report(tmp_path).read_bytes() == (setup.out / "report.html").read_bytes()
+    (tmp_path / "results.json").write_text(json.dumps({"is": "dualfuse.report.results:DemoResults", "seed": 1}))
+    with pytest.raises(ValueError, match="delete it and repeat"):
+        report(tmp_path)
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"no folder of a run \(it has no recipe.json\); give"):
+        report(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "recipe.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"it holds several: give .*one"):
+        report(tmp_path)
+
+
+def test_examples_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(demo, "EXAMPLES", tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="clone the repository"):
+        demo.demo(tmp_path / "out")
+
+
+def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ImportError, match=r"dualfuse\[plots\]"):
+        figures.draw(Chart((), "steps"))
+
+
+def test_chance_is_that_of_a_random_order() -> None:
+    """All orders of four texts, of which the second picture has two."""
+    counts, owner = (1, 2, 1), (0, 1, 1, 2)
+    orders = list(itertools.permutations(range(4)))
+    expected = [np.mean([owner[order[0]] == picture for order in orders]) for picture in range(3)]
+    found = judge.chance(counts)
+    assert found.image_to_text[0] == pytest.approx(np.mean(expected))
+    assert found.text_to_image == pytest.approx((1 / 3, 1, 1))
+    missed = np.prod([(38 - drawn) / (40 - drawn) for drawn in range(5)])  # 38 of 40 texts are wrong
+    assert judge.chance([2] * 20).image_to_text[1] == pytest.approx(1 - missed)
+
+
+def test_examples_are_drawn_from_both_kinds() -> None:
+    rng = np.random.default_rng(0)
+    is_first = np.arange(40) % 4 == 0
+    drawn = draw(is_first, rng)
+    assert [bool(is_first[number]) for number in drawn] == [True] * EACH + [False] * EACH
+    assert len(set(drawn)) == 2 * EACH
+    assert sum(bool(is_first[n]) for n in draw(is_first, rng)) == EACH
+    few = np.arange(40) < 2
+    assert sum(bool(few[number]) for number in draw(few, rng)) == 2 and len(draw(few, rng)) == 2 * EACH
+    assert len(draw(np.ones(3, dtype=bool), rng)) == 3
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "queries", "expected"),
+    [
+        (0.2, 0.3, 400, "Yes: R@1 20.0% to 30.0% (+10.0)"),
+        (0.3, 0.2, 400, "No, it made it worse: R@1 30.0% to 20.0% (-10.0)"),
+        (0.2, 0.21, 400, "Not clearly; better by less than 400 queries can tell apart"),
+        (0.21, 0.2, 400, "Not clearly; worse by less than 400 queries can tell apart"),
+        (0.2, 0.21, 40_000, "Yes"),
+        (0.2, 0.2, 400, "No difference at R@1"),
+    ],
+)
+def test_verdicts_follow_from_the_numbers(before: float, after: float, queries: int, expected: str) -> None:
+    assert words.compare((before, 0.5, 0.6), (after, 0.5, 0.6), queries).startswith(expected)
+
+
+def test_durations() -> None:
+    assert [words.duration(seconds) for seconds in (1.25, 48.4, 725, 3720)] == [
+        "1.2 s",
+        "48 s",
+        "12 min 5 s",
+        "1 h 2 min",
+    ]
+
+
+def test_stages_follow_each_other() -> None:
+    curve = Curve("loss", (1, 2), (10.0, 20.0), (3.0, 2.0))
+    stages = (History("a", 2, 25.0, (curve,)), History("b", 2, 30.0, ()), History("c", 2, 40.0, (curve,)))
+    parts = joined(stages, "loss")
+    assert merged(parts) == Curve("loss", (1, 2, 5, 6), (10.0, 20.0, 65.0, 75.0), (3.0, 2.0, 3.0, 2.0))
+
+
+def test_running_mean() -> None:
+    y = np.random.default_rng(0).normal(size=30)
+    for window in (1, 4, 5):
+        reach = (window | 1) // 2
+        naive = [y[max(0, place - reach) : place + reach + 1].mean() for place in range(len(y))]
+        np.testing.assert_allclose(figures.running_mean(y, window), naive)
+
+
+def test_charts_share_no_names() -> None:
+    curve = Curve("loss", tuple(range(100)), tuple(map(float, range(100))), tuple(float(n % 7) for n in range(100)))
+    pair = [figures.draw(Chart((Line(curve, series),), "steps", boundary=40)) for series in (1, 2)]
+    page = Page("".join(pair))
+    assert page.ids and len(set(page.ids)) == len(page.ids)
+    assert "#0" not in pair[0] and "var(--series-1)" in pair[0] and "var(--ink-2)" in pair[0]

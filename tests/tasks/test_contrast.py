@@ -1,0 +1,148 @@
+"""The contrastive loss against a double loop; the draw of negatives against the softmax it stands for."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from dualfuse.tasks.contrast import Similarities, draw_negatives, own_columns, positives, similarities
+from dualfuse.tasks.heads import unit
+
+DRAWS = 20_000
+
+
+def features(number: int = 5, width: int = 3) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return unit(torch.randn(number, width)), unit(torch.randn(number, width))
+
+
+def naive_loss(image: Tensor, text: Tensor, scale: float, positive: list[list[bool]]) -> float:
+    total, number = 0.0, len(image)
+    for left, right in ((image, text), (text, image)):
+        for i in range(number):
+            weights = [math.exp(scale * float(left[i] @ right[j])) for j in range(number)]
+            right_ones = [j for j in range(number) if positive[i][j]]
+            total -= sum(math.log(weights[j] / sum(weights)) for j in right_ones) / len(right_ones)
+    return total / (2 * number)
+
+
+@pytest.mark.parametrize("scale", [1.0, 14.3])
+@pytest.mark.parametrize("extra", [(), ((0, 3),), ((0, 3), (0, 1), (1, 3), (2, 4))])
+def test_loss_against_a_double_loop(scale: float, extra: tuple[tuple[int, int], ...]) -> None:
+    image, text = features()
+    positive = torch.eye(5, dtype=torch.bool)
+    for i, j in extra:
+        positive[i, j] = positive[j, i] = True
+    similar = similarities(image, text, torch.tensor([scale]), positive)
+    assert_close(similar.loss().item(), naive_loss(image, text, scale, positive.tolist()), atol=1e-5, rtol=1e-5)
+    assert_close(similar.image_to_text[1, 3], scale * image[1] @ text[3])
+    assert_close(similar.text_to_image[1, 3], scale * text[1] @ image[3])
+
+
+def test_several_positives_by_hand() -> None:
+    """Pairs 0 and 1 show the same image: their rows aim at both columns alike. All logits are 0 but one ln 2."""
+    logits = torch.tensor([[math.log(2), 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    positive = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
+    similar = Similarities(logits, torch.zeros(3, 3), positive)
+    first = -(math.log(2 / 4) + math.log(1 / 4)) / 2
+    image_to_text = (first + math.log(3) + math.log(3)) / 3
+    assert similar.loss().item() == pytest.approx((image_to_text + math.log(3)) / 2)
+
+
+def test_gradient_pulls_pairs_together() -> None:
+    image, text = (x.requires_grad_() for x in features())
+    scale = torch.ones(1, requires_grad=True)
+    similarities(image, text, scale, torch.eye(5, dtype=torch.bool)).loss().backward()
+    assert image.grad is not None and text.grad is not None and scale.grad is not None
+    assert ((image.grad * text).sum(1) < 0).all() and scale.grad.any()
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_share_of_the_gradient_leaves_the_loss_and_the_temperature(share: float) -> None:
+    gradients = []
+    for part in (1.0, share):
+        image, text = (x.requires_grad_() for x in features())
+        scale = torch.tensor([3.0], requires_grad=True)
+        loss = similarities(image, text, scale, torch.eye(5, dtype=torch.bool), part).loss()
+        gradients.append((loss.detach(), *torch.autograd.grad(loss, (scale, image, text))))
+    whole, some = gradients
+    assert_close(some[:2], whole[:2])
+    # rows of both matrices reach the features once as own and once as gathered: both carry the share
+    assert_close(some[2:], tuple(share * gradient for gradient in whole[2:]))
+
+
+def test_positives_share_an_image_or_a_text() -> None:
+    """Images a a b c, texts x y y z."""
+    positive = positives(torch.tensor([1, 1, 2, 3]), torch.tensor([7, 8, 8, 9]))
+    assert positive.long().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert Similarities(torch.zeros(4, 4), torch.zeros(4, 4), positive).avoided == 4
+    alone = positives(torch.arange(4), torch.arange(4))
+    assert torch.equal(alone, torch.eye(4, dtype=torch.bool))
+    assert Similarities(torch.zeros(4, 4), torch.zeros(4, 4), alone).avoided == 0
+
+
+def test_a_number_in_both_lists_means_nothing() -> None:
+    """Image 1 and text 1 have nothing to do with each other."""
+    assert torch.equal(positives(torch.tensor([1, 2]), torch.tensor([2, 1])), torch.eye(2, dtype=torch.bool))
+
+
+def test_own_columns_of_one_process_are_all() -> None:
+    assert own_columns(3, torch.device("cpu")).tolist() == [True] * 3
+
+
+@pytest.mark.parametrize("allowed", [[0, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1]])
+def test_draws_follow_the_softmax_of_the_allowed(allowed: list[int]) -> None:
+    torch.manual_seed(0)
+    logits, mask = torch.tensor([2.0, -1.0, 0.0, 1.5, 1.0, -3.0]), torch.tensor(allowed, dtype=torch.bool)
+    drawn, has_any = draw_negatives(logits.expand(DRAWS, -1), mask.expand(DRAWS, -1))
+    assert has_any.all()
+    counts = torch.bincount(drawn, minlength=6).double()
+    weights = [math.exp(logit) * ok for logit, ok in zip(logits.tolist(), allowed, strict=True)]
+    expected = torch.tensor(weights, dtype=torch.float64) / sum(weights) * DRAWS
+    assert not counts[~mask].any()
+    chi_square = ((counts - expected)[mask] ** 2 / expected[mask]).sum().item()
+    assert chi_square < 18.5  # exceeded once in a thousand with four degrees of freedom; fewer exceed it less
+
+
+def test_rows_are_drawn_independently() -> None:
+    torch.manual_seed(0)
+    drawn, _ = draw_negatives(torch.zeros(DRAWS, 2), torch.ones(DRAWS, 2, dtype=torch.bool))
+    pairs = torch.bincount(drawn[::2] * 2 + drawn[1::2], minlength=4) / (DRAWS / 2)
+    assert pairs.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_a_positive_is_never_drawn() -> None:
+    """Even where it is the most similar by far, and wrong ones are hopeless: the softmax underflows to zero."""
+    torch.manual_seed(0)
+    positive = positives(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 4]))
+    logits = 1e4 * positive.float() + torch.tensor([0.0, 0.0, 0.0, 3.0, 0.0])
+    for _ in range(200):
+        drawn, has_any = draw_negatives(logits, ~positive)
+        assert has_any.all() and not positive[torch.arange(5), drawn].any()
+
+
+def test_a_gap_too_wide_for_the_softmax_keeps_the_order() -> None:
+    logits = torch.tensor([[1e4, 0.0, -1e4, -2e4], [0.0, 1e4, -2e4, -1e4]])
+    allowed = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
+    for _ in range(50):
+        assert draw_negatives(logits, allowed)[0].tolist() == [2, 3]
+
+
+def test_a_row_without_candidates_says_so() -> None:
+    allowed = torch.tensor([[False, False], [True, False]])
+    drawn, has_any = draw_negatives(torch.zeros(2, 2), allowed)
+    assert has_any.tolist() == [False, True] and 0 <= drawn[0] < 2 and drawn[1] == 0
+    alone, has_any = draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    assert alone.tolist() == [0] and has_any.tolist() == [False]
+
+
+def test_draws_carry_no_gradient_and_take_given_noise() -> None:
+    logits = torch.tensor([[1.0, 2.0, 0.0]], requires_grad=True)
+    allowed = torch.ones(1, 3, dtype=torch.bool)
+    drawn, _ = draw_negatives(logits, allowed, torch.tensor([[0.0, 0.0, 2.5]]))
+    assert drawn.tolist() == [2] and not drawn.requires_grad
+    assert draw_negatives(logits.bfloat16(), allowed, torch.zeros(1, 3))[0].tolist() == [1]

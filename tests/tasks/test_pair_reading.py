@@ -1,0 +1,145 @@
+"""From a sample to a row, and from rows to a batch."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualfuse.data.images import Augment, ImageTransform
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text import Text
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.tasks.base import Prep
+from dualfuse.tasks.pairs import PairsConfig, identity, masked_rows
+
+CAPTIONS = ("two dogs run along the beach", "a bird", "an unbelievably colourful butterfly sits on a leaf in the sun")
+PREP = Prep(ImageTransform((16, 16), Augment()), Text(12))
+CLS, SEP, MASK = 101, 102, 103
+
+
+def picture(red: int = 9) -> bytes:
+    pixels = np.random.default_rng(red).integers(255, size=(20, 24, 3), dtype=np.uint8)
+    data = io.BytesIO()
+    Image.fromarray(pixels).save(data, "PNG")
+    return data.getvalue()
+
+
+def sample(texts: tuple[str, ...] = CAPTIONS, red: int = 9, meta: Mapping[str, object] | None = None) -> Sample:
+    return Sample("one", picture(red), texts, meta or {})
+
+
+def rows_of(cfg: PairsConfig, given: Sample, number: int = 60) -> list:
+    return [cfg.read(given, PREP, np.random.default_rng(seed)) for seed in range(number)]
+
+
+def test_a_row_is_a_function_of_the_random_state() -> None:
+    for one, other in zip(rows_of(PairsConfig(), sample(), 5), rows_of(PairsConfig(), sample(), 5), strict=True):
+        assert torch.equal(one["image"], other["image"])
+        assert all(np.array_equal(one[name], other[name]) for name in ("ids", "masked_ids", "labels"))
+    first, second, *_ = rows_of(PairsConfig(), sample())
+    assert not torch.equal(first["image"], second["image"])
+
+
+def test_every_caption_is_drawn_and_hidden_in_part() -> None:
+    seen = set()
+    for row in rows_of(PairsConfig(), sample()):
+        ids, masked, labels = row["ids"], row["masked_ids"], row["labels"]
+        assert row["image"].shape == (3, 16, 16) and ids[0] == CLS and ids[-1] == SEP and len(ids) <= 12
+        is_hidden = labels != -100
+        assert is_hidden.any() and not is_hidden[[0, -1]].any()
+        assert np.array_equal(labels[is_hidden], ids[is_hidden])
+        assert np.array_equal(masked[~is_hidden], ids[~is_hidden])
+        seen.add(PREP.text.decode(ids))
+    assert len(seen) == 3 and {CAPTIONS[0], CAPTIONS[1]} <= seen
+
+
+def test_released_masking_can_hide_nothing_and_ours_never_does() -> None:
+    short = sample(("a bird",))
+    hidden = [(row["labels"] != -100).sum() for row in rows_of(PairsConfig(masking="released"), short, 100)]
+    assert 0 in hidden and max(hidden) == 2
+    assert all((row["labels"] != -100).sum() == 1 for row in rows_of(PairsConfig(), short, 100))
+    many = rows_of(PairsConfig(mask_share=0.5), sample((CAPTIONS[0],)), 20)
+    assert {int((row["labels"] != -100).sum()) for row in many} == {3}  # of six words
+    assert any(MASK in row["masked_ids"] for row in many)
+
+
+def test_who_a_pair_is() -> None:
+    rows = rows_of(PairsConfig(), sample(), 20) + rows_of(PairsConfig(), sample(red=8), 20)
+    assert {row["image_id"] for row in rows[:20]} == {identity(picture())}
+    assert {row["image_id"] for row in rows[20:]} == {identity(picture(8))} != {identity(picture())}
+    by_text = {(PREP.text.decode(row["ids"]), row["text_id"]) for row in rows}
+    assert len(by_text) == 3 == len({text_id for _, text_id in by_text})
+    assert all(0 <= identity(bytes([number])) < 2**63 for number in range(100))
+
+
+def test_a_sample_without_text_is_broken() -> None:
+    with pytest.raises(BrokenSample, match="one: it has no text"):
+        PairsConfig().read(sample(()), PREP, np.random.default_rng(0))
+
+
+def test_tags_follow_every_other_caption() -> None:
+    tags = ["red", "blue", "green", "brown", "black"]
+    cfg, number = PairsConfig(tags="keywords"), 400
+    texts = [PREP.text.decode(row["ids"]) for row in rows_of(cfg, sample(("a bird",), meta={"keywords": tags}), number)]
+    added = [text.removeprefix("a bird").split() for text in texts]
+    assert all(set(some) <= set(tags) and len(set(some)) == len(some) for some in added)
+    shares = np.bincount([len(some) for some in added], minlength=5) / number
+    assert len(shares) == 5 and shares == pytest.approx([0.5, 0.125, 0.125, 0.125, 0.125], abs=0.06)
+    assert {tag for some in added for tag in some} == set(tags)
+    assert {tuple(some) for some in added} > {("red", "blue"), ("blue", "red")}
+
+
+@pytest.mark.parametrize("meta", [{}, {"keywords": []}, {"keywords": "red"}, {"keywords": None}, {"other": ["red"]}])
+def test_samples_without_tags_keep_their_captions(meta: dict[str, object]) -> None:
+    rows = rows_of(PairsConfig(tags="keywords"), sample(("a bird",), meta=meta), 20)
+    assert {PREP.text.decode(row["ids"]) for row in rows} == {"a bird"}
+
+
+def test_tags_are_left_alone_unless_asked_for() -> None:
+    rows = rows_of(PairsConfig(), sample(("a bird",), meta={"keywords": ["red"]}), 20)
+    assert {PREP.text.decode(row["ids"]) for row in rows} == {"a bird"}
+
+
+def test_masked_rows_by_hand() -> None:
+    labels = [np.array([-100, 7, -100, 8]), np.array([-100, -100]), np.array([-100, -100, 9])]
+    found = masked_rows(labels)
+    assert found["rows"].tolist() == [[1, 3], [0, 0], [2, 0]]
+    assert found["targets"].tolist() == [[7, 8], [-100, -100], [9, -100]]
+    empty = masked_rows(labels[1:2])
+    assert empty["rows"].shape == empty["targets"].shape == (1, 0) and empty["rows"].dtype == torch.long
+
+
+def test_a_batch_is_padded_to_its_longest_text_and_can_be_learnt_from() -> None:
+    cfg = PairsConfig()
+    rows = [
+        cfg.read(sample((text,), red=number), PREP, np.random.default_rng(0)) for number, text in enumerate(CAPTIONS)
+    ]
+    batch = cfg.collate(rows)
+    lengths = [len(row["ids"]) for row in rows]
+    assert lengths == [8, 4, 12]
+    assert batch["image"].shape == (3, 3, 16, 16) and batch["ids"].shape == batch["masked_ids"].shape == (3, 12)
+    assert batch["mask"].dtype == torch.bool and batch["mask"].sum(1).tolist() == lengths
+    assert not batch["ids"][~batch["mask"]].any() and not batch["masked_ids"][~batch["mask"]].any()
+    for number, row in enumerate(rows):
+        assert batch["ids"][number, : lengths[number]].tolist() == row["ids"].tolist()
+        hidden = np.flatnonzero(row["labels"] != -100).tolist()
+        assert batch["rows"][number, : len(hidden)].tolist() == hidden
+        assert batch["targets"][number][batch["targets"][number] != -100].tolist() == row["ids"][hidden].tolist()
+    assert [batch[name].tolist() for name in ("image_id", "text_id")] == [
+        [row[name] for row in rows] for name in ("image_id", "text_id")
+    ]
+    model = VLMoConfig(width=8, depth=2, heads=2, both_from=1, patch=8, image_size=(16, 16), text_length=12).build()
+    assert cfg.build(model)(batch).loss.isfinite()
+
+
+@pytest.mark.parametrize("masking", ["words", "released"])
+def test_a_caption_without_words_is_no_accident(masking: str) -> None:
+    cfg = PairsConfig(masking=masking)
+    row = cfg.read(sample(("",)), PREP, np.random.default_rng(0))
+    assert row["ids"].tolist() == [CLS, SEP] and (row["labels"] == -100).all()
+    assert cfg.collate([row])["rows"].shape == (1, 0)

@@ -1,0 +1,118 @@
+"""What tests of training share: shards of noise with captions, a tokenizer of few words, and a recipe for them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import Tensor
+
+from dualfuse.data.images import Augment
+from dualfuse.data.sample import Sample
+from dualfuse.data.write import write_shards
+from dualfuse.engine import train
+from dualfuse.engine.log import read_log
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.tasks.pairs import PairsConfig
+
+WORDS = ("a", "the", "red", "blue", "green", "small", "big", "cat", "dog", "tree", "house", "fish", "runs", "sleeps")
+CLOCKS = ("seconds", "samples_per_second")
+MODEL = VLMoConfig(
+    width=32,
+    depth=2,
+    heads=2,
+    both_from=1,
+    patch=8,
+    image_size=(32, 32),
+    vocabulary=5 + len(WORDS),
+    text_length=12,
+    drop_path=0.2,
+)
+
+
+def picture(seed: int, size: int = 32) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize((size, size)).save(file, "PNG")
+    return file.getvalue()
+
+
+def caption(seed: int, words: int = 5) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, words))
+
+
+def samples(number: int) -> list[Sample]:
+    """One to three captions each; from the twentieth on the pictures come again."""
+    return [
+        Sample(f"{n:03d}", picture(n % 20), tuple(caption(9 * n + k) for k in range(1 + n % 3))) for n in range(number)
+    ]
+
+
+def shards(folder: Path, content: Sequence[Sample] | int, name: str = "train") -> str:
+    write_shards(samples(content) if isinstance(content, int) else content, folder, name)
+    return str(folder / f"{name}-*.tar")
+
+
+def tokenizer(folder: Path) -> str:
+    names = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)
+    made = Tokenizer(models.WordPiece({name: number for number, name in enumerate(names)}, unk_token="[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    folder.mkdir(parents=True, exist_ok=True)
+    made.save(str(folder / "tokenizer.json"))
+    return str(folder / "tokenizer.json")
+
+
+def recipe(folder: Path, *, pictures: Sequence[Sample] | int = 40) -> Recipe:
+    """Ten steps of eight pairs with everything that is random: dropout, drop-path, drawn negatives, augmentation."""
+    return Recipe(
+        name="tiny",
+        model=MODEL,
+        task=PairsConfig(),
+        data=Data(
+            train=(shards(folder / "data", pictures),),
+            image_size=(32, 32),
+            augment=Augment(rand_augment=False),
+            text_length=12,
+            tokenizer=tokenizer(folder / "words"),
+            batch=8,
+            workers=0,
+        ),
+        optim=Optim(lr=2e-3, warmup=2, clip=1.0),
+        run=Run(steps=10, save_every=5, log_every=1),
+    )
+
+
+def changed(recipe: Recipe, **changes: object) -> Recipe:
+    """Gives the recipe with other fields, each in whichever part has it: changed(recipe, steps=3, batch=4)."""
+    parts = {}
+    for part in ("model", "task", "data", "optim", "run"):
+        value = getattr(recipe, part)
+        parts[part] = replace(value, **{name: changes.pop(name) for name in vars(value) if name in changes})
+    return replace(recipe, **parts, **changes)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "final" / "model.safetensors")
+
+
+def lines(out: Path) -> list[dict[str, float]]:
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in read_log(out)]
+
+
+def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
+    """Gives a ``seed_step`` that does something in the middle of a step."""
+    seed_step = train.seed_step
+
+    def seed(run: object, now: int, micro: int) -> None:
+        if now == step:
+            do()
+        seed_step(run, now, micro)  # type: ignore[arg-type]
+
+    return seed
