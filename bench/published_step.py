@@ -26,7 +26,10 @@ Draw = Callable[[Tensor], int]
 
 
 class PublishedBatch(TypedDict):
-    """B pairs: image (B, 3, H, W); ids, mask, masked_ids, labels (B, T), all padded to one length; labels -100 unmasked."""
+    """B pairs: image (B, 3, H, W); ids, mask, masked_ids, labels (B, T), texts all padded to one length.
+
+    Labels are -100 where nothing was masked.
+    """
 
     image: Tensor
     ids: Tensor
@@ -36,7 +39,7 @@ class PublishedBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class Sequence:
+class Inputs:
     """What enters the blocks: x (B, T + P, D), its first ``words`` rows are text; mask (B, T + P), True where seen."""
 
     x: Tensor
@@ -103,9 +106,7 @@ def negatives(logits: Tensor, draw: Draw) -> list[int]:
     return [draw(row) for row in weights]
 
 
-def embed(
-    model: VLMo, *, ids: Tensor | None = None, mask: Tensor | None = None, image: Tensor | None = None
-) -> Sequence:
+def embed(model: VLMo, *, ids: Tensor | None = None, mask: Tensor | None = None, image: Tensor | None = None) -> Inputs:
     """Embeds a text, a picture or both, and gathers the bias for them."""
     parts, masks, grid = [], [], ()
     if ids is not None and mask is not None:
@@ -117,38 +118,38 @@ def embed(
         masks.append(mask.new_ones(patches.shape[:2]) if mask is not None else torch.ones(patches.shape[:2]).bool())
     words = 0 if ids is None else ids.shape[1]
     bias = None if model.relative_bias is None else model.relative_bias(text=words, grid=grid)
-    return Sequence(torch.cat(parts, dim=1), torch.cat(masks, dim=1), words, bias)
+    return Inputs(torch.cat(parts, dim=1), torch.cat(masks, dim=1), words, bias)
 
 
-def alone(model: VLMo, sequence: Sequence, modality: str) -> tuple[Tensor, Tensor]:
+def alone(model: VLMo, inputs: Inputs, modality: str) -> tuple[Tensor, Tensor]:
     """Gives the first row of one modality's own experts, and of the branch through the vision-language experts."""
-    blocks, x = list(model.blocks), sequence.x
+    blocks, x = list(model.blocks), inputs.x
     for layer in range(model.both_from):
-        x = run(blocks[layer], x, sequence, layer, ((modality, x.shape[1]),))
+        x = run(blocks[layer], x, inputs, layer, ((modality, x.shape[1]),))
     views = []
     for expert in (modality, BOTH):
         branch = x
         for layer in range(model.both_from, len(blocks)):
-            branch = run(blocks[layer], branch, sequence, layer, ((expert, x.shape[1]),))
+            branch = run(blocks[layer], branch, inputs, layer, ((expert, x.shape[1]),))
         views.append(model.norm(branch)[:, 0])
     return views[0], views[1]
 
 
 def fused(model: VLMo, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
     """Gives every state (B, T + P, D) of a text and a picture that see each other."""
-    sequence = embed(model, ids=ids, mask=mask, image=image)
-    x = sequence.x
-    separate = ((TEXT, sequence.words), (IMAGE, x.shape[1] - sequence.words))
+    inputs = embed(model, ids=ids, mask=mask, image=image)
+    x = inputs.x
+    separate = ((TEXT, inputs.words), (IMAGE, x.shape[1] - inputs.words))
     for layer, block in enumerate(model.blocks):
-        x = run(block, x, sequence, layer, separate if layer < model.both_from else ((BOTH, x.shape[1]),))
+        x = run(block, x, inputs, layer, separate if layer < model.both_from else ((BOTH, x.shape[1]),))
     return model.norm(x)
 
 
-def run(block: nn.Module, x: Tensor, sequence: Sequence, layer: int, route: tuple[tuple[str, int], ...]) -> Tensor:
+def run(block: nn.Module, x: Tensor, inputs: Inputs, layer: int, route: tuple[tuple[str, int], ...]) -> Tensor:
     """Runs one block: attention for all rows, then each part's expert."""
     assert isinstance(block, Block)
-    bias = None if sequence.bias is None else sequence.bias[layer]
-    attended = written_out(block.attention[SHARED], block.norm(x), sequence.mask, bias)
+    bias = None if inputs.bias is None else inputs.bias[layer]
+    attended = written_out(block.attention[SHARED], block.norm(x), inputs.mask, bias)
     x = x + block.drop_path(block.scale_1(attended))
     parts = x.split([length for _, length in route], dim=1)
     named = zip(route, parts, strict=True)

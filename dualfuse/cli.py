@@ -141,6 +141,26 @@ def search(
     answer(model, images, query, top=top, rerank=rerank, sheet=sheet)
 
 
+def report(run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a run, such as runs/demo/pairs")]) -> None:
+    """Write the page of a run: its curves, numbers and settings."""
+    from dualfuse.report.run_page import report
+
+    print(f"the page is {report(run)}")
+
+
+def demo(
+    out: Annotated[Path, arg(help="folder for data, models and page")] = Path("runs/demo"),
+    seed: Annotated[int, arg(help="of weights and order")] = 1,
+) -> None:
+    """Train, judge and report on the pictures that come with the project.
+
+    It can be stopped at any time: the same command goes on where it was.
+    """
+    from dualfuse.demo import demo
+
+    demo(out, seed=seed)
+
+
 COMMANDS = {
     "prepare": prepare,
     "doctor": doctor,
@@ -148,6 +168,8 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "search": search,
+    "report": report,
+    "demo": demo,
 }
 """Every command and its function; the first line of the docstring stands in the list of commands."""
 

@@ -65,7 +65,7 @@ def read_recipe(folder: Path) -> Recipe:
     """Gives the recipe of a model folder; ``ValueError`` says what the folder is if it is none."""
     if not (folder / CONFIG).is_file():
         inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
-        found = f"holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "does not exist"
+        found = f"holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "is no folder"
         raise ValueError(f"{folder} is no model folder: it {found}, but should have a {CONFIG} (as OUT/final has)")
     try:
         recipe = from_json(json.loads((folder / CONFIG).read_text()))

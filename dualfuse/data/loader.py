@@ -23,7 +23,7 @@ from dualfuse.data.shards import Shards
 Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
 Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
 Read = Callable[[Sample, np.random.Generator], Row]
-Collate = Callable[[Sequence[Row]], Batch]
+Collate = Callable[[Sequence[Any]], Batch]  # Any: the rows of one task
 
 PATIENCE = 100  # broken samples side by side that are taken for accidents; more mean that the set is broken
 

@@ -15,7 +15,7 @@ NANO = VLMoConfig(
     heads=2,
     both_from=2,
     image_size=(64, 64),
-    text_length=24,
+    text_length=16,
     positions="absolute",
     initial=Initial(std=0.125, layer_scale=0.0),
     drop_path=0.0,
@@ -31,8 +31,8 @@ OPENPICS = Data(
     validation="examples/openpics-mini/*-val-*.tar",
     image_size=(64, 64),
     augment=Augment(crop=(0.5, 1.0), rand_augment=False, colour=0.2),
-    text_length=24,
-    batch=64,
+    text_length=16,
+    batch=128,
     workers=1,
 )
 """3,000 pictures with names that come with the project: see examples/openpics-mini/ATTRIBUTION.txt."""
@@ -45,7 +45,7 @@ def nano_pairs() -> Recipe:
     return Recipe(
         name="pairs",
         model=NANO,
-        task=PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
+        task=PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1, tags="keywords"),
         data=replace(OPENPICS, train=(), validation=""),
         optim=QUICK,
         run=Run(steps=3000, save_every=500),

@@ -30,6 +30,8 @@ class Line:
     series: int
     """Colour, 1 to 4."""
     is_dashed: bool = False
+    is_exact: bool = False
+    """Drawn as it is, without a running mean."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def _plot(axes: Axes, line: Line, over: str) -> None:
     x = np.array(curve.steps) if over == "steps" else np.array(curve.seconds) / 60
     y = np.array(curve.values)
     style = {"color": colour, "linestyle": (0, (4, 2)) if line.is_dashed else "solid", "solid_capstyle": "round"}
-    if len(y) <= POINTS:
+    if line.is_exact or len(y) <= POINTS:
         axes.plot(x, y, linewidth=1.8, marker="o" if len(y) < 15 else "", markersize=3.5, **style)
         return
     axes.plot(x, y, linewidth=0.8, alpha=0.25, color=colour)

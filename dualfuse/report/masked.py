@@ -50,7 +50,7 @@ def _guess(
 ) -> MaskedWord:
     ids, place = masked
     hidden = ids.copy()
-    pass
+    hidden[place] = prep.text.mask
     texts = Texts.of([hidden]).take(torch.tensor([0]), device)
     pixels = prep.image(shards[number].image, np.random.default_rng(SEED))
     image = task.model.embed_image(pixels[None].to(device))

@@ -48,9 +48,9 @@ def run_page(run: Path) -> str:
     is_finished = (run / FINAL).is_dir()
     state = "finished" if is_finished else "not finished"
     tiles = [
-        markup.tile(f"{done.steps:,} of {steps:,}", f"steps, {state}"),
+        markup.tile(f"{done.steps:,}", f"of {steps:,} steps, {state}"),
         markup.tile(duration(done.seconds), "of training"),
-        *(markup.tile(f"{curve.values[-1]:.3g}", f"last {curve.name}") for curve in _last(done)),
+        *_last(done),
     ]
     body = (
         f'<p class="eyebrow">dualfuse run</p><h1>{escape(told["name"])}</h1>'
@@ -72,9 +72,17 @@ def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _last(done: History) -> list[Curve]:
-    found = (done.curve(name) for name in ("loss", "validation/text_to_image/R@1"))
-    return [curve for curve in found if curve and curve.values]
+def _last(done: History) -> list[str]:
+    """Gives tiles of what the run reached, as far as it was logged."""
+    said = (
+        ("loss", "last loss", "{:.3g}"),
+        ("validation/text_to_image/R@1", "R@1, text to image, validation", "{:.1%}"),
+        ("validation/image_to_text/R@1", "R@1, image to text, validation", "{:.1%}"),
+    )
+    found = ((done.curve(name), meaning, form) for name, meaning, form in said)
+    return [
+        markup.tile(form.format(curve.values[-1]), meaning) for curve, meaning, form in found if curve and curve.values
+    ]
 
 
 def _learning(done: History) -> str:
@@ -108,7 +116,7 @@ def _together(title: str, curves: list[Curve], prefix: str) -> str:
 
 
 def _draw(curves: tuple[Curve, ...], *, is_share: bool = False) -> str:
-    lines = tuple(Line(curve, 1 + number % 4) for number, curve in enumerate(curves))
+    lines = tuple(Line(curve, 1 + number % 4, is_exact=curve.name == "lr") for number, curve in enumerate(curves))
     return figures.draw(Chart(lines, "steps", is_share=is_share))
 
 

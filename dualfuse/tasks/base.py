@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from torch import Tensor, nn
@@ -50,7 +50,7 @@ class TaskConfig(Protocol):
         """Turns one sample into one row; raises ``BrokenSample`` for one that cannot be used."""
         ...
 
-    def collate(self, rows: Sequence[Row]) -> Batch:
+    def collate(self, rows: Sequence[Any]) -> Batch:  # Any: what read gives
         """Puts rows together to a batch, padded to the longest of them."""
         ...
 
