@@ -16,7 +16,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from dualfuse import __version__
-from dualfuse.data.prepare_options import PrepareOptions
+from dualfuse.prepare.options import PrepareOptions
 
 Model = Annotated[Positional[Path], arg(metavar="MODEL", help="model folder, such as runs/demo/pairs/final")]
 
@@ -36,7 +36,7 @@ def prepare(
     """
     from rich.console import Console
 
-    from dualfuse.data.prepare import prepare
+    from dualfuse.prepare.prepare import prepare
 
     Console(highlight=False).print(prepare(source, out, options))
 
@@ -55,7 +55,7 @@ def doctor(
     """
     from rich.console import Console
 
-    from dualfuse.data.doctor import examine
+    from dualfuse.doctor.examine import examine
 
     examine(path, text_length=text_length, sheet=sheet).render(Console(highlight=False))
     print(f"contact sheet: {sheet}")
@@ -141,7 +141,9 @@ def search(
     answer(model, images, query, top=top, rerank=rerank, sheet=sheet)
 
 
-def report(run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a run, such as runs/demo/pairs")]) -> None:
+def report(
+    run: Annotated[Positional[Path], arg(metavar="RUN", help="folder of a run, such as runs/demo/pairs")],
+) -> None:
     """Write the page of a run: its curves, numbers and settings."""
     from dualfuse.report.run_page import report
 

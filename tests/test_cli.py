@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from tiny import at_step, samples
 
 from dualfuse import __version__, cli
-from dualfuse.data.write import write_shards
 from dualfuse.engine import train
 from dualfuse.engine.log import read_log
+from dualfuse.prepare.write import write_shards
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = "examples/openpics-mini/openpics-mini-val-00000.tar"

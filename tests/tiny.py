@@ -15,10 +15,10 @@ from torch import Tensor
 
 from dualfuse.data.images import Augment
 from dualfuse.data.sample import Sample
-from dualfuse.data.write import write_shards
 from dualfuse.engine import train
 from dualfuse.engine.log import read_log
 from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.prepare.write import write_shards
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pairs import PairsConfig
 

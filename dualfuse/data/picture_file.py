@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from dualfuse.data.images import FORMATS, MAX_PIXELS, decode
-from dualfuse.data.write import picture_suffix
+from dualfuse.prepare.write import picture_suffix
 
 JPEG_QUALITY = 90
 

@@ -75,8 +75,8 @@ class VLMo(VisionLanguageModel):
         self.vocabulary, self.both_from, self.separate_until = cfg.vocabulary, cfg.both_from, cfg.separate_until
         if cfg.separate_until > min(cfg.both_from, cfg.depth - 1):
             raise ValueError(
-                f"separate_until={cfg.separate_until}: the last of {cfg.depth} layers, and those with a vision-language "
-                f"expert (from {cfg.both_from}), see pairs as one sequence; give at most "
+                f"separate_until={cfg.separate_until}: the last of {cfg.depth} layers, and those with a "
+                f"vision-language expert (from {cfg.both_from}), see pairs as one sequence; give at most "
                 f"{min(cfg.both_from, cfg.depth - 1)}"
             )
         window = (cfg.image_size[0] // cfg.patch, cfg.image_size[1] // cfg.patch)

@@ -13,10 +13,10 @@ import torch
 
 import dualfuse
 from dualfuse.data.shards import Shards
-from dualfuse.data.write import picture_suffix
 from dualfuse.engine.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate
 from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.hub import Loaded
+from dualfuse.prepare.write import picture_suffix
 from dualfuse.report.masked import masked_words
 from dualfuse.report.queries import queries
 from dualfuse.report.results import Machine, MaskedWord, Number, Picture, Queries, Recall, Retrieval

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from dualfuse import hub
 from dualfuse.data.contact_sheet import Tile, contact_sheet
-from dualfuse.data.sources.folder import is_picture_name
+from dualfuse.prepare.sources.folder import is_picture_name
 from dualfuse.search.index import Hit, Index
 
 COLUMNS, CELL = 5, 224

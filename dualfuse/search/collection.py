@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dualfuse.data.doctor import find_tars
 from dualfuse.data.shards import Shards
-from dualfuse.data.sources.folder import picture_names
 from dualfuse.data.tar_index import TarIndex
+from dualfuse.doctor.examine import find_tars
+from dualfuse.prepare.sources.folder import picture_names
 
 
 @dataclass(frozen=True)

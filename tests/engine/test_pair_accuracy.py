@@ -15,10 +15,10 @@ from dualfuse.data.loader import Draw, sample_rng
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
 from dualfuse.data.text import Text
-from dualfuse.data.write import ShardWriter
 from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.prepare.write import ShardWriter
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.pairs import Pairs, PairsConfig
 

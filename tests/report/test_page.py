@@ -15,9 +15,9 @@ import torch
 
 from dualfuse import demo, hub
 from dualfuse.data.shards import Shards
-from dualfuse.data.write import ShardWriter
 from dualfuse.engine.evaluate import evaluate
 from dualfuse.engine.log import Ledger
+from dualfuse.prepare.write import ShardWriter
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes import small
 from dualfuse.report import figures, judge, words

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
-from dualfuse.data.write import write_shards
 from dualfuse.hub import Loaded
 from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.prepare.write import write_shards
 from dualfuse.recipe import Data, Recipe
 from dualfuse.search import growing
 from dualfuse.search.answer import answer, printable

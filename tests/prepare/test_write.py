@@ -11,7 +11,7 @@ from PIL import Image
 
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
-from dualfuse.data.write import Mark, ShardWriter, picture_suffix, write_shards
+from dualfuse.prepare.write import Mark, ShardWriter, picture_suffix, write_shards
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:

@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 
 from dualfuse.data.contact_sheet import Tile, contact_sheet
-from dualfuse.data.doctor import examine, find_tars, split_of
-from dualfuse.data.findings import Report
-from dualfuse.data.fingerprint import COLOUR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
 from dualfuse.data.sample import Sample
-from dualfuse.data.write import write_shards
+from dualfuse.doctor.examine import examine, find_tars, split_of
+from dualfuse.doctor.findings import Report
+from dualfuse.doctor.fingerprint import COLOUR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
+from dualfuse.prepare.write import write_shards
 
 
 def scene(number: int, size: int = 96) -> Image.Image:

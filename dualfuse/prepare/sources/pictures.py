@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dualfuse.data.sources.item import Slice
+from dualfuse.prepare.sources.item import Slice
 
 
 class PictureFinder:

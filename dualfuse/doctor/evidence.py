@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dualfuse.data.examine_sample import Seen
-from dualfuse.data.findings import ADVICE, Finding
-from dualfuse.data.fingerprint import group, near_pairs
 from dualfuse.data.shards import Shards
+from dualfuse.doctor.findings import ADVICE, Finding
+from dualfuse.doctor.fingerprint import group, near_pairs
+from dualfuse.doctor.look import Seen
 
 KEPT = 100  # examples of each finding
 

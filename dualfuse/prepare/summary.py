@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from dualfuse.data.sources.item import Item
-from dualfuse.data.write import Mark
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.write import Mark
 
 EXAMPLES = 3
 

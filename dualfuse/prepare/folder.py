@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
-from dualfuse.data.check_item import MISSING, LeftOut, Ready
-from dualfuse.data.prepared import Summary, Tally, extend_listing, load_tally, save_tally
 from dualfuse.data.sample import Sample
-from dualfuse.data.sources.item import Item
-from dualfuse.data.write import ShardWriter
+from dualfuse.prepare.check import MISSING, LeftOut, Ready
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally
+from dualfuse.prepare.write import ShardWriter
 
 SAVE_EVERY = 1000  # items; what was done since the last save is done again after a stop
 PATIENCE = 100  # items; if all of these lack their picture, the folder of the pictures is wrong

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dualfuse.data.picture_file import Fitted, TooLarge, fit
-from dualfuse.data.sources.item import Item
+from dualfuse.prepare.sources.item import Item
 from dualfuse.data.split import Shares, split_by_content
 
 MISSING = "missing picture"

@@ -23,16 +23,16 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from dualfuse.data.check_item import Check
 from dualfuse.data.ordered import ordered_map
-from dualfuse.data.prepare_options import PrepareOptions
-from dualfuse.data.prepared import Summary
-from dualfuse.data.prepared_folder import PreparedFolder
-from dualfuse.data.sources import captions, folder, img2dataset, karpathy, tables
-from dualfuse.data.sources.columns import Columns
-from dualfuse.data.sources.item import Item
-from dualfuse.data.sources.recognise import recognise
+from dualfuse.prepare.check import Check
+from dualfuse.prepare.folder import PreparedFolder
+from dualfuse.prepare.options import PrepareOptions
+from dualfuse.prepare.sources import captions, folder, img2dataset, karpathy, tables
+from dualfuse.prepare.sources.columns import Columns
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.recognise import recognise
 from dualfuse.data.split import parse_shares
+from dualfuse.prepare.summary import Summary
 
 _AS_IT_IS = PrepareOptions()
 

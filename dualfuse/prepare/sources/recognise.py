@@ -7,8 +7,8 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from dualfuse.data.sources.captions import caption_files
-from dualfuse.data.sources.folder import is_picture_name
+from dualfuse.prepare.sources.captions import caption_files
+from dualfuse.prepare.sources.folder import is_picture_name
 
 FORMATS = {
     "folder": "a folder of pictures, each with a .txt of captions beside it (also the files output of img2dataset)",

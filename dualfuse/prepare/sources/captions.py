@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dualfuse.data.sources.item import Item
-from dualfuse.data.sources.pictures import PictureFinder
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.pictures import PictureFinder
 from dualfuse.data.split import split_in_name
 
 

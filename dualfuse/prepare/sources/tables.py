@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dualfuse.data.sources.columns import Columns, choose, refuse_url
-from dualfuse.data.sources.item import Item
-from dualfuse.data.sources.pictures import PictureFinder
-from dualfuse.data.sources.rows import Row, read_rows
+from dualfuse.prepare.sources.columns import Columns, choose, refuse_url
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.pictures import PictureFinder
+from dualfuse.prepare.sources.rows import Row, read_rows
 from dualfuse.data.split import split_in_name, split_name
 
 

@@ -18,14 +18,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from dualfuse.data import prepared_folder
-from dualfuse.data.check_item import LeftOut, Ready
-from dualfuse.data.prepare import prepare
-from dualfuse.data.prepare_options import PrepareOptions
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
-from dualfuse.data.sources.item import Item
-from dualfuse.data.sources.recognise import recognise
+from dualfuse.prepare import folder as prepared_folder
+from dualfuse.prepare.check import LeftOut, Ready
+from dualfuse.prepare.options import PrepareOptions
+from dualfuse.prepare.prepare import prepare
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.recognise import recognise
 from dualfuse.data.split import split_name
 
 ONE = PrepareOptions(workers=1)

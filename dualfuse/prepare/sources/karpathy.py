@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from dualfuse.data.sources.item import Item
-from dualfuse.data.sources.pictures import PictureFinder
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.pictures import PictureFinder
 from dualfuse.data.split import split_name
 
 

@@ -1,0 +1,1 @@
+"""Turning what users have into indexed shards."""
