@@ -7,7 +7,7 @@ negatives are drawn one by one in a Python loop. Loss and gradients are those of
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypedDict
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dualfuse.layers.attention import SelfAttention
 from dualfuse.layers.blocks import SHARED, Block
 from dualfuse.models.vlmo import BOTH, IMAGE, TEXT, VLMo
-from dualfuse.tasks.heads import unit
+from dualfuse.tasks.heads import Projections, unit
 from dualfuse.tasks.pairs import PairBatch, Pairs
 
 Draw = Callable[[Tensor], int]
@@ -73,14 +73,9 @@ def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Te
     """Gives the sum of contrast, matching and masked words, for a task with the settings of the paper."""
     model = task.model
     assert isinstance(model, VLMo)
-    image_views = alone(model, embed(model, image=batch["image"]), IMAGE)
-    text_views = alone(model, embed(model, ids=batch["ids"], mask=batch["mask"]), TEXT)
-    same = torch.arange(len(batch["image"]))
-    losses, plain = [], torch.empty(0)
-    for number, (head, image, text) in enumerate(zip(task.projections, image_views, text_views, strict=True)):
-        logits = head.scale * unit(head.image(image)) @ unit(head.text(text)).T
-        losses.append((F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2)
-        plain = logits.detach() if number == 0 else plain
+    image = alone(model, embed(model, image=batch["image"]), IMAGE)
+    text = alone(model, embed(model, ids=batch["ids"], mask=batch["mask"]), TEXT)
+    contrast, plain = contrasted(task, image, text)
 
     states = fused(model, batch["masked_ids"], batch["mask"], batch["image"])[:, : batch["ids"].shape[1]]
     words = F.cross_entropy(task.word_head(states).flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
@@ -94,10 +89,20 @@ def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Te
             (*(torch.stack([batch[name][row] for row in wrong_text]) for name in ("ids", "mask")), batch["image"]),
         )
     ]
-    is_match = torch.cat([torch.ones_like(same), torch.zeros_like(same), torch.zeros_like(same)])
-    match = F.cross_entropy(task.match_head(torch.cat(pooled)), is_match)
-    cfg = task.cfg
-    return cfg.contrast * torch.stack(losses).mean() + cfg.match * match + cfg.words * words
+    is_match = torch.arange(3 * len(plain)) < len(plain)
+    match = F.cross_entropy(task.match_head(torch.cat(pooled)), is_match.long())
+    return task.cfg.contrast * contrast + task.cfg.match * match + task.cfg.words * words
+
+
+def contrasted(task: Pairs, image: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gives the mean loss over the views (B, D), and the first view's logits (B, B), image to text."""
+    logits, losses = [], []
+    for head, one, other in zip(task.projections, image, text, strict=True):
+        assert isinstance(head, Projections)
+        logits.append(head.scale * unit(head.image(one)) @ unit(head.text(other)).T)
+        same = torch.arange(len(one))
+        losses.append((F.cross_entropy(logits[-1], same) + F.cross_entropy(logits[-1].T, same)) / 2)
+    return torch.stack(losses).mean(), logits[0].detach()
 
 
 def negatives(logits: Tensor, draw: Draw) -> list[int]:

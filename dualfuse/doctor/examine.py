@@ -18,11 +18,11 @@ from dualfuse.data.contact_sheet import Tile, contact_sheet
 from dualfuse.data.ordered import ordered_map
 from dualfuse.data.sample import BrokenSample
 from dualfuse.data.shards import Shards
+from dualfuse.data.split import split_in_name
 from dualfuse.data.text import Text
 from dualfuse.doctor.evidence import Evidence, Part
 from dualfuse.doctor.findings import Report
 from dualfuse.doctor.look import Seen, examine_sample
-from dualfuse.data.split import split_in_name
 
 TILES = 48  # on the contact sheet
 FLAWED_TILES = 24  # at most so many of them

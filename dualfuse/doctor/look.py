@@ -6,11 +6,11 @@ import hashlib
 from dataclasses import dataclass
 
 from dualfuse.data.images import decode
+from dualfuse.data.picture_file import header
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards import Shards
 from dualfuse.data.text import Text
 from dualfuse.doctor.fingerprint import fingerprint
-from dualfuse.data.picture_file import header
 
 TINY = 48  # pixels on the shorter side
 HUGE = 4096  # pixels on the longer side

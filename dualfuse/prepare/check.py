@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dualfuse.data.picture_file import Fitted, TooLarge, fit
-from dualfuse.prepare.sources.item import Item
 from dualfuse.data.split import Shares, split_by_content
+from dualfuse.prepare.sources.item import Item
 
 MISSING = "missing picture"
 

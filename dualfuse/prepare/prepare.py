@@ -24,6 +24,7 @@ from rich.progress import (
 )
 
 from dualfuse.data.ordered import ordered_map
+from dualfuse.data.split import parse_shares
 from dualfuse.prepare.check import Check
 from dualfuse.prepare.folder import PreparedFolder
 from dualfuse.prepare.options import PrepareOptions
@@ -31,7 +32,6 @@ from dualfuse.prepare.sources import captions, folder, img2dataset, karpathy, ta
 from dualfuse.prepare.sources.columns import Columns
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.recognise import recognise
-from dualfuse.data.split import parse_shares
 from dualfuse.prepare.summary import Summary
 
 _AS_IT_IS = PrepareOptions()

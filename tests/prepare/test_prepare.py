@@ -20,13 +20,13 @@ from rich.console import Console
 
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.data.split import split_name
 from dualfuse.prepare import folder as prepared_folder
 from dualfuse.prepare.check import LeftOut, Ready
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.prepare import prepare
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.recognise import recognise
-from dualfuse.data.split import split_name
 
 ONE = PrepareOptions(workers=1)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.pictures import PictureFinder
-from dualfuse.data.split import split_in_name
 
 
 def read(path: Path, images: Path | None) -> Iterator[Item]:

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from dualfuse.prepare.sources.item import PICTURE_SUFFIXES, Item, Slice, captions_of
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.prepare.sources.item import PICTURE_SUFFIXES, Item, Slice, captions_of
 
 
 def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:

@@ -7,9 +7,9 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.folder import is_picture_name
 from dualfuse.prepare.sources.item import Item, Slice, captions_of
-from dualfuse.data.split import split_in_name
 
 Members = dict[str, tarfile.TarInfo]  # by ending: "jpg", "txt", "json"
 

@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from dualfuse.data.split import split_name
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.pictures import PictureFinder
-from dualfuse.data.split import split_name
 
 
 def read(path: Path, images: Path | None) -> Iterator[Item]:

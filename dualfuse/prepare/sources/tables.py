@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from dualfuse.data.split import split_in_name, split_name
 from dualfuse.prepare.sources.columns import Columns, choose, refuse_url
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.pictures import PictureFinder
 from dualfuse.prepare.sources.rows import Row, read_rows
-from dualfuse.data.split import split_in_name, split_name
 
 
 @dataclass
