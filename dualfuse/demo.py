@@ -16,12 +16,12 @@ from rich.console import Console
 
 import dualfuse
 from dualfuse import hub
+from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.same_recipe import FINAL
 from dualfuse.engine.train import train
 from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.write import picture_suffix
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import small
 from dualfuse.report import judge

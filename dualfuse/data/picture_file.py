@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from dualfuse.data.images import FORMATS, MAX_PIXELS, decode
-from dualfuse.prepare.write import picture_suffix
 
 JPEG_QUALITY = 90
+
+_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
 
 class TooLarge(ValueError):
@@ -78,3 +79,11 @@ def _save(picture: Image.Image, kind: str) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, quality=JPEG_QUALITY)
     return file.getvalue()
+
+
+def picture_suffix(image: bytes) -> str:
+    """Gives jpg, png or webp by the first bytes of a picture; empty: none of these."""
+    for signature, suffix in _SIGNATURES:
+        if image.startswith(signature):
+            return suffix
+    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else ""

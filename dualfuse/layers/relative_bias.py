@@ -44,6 +44,7 @@ def _distances(grid: Grid) -> int:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # what is kept from judging must serve training too
 def joint_index(text: int, grid: Grid | tuple[()], window: Grid, longest_text: int) -> Tensor:
     """Gives the table rows (N, N) of query i and key j for ``text`` words followed by a picture of ``grid``."""
     patches = _distances(window)
@@ -92,6 +93,7 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def _resizing(source: int, target: int) -> Tensor:
     """Gives the matrix (target, source) that resizes one axis of distances."""
     if source == target:

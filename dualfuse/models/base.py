@@ -36,7 +36,9 @@ class Tokens:
 
     @staticmethod
     def join(parts: Sequence[Tokens]) -> Tokens:
-        """Puts batches of one modality and one length under each other."""
+        """Puts batches of one modality, length and grid under each other."""
+        if len({part.grid for part in parts}) > 1:
+            raise ValueError(f"pictures of {sorted({part.grid for part in parts})} patches cannot be one batch")
         states = tuple(torch.cat(layer) for layer in zip(*(part.states for part in parts), strict=True))
         return Tokens(parts[0].modality, states, torch.cat([part.mask for part in parts]), parts[0].grid)
 

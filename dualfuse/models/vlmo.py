@@ -36,7 +36,7 @@ class VLMoConfig:
     depth: int = 12
     heads: int = 12
     both_from: int = 10
-    """First layer (from 0) with a vision-language expert; equal to ``depth``: none has one."""
+    """First layer (from 0) with a vision-language expert; ``depth`` or more: none has one."""
     patch: int = 16
     image_size: tuple[int, int] = (224, 224)
     """Height and width the positions are made for; pictures of other sizes read resized positions."""
@@ -56,6 +56,13 @@ class VLMoConfig:
     """How patches are made; "convolution" learns quicker at small scale (not in the paper)."""
     image_slots: int = 1
     """Pictures per text that the model can tell apart (NLVR2: 2)."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no model."""
+        if self.depth < 1 or self.both_from < 0:
+            raise ValueError(f"depth is {self.depth}, both_from {self.both_from}; give at least 1, and at least 0")
+        if any(side < self.patch or side % self.patch for side in self.image_size):
+            raise ValueError(f"image_size {self.image_size} is no multiple of the patch, {self.patch}")
 
     def build(self) -> VLMo:
         """Gives the model with its initial weights."""

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.sample import Sample
 from dualfuse.data.tar_index import TarIndex
 
 SAMPLES_PER_SHARD = 10_000
 BYTES_PER_SHARD = 64 << 20
-
-_SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
 
 @dataclass(frozen=True)
@@ -132,14 +131,6 @@ def write_shards(
     finally:
         writer.stop()
     return writer.shards
-
-
-def picture_suffix(image: bytes) -> str:
-    """Gives jpg, png or webp by the first bytes of a picture; empty: none of these."""
-    for signature, suffix in _SIGNATURES:
-        if image.startswith(signature):
-            return suffix
-    return "webp" if image[:4] == b"RIFF" and image[8:12] == b"WEBP" else ""
 
 
 def _members(sample: Sample) -> bytes:

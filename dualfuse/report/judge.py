@@ -12,11 +12,11 @@ from dataclasses import replace
 import torch
 
 import dualfuse
+from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate
 from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.hub import Loaded
-from dualfuse.prepare.write import picture_suffix
 from dualfuse.report.masked import masked_words
 from dualfuse.report.queries import queries
 from dualfuse.report.results import Machine, MaskedWord, Number, Picture, Queries, Recall, Retrieval

@@ -11,29 +11,36 @@ from dualfuse import dist
 
 
 @dataclass(frozen=True)
-class Similarities:
-    """What this process's B pairs are to the N pairs of all processes, temperature included.
+class Positives:
+    """What belongs to this process's B pairs among the N of all: (B, N), True where it does.
 
-    ``image_to_text`` and ``text_to_image`` are (B, N) logits; ``positive`` (B, N) is True where the pairs show the
-    same image or carry the same text, so that neither is a negative of the other.
+    A text is right for an image if any pair has both, and so is an image for a text.
     """
 
-    image_to_text: Tensor
-    text_to_image: Tensor
-    positive: Tensor
+    texts_of_images: Tensor
+    images_of_texts: Tensor
 
     @property
     def avoided(self) -> Tensor:
-        """Number of pairs that are no pair of the data but would have been wrong negatives."""
-        return self.positive.sum() - len(self.positive)
+        """Number of places, in both directions, that would have been wrong negatives."""
+        return self.texts_of_images.sum() + self.images_of_texts.sum() - 2 * len(self.texts_of_images)
 
-    def loss(self) -> Tensor:
+
+@dataclass(frozen=True)
+class Similarities:
+    """What this process's B pairs are to the N pairs of all: logits (B, N), temperature included."""
+
+    image_to_text: Tensor
+    text_to_image: Tensor
+
+    def loss(self, positives: Positives) -> Tensor:
         """Gives this process's share of the symmetric contrastive loss; the mean over processes is the global one.
 
-        Where a pair has several positives the target is uniform over them.
+        Where a row has several positives the target is uniform over them.
         """
-        directions = (self.image_to_text, self.text_to_image)
-        return sum((_cross_entropy(logits, self.positive) for logits in directions), torch.zeros(())) / 2
+        of_images = _cross_entropy(self.image_to_text, positives.texts_of_images)
+        of_texts = _cross_entropy(self.text_to_image, positives.images_of_texts)
+        return (of_images + of_texts) / 2
 
 
 def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
@@ -41,7 +48,7 @@ def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     return -(target * logits.float().log_softmax(1)).sum(1).mean()
 
 
-def similarities(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor, share: float = 1.0) -> Similarities:
+def similarities(image: Tensor, text: Tensor, scale: Tensor, share: float = 1.0) -> Similarities:
     """Compares unit vectors (B, D) of this process with those of all.
 
     ``share`` is the part of the encoders' gradient that is kept: 1 is the gradient of one process that holds the
@@ -49,14 +56,18 @@ def similarities(image: Tensor, text: Tensor, scale: Tensor, positive: Tensor, s
     """
     if share != 1:
         image, text = (x * share + x.detach() * (1 - share) for x in (image, text))
-    return Similarities(scale * image @ dist.gather(text).T, scale * text @ dist.gather(image).T, positive)
+    return Similarities(scale * image @ dist.gather(text).T, scale * text @ dist.gather(image).T)
 
 
-def positives(image_id: Tensor, text_id: Tensor) -> Tensor:
-    """Tells which of all pairs (B, N) show the same image or carry the same text as this process's B."""
-    same_image = image_id[:, None] == dist.gather(image_id)[None]
-    same_text = text_id[:, None] == dist.gather(text_id)[None]
-    return same_image | same_text
+def find_positives(image_id: Tensor, text_id: Tensor) -> Positives:
+    """Tells what belongs together in a batch whose pairs may share images (B,) and texts (B,)."""
+    images, texts = dist.gather(image_id), dist.gather(text_id)
+    same_image, same_text = images[:, None] == images, texts[:, None] == texts
+    own = slice(dist.rank() * len(image_id), (dist.rank() + 1) * len(image_id))
+    # some pair k shows the image and carries the text
+    texts_of_images = (same_image[own].float() @ same_text.float()) > 0
+    images_of_texts = (same_text[own].float() @ same_image.float()) > 0
+    return Positives(texts_of_images, images_of_texts)
 
 
 def draw_negatives(logits: Tensor, allowed: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:

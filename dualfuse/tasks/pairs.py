@@ -18,7 +18,14 @@ from dualfuse.data.text import mask_words, mask_words_released, pad
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.chunks import in_chunks
-from dualfuse.tasks.contrast import Similarities, draw_negatives, own_columns, positives, similarities
+from dualfuse.tasks.contrast import (
+    Positives,
+    Similarities,
+    draw_negatives,
+    find_positives,
+    own_columns,
+    similarities,
+)
 from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
 
 
@@ -156,21 +163,24 @@ class Pairs(Task):
         text = self.model.embed_text(batch["ids"], batch["mask"])
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):  # matching needs it anyway
-            similar = self.contrast(image, text, positives(batch["image_id"], batch["text_id"]))
-        contrast = torch.stack([view.loss() for view in similar]).mean()
-        log = {"contrast": contrast, "count/false_negatives_avoided": similar[0].avoided}
+            similar = self.contrast(image, text)
+        positives = find_positives(batch["image_id"], batch["text_id"])
+        contrast = torch.stack([view.loss(positives) for view in similar]).mean()
+        log = {"contrast": contrast, "count/false_negatives_avoided": positives.avoided}
         loss = self.cfg.contrast * contrast
         if not (self.cfg.match or self.cfg.words):
             return Output(loss, {"loss": loss.detach()} | detached(log))
 
-        masked = self.model.embed_text(batch["masked_ids"], batch["mask"])
+        needs_masked = self.cfg.words or self.cfg.match_sees_masked
+        masked = self.model.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
         passes = [(masked, image)] if self.cfg.words else []
         wrong = Wrong((), torch.ones(0, dtype=torch.bool))
         if self.cfg.match:
             seen = masked if self.cfg.match_sees_masked else text
-            wrong = self.draw_wrong(batch, image, seen, similar[0])
+            wrong = self.draw_wrong(batch, image, seen, similar[0], positives)
             passes += [] if passes and seen is masked else [(seen, image)]
-        pooled, states = self.fuse([*passes, *wrong.pairs], batch["rows"])
+        rows = batch["rows"] if self.cfg.words else batch["rows"][:, :0]
+        pooled, states = self.fuse([*passes, *wrong.pairs], rows)
 
         if self.cfg.words:
             words, accuracy = self.masked_words(states[: len(image)], batch["targets"])
@@ -182,30 +192,33 @@ class Pairs(Task):
             log |= {"match": match} | accuracies
         return Output(loss, {"loss": loss.detach()} | detached(log))
 
-    def contrast(self, image: Tokens, text: Tokens, positive: Tensor) -> list[Similarities]:
+    def contrast(self, image: Tokens, text: Tokens) -> list[Similarities]:
         """Compares images with texts in every view, the plain one first."""
         share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
         vectors = self.model.views if self.cfg.views == "all" else self._plain_view
         of_image, of_text = (in_chunks(vectors, self.cfg.rows_at_once, tokens) for tokens in (image, text))
         views = zip(self.projections, of_image, of_text, strict=True)
         return [
-            similarities(unit(head.image(one)), unit(head.text(other)), head.scale, positive, share)
-            for head, one, other in views
+            similarities(unit(head.image(one)), unit(head.text(other)), head.scale, share) for head, one, other in views
         ]
 
     def _plain_view(self, tokens: Tokens) -> tuple[Tensor, ...]:
         return (self.model.encode(tokens),)
 
-    def draw_wrong(self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities) -> Wrong:
+    def draw_wrong(
+        self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities, positives: Positives
+    ) -> Wrong:
         """Gives each text a wrong image and each image a wrong text, or, with one negative per pair, half of them."""
-        allowed = ~similar.positive
+        images_allowed, texts_allowed = ~positives.images_of_texts, ~positives.texts_of_images
         if self.cfg.negatives == "own":
-            allowed = allowed & own_columns(len(image), allowed.device)
-        texts = images = torch.arange(len(image), device=allowed.device)
+            own = own_columns(len(image), images_allowed.device)
+            images_allowed, texts_allowed = images_allowed & own, texts_allowed & own
+        texts = images = torch.arange(len(image), device=images_allowed.device)
         if self.cfg.negatives_per_pair == 1:
             texts, images = texts.tensor_split([(len(image) + 1) // 2])
-        wrong_image, has_image = draw_negatives(self.cfg.hardness * similar.text_to_image[texts], allowed[texts])
-        wrong_text, has_text = draw_negatives(self.cfg.hardness * similar.image_to_text[images], allowed[images])
+        hardness = self.cfg.hardness
+        wrong_image, has_image = draw_negatives(hardness * similar.text_to_image[texts], images_allowed[texts])
+        wrong_text, has_text = draw_negatives(hardness * similar.image_to_text[images], texts_allowed[images])
         if dist.world() == 1:
             drawn_images, drawn_texts = image.take(wrong_image), seen.take(wrong_text)
         else:  # only the drawn samples' inputs travel, not the pixels of all processes

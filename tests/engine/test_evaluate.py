@@ -17,6 +17,7 @@ from torch import Tensor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate
+from dualfuse.layers.relative_bias import joint_index
 from dualfuse.tasks import metrics
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.metrics import ranks, recall, reranked
@@ -185,6 +186,15 @@ def test_without_matching_nothing_is_reranked(prep: Prep, content: Shards) -> No
 def test_a_task_in_training_is_refused(prep: Prep, content: Shards) -> None:
     with pytest.raises(ValueError, match=r"training mode; call eval\(\)"):
         evaluate(task().train(), prep, content, PLAN)
+
+
+def test_judging_first_does_not_spoil_training(prep: Prep, content: Shards) -> None:
+    """Whatever the layers keep for later was made in inference mode, and still has to serve a backward pass."""
+    joint_index.cache_clear()
+    judged = task()
+    evaluate(judged, prep, content, PLAN)
+    rows = [judged.cfg.read(sample, prep, np.random.default_rng(0)) for sample in content[:4]]
+    judged.train()(judged.cfg.collate(rows)).loss.backward()
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -124,7 +124,7 @@ def test_width_and_heads_must_fit() -> None:
     with pytest.raises(ValueError, match="width 16 cannot be split over 3 heads"):
         replace(TINY, heads=3).build()
     with pytest.raises(ValueError, match="patch 12 is no power of two"):
-        replace(TINY, patch=12, stem="convolution").build()
+        replace(TINY, patch=12, image_size=(24, 24), stem="convolution").build()
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])

@@ -130,12 +130,13 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     task, batch = golden.task, golden.batch()
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
-    plain, other = task.contrast(image, text, positive)
+    positives = contrast_module.Positives(positive, positive)
+    plain, other = task.contrast(image, text)
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)
     golden.check("itc.vl_i2t_logits", other.image_to_text)
-    golden.check("irtr.loss", plain.loss())
-    golden.check("itc.loss", torch.stack([plain.loss(), other.loss()]).mean())
+    golden.check("irtr.loss", plain.loss(positives))
+    golden.check("itc.loss", torch.stack([plain.loss(positives), other.loss(positives)]).mean())
     golden.check("itc.logit_scale", task.projections[0].scale[0])
     # their weights are not renormalised after the diagonal is removed: the distribution is the same
     for name, logits in (("i2t", plain.image_to_text), ("t2i", plain.text_to_image)):
@@ -147,7 +148,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
     drawn = contrast_module.draw_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
-    wrong = task.draw_wrong(batch, image, text, plain)
+    wrong = task.draw_wrong(batch, image, text, plain, positives)
     pooled, _ = task.fuse([(text, image), *wrong.pairs], batch["rows"])
     golden.check("itm.logits", task.match_head(pooled))
     golden.check("itm.loss", task.matching(pooled, wrong.drawn)[0])

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
-from dualfuse.prepare.write import Mark, ShardWriter, picture_suffix, write_shards
+from dualfuse.prepare.write import Mark, ShardWriter, write_shards
 
 
 def picture(number: int, kind: str = "JPEG") -> bytes:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.tasks.contrast import Similarities, draw_negatives, own_columns, positives, similarities
+from dualfuse.tasks.contrast import Positives, Similarities, draw_negatives, find_positives, own_columns, similarities
 from dualfuse.tasks.heads import unit
 
 DRAWS = 20_000
@@ -37,8 +37,13 @@ def test_loss_against_a_double_loop(scale: float, extra: tuple[tuple[int, int], 
     positive = torch.eye(5, dtype=torch.bool)
     for i, j in extra:
         positive[i, j] = positive[j, i] = True
-    similar = similarities(image, text, torch.tensor([scale]), positive)
-    assert_close(similar.loss().item(), naive_loss(image, text, scale, positive.tolist()), atol=1e-5, rtol=1e-5)
+    similar = similarities(image, text, torch.tensor([scale]))
+    assert_close(
+        similar.loss(Positives(positive, positive)).item(),
+        naive_loss(image, text, scale, positive.tolist()),
+        atol=1e-5,
+        rtol=1e-5,
+    )
     assert_close(similar.image_to_text[1, 3], scale * image[1] @ text[3])
     assert_close(similar.text_to_image[1, 3], scale * text[1] @ image[3])
 
@@ -47,16 +52,17 @@ def test_several_positives_by_hand() -> None:
     """Pairs 0 and 1 show the same image: their rows aim at both columns alike. All logits are 0 but one ln 2."""
     logits = torch.tensor([[math.log(2), 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     positive = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
-    similar = Similarities(logits, torch.zeros(3, 3), positive)
+    similar = Similarities(logits, torch.zeros(3, 3))
     first = -(math.log(2 / 4) + math.log(1 / 4)) / 2
     image_to_text = (first + math.log(3) + math.log(3)) / 3
-    assert similar.loss().item() == pytest.approx((image_to_text + math.log(3)) / 2)
+    assert similar.loss(Positives(positive, positive)).item() == pytest.approx((image_to_text + math.log(3)) / 2)
 
 
 def test_gradient_pulls_pairs_together() -> None:
     image, text = (x.requires_grad_() for x in features())
     scale = torch.ones(1, requires_grad=True)
-    similarities(image, text, scale, torch.eye(5, dtype=torch.bool)).loss().backward()
+    one = torch.eye(5, dtype=torch.bool)
+    similarities(image, text, scale).loss(Positives(one, one)).backward()
     assert image.grad is not None and text.grad is not None and scale.grad is not None
     assert ((image.grad * text).sum(1) < 0).all() and scale.grad.any()
 
@@ -67,7 +73,8 @@ def test_a_share_of_the_gradient_leaves_the_loss_and_the_temperature(share: floa
     for part in (1.0, share):
         image, text = (x.requires_grad_() for x in features())
         scale = torch.tensor([3.0], requires_grad=True)
-        loss = similarities(image, text, scale, torch.eye(5, dtype=torch.bool), part).loss()
+        one = torch.eye(5, dtype=torch.bool)
+        loss = similarities(image, text, scale, part).loss(Positives(one, one))
         gradients.append((loss.detach(), *torch.autograd.grad(loss, (scale, image, text))))
     whole, some = gradients
     assert_close(some[:2], whole[:2])
@@ -75,19 +82,20 @@ def test_a_share_of_the_gradient_leaves_the_loss_and_the_temperature(share: floa
     assert_close(some[2:], tuple(share * gradient for gradient in whole[2:]))
 
 
-def test_positives_share_an_image_or_a_text() -> None:
-    """Images a a b c, texts x y y z."""
-    positive = positives(torch.tensor([1, 1, 2, 3]), torch.tensor([7, 8, 8, 9]))
-    assert positive.long().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
-    assert Similarities(torch.zeros(4, 4), torch.zeros(4, 4), positive).avoided == 4
-    alone = positives(torch.arange(4), torch.arange(4))
-    assert torch.equal(alone, torch.eye(4, dtype=torch.bool))
-    assert Similarities(torch.zeros(4, 4), torch.zeros(4, 4), alone).avoided == 0
+def test_positives_are_what_some_pair_has() -> None:
+    """Images a a b c with texts x y y z: text x is right for a alone, text y for a and b, image a for x and y."""
+    positives = find_positives(torch.tensor([1, 1, 2, 3]), torch.tensor([7, 8, 8, 9]))
+    assert positives.texts_of_images.long().tolist() == [[1, 1, 1, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    assert positives.images_of_texts.long().tolist() == [[1, 1, 0, 0], [1, 1, 1, 0], [1, 1, 1, 0], [0, 0, 0, 1]]
+    assert positives.avoided == 9 + 9 - 8
+    alone = find_positives(torch.arange(4), torch.arange(4))
+    assert torch.equal(alone.texts_of_images, torch.eye(4, dtype=torch.bool)) and alone.avoided == 0
 
 
 def test_a_number_in_both_lists_means_nothing() -> None:
     """Image 1 and text 1 have nothing to do with each other."""
-    assert torch.equal(positives(torch.tensor([1, 2]), torch.tensor([2, 1])), torch.eye(2, dtype=torch.bool))
+    positives = find_positives(torch.tensor([1, 2]), torch.tensor([2, 1]))
+    assert torch.equal(positives.images_of_texts, torch.eye(2, dtype=torch.bool))
 
 
 def test_own_columns_of_one_process_are_all() -> None:
@@ -118,7 +126,7 @@ def test_rows_are_drawn_independently() -> None:
 def test_a_positive_is_never_drawn() -> None:
     """Even where it is the most similar by far, and wrong ones are hopeless: the softmax underflows to zero."""
     torch.manual_seed(0)
-    positive = positives(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 4]))
+    positive = find_positives(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 4])).images_of_texts
     logits = 1e4 * positive.float() + torch.tensor([0.0, 0.0, 0.0, 3.0, 0.0])
     for _ in range(200):
         drawn, has_any = draw_negatives(logits, ~positive)

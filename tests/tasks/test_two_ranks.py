@@ -80,16 +80,17 @@ def check_forward(rank: int) -> None:
     built = task(PairsConfig())
     mine = batch(own(rank))
     image, text = built.model.embed_image(mine["image"]), built.model.embed_text(mine["ids"], mine["mask"])
-    similar = built.contrast(image, text, contrast.positives(mine["image_id"], mine["text_id"]))
+    similar = built.contrast(image, text)
+    positives = contrast.find_positives(mine["image_id"], mine["text_id"])
     own_first = [0, 1, 2, 3] if rank == 0 else [2, 3, 0, 1]
     assert_close(similar[0].image_to_text[:, own_first], recorded(f"rank{rank}.i2t_logits")[:2], atol=1e-5, rtol=1e-5)
-    weights = similar[0].text_to_image.masked_fill(similar[0].positive, float("-inf")).softmax(1)[:, own_first]
+    weights = similar[0].text_to_image.masked_fill(positives.images_of_texts, float("-inf")).softmax(1)[:, own_first]
     theirs = recorded(f"rank{rank}.weights_t2i")
     assert_close(weights, theirs / theirs.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
-    loss = dist.mean(torch.stack([view.loss() for view in similar]).mean())
+    loss = dist.mean(torch.stack([view.loss(positives) for view in similar]).mean())
     assert_close(loss, recorded(f"rank{rank}.itc_loss"), atol=1e-5, rtol=1e-5)
 
-    wrong = built.draw_wrong(mine, image, text, similar[0])
+    wrong = built.draw_wrong(mine, image, text, similar[0], positives)
     pooled, _ = built.fuse([(text, image), *wrong.pairs], mine["rows"])
     assert_close(built.match_head(pooled), recorded(f"rank{rank}.itm_logits"), atol=1e-5, rtol=1e-5)
     output = built(mine)
@@ -157,9 +158,10 @@ def check_exchange(rank: int) -> None:
     assert torch.equal(dist.fetch(local, wanted), everyone[wanted])
     assert torch.equal(dist.gather(local), everyone)
     ids, texts = torch.tensor([1, 2]) + rank, torch.tensor([7, 7 + rank])
-    positive = contrast.positives(ids, texts)  # images 1 2 | 2 3, texts 7 7 | 7 8
-    wanted_rows = [[1, 1, 1, 0], [1, 1, 1, 0]] if rank == 0 else [[1, 1, 1, 0], [0, 0, 0, 1]]
-    assert positive.long().tolist() == wanted_rows
+    positives = contrast.find_positives(ids, texts)  # images 1 2 | 2 3, texts 7 7 | 7 8
+    wanted = [[1, 1, 1, 0], [1, 1, 1, 0]] if rank == 0 else [[1, 1, 1, 0], [0, 0, 0, 1]]
+    assert positives.texts_of_images.long().tolist() == wanted
+    assert positives.images_of_texts.long().tolist() == wanted
     assert contrast.own_columns(2, torch.device("cpu")).tolist() == [rank == 0] * 2 + [rank == 1] * 2
 
 
