@@ -116,3 +116,7 @@ def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
         seed_step(run, now, micro)  # type: ignore[arg-type]
 
     return seed
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt

@@ -115,8 +115,7 @@ class Ledger:
     """The samples that could not be used, in ``folder``/skipped.jsonl: nothing is left out silently."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        """Continues the ledger after step ``start``."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Continues the ledger after step ``start``; the folder is made when there is something to note."""
         cut_back(folder / SKIPPED, start)
         self._path = folder / SKIPPED
         self.count = len(_read_lines(self._path))
@@ -124,6 +123,7 @@ class Ledger:
 
     def append(self, step: int, key: str, reason: str, stand_in: str) -> None:
         """Notes that in ``step``, counted from 1 as in the log, ``stand_in`` took the place of the sample ``key``."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
             _append(file, {"step": step, "key": key, "reason": reason, "stand_in": stand_in})
         self.count += 1
