@@ -108,12 +108,16 @@ def evaluate(
     from dualfuse.engine.evaluate import Plan, evaluate
     from dualfuse.engine.memory import keep_big_blocks
     from dualfuse.engine.pair_accuracy import pair_accuracy
+    from dualfuse.tasks.pairs import Pairs
+    from dualfuse.tasks.retrieval import retriever
 
     keep_big_blocks()
     loaded, shards = hub.load(model, device=dist.device()), Shards.open(data)
     plan = Plan(batch, rerank, workers, exclude_broken)
-    result = evaluate(loaded.task, loaded.prep, shards, plan)
-    metrics = result.metrics | pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    result = evaluate(retriever(loaded.task), loaded.prep, shards, plan)
+    metrics = dict(result.metrics)
+    if isinstance(loaded.task, Pairs):
+        metrics |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
     width = max(map(len, metrics))
     for name, value in metrics.items():
         print(f"{name:{width}}  {100 * value:5.1f} %")
@@ -185,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             tyro.cli(COMMANDS[name], args=rest, prog=f"dualfuse {name}")
     except KeyboardInterrupt as error:
-        print(f"interrupted {error}".strip(), file=sys.stderr)
+        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
         print(f"dualfuse {name}: {error}", file=sys.stderr)

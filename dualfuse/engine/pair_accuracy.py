@@ -18,7 +18,8 @@ from dualfuse.engine.progress import following
 from dualfuse.tasks.base import Batch, Prep
 from dualfuse.tasks.contrast import draw_negatives
 from dualfuse.tasks.metrics import BLOCK
-from dualfuse.tasks.pairs import PairRow, Pairs, PairsConfig
+from dualfuse.tasks.pair_rows import PairRow
+from dualfuse.tasks.pairs import Pairs, PairsConfig
 from dualfuse.tasks.retrieval import Gallery, Texts
 
 

@@ -91,7 +91,13 @@ class State:
         return next(self.task.parameters()).device
 
     def save(self) -> None:
-        """Writes a checkpoint, from the first process."""
+        """Writes a checkpoint, from the first process; ``ValueError`` if the weights are no numbers any more."""
+        broken = [name for name, weight in self.task.named_parameters() if not weight.isfinite().all()]
+        if broken:
+            raise ValueError(
+                f"training has failed: after step {self.step} {len(broken)} parameters, such as {broken[0]}, hold nan or "
+                "infinity. Earlier checkpoints are kept; go on from one with a lower optim.lr, or with optim.clip 1"
+            )
         if dist.rank() == 0:
             folder = self.out / CHECKPOINTS
             checkpoint.save(folder, self.step, self.task, self.optimizer, {}, self.recipe.run.keep)

@@ -86,6 +86,7 @@ class VLMo(VisionLanguageModel):
                 f"vision-language expert (from {cfg.both_from}), see pairs as one sequence; give at most "
                 f"{min(cfg.both_from, cfg.depth - 1)}"
             )
+        self.has_both = cfg.experts == "modality" and cfg.both_from < cfg.depth
         window = (cfg.image_size[0] // cfg.patch, cfg.image_size[1] // cfg.patch)
         relative = cfg.positions == "relative"
         self.patches = Patches(cfg.width, patch=cfg.patch, stem=cfg.stem, positions=None if relative else window)
@@ -138,7 +139,7 @@ class VLMo(VisionLanguageModel):
     @property
     def num_views(self) -> int:
         """Two if any layer has a vision-language expert, else one."""
-        return 2 if self.both_from < len(self.blocks) and BOTH in self.blocks[-1].experts else 1
+        return 2 if self.has_both else 1
 
     def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
         """Lets words and patches attend to each other; ``pooled`` is tanh(W x + b) of the first word's state."""

@@ -22,7 +22,7 @@ class Output:
     """What one step gives: the loss that is differentiated, and detached scalars for people."""
 
     loss: Tensor
-    log: Mapping[str, Tensor] = field(default_factory=dict)
+    log: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Task(nn.Module, ABC):
     model: VisionLanguageModel
 
     @abstractmethod
-    def forward(self, batch: Batch) -> Output:
+    def forward(self, batch: Any) -> Output:  # Any: what its config's collate gives
         """Learns: gives the loss of one batch."""
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
-from typing import Literal, TypedDict
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from dualfuse import dist
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import mask_words, mask_words_released, pad
+from dualfuse.data.text import mask_words, mask_words_released
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.chunks import in_chunks
@@ -27,34 +26,7 @@ from dualfuse.tasks.contrast import (
     similarities,
 )
 from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
-
-
-class PairRow(TypedDict):
-    """One pair: pixels (3, H, W), word pieces (T,), the masked ones, their labels, and who it is."""
-
-    image: Tensor
-    ids: np.ndarray
-    masked_ids: np.ndarray
-    labels: np.ndarray
-    image_id: int
-    text_id: int
-
-
-class PairBatch(TypedDict):
-    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id (B,).
-
-    ``rows`` (B, R) are the positions of the masked words, ``targets`` (B, R) what stood there; -100 where a text has
-    fewer.
-    """
-
-    image: Tensor
-    ids: Tensor
-    mask: Tensor
-    masked_ids: Tensor
-    rows: Tensor
-    targets: Tensor
-    image_id: Tensor
-    text_id: Tensor
+from dualfuse.tasks.pair_rows import PairBatch, PairRow, as_long_everywhere, identity, together
 
 
 @dataclass(frozen=True)
@@ -91,7 +63,8 @@ class PairsConfig:
         """Draws one of the captions, masks words, and transforms the picture."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no text")
-        words = prep.text.encode(self._caption(sample, rng))
+        caption = sample.texts[rng.integers(len(sample.texts))]
+        words = prep.text.encode(self._tagged(caption, sample, rng))
         rule = mask_words if self.masking == "words" else mask_words_released
         masked_ids, labels = rule(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
         return {
@@ -100,11 +73,10 @@ class PairsConfig:
             "masked_ids": masked_ids,
             "labels": labels,
             "image_id": identity(sample.image),
-            "text_id": identity(words.ids.tobytes()),
+            "text_id": identity(caption.casefold().encode()),  # tags make no other text of it
         }
 
-    def _caption(self, sample: Sample, rng: np.random.Generator) -> str:
-        caption = sample.texts[rng.integers(len(sample.texts))]
+    def _tagged(self, caption: str, sample: Sample, rng: np.random.Generator) -> str:
         tags = sample.meta.get(self.tags)
         if not (isinstance(tags, list) and tags) or rng.random() < 0.5:
             return caption
@@ -113,33 +85,11 @@ class PairsConfig:
 
     def collate(self, rows: Sequence[PairRow]) -> PairBatch:
         """Pads the texts to the longest of them."""
-        lengths = torch.tensor([len(row["ids"]) for row in rows])
-        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
-        return {
-            "image": torch.stack([row["image"] for row in rows]),
-            "ids": ids,
-            "mask": torch.arange(ids.shape[1]) < lengths[:, None],
-            "masked_ids": torch.from_numpy(pad([row["masked_ids"] for row in rows], 0)),
-            **masked_rows([row["labels"] for row in rows]),
-            "image_id": torch.tensor([row["image_id"] for row in rows]),
-            "text_id": torch.tensor([row["text_id"] for row in rows]),
-        }
+        return together(rows)
 
     def build(self, model: VisionLanguageModel) -> Pairs:
         """Gives the task with fresh heads."""
         return Pairs(self, model)
-
-
-def masked_rows(labels: Sequence[np.ndarray]) -> dict[str, Tensor]:
-    """Gives ``rows`` and ``targets`` of :class:`PairBatch` for labels (T,) that are -100 at unmasked words."""
-    places = [np.flatnonzero(label != -100) for label in labels]
-    targets = [label[place] for label, place in zip(labels, places, strict=True)]
-    return {"rows": torch.from_numpy(pad(places, 0)), "targets": torch.from_numpy(pad(targets, -100))}
-
-
-def identity(content: bytes) -> int:
-    """Gives a 63-bit number by which equal contents know each other."""
-    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 class Pairs(Task):
@@ -156,9 +106,14 @@ class Pairs(Task):
         self.word_head = WordHead(model.fused_width, model.vocabulary)
         initialise(self.match_head)
 
+    @property
+    def views(self) -> tuple[Projections, ...]:
+        """The projections of each view, the plain one first."""
+        return tuple(view for view in self.projections if isinstance(view, Projections))
+
     def forward(self, batch: PairBatch) -> Output:
         """Embeds once, contrasts, draws negatives by similarity, fuses all combinations in one pass, and adds up."""
-        batch = _as_long_everywhere(batch)
+        batch = as_long_everywhere(batch)
         image = self.model.embed_image(batch["image"])
         text = self.model.embed_text(batch["ids"], batch["mask"])
 
@@ -197,7 +152,7 @@ class Pairs(Task):
         share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
         vectors = self.model.views if self.cfg.views == "all" else self._plain_view
         of_image, of_text = (in_chunks(vectors, self.cfg.rows_at_once, tokens) for tokens in (image, text))
-        views = zip(self.projections, of_image, of_text, strict=True)
+        views = zip(self.views, of_image, of_text, strict=True)
         return [
             similarities(unit(head.image(one)), unit(head.text(other)), head.scale, share) for head, one, other in views
         ]
@@ -232,7 +187,8 @@ class Pairs(Task):
         """Fuses (text, image) batches as one; gives pooled vectors, and the states at ``rows`` (B, R) of the first."""
         text, image = (Tokens.join([pair[side] for pair in passes]) for side in (0, 1))
         nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
-        return in_chunks(self._fuse, self.cfg.rows_at_once, image, text, torch.cat([rows, nothing]))
+        pooled, states = in_chunks(self._fuse, self.cfg.rows_at_once, image, text, torch.cat([rows, nothing]))
+        return pooled, states
 
     def _fuse(self, image: Tokens, text: Tokens, rows: Tensor) -> tuple[Tensor, Tensor]:
         fused = self.model.fuse(image, text, rows=rows)
@@ -262,11 +218,11 @@ class Pairs(Task):
 
     def image_features(self, image: Tokens) -> Tensor:
         """Gives unit vectors (B, D) that :meth:`text_features` can be compared with."""
-        return unit(self.projections[0].image(self.model.encode(image)))
+        return unit(self.views[0].image(self.model.encode(image)))
 
     def text_features(self, text: Tokens) -> Tensor:
         """Gives unit vectors (B, D) that :meth:`image_features` can be compared with."""
-        return unit(self.projections[0].text(self.model.encode(text)))
+        return unit(self.views[0].text(self.model.encode(text)))
 
     @property
     def can_match(self) -> bool:
@@ -287,7 +243,7 @@ class Pairs(Task):
         Matching is learnt against negatives that contrast finds hard, so its log-odds say what contrast does not:
         log p(match) - log q(contrast). The best score is their sum, and the log-odds alone are not a ranking.
         """
-        return self.projections[0].scale * cosine + match
+        return self.views[0].scale * cosine + match
 
 
 @dataclass(frozen=True)
@@ -301,12 +257,3 @@ class Wrong:
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gives the values without their gradient."""
     return {name: value.detach() for name, value in log.items()}
-
-
-def _as_long_everywhere(batch: PairBatch) -> PairBatch:
-    """Pads the texts to the longest of all processes, so that rows can be exchanged."""
-    missing = dist.largest(batch["ids"].shape[1]) - batch["ids"].shape[1]
-    if not missing:
-        return batch
-    longer = {name: F.pad(batch[name], (0, missing)) for name in ("ids", "mask", "masked_ids")}
-    return {**batch, **longer}

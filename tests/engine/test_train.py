@@ -249,3 +249,11 @@ def test_broken_samples_are_skipped_and_told(tmp_path: Path) -> None:
         sum(line["step"] <= 4 for line in ledger),
         8,
     ]
+
+
+def test_weights_that_are_no_numbers_are_never_saved(tiny: Recipe, tmp_path: Path) -> None:
+    """A learning rate without bounds; what was saved before it stays."""
+    ruined = replace(tiny, optim=replace(tiny.optim, lr=1e38, warmup=0, clip=0.0, schedule="constant"))
+    with pytest.raises(ValueError, match="training has failed: after step 5 .* lower optim.lr"):
+        train.train((ruined,), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("step-*"))

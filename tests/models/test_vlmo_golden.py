@@ -16,7 +16,8 @@ from dualfuse.layers.relative_bias import joint_index, resize_table
 from dualfuse.models.base import Tokens
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.tasks import contrast as contrast_module
-from dualfuse.tasks.pairs import Pairs, PairsConfig, masked_rows, unit
+from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.pairs import Pairs, PairsConfig, unit
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 FACTS = json.loads((GOLDEN / "facts.json").read_text())
@@ -55,7 +56,7 @@ class Golden:
             "ids": self.inputs["in.text_ids"],
             "mask": self.inputs["in.text_masks"].bool(),
             "masked_ids": self.inputs["in.text_ids_mlm"],
-            **masked_rows(list(self.inputs["in.text_labels_mlm"].numpy())),
+            **dict(zip(("rows", "targets"), masked_rows(list(self.inputs["in.text_labels_mlm"].numpy())), strict=True)),
             "image_id": numbers,
             "text_id": numbers,
         }

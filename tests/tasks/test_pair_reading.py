@@ -15,7 +15,8 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.base import Prep
-from dualfuse.tasks.pairs import PairsConfig, identity, masked_rows
+from dualfuse.tasks.pair_rows import identity, masked_rows
+from dualfuse.tasks.pairs import PairsConfig
 
 CAPTIONS = ("two dogs run along the beach", "a bird", "an unbelievably colourful butterfly sits on a leaf in the sun")
 PREP = Prep(ImageTransform((16, 16), Augment()), Text(12))
@@ -107,11 +108,11 @@ def test_tags_are_left_alone_unless_asked_for() -> None:
 
 def test_masked_rows_by_hand() -> None:
     labels = [np.array([-100, 7, -100, 8]), np.array([-100, -100]), np.array([-100, -100, 9])]
-    found = masked_rows(labels)
-    assert found["rows"].tolist() == [[1, 3], [0, 0], [2, 0]]
-    assert found["targets"].tolist() == [[7, 8], [-100, -100], [9, -100]]
-    empty = masked_rows(labels[1:2])
-    assert empty["rows"].shape == empty["targets"].shape == (1, 0) and empty["rows"].dtype == torch.long
+    rows, targets = masked_rows(labels)
+    assert rows.tolist() == [[1, 3], [0, 0], [2, 0]]
+    assert targets.tolist() == [[7, 8], [-100, -100], [9, -100]]
+    rows, targets = masked_rows(labels[1:2])
+    assert rows.shape == targets.shape == (1, 0) and rows.dtype == torch.long
 
 
 def test_a_batch_is_padded_to_its_longest_text_and_can_be_learnt_from() -> None:

@@ -18,7 +18,8 @@ from dualfuse import dist
 from dualfuse.convert.vlmo import from_official
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks import contrast, pairs
-from dualfuse.tasks.pairs import Pairs, PairsConfig, masked_rows
+from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.pairs import Pairs, PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 TINY = VLMoConfig(
@@ -44,7 +45,7 @@ def batch(rows: slice = slice(None), longest: int = 12) -> dict[str, torch.Tenso
         "ids": inputs["in.text_ids"][rows, :longest],
         "mask": inputs["in.text_masks"][rows, :longest].bool(),
         "masked_ids": inputs["in.text_ids_mlm"][rows, :longest],
-        **masked_rows(list(inputs["in.text_labels_mlm"][rows].numpy())),
+        **dict(zip(("rows", "targets"), masked_rows(list(inputs["in.text_labels_mlm"][rows].numpy())), strict=True)),
         "image_id": torch.arange(4)[rows],
         "text_id": torch.arange(4)[rows],
     }

@@ -1,0 +1,83 @@
+"""Pairs as tensors: one row, and many rows as a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualfuse import dist
+from dualfuse.data.text import pad
+
+
+class PairRow(TypedDict):
+    """One pair: pixels (3, H, W), word pieces (T,), the masked ones, their labels, and who it is."""
+
+    image: Tensor
+    ids: np.ndarray
+    masked_ids: np.ndarray
+    labels: np.ndarray
+    image_id: int
+    text_id: int
+
+
+class PairBatch(TypedDict):
+    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id (B,).
+
+    ``rows`` (B, R) are the positions of the masked words, ``targets`` (B, R) what stood there; -100 where a text has
+    fewer.
+    """
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+    masked_ids: Tensor
+    rows: Tensor
+    targets: Tensor
+    image_id: Tensor
+    text_id: Tensor
+
+
+def together(rows: Sequence[PairRow]) -> PairBatch:
+    """Makes a batch of rows, with the texts padded to the longest of them."""
+    lengths = torch.tensor([len(row["ids"]) for row in rows])
+    ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+    places, targets = masked_rows([row["labels"] for row in rows])
+    return {
+        "image": torch.stack([row["image"] for row in rows]),
+        "ids": ids,
+        "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+        "masked_ids": torch.from_numpy(pad([row["masked_ids"] for row in rows], 0)),
+        "rows": places,
+        "targets": targets,
+        "image_id": torch.tensor([row["image_id"] for row in rows]),
+        "text_id": torch.tensor([row["text_id"] for row in rows]),
+    }
+
+
+def masked_rows(labels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Gives ``rows`` and ``targets`` of :class:`PairBatch` for labels (T,) that are -100 at unmasked words."""
+    places = [np.flatnonzero(label != -100) for label in labels]
+    targets = [label[place] for label, place in zip(labels, places, strict=True)]
+    return torch.from_numpy(pad(places, 0)), torch.from_numpy(pad(targets, -100))
+
+
+def identity(content: bytes) -> int:
+    """Gives a 63-bit number by which equal contents know each other."""
+    return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1
+
+
+def as_long_everywhere(batch: PairBatch) -> PairBatch:
+    """Pads the texts to the longest of all processes, so that rows can be exchanged."""
+    missing = dist.largest(batch["ids"].shape[1]) - batch["ids"].shape[1]
+    if not missing:
+        return batch
+    longer = batch.copy()
+    longer["ids"], longer["masked_ids"] = (F.pad(batch[name], (0, missing)) for name in ("ids", "masked_ids"))
+    longer["mask"] = F.pad(batch["mask"], (0, missing))
+    return longer
