@@ -86,6 +86,8 @@ class Run:
     log_every: int = 10
     eval_every: int = 0
     """Steps between evaluations on ``data.validation``; 0: only at the end."""
+    eval_rerank: int = 0
+    """Candidates per query that these evaluations re-rank; 0: none."""
     save_every: int = 1000
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 2

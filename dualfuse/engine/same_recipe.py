@@ -59,7 +59,7 @@ def _essence(recipe: object) -> object:
     """Leaves out what does not change the result."""
     if not isinstance(recipe, Recipe):
         return recipe
-    run = replace(recipe.run, log_every=0, eval_every=0, save_every=0, keep=1, tensorboard=False)
+    run = replace(recipe.run, log_every=0, eval_every=0, eval_rerank=0, save_every=0, keep=1, tensorboard=False)
     return replace(recipe, run=run, data=replace(recipe.data, workers=0, validation=""))
 
 

@@ -95,8 +95,8 @@ class State:
         broken = [name for name, weight in self.task.named_parameters() if not weight.isfinite().all()]
         if broken:
             raise ValueError(
-                f"training has failed: after step {self.step} {len(broken)} parameters, such as {broken[0]}, hold nan or "
-                "infinity. Earlier checkpoints are kept; go on from one with a lower optim.lr, or with optim.clip 1"
+                f"training has failed: after step {self.step} {len(broken)} weights, such as {broken[0]}, are nan or "
+                "infinite. Earlier checkpoints are kept; go on from one with a lower optim.lr, or with optim.clip 1"
             )
         if dist.rank() == 0:
             folder = self.out / CHECKPOINTS
@@ -167,6 +167,7 @@ def validate(state: State) -> dict[str, float]:
     state.task.eval()
     data = state.recipe.data
     prep = replace(data.prep(), image=replace(data.image, augment=None))
-    result = evaluate(retriever(state.task), prep, Shards.open(data.validation), Plan(workers=data.workers))
+    plan = Plan(rerank=state.recipe.run.eval_rerank, workers=data.workers)
+    result = evaluate(retriever(state.task), prep, Shards.open(data.validation), plan)
     state.task.train()
     return {f"validation/{name}": value for name, value in result.metrics.items()}
