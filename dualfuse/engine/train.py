@@ -15,6 +15,7 @@ from dualfuse import dist, hub
 from dualfuse.data.loader import Delivery
 from dualfuse.data.shards import Shards
 from dualfuse.engine import checkpoint
+from dualfuse.engine.cores import share_cores
 from dualfuse.engine.evaluate import Plan, evaluate
 from dualfuse.engine.feed import check_data, deliveries, first_rows, micro_steps, to_device
 from dualfuse.engine.interrupt import stop_asked
@@ -58,6 +59,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
 
 
 def _run(recipe: Recipe, out: Path, start: Path | None, device: torch.device) -> None:
+    share_cores(recipe.data.workers)
     torch.manual_seed(recipe.run.seed)
     task = recipe.task.build(recipe.model.build())
     newest = checkpoint.latest(out / CHECKPOINTS)

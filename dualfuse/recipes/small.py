@@ -75,14 +75,14 @@ def demo() -> tuple[Recipe, ...]:
         task=replace(task, match=0.0, words=0.0),
         data=replace(OPENPICS, batch=256),
         optim=replace(QUICK, schedule="constant"),
-        run=Run(steps=700, eval_every=100, save_every=350),
+        run=Run(steps=550, eval_every=110, save_every=275),
     )
     joint = replace(
         nano,
         task=task,
         data=OPENPICS,
         optim=replace(QUICK, lr=1.5e-3),
-        run=Run(steps=700, eval_every=175, eval_rerank=16, save_every=350),
+        run=Run(steps=600, eval_every=150, eval_rerank=16, save_every=300),
         start_from=contrast.name,
     )
     return contrast, joint
@@ -91,7 +91,7 @@ def demo() -> tuple[Recipe, ...]:
 def demo_contrast() -> tuple[Recipe, ...]:
     """The demo's control: contrast alone, for as many minutes."""
     contrast, joint = demo()
-    run = replace(contrast.run, steps=1000, eval_every=200)
+    run = replace(contrast.run, steps=800, eval_every=160)
     return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
 
 
