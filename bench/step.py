@@ -52,7 +52,7 @@ class Size:
     text_length: int
 
 
-SIZES = {"base": Size(BASE, batch=4, text_length=40), "nano": Size(NANO, batch=64, text_length=24)}
+SIZES = {"base": Size(BASE, batch=4, text_length=40), "nano": Size(NANO, batch=64, text_length=NANO.text_length)}
 
 
 @dataclass(frozen=True)

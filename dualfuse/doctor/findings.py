@@ -15,7 +15,7 @@ SHOWN = 3  # examples in the printed table; the json has more
 
 ADVICE = {
     "unreadable shard": "cut off or no tar; copy or prepare it again",
-    "unreadable picture": "training skips it, evaluation counts it as wrong; prepare the set again to leave it out",
+    "unreadable picture": "training skips it, evaluation stops at it; prepare the set again to leave it out",
     "tiny picture": "there is little to see; leave it out, or check that no thumbnails were taken",
     "huge picture": "decoding takes long; prepare again with --longest-side",
     "animated picture": "only its first frame is seen",
