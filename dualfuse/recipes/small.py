@@ -37,7 +37,7 @@ OPENPICS = Data(
 )
 """3,000 pictures with names that come with the project: see examples/openpics-mini/ATTRIBUTION.txt."""
 
-QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=50, schedule="cosine", clip=1.0)
+QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedule="cosine", clip=1.0)
 """Ten times the paper's learning rate: the model is narrow and the run short."""
 
 
@@ -46,7 +46,9 @@ def nano_pairs() -> Recipe:
     return Recipe(
         name="pairs",
         model=NANO,
-        task=PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1, hardness=0.0),
+        task=PairsConfig(
+            views="plain", match_sees_masked=True, negatives_per_pair=1, hardness=0.0, initial_std=NANO.initial.std
+        ),
         data=replace(OPENPICS, train=(), validation=""),
         optim=QUICK,
         run=Run(steps=3000, save_every=500),
@@ -69,20 +71,19 @@ def demo() -> tuple[Recipe, ...]:
     """The demo: contrast first, then all objectives, on pictures that come with the project."""
     nano = nano_pairs()
     task = replace(nano.task, tags="keywords")
-    contrast = Recipe(
+    contrast = replace(
+        nano,
         name="contrast",
-        model=NANO,
         task=replace(task, match=0.0, words=0.0),
-        data=replace(OPENPICS, batch=256),
-        optim=replace(QUICK, schedule="constant"),
-        run=Run(steps=550, eval_every=110, save_every=275),
+        data=OPENPICS,
+        run=Run(steps=1200, eval_every=200, save_every=400),
     )
     joint = replace(
         nano,
         task=task,
         data=OPENPICS,
-        optim=replace(QUICK, lr=1.5e-3),
-        run=Run(steps=600, eval_every=150, eval_rerank=16, save_every=300),
+        optim=replace(QUICK, lr=1e-3),
+        run=Run(steps=500, eval_every=125, eval_rerank=16, save_every=250),
         start_from=contrast.name,
     )
     return contrast, joint
@@ -91,7 +92,7 @@ def demo() -> tuple[Recipe, ...]:
 def demo_contrast() -> tuple[Recipe, ...]:
     """The demo's control: contrast alone, for as many minutes."""
     contrast, joint = demo()
-    run = replace(contrast.run, steps=800, eval_every=160)
+    run = replace(contrast.run, steps=1450, eval_every=290)
     return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
 
 

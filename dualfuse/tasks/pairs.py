@@ -57,7 +57,10 @@ class PairsConfig:
     mask_share: float = 0.15
     """Share of the words that is masked."""
     tags: str = ""
-    """Name of a list in the samples' json (such as keywords); every other caption gets a few of it. Empty: none."""
+    """Name of a list in the samples' json (such as keywords): a third of the captions gets a few of it, and a sixth is
+    a few of it alone. Empty: none."""
+    initial_std: float = 0.02
+    """Standard deviation of the heads' first weights; see ``Initial.std`` of the model."""
 
     def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> PairRow:
         """Draws one of the captions, masks words, and transforms the picture."""
@@ -80,8 +83,8 @@ class PairsConfig:
         tags = sample.meta.get(self.tags)
         if not (isinstance(tags, list) and tags) or rng.random() < 0.5:
             return caption
-        some = rng.permutation(tags)[: rng.integers(1, 5)]
-        return " ".join([caption, *map(str, some)])
+        some = " ".join(map(str, rng.permutation(tags)[: rng.integers(1, 5)]))
+        return some if rng.random() < 1 / 3 else f"{caption} {some}"
 
     def collate(self, rows: Sequence[PairRow]) -> PairBatch:
         """Pads the texts to the longest of them."""
@@ -100,11 +103,11 @@ class Pairs(Task):
         super().__init__()
         self.cfg, self.model = cfg, model
         self.projections = nn.ModuleList(
-            Projections(model.width) for _ in range(model.num_views if cfg.views == "all" else 1)
+            Projections(model.width, cfg.initial_std) for _ in range(model.num_views if cfg.views == "all" else 1)
         )
         self.match_head = nn.Linear(model.fused_width, 2)
-        self.word_head = WordHead(model.fused_width, model.vocabulary)
-        initialise(self.match_head)
+        self.word_head = WordHead(model.fused_width, model.vocabulary, cfg.initial_std)
+        initialise(self.match_head, cfg.initial_std)
 
     @property
     def views(self) -> tuple[Projections, ...]:
