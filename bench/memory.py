@@ -75,13 +75,12 @@ def main() -> None:
     print(f"{options}\n{'limit':<10}{'CPU s':>8}{'system s':>10}{'faults':>10}{'peak MiB':>10}{'gain':>7}")
     for name in workers:
         costs = [costs[name] for costs in rounds]
-        processor, system = (
-            statistics.median(getattr(cost, kind) for cost in costs) for kind in ("processor", "system")
-        )
-        gains = [costs["default"].processor / costs[name].processor for costs in rounds]
+        processor = statistics.median(cost.processor for cost in costs)
+        system = statistics.median(cost.system for cost in costs)
         faults = statistics.median(cost.faults for cost in costs)
-        spread = f"{statistics.median(gains):7.2f} ({min(gains):.2f} to {max(gains):.2f})"
-        print(f"{name:<10}{processor:8.2f}{system:10.2f}{faults:10.0f}{costs[-1].peak_mib:10.0f}{spread}")
+        gains = [costs["default"].processor / costs[name].processor for costs in rounds]
+        gain = f"{statistics.median(gains):7.2f} ({min(gains):.2f} to {max(gains):.2f})"
+        print(f"{name:<10}{processor:8.2f}{system:10.2f}{faults:10.0f}{costs[-1].peak_mib:10.0f}{gain}")
 
 
 if __name__ == "__main__":
