@@ -140,7 +140,7 @@ def tell(results: DemoResults, out: Path) -> None:
 
 def search_command(out: Path) -> str:
     """Gives the command that searches the test pictures."""
-    return shlex.join(("dualfuse", "search", str(out / "pairs" / FINAL), str(out / "pictures"))) + ' "a red fish"'
+    return shlex.join(("dualfuse", "search", str(out / "pairs" / FINAL), str(out / "pictures"))) + ' "flag of Jamaica"'
 
 
 def _finished(out: Path, finals: tuple[Path, Path]) -> DemoResults | None:

@@ -41,7 +41,7 @@ def demo_page(results: DemoResults) -> str:
 
 def _head(results: DemoResults, title: str) -> str:
     found = results.retrieval
-    first = found.reranked.text_to_image
+    first = found.joint.text_to_image  # what search gives by default
     tiles = (
         markup.tile(percent(first[0]), f"of captions find their picture first among {found.pictures}"),
         markup.tile(percent(first[2]), "find it among the first ten"),

@@ -232,7 +232,7 @@ def test_tells_the_numbers(setup: demo.Setup, results: DemoResults, capsys: pyte
     demo.tell(results, setup.out)
     said = capsys.readouterr().out
     assert f"{100 * results.retrieval.reranked.text_to_image[0]:.1f}%" in said
-    assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "pictures"} "a red fish"' in said
+    assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "pictures"} "flag of Jamaica"' in said
 
 
 def test_report_of_any_run(setup: demo.Setup, tmp_path: Path) -> None:
