@@ -243,8 +243,8 @@ class Pairs(Task):
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Adds up the contrastive logit and the matching log-odds.
 
-        Matching is learnt against negatives that contrast finds hard, so its log-odds say what contrast does not:
-        log p(match) - log q(contrast). The best score is their sum, and the log-odds alone are not a ranking.
+        Against negatives drawn by similarity (hardness 1) matching learns log p(match) - log q(contrast), so that the
+        sum is log p(match). Against random ones (0) both are estimates of the same, and the sum is their mean.
         """
         return self.views[0].scale * cosine + match
 

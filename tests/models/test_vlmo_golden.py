@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dualfuse.convert.vlmo import from_official
+from dualfuse.convert.vlmo import from_official, to_official_names
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index, resize_table
 from dualfuse.models.base import Tokens
@@ -84,6 +84,13 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_official_tensor_is_placed(golden: Golden) -> None:
     assert {name.split(".")[0] for name in golden.unknown} == {"nlvr2", "nlvr2_classifier", "vqa_classifier"}
+
+
+def test_names_go_back(golden: Golden) -> None:
+    back = to_official_names(golden.task.state_dict())
+    assert not back.unknown
+    for name, tensor in back.tensors.items():
+        assert torch.equal(tensor.reshape(golden.state[name].shape), golden.state[name]), name
 
 
 def hidden_states(golden: Golden, forward) -> torch.Tensor:
