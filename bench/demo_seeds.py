@@ -21,14 +21,8 @@ AT = (1, 5, 10)
 def metrics(results: DemoResults) -> Iterator[tuple[str, float]]:
     """Gives the name and value of every number, recall and accuracy in percent."""
     found = results.retrieval
-    rows = (
-        ("chance", found.chance),
-        ("contrast only", found.contrast_only),
-        ("all objectives, dual encoder", found.joint),
-        (f"all objectives, {found.candidates} re-ranked", found.reranked),
-    )
     for way in ("text_to_image", "image_to_text"):
-        for name, recall in rows:
+        for name, recall in found.rows():
             shares = recall.text_to_image if way == "text_to_image" else recall.image_to_text
             for k, share in zip(AT, shares, strict=True):
                 yield f"{way.replace('_', ' ')}, R@{k}, {name}", 100 * share

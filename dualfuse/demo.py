@@ -123,13 +123,7 @@ def tell(results: DemoResults, out: Path) -> None:
     found = results.retrieval
     console = Console(highlight=False)
     console.print(f"\n{'test split, R@1':<32}{'text to image':>15}{'image to text':>15}")
-    rows = (
-        ("chance", found.chance),
-        ("contrast only", found.contrast_only),
-        ("all objectives, dual encoder", found.joint),
-        (f"all objectives, {found.candidates} re-ranked", found.reranked),
-    )
-    for name, recall in rows:
+    for name, recall in found.rows():
         console.print(f"{name:<32}{percent(recall.text_to_image[0]):>15}{percent(recall.image_to_text[0]):>15}")
     for number in results.fusion:
         console.print(f"{FUSION[number.name]:<60}{percent(number.value):>7}", soft_wrap=True)

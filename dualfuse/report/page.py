@@ -76,18 +76,12 @@ def _retrieval(results: DemoResults) -> str:
 
 def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
     found = results.retrieval
-    rows = (
-        ("Chance", found.chance),
-        ("Contrast only", found.contrast_only),
-        ("All objectives, dual encoder", found.joint),
-        (f"All objectives, best {found.candidates} re-ranked", found.reranked),
-    )
-    best = max(_of(recall, way)[0] for _, recall in rows)
+    best = max(_of(recall, way)[0] for _, recall in found.rows())
     lines = "".join(
-        f"<tr{' class=best' if _of(recall, way)[0] == best else ''}><th>{escape(name)}</th>"
+        f"<tr{' class=best' if _of(recall, way)[0] == best else ''}><th>{escape(name[0].upper() + name[1:])}</th>"
         + "".join(f"<td>{markup.bar(share, percent(share))}</td>" for share in _of(recall, way))
         + "</tr>"
-        for name, recall in rows
+        for name, recall in found.rows()
     )
     return (
         f'<figure class="card"><figcaption>{title} <span class="note">{escape(over)}</span></figcaption>'

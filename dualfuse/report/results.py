@@ -34,6 +34,15 @@ class Retrieval:
     joint: Recall
     reranked: Recall
 
+    def rows(self) -> tuple[tuple[str, Recall], ...]:
+        """Lists what is compared, with its name."""
+        return (
+            ("chance", self.chance),
+            ("contrast only", self.contrast_only),
+            ("all objectives, dual encoder", self.joint),
+            (f"all objectives, best {self.candidates} re-ranked", self.reranked),
+        )
+
 
 @dataclass(frozen=True)
 class Picture:
