@@ -129,13 +129,13 @@ def pairs(size: Size, seed: int) -> PairBatch:
         masked_ids, labels = mask_words(Words(ids, words, False), size.model.vocabulary, 103, rng)
         image = torch.from_numpy(rng.standard_normal((3, *size.model.image_size), dtype=np.float32))
         texts = {"ids": ids, "masked_ids": masked_ids, "labels": labels}
-        rows.append({"image": image, **texts, "image_id": number, "text_id": number})
+        rows.append({"image": image, **texts, "image_id": number, "text_id": number, "source": 0})
     return PAPER.collate(rows)
 
 
 def _with_gradients(task: Pairs, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
     task.zero_grad(set_to_none=True)
-    with mock.patch("dualfuse.tasks.pairs.draw_negatives", _largest):
+    with mock.patch("dualfuse.tasks.negatives.draw_negatives", _largest):
         value = loss()
     value.backward()
     return value.item(), torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
-from dualfuse.data.images import Augment, ImageTransform
+from tyro.conf import AvoidSubcommands
+
+from dualfuse.data.images import Augment, ImageTransform, Looks
 from dualfuse.data.text import Text
 from dualfuse.models.base import ModelConfig
 from dualfuse.tasks.base import Prep, TaskConfig
@@ -26,8 +28,10 @@ class Data:
     """Shards to evaluate on during training; empty: none."""
     image_size: tuple[int, int] = (224, 224)
     """Height and width in pixels."""
-    augment: Augment = field(default_factory=Augment)
-    """What happens to training pictures."""
+    looks: Looks = field(default_factory=Looks)
+    """How pictures of any shape become the model's, in evaluation; and their normalisation, always."""
+    augment: AvoidSubcommands[Augment | None] = field(default_factory=Augment)  # plain flags, no subcommand
+    """What happens to training pictures. None, which only a recipe in Python can say: they look as in evaluation."""
     text_length: int = 40
     """Longest text in word pieces, both special tokens included."""
     tokenizer: str = ""
@@ -42,7 +46,7 @@ class Data:
     @property
     def image(self) -> ImageTransform:
         """How training pictures become tensors."""
-        return ImageTransform(self.image_size, self.augment)
+        return ImageTransform(self.image_size, self.augment, self.looks)
 
     @property
     def text(self) -> Text:

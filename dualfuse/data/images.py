@@ -1,28 +1,29 @@
 """Pictures: from the bytes of a file to a normalised tensor, with or without augmentation.
 
-Pillow decodes, torch resizes: its antialiased bicubic on 8-bit channels-last memory is several times as quick as
-Pillow's and within one grey level of it for pictures that shrink, two for those that grow.
+Pillow decodes; torch resizes unless the looks ask for Pillow.
 """
 
 from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dualfuse.data.randaugment import rand_augment
+from dualfuse.data.resize import MAX_PIXELS, Resampling, centre, crop, hugging_face, resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-MAX_PIXELS = 64_000_000  # 192 MB as RGB; below the limit at which Pillow itself starts to warn
 CROP_TRIES = 10
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as Pillow's mode "L"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -51,17 +52,70 @@ class Augment:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """How a picture becomes the model's square when nothing is varied, and how its values are normalised."""
+
+    fit: Literal["squeeze", "crop", "huggingface"] = "squeeze"
+    """How shapes meet: the aspect is lost; or the shorter side fits and the middle is cut out; or as Hugging Face's
+    BridgeTower processor does it: about like crop, in multiples of a divisor, with black around narrow pictures."""
+    resampling: Resampling = "torch"
+    """Who resizes: torch is quick, and within a few grey levels of Pillow, which is what others used."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from each channel, of values between 0 and 1."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """What each channel is then divided by."""
+    divisor: int = 32
+    """Sides are resized to multiples of it; of fit huggingface only."""
+
+    def __post_init__(self) -> None:
+        """Refuses what nothing can be divided by."""
+        if min(self.std) <= 0:
+            raise ValueError(f"std is {self.std}; channels are divided by it, so give three numbers above 0")
+        if self.divisor < 1:
+            raise ValueError(f"divisor is {self.divisor}; sides are multiples of it, so give a whole number from 1")
+
+    def fitted(self, image: Tensor, size: tuple[int, int]) -> Tensor:
+        """Gives you ``image`` (3, H, W) uint8 at ``size``; ValueError for one too narrow to be fitted."""
+        if self.fit == "squeeze":
+            return resize(image, size, self.resampling)
+        if self.fit == "crop":
+            return crop(image, size[0], self.resampling)
+        return centre(hugging_face(image, size[0], self.divisor, self.resampling), size[0])
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Gives you ``image`` (3, H, W) uint8 as float32, minus ``mean`` and divided by ``std``."""
+        scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
+        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)]).view(3, 1, 1)
+        return image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
+
+
+OFFICIAL_CLIP = Looks("crop", "pillow", CLIP_MEAN, CLIP_STD)
+"""BridgeTower's and METER's released code: pre-training, and evaluation of what was not pre-trained on pairs."""
+OFFICIAL_BLIP = Looks("squeeze", "pillow", CLIP_MEAN, CLIP_STD)
+"""BridgeTower's released code: evaluation after fine-tuning."""
+HUGGING_FACE = Looks("huggingface", "pillow", CLIP_MEAN, CLIP_STD)
+"""BridgeTower's image processor in transformers, with the same number for size and crop size."""
+
+
+@dataclass(frozen=True)
 class ImageTransform:
     """Turns the bytes of a picture into what a model reads.
 
-    ``size`` is (height, width) in pixels. Without ``augment`` the picture is resized to it whatever its aspect
-    ratio, as VLMo does for evaluation; ``mean`` and ``std`` are per channel, of values between 0 and 1.
+    ``size`` is (height, width) in pixels. Without ``augment`` the picture is brought to it by the fit of ``looks``;
+    with it, by the random resized crop, whatever the fit. Resampling, mean and std of ``looks`` hold for both.
     """
 
     size: tuple[int, int]
     augment: Augment | None = None
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    looks: Looks = Looks()
+
+    def __post_init__(self) -> None:
+        """Refuses a size that the fit cannot give."""
+        if self.looks.fit != "squeeze" and self.size[0] != self.size[1]:
+            raise ValueError(
+                f"image size is {self.size[0]} x {self.size[1]}, but the fit {self.looks.fit!r} gives squares; "
+                "give the same number twice, or choose the fit 'squeeze'"
+            )
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> Tensor:
         """Gives you the picture as float32 (3, H, W); ``rng`` is drawn from only when there is ``augment``.
@@ -69,10 +123,9 @@ class ImageTransform:
         Raises ValueError, with the reason, for bytes that are no usable picture.
         """
         image = decode(data)
-        image = resize(image, self.size) if self.augment is None else vary(image, self.size, self.augment, rng)
-        scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
-        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)]).view(3, 1, 1)
-        return image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
+        if self.augment is None:
+            return self.looks.normalised(self.looks.fitted(image, self.size))
+        return self.looks.normalised(vary(image, self.size, self.augment, rng, self.looks.resampling))
 
 
 def decode(data: bytes) -> Tensor:
@@ -109,18 +162,12 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB")
 
 
-def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Gives you ``image`` (3, H, W) uint8 at ``size`` (height, width): bicubic, antialiased, aspect not kept."""
-    if tuple(image.shape[1:]) == tuple(size):
-        return image
-    batch = image[None].contiguous(memory_format=torch.channels_last)  # the quick path; no copy after decode
-    return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
-
-
-def vary(image: Tensor, size: tuple[int, int], augment: Augment, rng: np.random.Generator) -> Tensor:
+def vary(
+    image: Tensor, size: tuple[int, int], augment: Augment, rng: np.random.Generator, resampling: Resampling
+) -> Tensor:
     """Gives you a random variant (3, *size) uint8 of ``image``; draws for crop, flip, colour, RandAugment in turn."""
     top, left, height, width = random_box(image.shape[1:], augment, rng)
-    image = resize(image[:, top : top + height, left : left + width], size)
+    image = resize(image[:, top : top + height, left : left + width], size, resampling)
     if rng.random() < augment.flip:
         image = image.flip(2)
     if augment.colour > 0:
@@ -168,3 +215,18 @@ def to_pixels(image: Tensor, mean: tuple[float, float, float], std: tuple[float,
     """Gives you uint8 (H, W, 3) to look at, from a normalised ``image`` (3, H, W)."""
     pixels = image.detach().float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Gives you ``images`` (each (C, H, W)) as one (B, C, most H, most W), and where there is picture (B, H, W).
+
+    Zeros fill the right and the bottom, so pad after normalising, as transformers does: with
+    ``looks.normalised(resize.hugging_face(...))`` this is its processor without the centre crop.
+    """
+    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
+    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
+    mask = torch.zeros(len(images), height, width, dtype=torch.bool)
+    for row, is_picture, image in zip(padded, mask, images, strict=True):
+        row[:, : image.shape[1], : image.shape[2]] = image
+        is_picture[: image.shape[1], : image.shape[2]] = True
+    return padded, mask

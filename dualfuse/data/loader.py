@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,9 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
     read: Read
     seed: int
 
+    def _read(self, source: int, sample: Sample, rng: np.random.Generator) -> Row:
+        return self.read(replace(sample, source=source), rng)
+
     def __getitem__(self, draw: Draw) -> tuple[Row, tuple[Skipped, ...]]:
         """Gives you the row and the skips; ValueError when the next ``PATIENCE`` samples, or all, are broken."""
         shards = self.sets[draw.source]
@@ -66,7 +70,7 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
         for ahead in range(min(PATIENCE, len(shards))):
             number = (draw.index + ahead) % len(shards)
             try:
-                row = _row(shards, number, self.read, sample_rng(self.seed, draw))
+                row = _row(shards, number, partial(self._read, draw.source), sample_rng(self.seed, draw))
             except BrokenSample as error:
                 broken.append(error)
                 continue

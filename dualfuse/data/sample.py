@@ -11,13 +11,15 @@ class Sample:
     """One picture with its texts, still encoded as they lie in the shard.
 
     ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for a picture that is to
-    be searched only), ``meta`` whatever else the source said (JSON values).
+    be searched only), ``meta`` whatever else the source said (JSON values), ``source`` the number of its set among
+    those that are trained on together.
     """
 
     key: str
     image: bytes
     texts: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
+    source: int = 0
 
 
 class BrokenSample(ValueError):

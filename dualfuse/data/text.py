@@ -138,6 +138,32 @@ def bert() -> Tokenizer:
     return tokenizer
 
 
+def roberta(vocab_json: Path, merges_txt: Path) -> Tokenizer:
+    """Gives you RoBERTa's byte-level tokenizer from the two files of a hub folder that has no tokenizer.json.
+
+    Save it (``.save(path)``) and give that path to ``Text``. A word carries the space before it; the first has none.
+    Raises ValueError for files that are missing, are no such vocabulary, or lack RoBERTa's special tokens.
+    """
+    for path in (vocab_json, merges_txt):
+        if not path.is_file():
+            raise ValueError(f"{path} is not a file; RoBERTa's tokenizer is made of a vocab.json and a merges.txt")
+    try:
+        pieces = models.BPE.from_file(str(vocab_json), str(merges_txt))
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"{vocab_json} and {merges_txt} are no vocabulary with its merges: {error}") from error
+    tokenizer = Tokenizer(pieces)
+    special = [*ROBERTA_SPECIAL, "<unk>"]
+    if missing := [name for name in special if tokenizer.token_to_id(name) is None]:
+        raise ValueError(f"{vocab_json} lacks {', '.join(missing)}; RoBERTa's vocabulary holds {', '.join(special)}")
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(special)
+    return tokenizer
+
+
 def mask_words(
     words: Words, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -171,6 +197,18 @@ def mask_words_released(
             chosen += groups[number]
     real = [position for position in chosen if position < len(words.ids) and words.ids[position] != BERT_UNKNOWN]
     return hide(words.ids, real, vocabulary, mask_id, rng)
+
+
+def mask_tokens(
+    words: Words, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15
+) -> tuple[np.ndarray, np.ndarray]:
+    """Gives you (ids, labels), both (T,), with each token but the special ones hidden with probability ``share``.
+
+    Tokens are drawn one by one, so words may be hidden in part, and a text with none is common: the rule of Hugging
+    Face's DataCollatorForLanguageModeling, with which BridgeTower and METER were pre-trained.
+    """
+    is_chosen = (words.words >= 0) & (rng.random(len(words.ids)) < share)
+    return hide(words.ids, np.flatnonzero(is_chosen).tolist(), vocabulary, mask_id, rng)
 
 
 def whole_words(words: Words) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""Multi-head self-attention on the fused kernel, with padding, a learned bias, and wanted rows."""
+"""Multi-head attention on the fused kernel, with padding, a learned bias, and wanted rows."""
 
 from __future__ import annotations
 
@@ -38,9 +38,28 @@ class SelfAttention(nn.Module):
             bias_of_keys_and_values = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
             key, value = F.linear(x, weight[1], bias_of_keys_and_values).chunk(2, dim=-1)
             bias = None if bias is None else bias[:, rows].transpose(0, 1)  # (B, H, R, N)
-        query, key, value = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (query, key, value))
-        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=_added_to_scores(mask, bias, query))
-        return self.projection(attended.transpose(1, 2).flatten(2))
+        return self.projection(attend(query, key, value, heads=self.heads, mask=mask, bias=bias))
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Gives (B, R, D) for ``query`` (B, R, D), ``key`` and ``value`` (B, N, D), each split over ``heads`` H.
+
+    ``mask`` (B, N) is True at keys that may be seen; ``bias`` (H, R, N) or (B, H, R, N) is added to the scores;
+    ``dropout`` is the share of attention weights that is dropped.
+    """
+    query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
+    added = _added_to_scores(mask, bias, query)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
+    return attended.transpose(1, 2).flatten(2)
 
 
 def take_rows(x: Tensor, rows: Tensor) -> Tensor:

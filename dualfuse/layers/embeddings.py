@@ -19,7 +19,7 @@ class Patches(nn.Module):
         """``positions`` is the grid of learned absolute positions, None for none."""
         super().__init__()
         self.patch, self.window = patch, positions
-        self.projection = nn.Conv2d(3, width, patch, stride=patch) if stem == "linear" else _convolutions(width, patch)
+        self.projection = nn.Conv2d(3, width, patch, stride=patch) if stem == "linear" else convolutions(width, patch)
         self.class_token = nn.Parameter(torch.empty(1, 1, width))
         if positions is not None:
             self.position = nn.Parameter(torch.empty(1, 1 + positions[0] * positions[1], width))
@@ -40,7 +40,7 @@ class Patches(nn.Module):
         return tokens + resize_positions(self.position, self.window, grid), grid
 
 
-def _convolutions(width: int, patch: int) -> nn.Module:
+def convolutions(width: int, patch: int) -> nn.Module:
     """Stride-2 convolutions down to one vector per patch: learns quicker from few pictures than one matrix."""
     steps = patch.bit_length() - 1
     if 2**steps != patch:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
@@ -15,9 +16,9 @@ from torch import Tensor, nn
 class Tokens:
     """One modality, ready to be encoded alone or fused with the other.
 
-    ``states`` is what fusion starts from: for VLMo the input embeddings, for BridgeTower the top layers of that
-    modality's tower, each (B, N, D). ``mask`` is (B, N), True where there is a token. ``grid`` is the height and
-    width of a picture in patches; for text it is empty.
+    ``states`` is what encoding and fusion start from: for VLMo the input embeddings (B, N, D), for BridgeTower what
+    the top layers of that modality's tower give. ``mask`` is (B, N), True where there is a token. ``grid`` is the
+    height and width of a picture in patches; for text it is empty.
     """
 
     modality: Literal["image", "text"]
@@ -47,14 +48,19 @@ class Tokens:
 class Fused:
     """A picture and a text that have seen each other.
 
-    ``pooled`` (B, fused_width) stands for the pair, ``text`` (B, T, D) and ``image`` (B, 1 + P, D) are the final
-    states of their tokens. When :meth:`VisionLanguageModel.fuse` was asked for some text rows only, ``text`` is
-    (B, R, D) and ``image`` is (B, 0, D).
+    ``text`` (B, T, D) and ``image`` (B, 1 + P, D) are the final states of their tokens. When
+    :meth:`VisionLanguageModel.fuse` was asked for some text rows only, ``text`` is (B, R, D) and ``image`` is
+    (B, 0, D). ``pool`` computes ``pooled``; who predicts words alone never calls it.
     """
 
-    pooled: Tensor
     text: Tensor
     image: Tensor
+    pool: Callable[[], Tensor]
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """Stands for the pair: (B, fused_width)."""
+        return self.pool()
 
 
 class VisionLanguageModel(nn.Module, ABC):
@@ -64,8 +70,12 @@ class VisionLanguageModel(nn.Module, ABC):
     """Width of :meth:`encode`."""
     fused_width: int
     """Width of ``fuse(...).pooled``."""
+    text_width: int
+    """Width of ``fuse(...).text``."""
     vocabulary: int
     """Number of word pieces that :meth:`embed_text` knows, and the word head predicts."""
+    head_epsilon: float = 1e-12
+    """Of the LayerNorm of a word head, which published weights have in common with their model."""
 
     @abstractmethod
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
@@ -90,6 +100,10 @@ class VisionLanguageModel(nn.Module, ABC):
     @abstractmethod
     def units(self) -> Iterable[nn.Module]:
         """Lists the modules to shard, checkpoint and compile one by one."""
+
+    def fusing(self) -> Iterable[nn.Module]:
+        """Lists the parts that serve fusion alone, and may learn at a rate of their own; there may be none."""
+        return ()
 
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the vectors that the contrastive objective compares, one per view, the plain one first."""

@@ -78,7 +78,7 @@ class VLMo(VisionLanguageModel):
     def __init__(self, cfg: VLMoConfig) -> None:
         """Draws initial weights by the rule of the released code (its std is 0.02; the bias table starts at zero)."""
         super().__init__()
-        self.width = self.fused_width = cfg.width
+        self.width = self.fused_width = self.text_width = cfg.width
         self.vocabulary, self.both_from, self.separate_until = cfg.vocabulary, cfg.both_from, cfg.separate_until
         if cfg.separate_until > min(cfg.both_from, cfg.depth - 1):
             raise ValueError(
@@ -159,11 +159,11 @@ class VLMo(VisionLanguageModel):
         last = len(self.blocks) - 1
         if rows is None:
             x = self.norm(self.blocks[last](x, self._route(last, text, image), mask=mask, bias=_layer(bias, last)))
-            return Fused(self.pool(x[:, 0]), x[:, :length], x[:, length:])
+            return Fused(x[:, :length], x[:, length:], lambda: self.pool(x[:, 0]))
         rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
         route = _route(BOTH if last >= self.both_from else TEXT, rows)
         x = self.norm(self.blocks[last](x, route, mask=mask, bias=_layer(bias, last), rows=rows))
-        return Fused(self.pool(x[:, 0]), x[:, 1:], x[:, :0])
+        return Fused(x[:, 1:], x[:, :0], lambda: self.pool(x[:, 0]))
 
     def pool(self, x: Tensor) -> Tensor:
         """Gives tanh(W x + b)."""

@@ -22,8 +22,12 @@ NAMES = {
     "vlmo-large-pairs": "dualfuse.recipes.vlmo:large_pairs",
     "vlmo-small-pairs": "dualfuse.recipes.small:small_pairs",
     "vlmo-nano-pairs": "dualfuse.recipes.small:nano_pairs",
+    "bridgetower-nano-pairs": "dualfuse.recipes.small:bridgetower_nano_pairs",
+    "meter-nano-pairs": "dualfuse.recipes.small:meter_nano_pairs",
     "demo": "dualfuse.recipes.small:demo",
     "demo-contrast": "dualfuse.recipes.small:demo_contrast",
+    "demo-bridgetower": "dualfuse.recipes.small:demo_bridgetower",
+    "demo-meter": "dualfuse.recipes.small:demo_meter",
     "ten-seconds": "dualfuse.recipes.small:ten_seconds",
 }
 """What ``dualfuse recipes`` lists and ``dualfuse train`` knows by name."""

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dualfuse.data.images import Augment
+from dualfuse.models.base import ModelConfig
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pairs import PairsConfig
@@ -26,6 +29,23 @@ NANO = VLMoConfig(
 SMALL = VLMoConfig(width=384, depth=12, heads=6, both_from=10, image_size=(224, 224), positions="absolute")
 """12 layers of 384 for pictures of 224 pixels: one GPU, a day."""
 
+BRIDGETOWER_NANO = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=2, image_size=(64, 64), stem="convolution"),
+    text=TextTowerConfig(
+        width=64, depth=2, heads=2, feed_forward=256, vocabulary=NANO.vocabulary, text_length=16, pad=0
+    ),
+    width=64,
+    heads=2,
+    feed_forward=128,
+    layers=2,
+    dropout=0.0,
+    initial_std=0.125,
+)
+"""Two towers of 2 layers and 2 cross-modal layers of 64: half a million parameters beside the words, as VLMo-nano."""
+
+METER_NANO = replace(BRIDGETOWER_NANO, bridge="none")
+"""The same without bridges."""
+
 OPENPICS = Data(
     train=("examples/openpics-mini/*-train-*.tar",),
     validation="examples/openpics-mini/*-val-*.tar",
@@ -41,7 +61,7 @@ QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedul
 """Ten times the paper's learning rate: the model is narrow and the run short."""
 
 
-def nano_pairs() -> Recipe:
+def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
     """VLMo-nano on your pairs: give --data.train; minutes on a laptop."""
     return Recipe(
         name="pairs",
@@ -53,6 +73,16 @@ def nano_pairs() -> Recipe:
         optim=QUICK,
         run=Run(steps=3000, save_every=500),
     )
+
+
+def bridgetower_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
+    """BridgeTower-nano on your pairs: give --data.train; minutes on a laptop."""
+    return replace(nano_pairs(), model=BRIDGETOWER_NANO)
+
+
+def meter_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
+    """METER-nano on your pairs: give --data.train; minutes on a laptop."""
+    return replace(nano_pairs(), model=METER_NANO)
 
 
 def small_pairs() -> Recipe:
@@ -69,7 +99,20 @@ def small_pairs() -> Recipe:
 
 def demo() -> tuple[Recipe, ...]:
     """The demo: contrast first, then all objectives, on pictures that come with the project."""
-    nano = nano_pairs()
+    return _demo(nano_pairs())
+
+
+def demo_bridgetower() -> tuple[Recipe, ...]:
+    """The demo with BridgeTower-nano in the place of VLMo-nano."""
+    return _demo(bridgetower_nano_pairs())
+
+
+def demo_meter() -> tuple[Recipe, ...]:
+    """The demo with METER-nano in the place of VLMo-nano."""
+    return _demo(meter_nano_pairs())
+
+
+def _demo(nano: Recipe[ModelConfig, PairsConfig]) -> tuple[Recipe[ModelConfig, PairsConfig], ...]:
     task = replace(nano.task, tags="keywords")
     contrast = replace(
         nano,
@@ -91,7 +134,7 @@ def demo() -> tuple[Recipe, ...]:
 
 def demo_contrast() -> tuple[Recipe, ...]:
     """The demo's control: contrast alone, for as many minutes."""
-    contrast, joint = demo()
+    contrast, joint = _demo(nano_pairs())
     run = replace(contrast.run, steps=1450, eval_every=290)
     return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
 

@@ -42,6 +42,17 @@ class Similarities:
         of_texts = _cross_entropy(self.text_to_image, positives.images_of_texts)
         return (of_images + of_texts) / 2
 
+    def loss_with_pairs(self, text_to_pair: Tensor, image_to_pair: Tensor, positives: Positives) -> Tensor:
+        """Gives the loss of Hugging Face's BridgeTower: texts find images and pairs, images find pairs.
+
+        ``text_to_pair`` and ``image_to_pair`` (B, N) are logits with the fused vectors of all right pairs.
+        """
+        return (
+            _cross_entropy(self.text_to_image, positives.images_of_texts)
+            + _cross_entropy(text_to_pair, positives.images_of_texts)
+            + _cross_entropy(image_to_pair, positives.texts_of_images)
+        ) / 3
+
 
 def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive / positive.sum(1, keepdim=True)

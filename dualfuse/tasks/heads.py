@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,13 +12,13 @@ from torch.nn import functional as F
 
 
 class WordHead(nn.Module):
-    """Predicts word pieces: dense, exact GELU, LayerNorm (epsilon 1e-12), decoder of its own."""
+    """Predicts word pieces: dense, exact GELU, LayerNorm, decoder of its own."""
 
-    def __init__(self, width: int, vocabulary: int, std: float = 0.02) -> None:
-        """The decoder is not tied to the word embedding."""
+    def __init__(self, width: int, vocabulary: int, *, epsilon: float = 1e-12, std: float = 0.02) -> None:
+        """The decoder is not tied to the word embedding; ``epsilon`` is the LayerNorm's."""
         super().__init__()
         self.dense = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=1e-12)
+        self.norm = nn.LayerNorm(width, eps=epsilon)
         self.decoder = nn.Linear(width, vocabulary)
         initialise(self.dense, std)
         initialise(self.decoder)  # whatever std: at first no word should be likelier than others
@@ -26,21 +28,53 @@ class WordHead(nn.Module):
         return self.decoder(self.norm(F.gelu(self.dense(x))))
 
 
+class Classifier(nn.Sequential):
+    """The two-layer head of fine-tuning: linear, LayerNorm (epsilon 1e-5), exact GELU, linear."""
+
+    def __init__(self, width: int, hidden: int, classes: int) -> None:
+        """``width`` is that of what is classified, ``hidden`` that between both layers."""
+        super().__init__(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
+        initialise(self)
+
+
+@dataclass(frozen=True)
+class Projection:
+    """How contrast projects; the defaults are VLMo's."""
+
+    width: int = 0
+    """Of the vectors that are compared; 0: the model's."""
+    bias: bool = False
+    """BridgeTower's projections have one."""
+    temperature: Literal["log", "plain"] = "log"
+    """What is learnt: log(1 / temperature); or, as in the official BridgeTower, the temperature, from 0.001 to 0.5."""
+    fused: bool = False
+    """Also contrast both with the vector of the right pair, as Hugging Face's BridgeTower does."""
+
+
 class Projections(nn.Module):
     """One view of the contrastive objective: a matrix per modality, unit length, and a temperature."""
 
-    def __init__(self, width: int, std: float = 0.02) -> None:
-        """Both matrices are D x D without bias; the temperature starts at 0.07."""
+    def __init__(self, cfg: Projection, width: int, *, fused_width: int, std: float = 0.02) -> None:
+        """``width`` and ``fused_width`` are the model's; the temperature starts at 0.07."""
         super().__init__()
-        self.image = nn.Linear(width, width, bias=False)
-        self.text = nn.Linear(width, width, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
+        size = cfg.width or width
+        self.image = nn.Linear(width, size, bias=cfg.bias)
+        self.text = nn.Linear(width, size, bias=cfg.bias)
+        self.fused = nn.Linear(fused_width, size, bias=cfg.bias) if cfg.fused else None
+        if cfg.temperature == "log":
+            self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
+        else:
+            self.temperature = nn.Parameter(torch.tensor([0.07]))
         initialise(self, std)
 
     @property
     def scale(self) -> Tensor:
         """The factor (1,) between cosine similarities and logits; at most 1000, so that no logit overflows."""
-        return self.log_scale.clamp(max=math.log(1000.0)).exp()
+        if hasattr(self, "log_scale"):
+            return self.log_scale.clamp(max=math.log(1000.0)).exp()
+        within = self.temperature.clamp(0.001, 0.5)
+        # the gradient passes the clamp: a temperature that was pushed out finds its way back
+        return 1 / (self.temperature + (within - self.temperature).detach())
 
 
 def unit(x: Tensor) -> Tensor:

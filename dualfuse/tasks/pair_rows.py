@@ -16,7 +16,7 @@ from dualfuse.data.text import pad
 
 
 class PairRow(TypedDict):
-    """One pair: pixels (3, H, W), word pieces (T,), the masked ones, their labels, and who it is."""
+    """One pair: pixels (3, H, W), word pieces (T,), the masked ones, their labels, who it is, and of which set."""
 
     image: Tensor
     ids: np.ndarray
@@ -24,10 +24,11 @@ class PairRow(TypedDict):
     labels: np.ndarray
     image_id: int
     text_id: int
+    source: int
 
 
 class PairBatch(TypedDict):
-    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id (B,).
+    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id, source (B,).
 
     ``rows`` (B, R) are the positions of the masked words, ``targets`` (B, R) what stood there; -100 where a text has
     fewer.
@@ -41,6 +42,7 @@ class PairBatch(TypedDict):
     targets: Tensor
     image_id: Tensor
     text_id: Tensor
+    source: Tensor
 
 
 def together(rows: Sequence[PairRow]) -> PairBatch:
@@ -57,6 +59,7 @@ def together(rows: Sequence[PairRow]) -> PairBatch:
         "targets": targets,
         "image_id": torch.tensor([row["image_id"] for row in rows]),
         "text_id": torch.tensor([row["text_id"] for row in rows]),
+        "source": torch.tensor([row["source"] for row in rows]),
     }
 
 

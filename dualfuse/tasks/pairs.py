@@ -1,9 +1,9 @@
-"""Image-text pre-training: contrast, matching on hard negatives, and masked words (VLMo, section 3.3)."""
+"""Image-text pre-training: contrast, matching, and masked words (VLMo, section 3.3; BridgeTower, section 4.1)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -13,25 +13,21 @@ from torch.nn import functional as F
 
 from dualfuse import dist
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import mask_words, mask_words_released
+from dualfuse.data.text import mask_tokens, mask_words, mask_words_released
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.chunks import in_chunks
-from dualfuse.tasks.contrast import (
-    Positives,
-    Similarities,
-    draw_negatives,
-    find_positives,
-    own_columns,
-    similarities,
-)
-from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
+from dualfuse.tasks.contrast import Positives, Similarities, find_positives, similarities
+from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, unit
+from dualfuse.tasks.negatives import Chosen, Everyone, Place, choose
 from dualfuse.tasks.pair_rows import PairBatch, PairRow, as_long_everywhere, identity, together
+
+MASKING = {"words": mask_words, "tokens": mask_tokens, "released": mask_words_released}
 
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Weights and rules of the three objectives; the defaults are the paper's."""
+    """Weights and rules of the three objectives; the defaults are those of VLMo's paper."""
 
     contrast: float = 1.0
     match: float = 1.0
@@ -39,12 +35,16 @@ class PairsConfig:
     """Weights of the objectives; 0 leaves one out, and the work it costs."""
     views: Literal["all", "plain"] = "all"
     """What contrast compares: also vectors of the vision-language experts, as the released code; or the plain ones."""
-    negatives: Literal["all", "own"] = "all"
-    """Where hard negatives are drawn: from the pairs of all processes, or from the own ones (the paper's Table 6)."""
+    projection: Projection = field(default_factory=Projection)
+    """What contrast projects to."""
+    negatives: Place = "all"
+    """Where wrong pairs are drawn: from the pairs of all processes; from the own ones (VLMo's Table 6; BridgeTower);
+    or from those of all processes that come from the same training set."""
     hardness: float = 1.0
     """How much similarity decides which wrong pair is drawn: 1 as published, 0 all alike."""
-    negatives_per_pair: Literal[1, 2] = 2
-    """2: a wrong image and a wrong text for every pair; 1: a wrong image for one half, a wrong text for the other."""
+    negatives_per_pair: Literal[0, 1, 2] = 2
+    """2: a wrong image and a wrong text for every pair; 1: a wrong image for one half, a wrong text for the other; 0:
+    one half gets a wrong image in the place of its own (pre-training of METER and BridgeTower)."""
     match_sees_masked: bool = False
     """Match on the masked texts: right pairs then share the pass of the masked words. Not the paper's."""
     rows_at_once: int = 0
@@ -52,8 +52,9 @@ class PairsConfig:
     contrast and hard negatives still see the whole batch."""
     gather: Literal["gradient", "released"] = "gradient"
     """"released": gathered features carry no gradient, so that W processes weigh contrast 1 / W in the encoders."""
-    masking: Literal["words", "released"] = "words"
-    """"released": padding counts as a candidate, and a caption can end with no masked word."""
+    masking: Literal["words", "tokens", "released"] = "words"
+    """"tokens": each token by itself, as RoBERTa; "released": VLMo's, where padding counts as a candidate. With both a
+    caption can end with no masked word."""
     mask_share: float = 0.15
     """Share of the words that is masked."""
     tags: str = ""
@@ -62,14 +63,21 @@ class PairsConfig:
     initial_std: float = 0.02
     """Standard deviation of the heads' first weights; see ``Initial.std`` of the model."""
 
+    def __post_init__(self) -> None:
+        """Refuses what cannot be learnt together."""
+        if self.negatives_per_pair == 0 and (self.match_sees_masked or self.projection.fused):
+            raise ValueError(
+                "with negatives_per_pair=0 only half of the right pairs are fused, but match_sees_masked and "
+                "projection.fused need all; set negatives_per_pair to 1 or 2"
+            )
+
     def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> PairRow:
         """Draws one of the captions, masks words, and transforms the picture."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no text")
         caption = sample.texts[rng.integers(len(sample.texts))]
         words = prep.text.encode(self._tagged(caption, sample, rng))
-        rule = mask_words if self.masking == "words" else mask_words_released
-        masked_ids, labels = rule(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
+        masked_ids, labels = MASKING[self.masking](words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
         return {
             "image": prep.image(sample.image, rng),
             "ids": words.ids,
@@ -77,6 +85,7 @@ class PairsConfig:
             "labels": labels,
             "image_id": identity(sample.image),
             "text_id": identity(caption.casefold().encode()),  # tags make no other text of it
+            "source": sample.source,
         }
 
     def _tagged(self, caption: str, sample: Sample, rng: np.random.Generator) -> str:
@@ -103,10 +112,11 @@ class Pairs(Task):
         super().__init__()
         self.cfg, self.model = cfg, model
         self.projections = nn.ModuleList(
-            Projections(model.width, cfg.initial_std) for _ in range(model.num_views if cfg.views == "all" else 1)
+            Projections(cfg.projection, model.width, fused_width=model.fused_width, std=cfg.initial_std)
+            for _ in range(model.num_views if cfg.views == "all" else 1)
         )
         self.match_head = nn.Linear(model.fused_width, 2)
-        self.word_head = WordHead(model.fused_width, model.vocabulary, cfg.initial_std)
+        self.word_head = WordHead(model.text_width, model.vocabulary, epsilon=model.head_epsilon, std=cfg.initial_std)
         initialise(self.match_head, cfg.initial_std)
 
     @property
@@ -121,70 +131,81 @@ class Pairs(Task):
         text = self.model.embed_text(batch["ids"], batch["mask"])
 
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):  # matching needs it anyway
-            similar = self.contrast(image, text)
+            vectors = self.vectors(image, text)
+            similar = self.contrast(vectors)
         positives = find_positives(batch["image_id"], batch["text_id"])
         contrast = torch.stack([view.loss(positives) for view in similar]).mean()
-        log = {"contrast": contrast, "count/false_negatives_avoided": positives.avoided}
-        loss = self.cfg.contrast * contrast
-        if not (self.cfg.match or self.cfg.words):
-            return Output(loss, {"loss": loss.detach()} | detached(log))
+        log = {"count/false_negatives_avoided": positives.avoided}
+        if not (self.cfg.match or self.cfg.words or self.contrasts_pairs):
+            loss = self.cfg.contrast * contrast
+            return Output(loss, detached({"loss": loss, "contrast": contrast} | log))
 
         needs_masked = self.cfg.words or self.cfg.match_sees_masked
         masked = self.model.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
         passes = [(masked, image)] if self.cfg.words else []
-        wrong = Wrong((), torch.ones(0, dtype=torch.bool))
-        if self.cfg.match:
+        chosen = Chosen()
+        if self.cfg.match or self.contrasts_pairs:
             seen = masked if self.cfg.match_sees_masked else text
-            wrong = self.draw_wrong(batch, image, seen, similar[0], positives)
-            passes += [] if passes and seen is masked else [(seen, image)]
+            chosen = self.choose(batch, image, seen, similar[0], positives)
+            passes += [] if passes and seen is masked else [chosen.right]
         rows = batch["rows"] if self.cfg.words else batch["rows"][:, :0]
-        pooled, states = self.fuse([*passes, *wrong.pairs], rows)
+        pooled, states = self.fuse([*passes, *chosen.wrong], rows)
+        pooled = pooled[len(pooled) - len(chosen) :]
 
+        if self.contrasts_pairs:
+            contrast = self.contrast_with_pairs(vectors[0], pooled[: len(image)], similar[0], positives)
+        loss = self.cfg.contrast * contrast
         if self.cfg.words:
             words, accuracy = self.masked_words(states[: len(image)], batch["targets"])
             loss = loss + self.cfg.words * words
             log |= {"words": words, "accuracy/words": accuracy}
         if self.cfg.match:
-            match, accuracies = self.matching(pooled[-len(image) - len(wrong.drawn) :], wrong.drawn)
+            match, accuracies = self.matching(pooled, chosen.drawn)
             loss = loss + self.cfg.match * match
             log |= {"match": match} | accuracies
-        return Output(loss, {"loss": loss.detach()} | detached(log))
+        return Output(loss, detached({"loss": loss, "contrast": contrast} | log))
 
-    def contrast(self, image: Tokens, text: Tokens) -> list[Similarities]:
-        """Compares images with texts in every view, the plain one first."""
-        share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
-        vectors = self.model.views if self.cfg.views == "all" else self._plain_view
-        of_image, of_text = (in_chunks(vectors, self.cfg.rows_at_once, tokens) for tokens in (image, text))
-        views = zip(self.views, of_image, of_text, strict=True)
+    @property
+    def contrasts_pairs(self) -> bool:
+        """Whether contrast also compares with fused vectors."""
+        return self.cfg.contrast > 0 and self.cfg.projection.fused
+
+    def vectors(self, image: Tokens, text: Tokens) -> list[tuple[Tensor, Tensor]]:
+        """Gives unit vectors of images and texts, both (B, D), in every view, the plain one first."""
+        views = self.model.views if self.cfg.views == "all" else self._plain_view
+        of_image, of_text = (in_chunks(views, self.cfg.rows_at_once, tokens) for tokens in (image, text))
         return [
-            similarities(unit(head.image(one)), unit(head.text(other)), head.scale, share) for head, one, other in views
+            (unit(head.image(one)), unit(head.text(other)))
+            for head, one, other in zip(self.views, of_image, of_text, strict=True)
         ]
+
+    def contrast(self, vectors: Sequence[tuple[Tensor, Tensor]]) -> list[Similarities]:
+        """Compares this process's images and texts with those of all, in every view."""
+        share = 1.0 if self.cfg.gather == "gradient" else 1 / dist.world()
+        return [similarities(*pair, head.scale, share) for head, pair in zip(self.views, vectors, strict=True)]
+
+    def contrast_with_pairs(
+        self, vectors: tuple[Tensor, Tensor], pooled: Tensor, similar: Similarities, positives: Positives
+    ) -> Tensor:
+        """Gives the contrastive loss that also compares with the fused vectors (B, F) of all right pairs."""
+        head, (image, text) = self.views[0], vectors
+        assert head.fused is not None  # by contrasts_pairs
+        pairs = dist.gather(unit(head.fused(pooled)))
+        return similar.loss_with_pairs(head.scale * text @ pairs.T, head.scale * image @ pairs.T, positives)
 
     def _plain_view(self, tokens: Tokens) -> tuple[Tensor, ...]:
         return (self.model.encode(tokens),)
 
-    def draw_wrong(
+    def choose(
         self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities, positives: Positives
-    ) -> Wrong:
-        """Gives each text a wrong image and each image a wrong text, or, with one negative per pair, half of them."""
-        images_allowed, texts_allowed = ~positives.images_of_texts, ~positives.texts_of_images
-        if self.cfg.negatives == "own":
-            own = own_columns(len(image), images_allowed.device)
-            images_allowed, texts_allowed = images_allowed & own, texts_allowed & own
-        texts = images = torch.arange(len(image), device=images_allowed.device)
-        if self.cfg.negatives_per_pair == 1:
-            texts, images = texts.tensor_split([(len(image) + 1) // 2])
-        hardness = self.cfg.hardness
-        wrong_image, has_image = draw_negatives(hardness * similar.text_to_image[texts], images_allowed[texts])
-        wrong_text, has_text = draw_negatives(hardness * similar.image_to_text[images], texts_allowed[images])
-        if dist.world() == 1:
-            drawn_images, drawn_texts = image.take(wrong_image), seen.take(wrong_text)
-        else:  # only the drawn samples' inputs travel, not the pixels of all processes
-            drawn_images = self.model.embed_image(dist.fetch(batch["image"], wrong_image))
-            ids = batch["masked_ids"] if self.cfg.match_sees_masked else batch["ids"]
-            drawn_texts = self.model.embed_text(*(dist.fetch(part, wrong_text) for part in (ids, batch["mask"])))
-        pairs = ((seen.take(texts), drawn_images), (drawn_texts, image.take(images)))
-        return Wrong(pairs, torch.cat([has_image, has_text]))
+    ) -> Chosen:
+        """Gives the pairs that matching tells apart; ``seen`` are the texts it sees."""
+        if not self.cfg.match:
+            return Chosen(((seen, image),))
+        ids = "masked_ids" if self.cfg.match_sees_masked else "ids"
+        everyone = Everyone(self.model, batch, image, seen, ids, self.cfg.negatives)
+        per_pair, hardness = self.cfg.negatives_per_pair, self.cfg.hardness
+        return choose(everyone, similar, positives, per_pair=per_pair, hardness=hardness)
 
     def fuse(self, passes: Sequence[tuple[Tokens, Tokens]], rows: Tensor) -> tuple[Tensor, Tensor]:
         """Fuses (text, image) batches as one; gives pooled vectors, and the states at ``rows`` (B, R) of the first."""
@@ -195,7 +216,8 @@ class Pairs(Task):
 
     def _fuse(self, image: Tokens, text: Tokens, rows: Tensor) -> tuple[Tensor, Tensor]:
         fused = self.model.fuse(image, text, rows=rows)
-        return fused.pooled, fused.text
+        needs_pooled = self.cfg.match or self.contrasts_pairs
+        return fused.pooled if needs_pooled else fused.text.new_empty(len(text), 0), fused.text
 
     def masked_words(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gives the mean loss over all masked words of all processes, and the share that was right."""
@@ -214,18 +236,32 @@ class Pairs(Task):
         losses = F.cross_entropy(logits, is_right.long(), reduction="none") * counts
         correct = (logits.argmax(1) == is_right.long()) & counts
         accuracies = {
-            "accuracy/match_right": correct[:right].float().mean(),
+            "accuracy/match_right": correct[:right].sum() / max(1, right),
             "accuracy/match_wrong": correct[right:].sum() / drawn.sum().clamp(min=1),
         }
-        return losses.sum() / dist.mean(counts.sum().float()), accuracies
+        return losses.sum() / dist.mean(counts.sum().float()).clamp(min=1), accuracies
 
     def image_features(self, image: Tokens) -> Tensor:
         """Gives unit vectors (B, D) that :meth:`text_features` can be compared with."""
+        self._check_search()
         return unit(self.views[0].image(self.model.encode(image)))
 
     def text_features(self, text: Tokens) -> Tensor:
         """Gives unit vectors (B, D) that :meth:`image_features` can be compared with."""
+        self._check_search()
         return unit(self.views[0].text(self.model.encode(text)))
+
+    @property
+    def can_search(self) -> bool:
+        """Whether contrast was learnt."""
+        return self.cfg.contrast > 0
+
+    def _check_search(self) -> None:
+        if not self.can_search:
+            raise ValueError(
+                "this model was trained without contrast, so it has no vectors to search with; fine-tune it with "
+                "contrast (--start-from), or take one that was trained with it"
+            )
 
     @property
     def can_match(self) -> bool:
@@ -247,14 +283,6 @@ class Pairs(Task):
         sum is log p(match). Against random ones (0) both are estimates of the same, and the sum is their mean.
         """
         return self.views[0].scale * cosine + match
-
-
-@dataclass(frozen=True)
-class Wrong:
-    """Combinations (text, image) that do not belong together, and which of their rows could be drawn."""
-
-    pairs: tuple[tuple[Tokens, Tokens], ...]
-    drawn: Tensor
 
 
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:

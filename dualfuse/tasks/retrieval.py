@@ -15,7 +15,7 @@ from dualfuse.data.text import pad
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Prep, Task
 
-RETRIEVER = ("image_features", "text_features", "can_match", "match_score", "rerank_score")
+RETRIEVER = ("image_features", "text_features", "can_search", "can_match", "match_score", "rerank_score")
 
 
 class Retriever(Protocol):
@@ -29,6 +29,11 @@ class Retriever(Protocol):
 
     def text_features(self, text: Tokens) -> Tensor:
         """Gives unit vectors (B, D)."""
+        ...
+
+    @property
+    def can_search(self) -> bool:
+        """Whether contrast was learnt; without it there are no features."""
         ...
 
     @property

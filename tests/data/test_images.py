@@ -13,7 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data.images import MAX_PIXELS, Augment, ImageTransform, decode, jitter, random_box, resize, to_pixels
+from dualfuse.data.images import Augment, ImageTransform, Looks, decode, jitter, random_box, to_pixels
+from dualfuse.data.resize import MAX_PIXELS, resize
 
 NOTHING = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
@@ -201,7 +202,7 @@ def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> No
     pixels = noise(30, 50)
     rng = np.random.default_rng(0)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    found = ImageTransform((16, 16), mean=mean, std=std)(encoded(Image.fromarray(pixels)), rng)
+    found = ImageTransform((16, 16), looks=Looks(mean=mean, std=std))(encoded(Image.fromarray(pixels)), rng)
     small = resize(torch.from_numpy(pixels).permute(2, 0, 1), (16, 16)).permute(1, 2, 0).numpy()
     expected = ((small / 255 - mean) / std).transpose(2, 0, 1)
     assert found.dtype == torch.float32 and found.is_contiguous()

@@ -1,4 +1,4 @@
-"""Text: BERT's ids known by hand, tokenizers of one's own, and the odds of both masking rules."""
+"""Text: BERT's ids known by hand, RoBERTa's as transformers says, and the odds of the masking rules."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from dualfuse.data.text import Text, Words, mask_words, mask_words_released, pad
+from dualfuse.data.text import Text, Words, mask_tokens, mask_words, mask_words_released, pad, roberta
 
 CLS, SEP, UNK, MASK, VOCABULARY = 101, 102, 100, 103, 30_522
 
@@ -107,6 +107,76 @@ def test_roberta_style_tokenizer(tmp_path: Path) -> None:
     assert text.decode(words.ids) == "the cat <mask> and"
 
 
+TRICKY = (
+    "the cat",
+    "The  dog   and the cat",
+    " the cat",
+    "the cat ",
+    "don't, it's I'LL we've",
+    "café naïve",
+    "cafe\u0301",
+    "\N{DOG}\N{ZERO WIDTH JOINER}\N{CAT} 東京",
+    "12 dogs, 345.6!",
+    "a\n\tb\u00a0c\r\n",
+    "\x00\ufffd",
+    "",
+    "   ",
+)
+
+
+@pytest.fixture(scope="module")
+def hub_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with vocab.json and merges.txt, specials where RoBERTa has them: <mask> last."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320, special_tokens=special, initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(["the dog and the cat don't it's a café, naïve dogs"] * 5, trainer)
+    tokenizer.model.save(str(folder))
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    vocabulary["<mask>"] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    return folder
+
+
+def test_roberta_of_two_files_says_what_transformers_says(hub_files: Path, tmp_path: Path) -> None:
+    from transformers import RobertaTokenizerFast
+
+    theirs = RobertaTokenizerFast.from_pretrained(str(hub_files))
+    ours = roberta(hub_files / "vocab.json", hub_files / "merges.txt")
+    ours.save(str(tmp_path / "tokenizer.json"))
+    text = Text(length=60, tokenizer=str(tmp_path / "tokenizer.json"))
+    assert (text.vocabulary, text.pad, text.mask) == (len(theirs), 1, theirs.mask_token_id)
+    assert text.mask == text.vocabulary - 1
+    for caption in TRICKY:
+        wanted = theirs(caption)["input_ids"]
+        assert ours.encode(caption).ids == wanted, caption
+        found = text.encode(caption)
+        assert found.ids.tolist() == wanted and (wanted[0], wanted[-1]) == (0, 2), caption
+        assert text.decode(found.ids) == caption
+        numbers = theirs(caption).word_ids()
+        assert found.words.tolist() == [-1 if number is None else number for number in numbers]
+    assert text.encode("the cat").ids.tolist() != text.encode(" the cat").ids.tolist()
+    assert text.vocabulary - 1 not in text.encode("a <mask> b</s>").ids
+
+
+def test_roberta_files_that_will_not_do_say_why(hub_files: Path, tmp_path: Path) -> None:
+    vocabulary, merges = hub_files / "vocab.json", hub_files / "merges.txt"
+    with pytest.raises(ValueError, match=r"none\.txt is not a file"):
+        roberta(vocabulary, tmp_path / "none.txt")
+    with pytest.raises(ValueError, match="are no vocabulary with its merges"):
+        roberta(merges, vocabulary)
+    pieces = json.loads(vocabulary.read_text(encoding="utf-8"))
+    del pieces["<mask>"]
+    (tmp_path / "vocab.json").write_text(json.dumps(pieces), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"vocab\.json lacks <mask>; RoBERTa's vocabulary holds <s>, </s>, <pad>"):
+        roberta(tmp_path / "vocab.json", merges)
+
+
 def test_unusable_tokenizers_say_why(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a file"):
         Text(tokenizer=str(tmp_path / "none.json")).encode("a")
@@ -197,14 +267,52 @@ def test_a_word_longer_than_the_budget_is_masked_when_it_comes_first() -> None:
     assert labels.tolist() == [-100, 5, 6, 7, 8, -100]
 
 
+@pytest.mark.parametrize(("length", "share"), [(4, 0.15), (12, 0.15), (6, 0.4)])
+def test_tokens_are_masked_one_by_one(length: int, share: float) -> None:
+    """Counts are binomial, every place is as likely, and two tokens of a word know nothing of each other."""
+    rng = np.random.default_rng(length)
+    words = sentence(rng, length, continued=0.5)
+    chosen = np.array([mask_tokens(words, VOCABULARY, MASK, rng, share)[1] != -100 for _ in range(6000)])
+    assert not chosen[:, [0, -1]].any()
+    counts = np.bincount(chosen.sum(1), minlength=length + 1) / len(chosen)
+    binomial = [math.comb(length, k) * share**k * (1 - share) ** (length - k) for k in range(length + 1)]
+    np.testing.assert_allclose(counts, binomial, atol=0.025)
+    real = chosen[:, 1:-1]
+    np.testing.assert_allclose(real.mean(0), share, atol=0.025)
+    together = (real.T.astype(float) @ real) / len(real)
+    np.testing.assert_allclose(together[~np.eye(length, dtype=bool)], share**2, atol=0.025)
+
+
+def test_tokens_are_masked_as_transformers_collator_does(hub_files: Path) -> None:
+    from transformers import DataCollatorForLanguageModeling, RobertaTokenizerFast
+
+    tokenizer = RobertaTokenizerFast.from_pretrained(str(hub_files))
+    collate = DataCollatorForLanguageModeling(tokenizer, mlm_probability=0.15, seed=0)
+    row = tokenizer("the dog and the cat don't it's a café")
+    ids = np.array(row["input_ids"])
+    words = Words(ids, np.array([-1 if number is None else number for number in row.word_ids()]), truncated=False)
+    batch = collate([{"input_ids": row["input_ids"]}] * 5000)
+    rng, vocabulary = np.random.default_rng(0), len(tokenizer)
+    ours = [mask_tokens(words, vocabulary, tokenizer.mask_token_id, rng) for _ in range(5000)]
+    shares = []
+    for hidden, labels in (np.moveaxis(ours, 1, 0), (batch["input_ids"].numpy(), batch["labels"].numpy())):
+        is_chosen = labels != -100
+        np.testing.assert_array_equal(labels[is_chosen], np.broadcast_to(ids, labels.shape)[is_chosen])
+        is_mask = hidden == tokenizer.mask_token_id
+        is_other = (hidden != ids) & ~is_mask
+        shares.append([part.mean(0) for part in (is_chosen, is_mask, is_other)] + [(~is_chosen).all(1).mean()])
+    for found, wanted in zip(*shares, strict=True):
+        np.testing.assert_allclose(found, wanted, atol=0.03)
+
+
 def test_a_text_without_words_has_nothing_to_mask() -> None:
     empty = Text().encode("")
-    for rule in (mask_words, mask_words_released):
+    for rule in (mask_words, mask_words_released, mask_tokens):
         ids, labels = rule(empty, VOCABULARY, MASK, np.random.default_rng(0))
         assert ids.tolist() == [CLS, SEP] and labels.tolist() == [-100, -100]
 
 
-@pytest.mark.parametrize("rule", [mask_words, mask_words_released])
+@pytest.mark.parametrize("rule", [mask_words, mask_words_released, mask_tokens])
 def test_chosen_tokens_are_masked_replaced_or_kept_8_1_1(rule: Callable) -> None:
     rng = np.random.default_rng(0)
     fates = {"masked": 0, "replaced": 0, "kept": 0}
@@ -231,7 +339,7 @@ def test_chosen_tokens_are_masked_replaced_or_kept_8_1_1(rule: Callable) -> None
 
 def test_masking_depends_on_the_generator_only() -> None:
     words = sentence(np.random.default_rng(0), 20, continued=0.2)
-    for rule in (mask_words, mask_words_released):
+    for rule in (mask_words, mask_words_released, mask_tokens):
         first = rule(words, VOCABULARY, MASK, np.random.default_rng(7))
         np.random.seed(0)
         again = rule(words, VOCABULARY, MASK, np.random.default_rng(7))

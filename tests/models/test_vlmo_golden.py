@@ -78,7 +78,8 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
     draw = contrast_module.draw_negatives
     monkeypatch.setattr(
-        "dualfuse.tasks.pairs.draw_negatives", lambda logits, allowed: draw(logits, allowed, torch.zeros_like(logits))
+        "dualfuse.tasks.negatives.draw_negatives",
+        lambda logits, allowed: draw(logits, allowed, torch.zeros_like(logits)),
     )
 
 
@@ -139,7 +140,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
     positives = contrast_module.Positives(positive, positive)
-    plain, other = task.contrast(image, text)
+    plain, other = task.contrast(task.vectors(image, text))
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)
     golden.check("itc.vl_i2t_logits", other.image_to_text)
@@ -156,10 +157,10 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
     drawn = contrast_module.draw_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
-    wrong = task.draw_wrong(batch, image, text, plain, positives)
-    pooled, _ = task.fuse([(text, image), *wrong.pairs], batch["rows"])
+    chosen = task.choose(batch, image, text, plain, positives)
+    pooled, _ = task.fuse(chosen.pairs, batch["rows"])
     golden.check("itm.logits", task.match_head(pooled))
-    golden.check("itm.loss", task.matching(pooled, wrong.drawn)[0])
+    golden.check("itm.loss", task.matching(pooled, chosen.drawn)[0])
     head = golden.task.match_score(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dualfuse.tasks.heads import Projections, WordHead, initialise, unit
+from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, unit
 
 
 def test_unit_vectors() -> None:
@@ -33,7 +33,7 @@ def test_word_head_against_the_formula() -> None:
 
 def test_first_values() -> None:
     torch.manual_seed(0)
-    head, views = WordHead(64, 300), Projections(64)
+    head, views = WordHead(64, 300), Projections(Projection(), 64, fused_width=64)
     for matrix in (head.dense.weight, head.decoder.weight, views.image.weight, views.text.weight):
         assert matrix.std().item() == pytest.approx(0.02, rel=0.05)
     assert not head.dense.bias.any() and not head.decoder.bias.any()
@@ -44,7 +44,7 @@ def test_first_values() -> None:
 
 
 def test_temperature() -> None:
-    views = Projections(4)
+    views = Projections(Projection(), 4, fused_width=4)
     assert views.log_scale.shape == (1,)
     assert views.log_scale.item() == pytest.approx(2.6593, abs=1e-4)
     assert views.scale.item() == pytest.approx(1 / 0.07, rel=1e-5)

@@ -39,7 +39,7 @@ class Draws:
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
     kept = Draws()
-    monkeypatch.setattr("dualfuse.tasks.pairs.draw_negatives", kept)
+    monkeypatch.setattr("dualfuse.tasks.negatives.draw_negatives", kept)
     return kept
 
 
@@ -72,6 +72,7 @@ def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ..
         "targets": targets[text_id],
         "image_id": image_id,
         "text_id": text_id,
+        "source": torch.tensor([0, 0, 1, 1, 0, 1])[:number],
     }
 
 
@@ -112,10 +113,12 @@ def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str,
             if wanted != -100:
                 words.append(-task.word_head(states[place : place + 1])[0].log_softmax(0)[wanted])
 
-    half = (number + 1) // 2 if cfg.negatives_per_pair == 1 else 0
-    pairs = [(row, row, 1) for row in range(number)]
-    own_texts = range(half) if half else range(number)
-    own_images = range(half, number)
+    kept, own_texts, own_images = {
+        0: (range(number // 2), range(number // 2, number), range(0)),
+        1: (range(number), range((number + 1) // 2), range((number + 1) // 2, number)),
+        2: (range(number), range(number), range(number)),
+    }[cfg.negatives_per_pair]
+    pairs = [(row, row, 1) for row in kept]
     pairs += [(row, drawn, 0) for row, drawn, ok in zip(own_texts, draws.drawn[0], draws.has_any[0], strict=True) if ok]
     pairs += [
         (drawn, row, 0) for row, drawn, ok in zip(own_images, draws.drawn[1], draws.has_any[1], strict=True) if ok
@@ -132,6 +135,9 @@ CONFIGS = {
     "paper": PairsConfig(),
     "plain": PairsConfig(views="plain"),
     "one-negative": PairsConfig(negatives_per_pair=1),
+    "half": PairsConfig(negatives_per_pair=0),
+    "own": PairsConfig(negatives="own"),
+    "source": PairsConfig(negatives="source"),
     "match-sees-masked": PairsConfig(match_sees_masked=True),
     "demo": PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
     "weights": PairsConfig(contrast=0.5, match=2.0, words=3.0),
@@ -245,7 +251,7 @@ def test_contrast_alone_fuses_nothing() -> None:
     assert not calls and set(output.log) == {"loss", "contrast", "count/false_negatives_avoided"}
     assert_close(output.loss.detach(), output.log["contrast"])
     # and the hook would have seen it:
-    task.model.fuse(task.model.embed_image(batch_of()["image"]), task.model.embed_text(*text_of(batch_of())))
+    task.model.fuse(task.model.embed_image(batch_of()["image"]), task.model.embed_text(*text_of(batch_of()))).pooled  # noqa: B018
     assert calls
 
 

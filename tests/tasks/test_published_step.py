@@ -46,14 +46,14 @@ def batch() -> dict[str, torch.Tensor]:
         labels[hidden], masked_ids[hidden] = ids[hidden], 4
         image = torch.from_numpy(rng.standard_normal((3, 32, 32), dtype=np.float32))
         texts = {"ids": ids, "masked_ids": masked_ids, "labels": labels}
-        rows.append({"image": image, **texts, "image_id": number, "text_id": number})
+        rows.append({"image": image, **texts, "image_id": number, "text_id": number, "source": 0})
     return PairsConfig().collate(rows)
 
 
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dualfuse.tasks.pairs.draw_negatives",
+        "dualfuse.tasks.negatives.draw_negatives",
         lambda logits, allowed: draw_negatives(logits, allowed, torch.zeros_like(logits)),
     )
 

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from dualfuse import dist
 from dualfuse.convert.vlmo import from_official
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks import contrast, pairs
+from dualfuse.tasks import contrast, negatives
 from dualfuse.tasks.pair_rows import masked_rows
 from dualfuse.tasks.pairs import Pairs, PairsConfig
 
@@ -61,7 +61,7 @@ def on_two_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
 
 def _enter(rank: int, work: Callable[[int], None], meeting: Path) -> None:
     torch.set_num_threads(1)
-    pairs.draw_negatives = largest  # in this process only: the recorded run took the largest weight
+    negatives.draw_negatives = largest  # in this process only: the recorded run took the largest weight
     td.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         work(rank)
@@ -81,7 +81,7 @@ def check_forward(rank: int) -> None:
     built = task(PairsConfig())
     mine = batch(own(rank))
     image, text = built.model.embed_image(mine["image"]), built.model.embed_text(mine["ids"], mine["mask"])
-    similar = built.contrast(image, text)
+    similar = built.contrast(built.vectors(image, text))
     positives = contrast.find_positives(mine["image_id"], mine["text_id"])
     own_first = [0, 1, 2, 3] if rank == 0 else [2, 3, 0, 1]
     assert_close(similar[0].image_to_text[:, own_first], recorded(f"rank{rank}.i2t_logits")[:2], atol=1e-5, rtol=1e-5)
@@ -91,8 +91,8 @@ def check_forward(rank: int) -> None:
     loss = dist.mean(torch.stack([view.loss(positives) for view in similar]).mean())
     assert_close(loss, recorded(f"rank{rank}.itc_loss"), atol=1e-5, rtol=1e-5)
 
-    wrong = built.draw_wrong(mine, image, text, similar[0], positives)
-    pooled, _ = built.fuse([(text, image), *wrong.pairs], mine["rows"])
+    chosen = built.choose(mine, image, text, similar[0], positives)
+    pooled, _ = built.fuse(chosen.pairs, mine["rows"])
     assert_close(built.match_head(pooled), recorded(f"rank{rank}.itm_logits"), atol=1e-5, rtol=1e-5)
     output = built(mine)
     assert_close(output.log["match"], recorded(f"rank{rank}.itm_loss"), atol=1e-5, rtol=1e-5)
@@ -145,7 +145,7 @@ def check_whole_step(alone: Path, rank: int) -> None:
 
 
 def test_gradient_of_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "draw_negatives", largest)
+    monkeypatch.setattr(negatives, "draw_negatives", largest)
     built = task(PairsConfig())
     built(batch()).loss.backward()
     torch.save({name: parameter.grad for name, parameter in built.named_parameters()}, tmp_path / "alone.pt")

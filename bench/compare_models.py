@@ -1,0 +1,119 @@
+"""VLMo, METER and BridgeTower of equal size on the demo's data, for equal minutes of one processor.
+
+Each seed of each model is trained by the command line, contrast first and then all objectives, and judged on the test
+split. Steps are chosen so that all take as much processor time; what they took is in the table. Runs that are finished
+are not repeated: ``python bench/compare_models.py --seeds 1 2 3 --out runs/compare``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from dualfuse import hub
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan, evaluate
+from dualfuse.engine.pair_accuracy import pair_accuracy
+from dualfuse.tasks.pairs import Pairs
+
+TEST = "examples/openpics-mini/*-test-*.tar"
+ROWS = {
+    "text_to_image/R@1": "text to image R@1",
+    "text_to_image/R@10": "text to image R@10",
+    "text_to_image/reranked/R@1": "text to image R@1, re-ranked",
+    "image_to_text/R@1": "image to text R@1",
+    "image_to_text/R@10": "image to text R@10",
+    "image_to_text/reranked/R@1": "image to text R@1, re-ranked",
+    "match/right": "right pairs accepted",
+    "match/random": "random wrong pairs rejected",
+    "match/right_beats_hard": "right pair above the hardest wrong one",
+    "words": "masked words found",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A recipe of two stages, and its steps: in proportion to the processor time of a step (measured once)."""
+
+    recipe: str
+    contrast: int
+    joint: int
+
+
+CONTENDERS = {
+    "VLMo": Contender("demo", 600, 250),
+    "METER": Contender("demo-meter", 700, 327),
+    "BridgeTower": Contender("demo-bridgetower", 695, 323),
+}
+
+
+def run(contender: Contender, seed: int, out: Path) -> dict[str, float]:
+    """Trains and judges one model, or reads what an earlier run reached."""
+    results = out / "results.json"
+    if not results.exists():
+        seconds = train(contender, seed, out)
+        numbers = judge(out / "pairs" / "final") | {"seconds": seconds}
+        results.write_text(json.dumps(numbers, indent=1) + "\n")
+    return json.loads(results.read_text())
+
+
+def train(contender: Contender, seed: int, out: Path) -> float:
+    """Runs ``dualfuse train`` with one thread and gives the processor seconds it took."""
+    flags = [f"--contrast.run.steps={contender.contrast}", f"--pairs.run.steps={contender.joint}"]
+    for stage in ("contrast", "pairs"):
+        flags += [f"--{stage}.run.seed={seed}", f"--{stage}.data.workers=0", f"--{stage}.data.validation="]
+    command = [sys.executable, "-m", "dualfuse", "train", contender.recipe, f"--out={out}", *flags]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def judge(model: Path) -> dict[str, float]:
+    """Gives retrieval and accuracies on the test split, in percent."""
+    loaded, shards, plan = hub.load(model), Shards.open(TEST), Plan(batch=64, rerank=16, workers=0)
+    assert isinstance(loaded.task, Pairs)
+    found = evaluate(loaded.task, loaded.prep, shards, plan).metrics
+    found |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    return {name: 100 * found[name] for name in ROWS}
+
+
+def table(reached: dict[str, list[dict[str, float]]]) -> str:
+    """Gives a Markdown table of means and standard deviations."""
+    lines = [f"| test split, % | {' | '.join(reached)} |", f"|---|{'---:|' * len(reached)}"]
+    for name, words in (ROWS | {"seconds": "processor seconds of training"}).items():
+        cells = []
+        for runs in reached.values():
+            values = [numbers[name] for numbers in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs what is missing and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--out", type=Path, default=Path("runs/compare"))
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    reached: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for seed in chosen.seeds:  # all models of a seed first: an interrupted comparison is a fair one
+        for name, contender in CONTENDERS.items():
+            folder = chosen.out / f"{name.lower()}-{seed}"
+            reached[name].append(run(contender, seed, folder))
+    print(table(reached))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,193 @@
+"""What a cross-modal layer starts from: a bridge joins a layer of a tower with the previous cross-modal state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualfuse.layers.post_norm import Attention
+
+BridgeKind = Literal[
+    "add",
+    "scaled_add",
+    "interpolate",
+    "multiply",
+    "interpolate_channels",
+    "interpolate_gated",
+    "linear",
+    "mlp",
+    "cross_attention",
+    "cross_attention_mlp",
+    "add_linear",
+]
+"""The first three are found in published weights; all but those two scaled ones in the paper's Table 1."""
+
+
+class Bridge(nn.Module):
+    """LayerNorm(u + z) of a tower's state u and the previous cross-modal state z, both (B, N, D)."""
+
+    def __init__(self, width: int) -> None:
+        """``width`` is D."""
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-5)
+
+    def forward(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives (B, N, D); ``mask`` (B, N), True at tokens, matters to bridges that attend."""
+        return self.norm(self.join(u, z, mask))
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives what is normalised."""
+        return u + z
+
+
+class ScaledAdd(Bridge):
+    """s u + z with one learned number s."""
+
+    def __init__(self, width: int) -> None:
+        """The number starts at 1."""
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives s u + z."""
+        return self.scale * u + z
+
+
+class Interpolate(Bridge):
+    """(1 - b) u + b z with one learned number b, or one per channel."""
+
+    def __init__(self, width: int, numbers: int) -> None:
+        """They start at 0.5."""
+        super().__init__(width)
+        self.scale = nn.Parameter(torch.full((numbers,), 0.5))
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives (1 - b) u + b z."""
+        return (1 - self.scale) * u + self.scale * z
+
+
+class Multiply(Bridge):
+    """The product of u and z."""
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives u z."""
+        return u * z
+
+
+class Linear(Bridge):
+    """W [u; z]."""
+
+    def __init__(self, width: int) -> None:
+        """W is D x 2 D."""
+        super().__init__(width)
+        self.linear = nn.Linear(2 * width, width)
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives W [u; z] + b."""
+        return self.linear(torch.cat([u, z], dim=-1))
+
+
+class InterpolateGated(Linear):
+    """(1 - g) u + g z with a gate g = sigmoid(W [u; z]) for every channel of every token."""
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives (1 - g) u + g z."""
+        return torch.lerp(u, z, super().join(u, z, mask).sigmoid())
+
+
+class AddLinear(Linear):
+    """u + z + W [u; z]; W starts at zero, so that the bridge starts as a sum."""
+
+    def start(self) -> None:
+        """Sets W and its bias to zero."""
+        nn.init.zeros_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives u + z + W [u; z]."""
+        return u + z + super().join(u, z, mask)
+
+
+class MLP(Linear):
+    """W2 GELU(W1 [u; z])."""
+
+    def __init__(self, width: int) -> None:
+        """W1 is 2 D x 2 D, W2 D x 2 D."""
+        super().__init__(width)
+        self.first = nn.Linear(2 * width, 2 * width)
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives W2 GELU(W1 [u; z])."""
+        return self.linear(F.gelu(self.first(torch.cat([u, z], dim=-1))))
+
+
+class CrossAttention(Bridge):
+    """Attention from u to z."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """As many ``heads`` as the cross-modal layers have."""
+        super().__init__(width)
+        self.attention = Attention(width, heads=heads, dropout=0.0)
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives the attended z."""
+        return self.attention(u, z, mask)
+
+
+class CrossAttentionMLP(CrossAttention):
+    """A feed-forward network after attention from u to z."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        """It is 4 D wide inside."""
+        super().__init__(width, heads)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Gives FFN(attention(u, z))."""
+        return self.down(F.gelu(self.up(super().join(u, z, mask))))
+
+
+def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
+    """Gives a bridge of that kind."""
+    match kind:
+        case "add":
+            return Bridge(width)
+        case "scaled_add":
+            return ScaledAdd(width)
+        case "interpolate":
+            return Interpolate(width, 1)
+        case "interpolate_channels":
+            return Interpolate(width, width)
+        case "interpolate_gated":
+            return InterpolateGated(width)
+        case "multiply":
+            return Multiply(width)
+        case "linear":
+            return Linear(width)
+        case "mlp":
+            return MLP(width)
+        case "cross_attention":
+            return CrossAttention(width, heads)
+        case "cross_attention_mlp":
+            return CrossAttentionMLP(width, heads)
+        case "add_linear":
+            return AddLinear(width)
+
+
+class AllLayers(nn.Module):
+    """METER's gated sum over the layers of a tower: F_N + sum_i softmax_i(G F_i + g) F_i, i < N, for every channel."""
+
+    def __init__(self, width: int) -> None:
+        """One matrix G serves all layers."""
+        super().__init__()
+        self.gate = nn.Linear(width, width)
+
+    def forward(self, layers: Sequence[Tensor]) -> Tensor:
+        """Gives (B, N, D) for the outputs (B, N, D) of all layers, the first one first."""
+        *lower, top = layers
+        stacked = torch.stack(lower)
+        return top + (self.gate(stacked).softmax(0) * stacked).sum(0)
