@@ -76,6 +76,10 @@ class Optim:
     """How the learning rate falls to zero after the warm-up."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
+    head_rate: float = 1.0
+    """Learning rate of the heads, in parts of ``lr``."""
+    fusing_rate: float = 1.0
+    """Learning rate of what serves fusion alone (BridgeTower's cross-modal part), in parts of ``lr``."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class Run:
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    recompute: bool = False
+    """Keep what blocks compute on the way only where they begin, and compute it again in the backward pass: a third
+    more work, a fraction of the memory."""
     tensorboard: bool = False
 
 

@@ -46,6 +46,7 @@ class Result:
 def evaluate(task: Retriever, prep: Prep, shards: Shards, plan: Plan) -> Result:
     """Judges a task in evaluation mode on every picture of ``shards`` with all its texts.
 
+    ``ValueError`` if the task did not learn contrast: there is nothing to search with.
     ``plan.rerank`` is for tasks that learnt matching; others are judged without.
     Memory grows with the number of pictures plus the number of texts, never with their product.
     """
@@ -131,9 +132,11 @@ class Pass:
         for delivery in self.pictures("re-ranking"):
             tokens = self.task.model.embed_image(delivery.batch["image"].to(self.device))
             here = ((image_of_pair >= first) & (image_of_pair < first + len(tokens))).nonzero()[:, 0]
+            here = here[text_of_pair[here].argsort(stable=True)]
             for pairs in here.split(self.plan.batch):
                 rows = (image_of_pair[pairs] - first).to(self.device)
-                text = self._embed(texts, text_of_pair[pairs])
+                different, index = text_of_pair[pairs].unique(return_inverse=True)  # a text of many is embedded once
+                text = self._embed(texts, different).take(index.to(self.device))
                 scores[pairs.to(self.device)] = self.task.match_score(tokens.take(rows), text)
             first += len(tokens)
         return scores[: images_of.numel()].view(images_of.shape), scores[images_of.numel() :].view(texts_of.shape)

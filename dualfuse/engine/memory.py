@@ -1,9 +1,14 @@
-"""Keeps big temporary tensors from being mapped and unmapped by the operating system at every operation."""
+"""Less memory, and memory that is not asked for again and again."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
+from functools import partial
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -20,3 +25,12 @@ def keep_big_blocks() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def recompute(units: Iterable[nn.Module]) -> None:
+    """Lets modules keep only their inputs for the backward pass, which runs them again, with the same dropout.
+
+    Their names and weights stay what they are.
+    """
+    for unit in units:
+        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)

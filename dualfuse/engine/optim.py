@@ -11,33 +11,46 @@ from torch import Tensor, nn
 
 from dualfuse.layers.blocks import Expert
 from dualfuse.models.base import VisionLanguageModel
+from dualfuse.models.towers import ImageTower
 from dualfuse.recipe import Optim
+from dualfuse.tasks.base import Task
 from dualfuse.tasks.heads import WordHead
 
 MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
 def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  # Any: what torch.optim takes
-    """Gives the decayed and the other trainable parameters, each with their ``names``; empty groups are left out.
+    """Gives the trainable parameters in groups of one weight decay and one ``rate`` (of ``optim.lr``), with ``names``.
 
-    ``optim.decay`` chooses the rule. "matrices" decays the weights of linear, convolution and embedding layers and
-    nothing else. "released" repeats the released VLMo code: everything is decayed but what has "bias" in its name
-    and the layer norms of the model and of the word head; those of experts and of other heads are decayed.
+    ``optim.decay`` chooses what is decayed. "matrices": the weights of linear, convolution and embedding layers.
+    "released" repeats the released code of VLMo, METER and BridgeTower: all but what has "bias" in its name and the
+    layer norms of the model and of the word head; those of VLMo's experts, of CLIP and of other heads are decayed.
     """
     decayed = _matrices(module) if optim.decay == "matrices" else _released(module)
-    groups: list[dict[str, Any]] = []  # Any: see above
-    for weight_decay, is_decayed in ((optim.weight_decay, True), (0.0, False)):
-        named = [
-            (name, parameter)
-            for name, parameter in module.named_parameters()
-            if parameter.requires_grad and (parameter in decayed) == is_decayed
-        ]
-        if named:
-            names, parameters = zip(*named, strict=True)
-            groups.append({"params": list(parameters), "names": list(names), "weight_decay": weight_decay})
+    rates = _rates(module, optim)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}  # Any: see above
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            weight_decay, rate = optim.weight_decay if parameter in decayed else 0.0, rates.get(parameter, 1.0)
+            new = {"params": [], "names": [], "weight_decay": weight_decay, "rate": rate, "lr": optim.lr * rate}
+            group = groups.setdefault((-weight_decay, rate), new)
+            group["params"].append(parameter)
+            group["names"].append(name)
     if not groups:
         raise ValueError("no parameter is trainable: let recipe.train_only match at least one, or leave it empty")
-    return groups
+    return [groups[key] for key in sorted(groups)]
+
+
+def _rates(module: nn.Module, optim: Optim) -> dict[Tensor, float]:
+    """Gives the parameters that learn at a rate of their own; a temperature is none of the heads' matrices."""
+    if not isinstance(module, Task):
+        return {}
+    heads = (part for name, head in module.named_children() if name != "model" for part in head.modules())
+    layers = (layer for layer in heads if isinstance(layer, (*MATRICES, nn.LayerNorm)))
+    rates: dict[Tensor, float] = {parameter: optim.head_rate for layer in layers for parameter in layer.parameters()}
+    for part in module.model.fusing():
+        rates |= dict.fromkeys(part.parameters(), optim.fusing_rate)
+    return rates
 
 
 def _matrices(module: nn.Module) -> set[Tensor]:
@@ -45,8 +58,8 @@ def _matrices(module: nn.Module) -> set[Tensor]:
 
 
 def _released(module: nn.Module) -> set[Tensor]:
-    """The released rule goes by spelling and so misses "norm2_text.weight" and "vqa_classifier.1.weight"."""
-    spared = _norms(module, VisionLanguageModel, WordHead) - _norms(module, Expert)
+    """The released rule goes by spelling, and misses "norm2_text.weight", "ln_1.weight", "vqa_classifier.1.weight"."""
+    spared = _norms(module, VisionLanguageModel, WordHead) - _norms(module, Expert, ImageTower)
     return {
         parameter for name, parameter in module.named_parameters() if "bias" not in name and parameter not in spared
     }
@@ -122,9 +135,9 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Sets the learning rate of all groups."""
+    """Sets the learning rate of all groups, each at its own rate."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["rate"]
 
 
 def clip_gradients(module: nn.Module, limit: float) -> Tensor:

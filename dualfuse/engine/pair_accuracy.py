@@ -15,6 +15,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import Pass, Plan
 from dualfuse.engine.progress import following
+from dualfuse.models.base import Tokens
 from dualfuse.tasks.base import Batch, Prep
 from dualfuse.tasks.contrast import draw_negatives
 from dualfuse.tasks.metrics import BLOCK
@@ -31,6 +32,8 @@ def pair_accuracy(task: Pairs, prep: Prep, shards: Shards, plan: Plan) -> dict[s
     and "match/hard", with the wrong picture that is most similar to the dual encoder; "match/right_beats_hard" is how
     often the right pair scores higher. "words" are the masked words it finds, "words/other_picture" those it still
     finds beside another picture. What the task was not trained for is left out.
+
+    Without contrast no picture is known to be similar: "match/hard" and what follows from it are left out.
 
     Captions and masks are drawn the same way every time. Memory grows with the number of pictures, never with its
     square. Raises ``ValueError`` when no two pictures differ.
@@ -114,7 +117,8 @@ def _look(task: Pairs, reading: _Reading) -> _Seen:
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         image = task.model.embed_image(batch["image"])
         text = task.model.embed_text(batch["ids"], batch["mask"])
-        parts.append((task.image_features(image), task.text_features(text), batch["image_id"], batch["text_id"]))
+        vectors = (task.image_features(image), task.text_features(text)) if task.can_search else 2 * (_none(image),)
+        parts.append((*vectors, batch["image_id"], batch["text_id"]))
         if task.cfg.words:
             masked = task.model.embed_text(batch["masked_ids"], batch["mask"])
             fused = task.model.fuse(image, masked, rows=batch["rows"])
@@ -125,6 +129,10 @@ def _look(task: Pairs, reading: _Reading) -> _Seen:
             other_words.add(task, fused.text, batch["targets"].where(differs[:, None], -100))
     image, text, image_id, text_id = (torch.cat(column) for column in zip(*parts, strict=True))
     return _Seen(image, text, image_id, text_id, Texts.of(rows), words, other_words)
+
+
+def _none(image: Tokens) -> Tensor:
+    return torch.zeros(len(image), 1, device=image.mask.device)
 
 
 def _matching(task: Pairs, reading: _Reading, seen: _Seen) -> dict[str, float]:
@@ -139,9 +147,9 @@ def _matching(task: Pairs, reading: _Reading, seen: _Seen) -> dict[str, float]:
     said = {
         "match/right": scores[:, 0] > 0,
         "match/random": at_random <= 0,
-        "match/hard": at_hard <= 0,
-        "match/right_beats_hard": right > at_hard,
     }
+    if task.can_search:
+        said |= {"match/hard": at_hard <= 0, "match/right_beats_hard": right > at_hard}
     return {name: answers.float().mean().item() for name, answers in said.items()}
 
 

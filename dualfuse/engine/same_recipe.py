@@ -59,7 +59,8 @@ def _essence(recipe: object) -> object:
     """Leaves out what does not change the result."""
     if not isinstance(recipe, Recipe):
         return recipe
-    run = replace(recipe.run, log_every=0, eval_every=0, eval_rerank=0, save_every=0, keep=1, tensorboard=False)
+    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep": 1}
+    run = replace(recipe.run, **kept, recompute=False, tensorboard=False)
     return replace(recipe, run=run, data=replace(recipe.data, workers=0, validation=""))
 
 

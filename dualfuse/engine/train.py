@@ -20,12 +20,14 @@ from dualfuse.engine.evaluate import Plan, evaluate
 from dualfuse.engine.feed import check_data, deliveries, first_rows, micro_steps, to_device
 from dualfuse.engine.interrupt import stop_asked
 from dualfuse.engine.log import Ledger, Log, say
-from dualfuse.engine.memory import keep_big_blocks
+from dualfuse.engine.memory import keep_big_blocks, recompute
 from dualfuse.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.engine.same_recipe import CHECKPOINTS, FINAL, is_finished, write_recipe
 from dualfuse.engine.start import begin_with, freeze, freeze_unreached
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
+from dualfuse.tasks.pairs import Pairs
 from dualfuse.tasks.retrieval import retriever
 
 
@@ -67,6 +69,8 @@ def _run(recipe: Recipe, out: Path, start: Path | None, device: torch.device) ->
         begin_with(task, start)
     freeze(task, recipe.train_only)
     freeze_unreached(task.to(device), to_device(first_rows(recipe), device))
+    if recipe.run.recompute:
+        recompute(task.model.units())
     optimizer = build_optimizer(task, recipe.optim)
     step, _ = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
     write_recipe(recipe, out)
@@ -170,6 +174,10 @@ def validate(state: State) -> dict[str, float]:
     data = state.recipe.data
     prep = replace(data.prep(), image=replace(data.image, augment=None))
     plan = Plan(rerank=state.recipe.run.eval_rerank, workers=data.workers)
-    result = evaluate(retriever(state.task), prep, Shards.open(data.validation), plan)
-    state.task.train()
-    return {f"validation/{name}": value for name, value in result.metrics.items()}
+    shards, task = Shards.open(data.validation), state.task
+    if isinstance(task, Pairs) and not task.can_search:
+        metrics = pair_accuracy(task, prep, shards, plan)
+    else:
+        metrics = evaluate(retriever(task), prep, shards, plan).metrics
+    task.train()
+    return {f"validation/{name}": value for name, value in metrics.items()}

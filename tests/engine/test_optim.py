@@ -16,9 +16,12 @@ from dualfuse.engine.optim import (
     set_learning_rate,
 )
 from dualfuse.models.base import VisionLanguageModel
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Optim
 from dualfuse.tasks.heads import Projection, Projections, WordHead
+from dualfuse.tasks.pairs import PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "adamw.safetensors"
 
@@ -193,3 +196,36 @@ def test_clipping_by_hand() -> None:
     assert clip_gradients(layer, 1.3).item() == pytest.approx(13)
     assert layer.weight.grad.flatten().tolist() == pytest.approx([0.3, 0], rel=1e-5)
     assert layer.bias.grad.tolist() == pytest.approx([0.4, 1.2], rel=1e-5)
+
+
+def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
+    config = BridgeTowerConfig(
+        image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(16, 16)),
+        text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=32, vocabulary=20, text_length=8),
+        width=64,
+        heads=2,
+        feed_forward=32,
+        layers=2,
+    )
+    task = PairsConfig(projection=Projection(temperature="plain")).build(config.build())
+    optim = Optim(lr=0.1, head_rate=5.0, fusing_rate=3.0, schedule="constant")
+    optimizer = build_optimizer(task, optim)
+    set_learning_rate(optimizer, learning_rate(optim, 0, 10))
+    rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
+    assert rates.keys() == dict(task.named_parameters()).keys()
+    expected = {
+        "model.text_tower.layers.1.up.weight": 0.1,
+        "model.image_tower.class_embedding": 0.1,
+        "model.types.weight": 0.1,
+        "projections.0.temperature": 0.1,
+        "model.transforms.image.bias": 0.3,
+        "model.bridges.text.0.norm.weight": 0.3,
+        "model.poolers.image.weight": 0.3,
+        "match_head.bias": 0.5,
+        "projections.0.text.weight": 0.5,
+        "word_head.norm.weight": 0.5,
+    }
+    assert {name: round(rates[name], 6) for name in expected} == expected
+    assert len(optimizer.param_groups) == 6
+    without = build_optimizer(task, Optim())
+    assert len(without.param_groups) == 2

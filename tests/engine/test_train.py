@@ -257,3 +257,11 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny: Recipe, tmp_path: Pat
     with pytest.raises(ValueError, match=r"training has failed: after step 5 .* lower optim\.lr"):
         train.train((ruined,), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+def test_validation_without_contrast_judges_the_pairs(tiny: Recipe, tmp_path: Path) -> None:
+    validation = tiny.data.train[0]
+    train.train((changed(tiny, contrast=0.0, steps=2, validation=validation, eval_rerank=4),), tmp_path / "out")
+    last = lines(tmp_path / "out")[-1]
+    judged = {name.removeprefix("validation/") for name in last if name.startswith("validation/")}
+    assert judged == {"match/right", "match/random", "words", "words/other_picture"}
