@@ -9,10 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dualfuse.convert.load import load
     from dualfuse.data.shards import Shards
     from dualfuse.engine.evaluate import Plan, evaluate
     from dualfuse.engine.train import train
-    from dualfuse.hub import Loaded, load
+    from dualfuse.hub import Loaded
+    from dualfuse.models.bridgetower import BridgeTowerConfig
+    from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
     from dualfuse.models.vlmo import VLMoConfig
     from dualfuse.recipe import Data, Optim, Recipe, Run
     from dualfuse.search.index import Index
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "BridgeTowerConfig": "dualfuse.models.bridgetower",
     "Data": "dualfuse.recipe",
+    "ImageTowerConfig": "dualfuse.models.towers",
     "Index": "dualfuse.search.index",
     "Loaded": "dualfuse.hub",
     "Optim": "dualfuse.recipe",
@@ -30,14 +35,17 @@ _HOME = {
     "Recipe": "dualfuse.recipe",
     "Run": "dualfuse.recipe",
     "Shards": "dualfuse.data.shards",
+    "TextTowerConfig": "dualfuse.models.towers",
     "VLMoConfig": "dualfuse.models.vlmo",
     "evaluate": "dualfuse.engine.evaluate",
-    "load": "dualfuse.hub",
+    "load": "dualfuse.convert.load",
     "train": "dualfuse.engine.train",
 }
 
 __all__ = [
+    "BridgeTowerConfig",
     "Data",
+    "ImageTowerConfig",
     "Index",
     "Loaded",
     "Optim",
@@ -46,6 +54,7 @@ __all__ = [
     "Recipe",
     "Run",
     "Shards",
+    "TextTowerConfig",
     "VLMoConfig",
     "evaluate",
     "load",

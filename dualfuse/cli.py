@@ -10,7 +10,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -18,7 +18,13 @@ from tyro.conf import OmitArgPrefixes, Positional, arg
 from dualfuse import __version__
 from dualfuse.prepare.options import PrepareOptions
 
-Model = Annotated[Positional[Path], arg(metavar="MODEL", help="model folder, such as runs/demo/pairs/final")]
+Model = Annotated[
+    Positional[str],
+    arg(
+        metavar="MODEL",
+        help="model folder such as runs/demo/pairs/final, or a BridgeTower checkpoint or hub name that convert knows",
+    ),
+]
 
 
 def prepare(
@@ -82,7 +88,7 @@ def train(arguments: Sequence[str]) -> None:
         epilog="dualfuse recipes lists the names; dualfuse train NAME --help lists every flag of that recipe.",
         add_help=not arguments or arguments[0].startswith("-"),
     )
-    parser.add_argument("name", help="a listed name, path/file.py:function, or module:function")
+    parser.add_argument("name", help="a listed name, a model folder, path/file.py:function, or module:function")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
     known, flags = parser.parse_known_args(arguments)
     chosen = recipes.override(recipes.find(known.name), flags, prog=f"dualfuse train {known.name} [--out DIR]")
@@ -103,7 +109,8 @@ def evaluate(
     Every picture of DATA is searched with all its captions, in chunks whose memory does not grow with pictures times
     captions.
     """
-    from dualfuse import dist, hub
+    from dualfuse import dist
+    from dualfuse.convert.load import load
     from dualfuse.data.shards import Shards
     from dualfuse.engine.evaluate import Plan, evaluate
     from dualfuse.engine.memory import keep_big_blocks
@@ -112,18 +119,21 @@ def evaluate(
     from dualfuse.tasks.retrieval import retriever
 
     keep_big_blocks()
-    loaded, shards = hub.load(model, device=dist.device()), Shards.open(data)
-    plan = Plan(batch, rerank, workers, exclude_broken)
-    result = evaluate(retriever(loaded.task), loaded.prep, shards, plan)
-    metrics = dict(result.metrics)
+    loaded, shards = load(model, device=dist.device()), Shards.open(data)
+    plan, metrics = Plan(batch, rerank, workers, exclude_broken), {}
+    if not isinstance(loaded.task, Pairs) or loaded.task.can_search:
+        result = evaluate(retriever(loaded.task), loaded.prep, shards, plan)
+        metrics |= result.metrics
+        print(f"{result.pictures} pictures, {result.texts} texts, {len(result.excluded)} excluded")
+        for skipped in result.excluded:
+            print(f"  excluded {skipped.key}: {skipped.reason}")
+    else:
+        print("retrieval is not judged: this model was trained without contrast")
     if isinstance(loaded.task, Pairs):
         metrics |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
-    width = max(map(len, metrics))
+    width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
         print(f"{name:{width}}  {100 * value:5.1f} %")
-    print(f"{result.pictures} pictures, {result.texts} texts, {len(result.excluded)} excluded")
-    for skipped in result.excluded:
-        print(f"  excluded {skipped.key}: {skipped.reason}")
     if out:
         out.write_text(json.dumps(metrics, indent=1) + "\n")
 
@@ -143,6 +153,42 @@ def search(
     from dualfuse.search.answer import answer
 
     answer(model, images, query, top=top, rerank=rerank, sheet=sheet)
+
+
+def convert(
+    source: Annotated[
+        Positional[str],
+        arg(metavar="SOURCE", help="BridgeTower folder, hub name or official .ckpt, METER's, a model folder, or CLIP"),
+    ],
+    destination: Annotated[Positional[Path], arg(metavar="DEST", help="folder to write")],
+    to: Annotated[Literal["dualfuse", "huggingface"], arg(help="whose format")] = "dualfuse",
+    text: Annotated[str, arg(help="RoBERTa, if SOURCE is CLIP")] = "",
+    tokenizer: Annotated[str, arg(help="tokenizer.json, folder or hub name, for checkpoints without one")] = "",
+    recipe: Annotated[str, arg(help="what is built above CLIP and RoBERTa; empty: a BridgeTower of their sizes")] = "",
+) -> None:
+    """Turn checkpoints of others into model folders, and back.
+
+    Every tensor is accounted for: used, unused, new. The whole list is DEST/conversion.json. No code of a file is run.
+    """
+    from dualfuse import recipes
+    from dualfuse.convert.convert import convert
+
+    stages = recipes.find(recipe) if recipe else ()
+    if len(stages) > 1:
+        raise ValueError(f"{recipe} has several stages; give a recipe of one")
+    above = stages[0] if stages else None
+    print(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=above))
+
+
+def upload(
+    model: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder, in either format")],
+    name: Annotated[Positional[str], arg(metavar="OWNER/NAME", help="repository on the Hugging Face hub")],
+    private: Annotated[bool, arg(help="show it to nobody else, if it is new")] = True,
+) -> None:
+    """Put a model folder on the Hugging Face hub."""
+    from dualfuse import hub
+
+    print(hub.upload(model, name, private=private))
 
 
 def report(
@@ -174,6 +220,8 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "search": search,
+    "convert": convert,
+    "upload": upload,
     "report": report,
     "demo": demo,
 }

@@ -1,10 +1,13 @@
-"""A model folder: weights, what builds them, and the tokenizer; everything that using the model needs."""
+"""A model folder: weights, what builds them, and the tokenizer; and such folders on the Hugging Face hub."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +21,11 @@ from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Prep, Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+MODELS = ("*.json", "merges.txt", "model*.safetensors", "unused.safetensors")
+"""Files of a model on the hub; where weights are pickles, those too."""
+TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt")
+"""Files of a tokenizer on the hub."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +63,13 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
         task.load_state_dict(read_tensors(folder))
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
-    # the folder's own tokenizer, wherever the recipe had found it
-    text = replace(recipe.data.text, tokenizer=str(folder / TOKENIZER))
-    prep = Prep(image=replace(recipe.data.image, augment=None), text=text)
+    prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
     return Loaded(task.to(device).eval(), prep, recipe)
+
+
+def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
+    """Gives the recipe with the tokenizer in ``folder``, wherever it had found its own."""
+    return replace(recipe, data=replace(recipe.data, tokenizer=str(folder / TOKENIZER)))
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -86,3 +97,49 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{folder / WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+
+
+def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
+    """Gives the folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
+
+    What was downloaded before is not fetched again, and is found without network too. Raises ``ValueError`` if the
+    name is not found, and ``ImportError`` without the extra hub.
+    """
+    parts = name.split("/", 2)
+    if not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts[:2]):
+        raise ValueError(f"{name!r} is no path here, and no name on the Hugging Face hub, which are like OWNER/NAME")
+    with _hub(f"{name!r} is no path here, and could not be fetched from the Hugging Face hub"):
+        from huggingface_hub import hf_hub_download, snapshot_download
+
+        if len(parts) == 3:
+            return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+        folder = Path(snapshot_download(name, allow_patterns=list(files)))
+        if files == MODELS and not any(folder.glob("model*.safetensors")):
+            folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*"]))
+        return folder
+
+
+def upload(folder: Path, name: str, *, private: bool = True) -> str:
+    """Puts a model folder on the Hugging Face hub as OWNER/NAME, and gives its address.
+
+    The token is that of ``hf auth login`` or the variable HF_TOKEN. Raises ``ValueError`` if the hub refuses.
+    """
+    if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
+        raise ValueError(f"{folder} is no model folder: it needs a {CONFIG} and weights, as OUT/final has")
+    with _hub(f"{folder} could not be put on the Hugging Face hub as {name!r}"):
+        from huggingface_hub import HfApi
+
+        address = HfApi().create_repo(name, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Model of dualfuse")
+        return str(address)
+
+
+@contextmanager
+def _hub(failed: str) -> Iterator[None]:
+    """Turns what goes wrong with the hub into one sentence."""
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(f'{failed}: that needs huggingface_hub; pip install "dualfuse[hub]"') from error
+    except Exception as error:  # its own, its HTTP client's, which changes with its versions, and the disk's
+        raise ValueError(f"{failed}: {(str(error).splitlines() or [repr(error)])[0]}") from error

@@ -55,7 +55,7 @@ def test_version_and_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("--version") == 0
     assert capsys.readouterr().out == f"dualfuse {__version__}\n"
     assert run("recipes") == 0
-    assert "ten-seconds           A run of ten seconds on the demo's data" in capsys.readouterr().out
+    assert "ten-seconds                      A run of ten seconds on the demo's data" in capsys.readouterr().out
 
 
 def test_help_of_a_recipe_shows_the_flags_of_all_its_stages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,15 +148,15 @@ def test_a_recipe_of_your_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("train", "tiny"), "no recipe is called 'tiny'; give file.py:function, or one of"),
+        (("train", "tiny"), "no recipe is called 'tiny'; give file.py:function, a model folder, or one of"),
         (("train", "nowhere.py:mine"), "nowhere.py is no file; a recipe of your own is given as path/file.py:function"),
         (("train", "dualfuse.recipes.small:nowhere"), "has no function 'nowhere' that makes a recipe"),
         (("train", "no.module:mine"), "No module named 'no'"),
         (("train", "vlmo-nano-pairs", "--out", "OUT"), "no training data: give --data.train SHARDS"),
         (("train", "ten-seconds", "--out", "OUT", "--data.train", "OUT/x.tar"), "no tar file matches"),
         (("train", "ten-seconds", "--out", "OUT", "--train-only", "nothing.*"), "pattern 'nothing.*' of train_only"),
-        (("evaluate", "OUT", VALIDATION), "is no model folder"),
-        (("search", "OUT", "examples", "a cat"), "is no model folder"),
+        (("evaluate", "examples", VALIDATION), "is no model folder: it holds"),
+        (("search", "examples/no-model", "examples", "a cat"), "no-model is not there; examples is, and holds"),
         (("prepare", "OUT/nothing", "OUT"), "nothing"),
         (("doctor", "OUT"), "OUT"),
     ],

@@ -1,17 +1,24 @@
-"""A model folder gives back what was saved, and says what is wrong with one that does not."""
+"""A model folder gives back what was saved, also by way of the hub, and says what is wrong with one that does not."""
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import multiprocessing
 import os
 import shutil
 import signal
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny import caption, changed, picture, recipe
 from torch import Tensor
 
@@ -168,3 +175,132 @@ def test_what_is_no_model_folder(folder: Path, tmp_path: Path) -> None:
         hub.load(folder.parent)
     with pytest.raises(ValueError, match=r"config.json is no model folder: it is no folder"):
         hub.load(folder / "config.json")
+
+
+COMMIT = "0123456789" * 4
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of the Hugging Face hub as one model needs: create, commit, list, resolve."""
+
+    files: dict[str, bytes]
+    asked: list[str]
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def reply(self, content: object, code: int = 200, **headers: str) -> None:
+        data = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def do_POST(self) -> None:
+        self.asked.append(self.path)
+        lines = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
+        if self.headers["Authorization"] != "Bearer hf_secret":
+            self.reply({"error": "who are you?"}, 401)
+        elif "/preupload/" in self.path:
+            self.reply(
+                {"files": [file | {"uploadMode": "regular", "shouldIgnore": False} for file in lines[0]["files"]]}
+            )
+        elif "/commit/" in self.path:
+            added = [line["value"] for line in lines if line["key"] == "file"]
+            self.files |= {file["path"]: base64.b64decode(file["content"]) for file in added}
+            self.reply(
+                {"success": True, "commitOid": COMMIT, "commitUrl": f"{constants.ENDPOINT}/me/mine/commit/{COMMIT}"}
+            )
+        else:
+            assert lines[0] | {"name": "mine", "organization": "me"} == lines[0], lines
+            self.reply({"url": f"{constants.ENDPOINT}/me/mine", "id": "me/mine"})
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        name = self.path.partition(f"/resolve/{COMMIT}/")[2]
+        if self.path.startswith("/api/models/me/mine/tree/"):
+            names = [{"type": "file", "path": name, "size": len(self.files[name]), "oid": name} for name in self.files]
+            self.reply(names)
+        elif self.path.startswith("/api/models/me/mine"):
+            self.reply({"id": "me/mine", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]})
+        elif self.path.startswith("/me/mine/") and name in self.files:
+            self.reply(self.files[name], ETag=hashlib.sha1(self.files[name]).hexdigest(), X_Repo_Commit=COMMIT)
+        else:
+            self.reply(b"", 404, X_Error_Code="RepoNotFound")
+
+    do_HEAD = do_GET
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
+    """A hub of this machine, without files."""
+    handler = type("Fresh", (Hub,), {"files": {}, "asked": []})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        endpoint = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+        template = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        yield handler
+        server.shutdown()
+        thread.join()
+
+
+def test_to_the_hub_and_back(
+    served: type[Hub], folder: Path, task: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert hub.upload(folder, "me/mine") == f"{constants.ENDPOINT}/me/mine"
+    assert served.files == {path.name: path.read_bytes() for path in folder.iterdir()}
+    fetched = hub.download("me/mine")
+    assert {path.name: path.read_bytes() for path in fetched.iterdir()} == served.files
+    loaded = hub.load(fetched)
+    assert all(torch.equal(task.state_dict()[name], tensor) for name, tensor in loaded.task.state_dict().items())
+    assert hub.download("me/mine/config.json").read_bytes() == served.files["config.json"]
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    served.asked.clear()
+    assert hub.download("me/mine") == fetched and not served.asked
+    with pytest.raises(ValueError, match=r"'me/other' is no path here, and could not be fetched"):
+        hub.download("me/other")
+
+
+def test_pickles_are_fetched_only_where_nothing_else_is(served: type[Hub]) -> None:
+    served.files |= {"config.json": b"{}", "pytorch_model.bin": b"1", "model.safetensors": b"2", "tf_model.h5": b"3"}
+    assert {path.name for path in hub.download("me/mine").iterdir()} == {"config.json", "model.safetensors"}
+
+
+def test_only_pickles(served: type[Hub]) -> None:
+    served.files |= {"config.json": b"{}", "pytorch_model.bin": b"1", "tf_model.h5": b"3", "vocab.json": b"{}"}
+    names = {path.name for path in hub.download("me/mine").iterdir()}
+    assert names == {"config.json", "pytorch_model.bin", "vocab.json"}
+
+
+def test_what_the_hub_refuses(served: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"'me/other' is no path here, and could not be fetched .*404"):
+        hub.download("me/other")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong")
+    with pytest.raises(ValueError, match=r"model could not be put on the Hugging Face hub as 'me/mine': .*401"):
+        hub.upload(folder, "me/mine")
+    served.asked.clear()
+    with pytest.raises(ValueError, match=r"cache is no model folder: it needs a config.json and weights"):
+        hub.upload(folder.parent / "cache", "me/mine")
+    for name in ("", "..", "/absolute/path", "a b/c", "../up/x.ckpt"):
+        with pytest.raises(ValueError, match=r"is no path here, and no name on the Hugging Face hub"):
+            hub.download(name)
+    assert not served.asked
+
+
+def test_without_its_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match=r'pip install "dualfuse\[hub\]"'):
+        hub.download("me/mine")
+    with pytest.raises(ImportError, match=r"needs huggingface_hub"):
+        hub.upload(folder, "me/mine")

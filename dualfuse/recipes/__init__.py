@@ -1,4 +1,4 @@
-"""Recipes: values only. A name of the list, a file.py:function, or a module:function gives one."""
+"""Recipes: values only. A name of the list, a file.py:function, a module:function or a model folder gives one."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import tyro
 
+from dualfuse import hub
 from dualfuse.recipe import Recipe
 
 NAMES = {
@@ -38,12 +39,17 @@ NAMES = {
 
 
 def find(name: str) -> tuple[Recipe, ...]:
-    """Gives the recipes of a name, of ``path/file.py:function`` or of ``module:function``."""
+    """Gives the recipes of a name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
+
+    The recipe of a model folder goes on from its weights.
+    """
     place = NAMES.get(name, name)
+    if (Path(name) / hub.CONFIG).is_file():
+        return (_going_on(Path(name)),)
     module_name, _, function = place.rpartition(":")
     if not module_name:
         known = "\n  ".join(NAMES)
-        raise ValueError(f"no recipe is called {name!r}; give file.py:function, or one of\n  {known}")
+        raise ValueError(f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {known}")
     make = getattr(_module(module_name), function, None)  # reason for getattr: the name is the user's
     if not callable(make):
         raise ValueError(f"{module_name} has no function {function!r} that makes a recipe")
@@ -52,6 +58,11 @@ def find(name: str) -> tuple[Recipe, ...]:
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise ValueError(f"{place} gives a {type(made).__name__} where a Recipe, or a tuple of them, is needed")
     return recipes
+
+
+def _going_on(folder: Path) -> Recipe:
+    recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
+    return replace(recipe, start_from=str(folder), data=replace(recipe.data, train=(), weights=(), validation=""))
 
 
 def summary(name: str) -> str:

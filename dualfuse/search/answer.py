@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from dualfuse import hub
+from dualfuse.convert.load import load
 from dualfuse.data.contact_sheet import Tile, contact_sheet
 from dualfuse.prepare.sources.folder import is_picture_name
 from dualfuse.search.index import Hit, Index
@@ -18,9 +18,9 @@ SHOWN = 5  # pictures that could not be read; their number is always told
 
 
 def answer(
-    model: Path, images: str, query: str, *, top: int = 10, rerank: int = 0, sheet: Path | None = None
+    model: Path | str, images: str, query: str, *, top: int = 10, rerank: int = 0, sheet: Path | None = None
 ) -> tuple[Hit, ...]:
-    """Searches ``images`` with the model in the folder ``model``, prints the hits and draws them on ``sheet``.
+    """Searches ``images`` with a ``model`` that :func:`load` knows, prints the hits and draws them on ``sheet``.
 
     ``query`` is a text, or the path of a picture. See :meth:`Index.build` for what ``images`` may be, and
     :meth:`Index.search` for ``top`` and ``rerank``. The device is the GPU if there is one.
@@ -30,7 +30,7 @@ def answer(
         raise ValueError(f"the sheet {sheet} must be called .png or .jpg")
     if rerank and isinstance(question, Path):
         raise ValueError(f"{query} is a picture, and only a text can be matched with pictures; leave out rerank")
-    loaded = hub.load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
     index = Index.build(loaded, images)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     for line in describe(index):

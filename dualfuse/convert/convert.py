@@ -1,0 +1,121 @@
+"""Foreign checkpoints to model folders, and model folders to folders of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+from torch import Tensor
+
+from dualfuse import hub
+from dualfuse.config import IS
+from dualfuse.convert.foreign import Converted, build, read_foreign, read_json
+from dualfuse.convert.report import FILE, Report
+from dualfuse.convert.towers import from_towers
+from dualfuse.convert.write_hugging_face import write_hugging_face
+from dualfuse.recipe import Recipe
+
+KEPT = "unused.safetensors"
+"""Beside a model folder: tensors without effect that only the way back needs."""
+
+
+def convert(
+    source: Path | str,
+    destination: Path,
+    *,
+    to: Literal["dualfuse", "huggingface"] = "dualfuse",
+    text: str = "",
+    tokenizer: str = "",
+    recipe: Recipe | None = None,
+) -> Report:
+    """Writes the checkpoint ``source`` to the folder ``destination``, and gives what became of every tensor.
+
+    ``source`` is a folder of Hugging Face's BridgeTower or its name on the hub, an official checkpoint, a model folder,
+    or CLIP (then ``text`` is RoBERTa, and ``recipe`` may say what is built above them). Raises ``ValueError`` for
+    anything that cannot be converted as a whole.
+    """
+    path = locate(source)
+    _refuse(path, destination)
+    if is_ours(path) and to == "dualfuse":
+        raise ValueError(f"{path} is a model folder of dualfuse already; did you mean --to huggingface?")
+    if text:
+        converted = from_towers(path, locate(text), recipe, tokenizer)
+    elif recipe is not None:
+        raise ValueError("a recipe says what is built above CLIP and RoBERTa; give RoBERTa too, with --text")
+    else:
+        converted = open_model(path, tokenizer)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    return _write_ours(converted, destination) if to == "dualfuse" else _write_theirs(converted, destination)
+
+
+def open_model(path: Path, tokenizer: str = "") -> Converted:
+    """Gives the task of a model folder of ours or of a foreign checkpoint."""
+    if not is_ours(path):
+        return build(read_foreign(path, tokenizer))
+    loaded = hub.load(path)
+    kept = safetensors.torch.load_file(path / KEPT) if (path / KEPT).is_file() else {}
+    report = Report(str(path), {name: tuple(tensor.shape) for name, tensor in loaded.task.state_dict().items()})
+    return Converted(loaded.task, hub.with_tokenizer(loaded.recipe, path), kept, report)
+
+
+def locate(source: Path | str) -> Path:
+    """Gives the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead."""
+    path = Path(source)
+    if path.exists():
+        return path
+    here = [str(parent) for parent in path.parents if parent.exists() and str(parent) != "."]
+    if here:  # a path with a mistake in it, which the hub need not be asked about
+        raise ValueError(f"{source} is not there; {here[0]} is, and holds {_listed(Path(here[0]))}")
+    return hub.download(str(source))
+
+
+def _listed(folder: Path) -> str:
+    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a path is a model folder of dualfuse."""
+    return (path / hub.CONFIG).is_file() and IS in read_json(path / hub.CONFIG)
+
+
+def _refuse(source: Path, destination: Path) -> None:
+    if destination.is_dir() and any(destination.iterdir()) and not (destination / FILE).is_file():
+        raise ValueError(f"{destination} holds other things; give a folder that is new, empty or a conversion's")
+    if destination.exists() and not destination.is_dir():
+        raise ValueError(f"{destination} is a file; give a folder that is new, empty or a conversion's")
+    if destination.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ValueError(f"{destination} would replace {source} itself; give another folder")
+
+
+def _write_ours(converted: Converted, destination: Path) -> Report:
+    hub.save(destination, converted.task, converted.recipe)
+    if converted.kept:
+        _save(converted.kept, destination / KEPT)
+    converted.report.save(destination)
+    return converted.report
+
+
+def _write_theirs(converted: Converted, destination: Path) -> Report:
+    partial = destination.with_name(destination.name + ".partial")
+    written = write_hugging_face(converted)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    _save(written.tensors, partial / hub.WEIGHTS)
+    for name, content in written.files.items():
+        (partial / name).write_text(json.dumps(content, indent=2) + "\n")
+    converted.recipe.data.text.save(partial)
+    written.report.save(partial)
+    shutil.rmtree(destination, ignore_errors=True)
+    os.replace(partial, destination)
+    return written.report
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    whole = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    safetensors.torch.save_file(whole, path, metadata={"format": "pt"})  # transformers asks for it

@@ -1,0 +1,27 @@
+"""Any checkpoint that dualfuse knows, ready to use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from dualfuse import hub
+from dualfuse.convert.convert import is_ours, locate
+from dualfuse.convert.foreign import build, read_foreign
+from dualfuse.tasks.base import Prep
+
+
+def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.Loaded:
+    """Gives a model ready to use: of a model folder, a foreign checkpoint, or a name on the Hugging Face hub.
+
+    ``tokenizer`` (a tokenizer.json, a folder or a name on the hub) is for checkpoints that come without one.
+    """
+    path = locate(source)
+    if is_ours(path):
+        return hub.load(path, device=device)
+    converted = build(read_foreign(path, tokenizer))
+    data = converted.recipe.data
+    prep = Prep(image=replace(data.image, augment=None), text=data.text)
+    return hub.Loaded(converted.task.to(device).eval(), prep, converted.recipe)

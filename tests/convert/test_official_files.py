@@ -1,0 +1,198 @@
+"""Official checkpoints say by their names and shapes what they are, and nothing of them is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import constants
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import BridgeTowerForMaskedLM
+
+from dualfuse import hub
+from dualfuse.convert.convert import convert
+from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.load import load
+from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head, kind_of, to_official
+from dualfuse.convert.rename import sort
+from dualfuse.data.images import OFFICIAL_BLIP, OFFICIAL_CLIP
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.tasks.heads import Projection
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+
+SAID = {"num_heads": 4, "max_text_len": 12}
+DEAD = {"vit_model.ln_final.bias", "vit_model.ln_final.weight", "vit_model.positional_embedding"}
+DEAD |= {f"text_transformer.{name}" for name in ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")}
+
+
+def tokens(folder: Path) -> str:
+    """The vocabulary of the stored model is smaller than bytes: special tokens alone."""
+    (small := folder / "small").mkdir()
+    (small / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}')
+    (small / "merges.txt").write_text("")
+    return str(small)
+
+
+def read(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_pre_training(official: Callable[..., Path], tmp_path: Path) -> None:
+    path = official("mlm_score", "itm_score", "link_tower", **SAID)
+    report = convert(path, tmp_path / "ours", tokenizer=tokens(tmp_path))
+    assert report.unused.keys() == DEAD and not report.unexpected
+    assert report.used.keys() == read(path).keys() - DEAD
+    assert {name.rpartition(".")[0] for name in report.new} == {"projections.0.image", "projections.0.text"}
+    recipe = hub.load(tmp_path / "ours").recipe
+    assert isinstance(recipe.model, BridgeTowerConfig) and isinstance(recipe.task, PairsConfig)
+    model, task = recipe.model, recipe.task
+    assert (model.image.width, model.image.depth, model.image.patch, model.image.image_size) == (64, 4, 8, (32, 32))
+    assert (model.text.depth, model.text.heads, model.text.feed_forward, model.text.text_length) == (4, 4, 128, 38)
+    assert (model.width, model.heads, model.layers, model.bridge, model.fed) == (64, 4, 3, "add", (2, 1, 0))
+    assert (model.epsilon, model.contrast_image, model.all_layers, model.image_slots) == (1e-12, "tower", False, 1)
+    assert (task.contrast, task.match, task.words) == (0, 1, 1)
+    assert task.projection == Projection(256, bias=True, temperature="plain")
+    assert recipe.data.looks == OFFICIAL_CLIP and recipe.data.text_length == 12
+    assert load_file(tmp_path / "ours" / "unused.safetensors").keys() == {"text_pooler.weight", "text_pooler.bias"}
+
+
+def test_retrieval_by_contrast(official: Callable[..., Path], tmp_path: Path) -> None:
+    loaded = load(official("itm_score", "itc_", "link_tower"), tokenizer=tokens(tmp_path))
+    assert isinstance(loaded.task, Pairs) and loaded.task.can_match
+    cfg = loaded.task.cfg
+    assert (cfg.contrast, cfg.match, cfg.words) == (1, 1, 0) and cfg.projection.width == 24
+    assert loaded.recipe.data.looks == OFFICIAL_BLIP and loaded.recipe.data.text_length == 38  # of 40
+    assert loaded.task.state_dict()["projections.0.temperature"].tolist() == pytest.approx([0.07])
+
+
+def test_retrieval_by_rank(official: Callable[..., Path], tmp_path: Path) -> None:
+    path = official("itm_score", "rank_output", **SAID)
+    foreign = read_foreign(path, tokens(tmp_path))
+    theirs = read(path)
+    assert {"itm_score.fc.weight", "itm_score.fc.bias"} <= foreign.report.unused.keys()
+    x = torch.randn(3, 128)
+    logits = x @ foreign.tensors["match_head.weight"].T + foreign.tensors["match_head.bias"]
+    rank = x @ theirs["rank_output.weight"].T + theirs["rank_output.bias"]
+    torch.testing.assert_close(logits[:, 1] - logits[:, 0], rank[:, 0])
+    assert foreign.recipe.data.looks == OFFICIAL_CLIP and "its log-odds are the rank score" in str(foreign.report)
+
+
+@pytest.mark.parametrize("gates", [(), ("_gate.",)])
+def test_meter(gates: tuple[str, ...], official: Callable[..., Path], tmp_path: Path) -> None:
+    path = official("mlm_score", "itm_score", *gates, **SAID)
+    content = torch.load(path, weights_only=True)
+    last = "vit_model.visual.transformer.resblocks.3."
+    content["state_dict"] = {name: value for name, value in content["state_dict"].items() if not name.startswith(last)}
+    torch.save(content, path)
+    loaded = load(path, tokenizer=tokens(tmp_path))
+    model = loaded.recipe.model
+    assert isinstance(model, BridgeTowerConfig)
+    assert (model.bridge, model.image.depth, model.text.depth, model.all_layers) == ("none", 3, 4, bool(gates))
+    assert loaded.recipe.data.looks == OFFICIAL_CLIP
+    with pytest.raises(ValueError, match="has no METER"):
+        convert(path, tmp_path / "back", to="huggingface", tokenizer=str(tmp_path / "small"))
+
+
+HEADS = {
+    "pairs": ("mlm_score", "itm_score", "itc_", "link_tower"),
+    "ranking": ("itm_score", "rank_output", "link_tower"),
+    "vqa": ("vqa_", "link_tower"),
+    "nlvr2": ("nlvr2_", "link_tower"),
+    "entailment": ("snli_", "link_tower"),
+}
+
+
+@pytest.mark.parametrize("kind", (PAIRS, *KINDS), ids=lambda kind: kind.name)
+def test_names_there_and_back(kind: Kind, official: Callable[..., Path]) -> None:
+    theirs = read(official(*HEADS[kind.name]))
+    assert kind_of(theirs) == kind
+    found = sort(theirs, kind.layout)
+    assert not found.unexpected and all(tensor.ndim for tensor in found.tensors.values())
+    ours = found.tensors
+    if kind.name == "ranking":
+        ours = as_match_head(ours)
+    back = to_official(ours, found.kept, kind)
+    dead = found.unused.keys() - back.keys()
+    assert back.keys() == theirs.keys() - dead
+    assert all(back[name].shape == theirs[name].shape and torch.equal(back[name], theirs[name]) for name in back)
+    assert dead - DEAD <= {"temperature", "itm_score.fc.weight", "itm_score.fc.bias"}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "numbers"),
+    [
+        ("vqa", "dualfuse.tasks.vqa", {"answers": 13, "hidden_scale": 2.0}),
+        ("nlvr2", "dualfuse.tasks.nlvr2", {"hidden_scale": 1.5}),
+        ("entailment", "dualfuse.tasks.entailment", {"hidden_scale": 2.0}),
+    ],
+)
+def test_fine_tuned(
+    name: str, module: str, numbers: dict[str, float], official: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip(module, exc_type=ModuleNotFoundError)
+    loaded = load(official(*HEADS[name], **SAID), tokenizer=tokens(tmp_path))
+    assert numbers.items() <= vars(loaded.recipe.task).items()
+    assert loaded.recipe.data.looks == OFFICIAL_BLIP
+    model = loaded.recipe.model
+    assert isinstance(model, BridgeTowerConfig) and model.image_slots == (2 if name == "nlvr2" else 1)
+
+
+def test_several_tasks_in_one(official: Callable[..., Path], tokenizer: str) -> None:
+    with pytest.raises(ValueError, match="has vqa_classifier and snli_classifier; a published one has a single task"):
+        load(official("vqa_", "snli_", "link_tower"), tokenizer=tokenizer)
+
+
+def test_another_image_tower(official: Callable[..., Path], tokenizer: str) -> None:
+    path = official("itm_score")
+    content = read(path)
+    content["vit_model.patch_embed.proj.weight"] = content.pop("vit_model.visual.conv1.weight")
+    torch.save({"state_dict": content}, path)
+    with pytest.raises(ValueError, match=r"image tower of .*official.ckpt is not CLIP's \(METER also came with Swin\)"):
+        load(path, tokenizer=tokenizer)
+
+
+def test_without_tokenizer(official: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(
+        ValueError, match=r"no tokenizer .*roberta-base could not be fetched .*--tokenizer PATH_OR_NAME"
+    ):
+        load(official("itm_score"))
+
+
+def test_official_to_hugging_face(official: Callable[..., Path], tmp_path: Path) -> None:
+    path = official("mlm_score", "itm_score", "itc_", "link_tower", **SAID)
+    report = convert(path, tmp_path / "theirs", to="huggingface", tokenizer=tokens(tmp_path))
+    written, given = load_file(tmp_path / "theirs" / "model.safetensors"), read(path)
+    for name in ("mlm_score.bias", "itm_score.fc.weight"):
+        assert torch.equal(written[name], given[name])
+    pooler = "pooler.dense.weight"
+    assert torch.equal(written[f"bridgetower.text_model.{pooler}"], given[f"text_transformer.{pooler}"])
+    said = str(report)
+    for note in ("contrast is left out", "epsilon of the cross-modal layers was 1e-12", "fitted by 'squeeze'"):
+        assert note in said
+    _, found = BridgeTowerForMaskedLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not found["missing_keys"]
+
+
+def test_the_same_every_time(official: Callable[..., Path], tmp_path: Path) -> None:
+    """What is new is drawn with a seed of its own, and the program's is not touched."""
+    path, small = official("itm_score", "link_tower", **SAID), tokens(tmp_path)
+    torch.manual_seed(1)
+    one = load(path, tokenizer=small).task.state_dict()
+    after = torch.rand(1)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(1))
+    other = load(path, tokenizer=small).task.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["word_head.dense.weight"].std() > 0
+
+
+def test_heads_of_64_channels_without_hyper_parameters(official: Callable[..., Path], tmp_path: Path) -> None:
+    foreign = read_foreign(official("itm_score", "link_tower"), tokens(tmp_path))
+    assert foreign.recipe.model == replace(foreign.recipe.model, heads=1)
+    assert "no hyper-parameters in the file" in str(foreign.report)

@@ -1,0 +1,213 @@
+"""Tensors of foreign files are read, and nothing else of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import types
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from dualfuse.convert.tensor_files import find_weights, read_weights
+
+
+class Trap:
+    """Runs a command when a pickle of it is loaded."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, (f"touch {self.where}",)
+
+
+STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.0), "c": torch.ones(3, dtype=torch.float16)}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor] = STATE) -> bool:
+    return one.keys() == other.keys() and all(
+        one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in other
+    )
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.pt", "x.pth", "x.bin"])
+def test_pickles(name: str, zipped: bool, tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    assert same(read_weights(tmp_path / name).tensors)
+    content = {"state_dict": STATE, "epoch": 3, "hyper_parameters": {"config": {"num_heads": 4}}, "lr_schedulers": [{}]}
+    torch.save(content, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    weights = read_weights(tmp_path / name)
+    assert same(weights.tensors) and weights.hyper_parameters == {"num_heads": 4}
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+@pytest.mark.parametrize("place", ["state_dict", "hyper_parameters"])
+def test_a_pickle_that_runs_code(place: str, zipped: bool, tmp_path: Path) -> None:
+    path, mark = tmp_path / "bad.ckpt", tmp_path / "it-ran"
+    content = {"state_dict": STATE, place: {"x": Trap(mark)}}
+    torch.save(content, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(ValueError, match=r"bad.ckpt asks for posix.system, .*not opened.*(?s:.*)weights_only=False"):
+        read_weights(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)  # the trap would have worked
+    assert mark.exists()
+
+
+def test_a_class_of_another_program(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "callbacks": {Trap: 1}}, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x.ckpt asks for \S*Trap, which is more than tensors"):
+        read_weights(tmp_path / "x.ckpt")
+
+
+def test_classes_of_lightning_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its old checkpoints name a callback by its class, and hold hyper-parameters in a dict of its own."""
+    places = ("pytorch_lightning.callbacks.model_checkpoint", "pytorch_lightning.utilities.parsing")
+    made = []
+    with monkeypatch.context() as patch:
+        for place, name in zip(places, ("ModelCheckpoint", "AttributeDict"), strict=True):
+            module = types.ModuleType(place)
+            made.append(type(name, (dict,), {"__module__": place}))
+            setattr(module, name, made[-1])
+            for depth in range(place.count(".") + 1):  # whoever pickles imports all that is above, too
+                above = place.rsplit(".", depth)[0]
+                patch.setitem(sys.modules, above, sys.modules.get(above, types.ModuleType(above)))
+            patch.setitem(sys.modules, place, module)
+        callback, attributes = made
+        said = attributes(config={"num_heads": 4})
+        content = {"state_dict": STATE, "callbacks": {callback: {"best": 0.5}}, "hyper_parameters": said}
+        torch.save(content, tmp_path / "x.ckpt")
+    weights = read_weights(tmp_path / "x.ckpt")
+    assert same(weights.tensors) and weights.hyper_parameters == {"num_heads": 4}
+
+
+@pytest.fixture
+def scripted(tmp_path: Path) -> Path:
+    """As OpenAI's CLIP was published."""
+
+    class Inner(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.arange(6.0).reshape(2, 3))
+            self.register_buffer("count", torch.tensor([7]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.weight
+
+    class Outer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(Inner().half(), nn.LayerNorm(3))
+            self.scale = nn.Parameter(torch.tensor(2.5))
+            self.size = 3
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers(x) * self.scale
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated; files made by it remain
+        torch.jit.save(torch.jit.script(Outer()), tmp_path / "script.pt")
+    return tmp_path / "script.pt"
+
+
+def test_torchscript(scripted: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = dict(torch.jit.load(scripted).state_dict())
+    assert len(expected) == 5
+    assert same(read_weights(scripted).tensors, expected)
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (pickle.dumps(Trap(Path("it-ran"))), "asks for posix.system, which is more than tensors"),
+        (b"\x80\x02c__torch__.A\nB\n)\x81K\x03b.", "damaged or no checkpoint"),
+        (b"\x80\x02K\x03.", "holds no tensors"),
+        (b"junk", "damaged or no checkpoint"),
+        (b"", "damaged or no checkpoint"),
+    ],
+)
+def test_a_hostile_torchscript(
+    code: bytes, said: str, scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with zipfile.ZipFile(scripted) as archive, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for name in archive.namelist():
+            bad.writestr(name, code if name.endswith("data.pkl") else archive.read(name))
+    with pytest.raises(ValueError, match=said):
+        read_weights(tmp_path / "bad.pt")
+    assert not Path("it-ran").exists()
+
+
+def damaged(whole: bytes) -> dict[str, bytes]:
+    return {
+        "perhaps cut off": whole[: len(whole) // 2],
+        "it is empty": b"",
+        "of a web page: the download went wrong": b"<!DOCTYPE html><html>log in</html>",
+        "pointer of Git LFS and not the file itself": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "8 bytes": b"whatever",
+    }
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "x.ckpt", "script.pt"])
+def test_damage(name: str, scripted: Path, tmp_path: Path) -> None:
+    path = tmp_path / name
+    if name == "model.safetensors":
+        save_file(STATE, path)
+    elif name == "x.ckpt":
+        torch.save(STATE, path)
+    for said, content in damaged(path.read_bytes()).items():
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is damaged or no \w+ .*{said}"):
+            read_weights(path)
+
+
+@pytest.mark.parametrize("content", [[1, 2], 3, {}, {"a": 1}, {"state_dict": {}}, {"state_dict": 4}, torch.ones(2)])
+def test_what_holds_no_tensors(content: object, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "x.pt")
+    with pytest.raises(ValueError, match=r"x.pt holds (no tensors by name|a \w+ where a checkpoint)"):
+        read_weights(tmp_path / "x.pt")
+
+
+def index(folder: Path, parts: object) -> Path:
+    path = folder / "model.safetensors.index.json"
+    path.write_text(json.dumps(parts))
+    return path
+
+
+def test_parts(tmp_path: Path) -> None:
+    save_file({"a.weight": STATE["a.weight"]}, tmp_path / "one.safetensors")
+    torch.save({name: STATE[name] for name in "bc"}, tmp_path / "two.bin")
+    listed = {"a.weight": "one.safetensors", "b": "two.bin", "c": "two.bin"}
+    assert same(read_weights(index(tmp_path, {"weight_map": listed})).tensors)
+    assert find_weights(tmp_path).name == "model.safetensors.index.json"
+    with pytest.raises(ValueError, match="lists 1 tensors that its files do not hold, such as d"):
+        read_weights(index(tmp_path, {"weight_map": listed | {"d": "two.bin"}}))
+    with pytest.raises(ValueError, match=r"three.safetensors is no file"):
+        read_weights(index(tmp_path, {"weight_map": listed | {"d": "three.safetensors"}}))
+    for outside in ("../one.safetensors", "/etc/passwd.bin", "model.safetensors.index.json", ".."):
+        with pytest.raises(ValueError, match=r"which is no file beside it|unknown ending|is no file"):
+            read_weights(index(tmp_path, {"weight_map": {"a": outside}}))
+    for odd in ({}, [], {"weight_map": []}, {"weight_map": 3}):
+        with pytest.raises(ValueError, match="does not list the parts of a checkpoint"):
+            read_weights(index(tmp_path, odd))
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing.ckpt is no file"):
+        read_weights(tmp_path / "nothing.ckpt")
+    (tmp_path / "x.onnx").write_text("")
+    with pytest.raises(ValueError, match=r"x.onnx has an unknown ending; weights end in .safetensors, .ckpt"):
+        read_weights(tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match=r"has no weights: it holds x.onnx, and should hold one of model.safetensors"):
+        find_weights(tmp_path)
