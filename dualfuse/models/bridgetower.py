@@ -67,7 +67,7 @@ class BridgeTowerConfig:
         if self.all_layers and self.bridge != "none":
             raise ValueError('all_layers is METER\'s: it goes with bridge="none"')
         if self.contrast_image == "transformed" and self.fed[-1] != 0:
-            raise ValueError(f'contrast_image="transformed" needs the top layers among those that feed, not {self.fed}')
+            raise ValueError(f'contrast_image="transformed" needs the top layer (0) to feed last, and not {self.fed}')
         widths = {"tower": self.image.width, "transformed": self.width}
         if self.text.width != widths[self.contrast_image]:
             raise ValueError(

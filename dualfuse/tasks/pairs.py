@@ -65,7 +65,8 @@ class PairsConfig:
 
     def __post_init__(self) -> None:
         """Refuses what cannot be learnt together."""
-        if self.negatives_per_pair == 0 and (self.match_sees_masked or self.projection.fused):
+        needs_all = self.match_sees_masked or (self.projection.fused and self.contrast > 0)
+        if self.match and self.negatives_per_pair == 0 and needs_all:
             raise ValueError(
                 "with negatives_per_pair=0 only half of the right pairs are fused, but match_sees_masked and "
                 "projection.fused need all; set negatives_per_pair to 1 or 2"

@@ -1,0 +1,208 @@
+"""BridgeTower against tensors recorded from transformers: see tests/golden/bridgetower/manifest.json."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dualfuse.convert.hugging_face import layout
+from dualfuse.convert.hugging_face_config import read_config
+from dualfuse.convert.rename import rename, sort
+from dualfuse.layers.embeddings import resize_positions
+from dualfuse.models.base import Tokens
+from dualfuse.tasks.heads import Projection, unit
+from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower"
+CASES = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
+LOSSES = {"mlm": {"words": 1.0}, "itm": {"match": 1.0}, "itc": {"contrast": 1.0}}
+NOTHING = 1e-6  # norms below it are not compared, says the manifest
+
+
+class Golden:
+    """One case: the recorded weights under our names, its inputs, and what must come out."""
+
+    def __init__(self, case: str) -> None:
+        folder = GOLDEN / case
+        self.said = read_config(json.loads((folder / "config.json").read_text()), {})
+        self.inputs = load_file(folder / "inputs.safetensors")
+        self.outputs = load_file(folder / "outputs.safetensors")
+        self.norms = json.loads((folder / "grad_norms.json").read_text())
+        self.recorded = CASES[case]["outputs"]
+        self.layout = layout(self.said.model.bridge)
+        self.weights = sort(load_file(folder / "state_dict.safetensors"), self.layout)
+        self.has_contrast = "itc" in self.norms
+
+    def task(self, **weights: float) -> Pairs:
+        """Gives the task that learns the named objectives alone."""
+        projection = Projection(self.said.contrast_width, bias=True, fused=self.has_contrast)
+        cfg = PairsConfig(views="plain", projection=projection, **({"contrast": 0, "match": 0, "words": 0} | weights))
+        task = cfg.build(self.said.model.build()).eval()
+        lacking = task.load_state_dict(self.weights.tensors, strict=False)
+        assert not lacking.unexpected_keys
+        assert all(name.startswith("projections.") and not self.has_contrast for name in lacking.missing_keys)
+        return task
+
+    def image(self, task: Pairs, name: str = "pixel_values") -> Tokens:
+        return task.model.embed_image(self.inputs[name])
+
+    def text(self, task: Pairs, mask: Tensor | None = None) -> Tokens:
+        return task.model.embed_text(
+            self.inputs["input_ids"], self.inputs["attention_mask"].bool() if mask is None else mask
+        )
+
+    def batch(self) -> dict[str, Tensor]:
+        numbers = torch.arange(len(self.inputs["input_ids"]))
+        rows, targets = masked_rows(list(self.inputs["mlm_labels"].numpy()))
+        return {
+            "image": self.inputs["pixel_values"],
+            "ids": self.inputs["input_ids"],
+            "mask": self.inputs["attention_mask"].bool(),
+            "masked_ids": self.inputs["mlm_input_ids"],
+            "rows": rows,
+            "targets": targets,
+            "image_id": numbers,
+            "text_id": numbers,
+        }
+
+    def loss(self, objective: str) -> tuple[Pairs, Tensor]:
+        """Gives a task that learns one objective, and the loss of the recorded batch."""
+        task = self.task(**LOSSES[objective])
+        if objective != "itm":
+            return task, task(self.batch()).loss
+        # the recorded pairs are right or wrong as their labels say; ours stand in the order right, wrong
+        order = self.inputs["itm_labels"].argsort(descending=True, stable=True)
+        nothing = torch.zeros(len(order), 0, dtype=torch.long)
+        pooled, _ = task.fuse([(self.text(task).take(order), self.image(task).take(order))], nothing)
+        number_of_wrong = int((self.inputs["itm_labels"] == 0).sum())
+        return task, task.matching(pooled, torch.ones(number_of_wrong, dtype=torch.bool))[0]
+
+
+@pytest.fixture(scope="module", params=list(CASES))
+def golden(request: pytest.FixtureRequest) -> Golden:
+    return Golden(request.param)
+
+
+def hooked(modules: list[nn.Module], states: list[Tensor]) -> None:
+    for module in modules:
+        module.register_forward_hook(lambda *args: states.append(args[-1]))
+
+
+def hidden_states(golden: Golden) -> dict[str, Tensor]:
+    """What every layer gives, on the way to the final states."""
+    task = golden.task(match=1.0)
+    model = task.model
+    towers = {
+        "text_hidden": [model.text_tower.words, *model.text_tower.layers],
+        "image_hidden": [model.image_tower.norm_before, *model.image_tower.blocks],
+        "cross_text": list(model.layers["text"]),
+        "cross_image": list(model.layers["image"]),
+    }
+    states: dict[str, list[Tensor]] = {name: [] for name in towers}
+    for name, modules in towers.items():
+        hooked(modules, states[name])
+    fused = model.fuse(golden.image(task), golden.text(task))
+    found = {f"base.{name}.{layer}": state for name, each in states.items() for layer, state in enumerate(each)}
+    return found | {
+        "base.text_features": fused.text,
+        "base.image_features": fused.image,
+        "base.pooler_output": fused.pooled,
+    }
+
+
+def other_inputs(golden: Golden) -> dict[str, Tensor]:
+    """Without mask, and with pictures that are not square; part of those was hidden by a mask that has no effect."""
+    assert (golden.inputs["nonsquare_pixel_mask"] == 0).any()
+    task = golden.task(match=1.0)
+    model, everything = task.model, torch.ones_like(golden.inputs["input_ids"], dtype=torch.bool)
+    image = golden.image(task, "nonsquare_pixel_values")
+    fused = model.fuse(image, golden.text(task))
+    tower = model.image_tower
+    return {
+        "no_attention_mask.pooler_output": model.fuse(golden.image(task), golden.text(task, everything)).pooled,
+        "nonsquare.text_features": fused.text,
+        "nonsquare.image_features": fused.image,
+        "nonsquare.pooler_output": fused.pooled,
+        "nonsquare.position_embedding": resize_positions(tower.positions[None], tower.window, image.grid)[0],
+    }
+
+
+def heads(golden: Golden) -> dict[str, Tensor]:
+    """Logits, vectors and losses."""
+    task = golden.task(match=1.0, words=1.0)
+    image, text = golden.image(task), golden.text(task)
+    masked = task.model.embed_text(golden.inputs["mlm_input_ids"], golden.inputs["attention_mask"])
+    pooled = task.model.fuse(image, text).pooled
+    found = {
+        "mlm.logits": task.word_head(task.model.fuse(image, masked).text),
+        "itm.logits": task.match_head(pooled),
+    } | {f"{objective}.loss": golden.loss(objective)[1] for objective in golden.norms}
+    if not golden.has_contrast:
+        return found
+    of_image, of_text = task.vectors(image, text)[0]
+    of_pair = unit(task.views[0].fused(pooled))
+    return found | {
+        "itc.image_embeds": of_image,
+        "itc.text_embeds": of_text,
+        "itc.cross_embeds": of_pair,
+        "itc.logits": torch.stack([of_text, of_image, of_pair], dim=-2),
+    }
+
+
+def test_every_tensor_has_its_place(golden: Golden) -> None:
+    assert not golden.weights.unexpected
+    assert set(golden.weights.unused) == {f"bridgetower.text_model.pooler.dense.{part}" for part in ("weight", "bias")}
+
+
+@torch.no_grad()
+def test_every_recorded_output(golden: Golden) -> None:
+    ours = hidden_states(golden) | other_inputs(golden) | heads(golden)
+    assert ours.keys() == golden.recorded.keys() == golden.outputs.keys()
+    for name, value in ours.items():
+        tolerance = golden.recorded[name]["tolerance"]
+        assert_close(
+            value,
+            golden.outputs[name],
+            atol=tolerance,
+            rtol=0,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+@torch.no_grad()
+def test_all_objectives_in_one_step() -> None:
+    """Each loss is what it is alone: pairs are told from masked ones, and right pairs from wrong ones."""
+    golden = Golden("add_shared")
+    log = golden.task(contrast=1.0, match=1.0, words=1.0)(golden.batch()).log
+    for ours, theirs in (("contrast", "itc.loss"), ("words", "mlm.loss")):
+        assert_close(log[ours], golden.outputs[theirs], atol=golden.recorded[theirs]["tolerance"], rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "objective"),
+    [(case, name.partition(".")[0]) for case in CASES for name in CASES[case]["outputs"] if name.endswith(".loss")],
+)
+def test_gradients(case: str, objective: str) -> None:
+    """Their norms; where no gradient arrives there, none arrives here."""
+    golden = Golden(case)
+    norms = rename(golden.norms[objective], golden.layout.names)
+    assert all("text_model.pooler" in name and golden.norms[objective][name] is None for name in norms.unknown)
+    task, loss = golden.loss(objective)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
+    others = {name for name, gradient in gradients.items() if gradient is not None} - norms.tensors.keys()
+    assert not others, f"learnt, but not part of the recorded model: {others}"
+    for name, norm in norms.tensors.items():
+        gradient = gradients[name]
+        if norm is None:
+            assert gradient is None or not gradient.any(), name
+        else:
+            assert gradient is not None, name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=NOTHING), name

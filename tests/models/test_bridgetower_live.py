@@ -1,0 +1,189 @@
+"""BridgeTower against the installed transformers, on weights and pictures that no file holds, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.testing import assert_close
+from transformers import (
+    BridgeTowerForContrastiveLearning,
+    BridgeTowerForImageAndTextRetrieval,
+    BridgeTowerForMaskedLM,
+    BridgeTowerModel,
+    PreTrainedModel,
+)
+
+from dualfuse.convert.hugging_face import PREFIX, layout
+from dualfuse.convert.hugging_face_config import read_config
+from dualfuse.convert.rename import sort
+from dualfuse.models.base import Tokens
+from dualfuse.tasks.heads import Projection
+from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+
+LINKS = ("add", "scaled_add", "interpolate")
+SIZES = ((32, 32), (16, 40))
+PAD, LENGTHS, LONGEST = 1, (9, 4, 2, 7), 9
+CONTRAST_WIDTH = 12
+
+
+def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
+    """Towers of four layers with two cross-modal ones above; pictures of 4 x 4 patches."""
+    return transformers.BridgeTowerConfig(
+        hidden_size=64,
+        num_hidden_layers=2,
+        link_tower_type=link,
+        share_cross_modal_transformer_layers=shared,
+        contrastive_hidden_size=CONTRAST_WIDTH,
+        logit_scale_init_value=2.6592,
+        text_config={
+            "vocab_size": 60,
+            "hidden_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "max_position_embeddings": 20,
+        },
+        vision_config={"hidden_size": 64, "num_hidden_layers": 4, "patch_size": 8, "image_size": 32},
+    )
+
+
+@cache
+def theirs(kind: type[PreTrainedModel], link: str, *, shared: bool = True) -> PreTrainedModel:
+    """Gives a model of transformers whose every parameter is far from its first value."""
+    torch.manual_seed(3)
+    made = kind(config(link, shared=shared)).double().eval()
+    for name, parameter in made.named_parameters():
+        is_factor = parameter.ndim < 2 and name.endswith(("weight", "scale"))
+        nn.init.normal_(parameter, mean=float(is_factor), std=0.2)
+    return made
+
+
+@cache
+def ours(model: PreTrainedModel, **weights: float) -> Pairs:
+    """Gives a task with the weights of a model of transformers; heads that it lacks keep their own."""
+    cfg = read_config(model.config.to_dict(), {}).model
+    prefix = "" if isinstance(model, BridgeTowerModel) else PREFIX
+    found = sort(model.state_dict(), layout(cfg.bridge, prefix))
+    assert not found.unexpected
+    projection = Projection(CONTRAST_WIDTH, bias=True, fused=bool(weights.get("contrast")))
+    cfg_of_task = PairsConfig(
+        views="plain", projection=projection, **({"contrast": 0, "match": 0, "words": 0} | weights)
+    )
+    task = cfg_of_task.build(cfg.build()).double().eval()
+    lacking = task.load_state_dict(found.tensors, strict=False)
+    assert not lacking.unexpected_keys
+    assert not any(name.startswith("model.") for name in lacking.missing_keys)
+    return task
+
+
+def same(one: Tensor, other: Tensor, inputs: dict[str, Any]) -> None:
+    """To rounding; positions for other pictures than square ones are resized in float32."""
+    tolerance = 1e-10 if inputs["pixel_values"].shape[2:] == SIZES[0] else 2e-6
+    assert_close(one, other, atol=tolerance, rtol=tolerance)
+
+
+@pytest.fixture(params=SIZES, ids=str)
+def inputs(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """What transformers is called with: square pictures and others, texts of several lengths."""
+    generator = torch.Generator().manual_seed(4)
+    mask = torch.arange(LONGEST) < torch.tensor(LENGTHS)[:, None]
+    ids = torch.randint(3, 60, (len(LENGTHS), LONGEST), generator=generator)
+    return {
+        "input_ids": ids.masked_fill(~mask, PAD),
+        "attention_mask": mask.long(),
+        "pixel_values": torch.randn(len(LENGTHS), 3, *request.param, dtype=torch.float64, generator=generator),
+        "interpolate_pos_encoding": True,
+    }
+
+
+def tokens(task: Pairs, inputs: dict[str, Any]) -> tuple[Tokens, Tokens]:
+    image = task.model.embed_image(inputs["pixel_values"])
+    return image, task.model.embed_text(inputs["input_ids"], inputs["attention_mask"].bool())
+
+
+def batch(inputs: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
+    rows, targets = masked_rows(list(labels.numpy()))
+    numbers = torch.arange(len(labels))
+    return {
+        "image": inputs["pixel_values"],
+        "ids": inputs["input_ids"],
+        "mask": inputs["attention_mask"].bool(),
+        "masked_ids": inputs["input_ids"],
+        "rows": rows,
+        "targets": targets,
+        "image_id": numbers,
+        "text_id": numbers,
+    }
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one transform", "one for each layer"])
+@pytest.mark.parametrize("link", LINKS)
+@torch.no_grad()
+def test_model(link: str, shared: bool, inputs: dict[str, Any]) -> None:
+    model = theirs(BridgeTowerModel, link, shared=shared)
+    task, wanted = ours(model), model(**inputs)
+    fused = task.model.fuse(*tokens(task, inputs))
+    same(fused.text, wanted.text_features, inputs)
+    same(fused.image, wanted.image_features, inputs)
+    same(fused.pooled, wanted.pooler_output, inputs)
+
+
+@pytest.mark.parametrize("link", LINKS)
+@torch.no_grad()
+def test_masked_words(link: str, inputs: dict[str, Any]) -> None:
+    model = theirs(BridgeTowerForMaskedLM, link)
+    task = ours(model, words=1.0)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    for row, column in ((0, 1), (0, 8), (1, 3), (3, 2)):
+        labels[row, column] = 7 * row + column
+    wanted = model(**inputs, labels=labels)
+    same(task.word_head(task.model.fuse(*tokens(task, inputs)).text), wanted.logits, inputs)
+    assert_close(task(batch(inputs, labels)).loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)  # a loss is float32
+
+
+@pytest.mark.parametrize("link", LINKS)
+@torch.no_grad()
+def test_matching(link: str, inputs: dict[str, Any]) -> None:
+    model = theirs(BridgeTowerForImageAndTextRetrieval, link)
+    task = ours(model, match=1.0)
+    labels = torch.tensor([1, 1, 0, 0])  # right pairs first, as ours stand
+    wanted = model(**inputs, labels=labels)
+    pooled = task.model.fuse(*tokens(task, inputs)).pooled
+    same(task.match_head(pooled), wanted.logits, inputs)
+    log_odds = (wanted.logits[:, 1] - wanted.logits[:, 0]).float()
+    assert_close(task.match_score(*tokens(task, inputs)), log_odds, atol=1e-5, rtol=1e-5)
+    loss, _ = task.matching(pooled, torch.ones(2, dtype=torch.bool))
+    assert_close(loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("link", LINKS)
+@torch.no_grad()
+def test_contrast(link: str, inputs: dict[str, Any]) -> None:
+    model = theirs(BridgeTowerForContrastiveLearning, link)
+    task = ours(model, contrast=1.0)
+    wanted = model(**inputs, return_loss=True)
+    [(of_image, of_text)] = task.vectors(*tokens(task, inputs))
+    same(of_image, wanted.image_embeds, inputs)
+    same(of_text, wanted.text_embeds, inputs)
+    image, text = tokens(task, inputs)
+    same(task.image_features(image), wanted.image_embeds, inputs)
+    same(task.text_features(text), wanted.text_embeds, inputs)
+    labels = torch.full_like(inputs["input_ids"], -100)
+    assert_close(task(batch(inputs, labels)).loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("change", [lambda x: x.flip(0), lambda x: x.flip(-1)], ids=["order", "mirror"])
+@torch.no_grad()
+def test_inputs_matter(change: Callable[[Tensor], Tensor], inputs: dict[str, Any]) -> None:
+    """Otherwise the equalities above could hold of constants."""
+    task = ours(theirs(BridgeTowerModel, "add"))
+    before = task.model.fuse(*tokens(task, inputs)).pooled
+    after = task.model.fuse(*tokens(task, inputs | {"pixel_values": change(inputs["pixel_values"])})).pooled
+    assert (before - after).abs().amax(1).min() > 1e-4

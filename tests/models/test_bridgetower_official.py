@@ -1,0 +1,274 @@
+"""BridgeTower and METER against the official code: see tests/golden/bridgetower_official/manifest.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head
+from dualfuse.convert.official_config import model_of
+from dualfuse.convert.rename import rename, sort
+from dualfuse.layers.embeddings import resize_positions
+from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.tasks import contrast as contrast_module
+from dualfuse.tasks.contrast import find_positives
+from dualfuse.tasks.heads import Classifier, Projection
+from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
+RECORDED = json.loads((GOLDEN / "manifest.json").read_text())["outputs"]
+NORMS = json.loads((GOLDEN / "grad_norms_mlm_plus_itm.json").read_text())
+OUTPUTS, INPUTS = (load_file(GOLDEN / f"{name}.safetensors") for name in ("outputs", "inputs"))
+STATE = load_file(GOLDEN / "state_dict.safetensors")
+NEAR = 1e-5
+NOTHING = 1e-6  # norms below it are rounding
+MODEL = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
+    width=64,
+    heads=4,
+    feed_forward=128,
+    layers=3,
+    epsilon=1e-12,
+    contrast_image="tower",
+)
+TASK = PairsConfig(
+    words=1.0,
+    views="plain",
+    projection=Projection(width=24, bias=True, temperature="plain"),
+    negatives="own",
+)
+MASK = INPUTS["attention_mask"].bool()
+
+
+@pytest.fixture(autouse=True)
+def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recorded run took the largest weight instead of drawing."""
+    draw = contrast_module.draw_negatives
+    monkeypatch.setattr(
+        "dualfuse.tasks.negatives.draw_negatives",
+        lambda logits, allowed: draw(logits, allowed, torch.zeros_like(logits)),
+    )
+
+
+def same(name: str, value: Tensor) -> None:
+    """As near as recorded, and nearer: 5e-5 would hide an epsilon of 1e-5, which shifts the logits by that much."""
+    tolerance = min(RECORDED[name]["tolerance"], NEAR)
+    assert_close(value.detach(), OUTPUTS[name], atol=tolerance, rtol=0)
+
+
+def kind(name: str) -> Kind:
+    return next(kind for kind in KINDS if kind.name == name)
+
+
+def weights(of: Kind = PAIRS) -> dict[str, Tensor]:
+    return sort(STATE, of.layout).tensors
+
+
+def model(cfg: BridgeTowerConfig = MODEL) -> BridgeTower:
+    """Gives a model with the recorded weights; those that this one does not have are left out."""
+    made, given = cfg.build().eval(), weights()
+    made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
+    return made
+
+
+def task(cfg: PairsConfig = TASK) -> Pairs:
+    made, given = cfg.build(MODEL.build()).eval(), weights()
+    made.load_state_dict({name: given[name] for name in made.state_dict()})
+    return made
+
+
+def classified(of: str, pooled: Tensor) -> Tensor:
+    """Gives the logits of a fine-tuning head."""
+    tensors = weights(kind(of))
+    given = {name.removeprefix("classifier."): tensor for name, tensor in tensors.items() if "classifier" in name}
+    head = Classifier(pooled.shape[1], len(given["0.bias"]), len(given["3.bias"]))  # twice 2 D inside; NLVR2 1.5 times
+    head.load_state_dict(given)
+    return head(pooled)
+
+
+def pooled(of: BridgeTower, *, rows: Tensor | None = None, images: Tensor = INPUTS["pixel_values"]) -> Tensor:
+    return of.fuse(of.embed_image(images), of.embed_text(INPUTS["input_ids"], MASK), rows).pooled
+
+
+def batch(image_id: Tensor) -> dict[str, Tensor]:
+    rows, targets = masked_rows(list(INPUTS["mlm_labels"].numpy()))
+    return {
+        "image": INPUTS["pixel_values"],
+        "ids": INPUTS["input_ids"],
+        "mask": MASK,
+        "masked_ids": INPUTS["mlm_input_ids"],
+        "rows": rows,
+        "targets": targets,
+        "image_id": image_id,
+        "text_id": torch.arange(3),
+    }
+
+
+def test_the_shapes_tell_the_model() -> None:
+    without_gates = {name: tensor for name, tensor in weights().items() if "gates" not in name}
+    assert model_of(without_gates, heads=4) == MODEL
+
+
+@torch.no_grad()
+def test_states() -> None:
+    made = model()
+    fused = made.fuse(made.embed_image(INPUTS["pixel_values"]), made.embed_text(INPUTS["input_ids"], MASK))
+    same("infer.text_feats", fused.text)
+    same("infer.image_feats", fused.image)
+    same("infer.cls_feats", fused.pooled)
+    same("infer.cls_feats", pooled(made, rows=torch.zeros(3, 0, dtype=torch.long)))
+
+
+@torch.no_grad()
+def test_masked_words() -> None:
+    made = task()
+    masked = made.model.embed_text(INPUTS["mlm_input_ids"], MASK)
+    states = made.model.fuse(made.model.embed_image(INPUTS["pixel_values"]), masked).text
+    same("mlm.logits", made.word_head(states))
+    same("mlm.loss", task(replace(TASK, contrast=0.0, match=0.0))(batch(torch.arange(3))).loss)
+
+
+def mixed_pictures() -> Tensor:
+    """Gives the pictures of matching with random wrong ones, as the recorded draw put them."""
+    is_own = OUTPUTS["itm.labels"].bool()[:, None, None, None]
+    return torch.where(is_own, INPUTS["pixel_values"], INPUTS["false_pixel_values"])
+
+
+def loss_of_matching(made: Pairs) -> Tensor:
+    order = OUTPUTS["itm.labels"].argsort(descending=True, stable=True)  # right pairs first
+    is_wrong = OUTPUTS["itm.labels"][order] == 0
+    return made.matching(pooled(made.model, images=mixed_pictures())[order], is_wrong[is_wrong])[0]
+
+
+@torch.no_grad()
+def test_matching_against_random_pictures() -> None:
+    made = task()
+    same("itm.logits", made.match_head(pooled(made.model, images=mixed_pictures())))
+    same("itm.loss", loss_of_matching(made))
+
+
+@torch.no_grad()
+def test_contrast() -> None:
+    made = task()
+    image = made.model.embed_image(INPUTS["pixel_values"])
+    text = made.model.embed_text(INPUTS["input_ids"], MASK)
+    same("itc.image_feats", made.image_features(image))
+    same("itc.text_feats", made.text_features(text))
+    same("itc.loss", task(replace(TASK, match=0.0, words=0.0))(batch(torch.arange(3))).loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("form", "image_id"), [("itm_itc", torch.arange(3)), ("irtr_itm_itc", INPUTS["img_index"])], ids=str
+)
+def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
+    """Pre-training, and retrieval, where texts of one picture are all right for it."""
+    made, pairs = task(), batch(image_id)
+    image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], MASK)
+    positives = find_positives(pairs["image_id"], pairs["text_id"])
+    [similar] = made.contrast(made.vectors(image, text))
+    same(f"{form}.itc_loss", similar.loss(positives))
+    chosen = made.choose(pairs, image, text, similar, positives)
+    wrong_image, wrong_text = OUTPUTS[f"{form}.negative_image_of_text"], OUTPUTS[f"{form}.negative_text_of_image"]
+    (_, images), (texts, _) = chosen.wrong
+    assert torch.equal(images.states[0], image.take(wrong_image).states[0])
+    assert torch.equal(texts.states[0], text.take(wrong_text).states[0])
+    fused, _ = made.fuse(chosen.pairs, pairs["rows"][:0])
+    same(f"{form}.itm_logits", made.match_head(fused))
+    assert chosen.drawn.all()
+    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(chosen.right[0]) + [0] * len(chosen.drawn)
+
+    whole = made(pairs)
+    same(f"{form}.itc_loss", whole.log["contrast"])
+    same(f"{form}.itm_loss", whole.log["match"])
+    same("mlm.loss", whole.log["words"])
+    assert_close(whole.loss, whole.log["contrast"] + whole.log["match"] + whole.log["words"])
+
+
+@torch.no_grad()
+def test_meter() -> None:
+    cfg = replace(MODEL, bridge="none")
+    made = model(cfg)
+    fused = made.fuse(made.embed_image(INPUTS["pixel_values"]), made.embed_text(INPUTS["input_ids"], MASK))
+    same("meter.text_feats", fused.text)
+    same("meter.image_feats", fused.image)
+    same("meter.cls_feats", fused.pooled)
+    same("meter_fusion.cls_feats", pooled(model(replace(cfg, all_layers=True))))
+    same("meter_remove_last.cls_feats", pooled(model(replace(cfg, image=replace(cfg.image, depth=3)))))
+
+
+@pytest.mark.parametrize("side", [24, 48])
+def test_positions_of_other_sizes(side: int) -> None:
+    positions = weights()["model.image_tower.positions"]
+    resized = resize_positions(positions[None], (4, 4), (side // 8, side // 8))
+    same(f"resize_position.{side}", resized[0])
+
+
+@torch.no_grad()
+def test_answers_and_entailment() -> None:
+    fused = pooled(model())
+    answers, entailment = classified("vqa", fused), classified("entailment", fused)
+    same("vqa.logits", answers)
+    same("vqa.loss", F.binary_cross_entropy_with_logits(answers, INPUTS["vqa_targets"]) * answers.shape[1])
+    same("snli.logits", entailment)
+    same("snli.loss", F.cross_entropy(entailment, INPUTS["snli_labels"]))
+
+
+@torch.no_grad()
+def test_two_pictures() -> None:
+    """Each pair of picture and text by itself, the second one with a type of its own."""
+    made, given = replace(MODEL, image_slots=2).build().eval(), weights()
+    given["model.types.weight"] = STATE["nlvr2_token_type_embeddings"]
+    made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
+    text = made.embed_text(INPUTS["input_ids"], MASK)
+    pictures = (INPUTS["pixel_values"], INPUTS["second_pixel_values"])
+    both = [made.fuse(made.embed_image(images, slot), text).pooled for slot, images in enumerate(pictures)]
+    logits = classified("nlvr2", torch.cat(both, dim=1))
+    same("nlvr2.logits", logits)
+    same("nlvr2.loss", F.cross_entropy(logits, INPUTS["nlvr2_labels"]))
+
+
+@torch.no_grad()
+def test_ranking() -> None:
+    """The rank of a text for a picture is the log-odds of the match head it becomes."""
+    made = replace(TASK, contrast=0.0, words=0.0).build(MODEL.build()).eval()
+    given = as_match_head(weights(kind("ranking")))
+    missing = made.load_state_dict({name: given[name] for name in made.state_dict() if name in given}, strict=False)
+    assert all(name.startswith("projections.") for name in missing.missing_keys)
+    ids = torch.cat([INPUTS["input_ids"][:, None], INPUTS["false_text_ids"]], dim=1)
+    masks = torch.cat([INPUTS["attention_mask"][:, None], INPUTS["false_text_masks"]], dim=1)
+    image = made.model.embed_image(INPUTS["pixel_values"]).take(torch.arange(3).repeat_interleave(4))
+    scores = made.match_score(image, made.model.embed_text(ids.flatten(0, 1), masks.flatten(0, 1))).view(3, 4)
+    same("irtr.scores", scores)
+    same("irtr.loss", F.cross_entropy(scores, torch.zeros(3, dtype=torch.long)))
+
+
+def test_gradients() -> None:
+    """Their norms, of masked words and matching together; where none arrives there, none arrives here."""
+    made, pairs = task(), batch(torch.arange(3))
+    image, masked = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["masked_ids"], MASK)
+    states = made.model.fuse(image, masked, pairs["rows"]).text
+    (made.masked_words(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
+    norms = rename(NORMS, PAIRS.layout.names)
+    assert all(NORMS[name] is None for name in norms.unknown), norms.unknown
+    gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
+    learnt = {name for name, gradient in gradients.items() if gradient is not None}
+    assert learnt <= norms.tensors.keys()
+    for name, norm in norms.tensors.items():
+        gradient = gradients.get(name)
+        if norm is None:
+            assert gradient is None or not gradient.any(), name
+        else:
+            assert gradient is not None, name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=NOTHING), name
