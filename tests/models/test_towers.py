@@ -166,7 +166,7 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
         (MODEL, {"image": replace(IMAGE, depth=2)}, "towers that have 2; name at most .* each from 0 to 1"),
         (METER, {"feeds": (2, 1, 0)}, r"without bridges the top layers alone feed .* leave feeds=\(2, 1, 0\) out"),
         (MODEL, {"all_layers": True}, 'all_layers is METER\'s: it goes with bridge="none"'),
-        (MODEL, {"contrast_image": "transformed", "feeds": (2, 1)}, r"needs the top layers .* not \(2, 1\)"),
+        (MODEL, {"contrast_image": "transformed", "feeds": (2, 1)}, r"needs the top layer .* not \(2, 1\)"),
         (
             MODEL,
             {"text": replace(TEXT, width=32)},
