@@ -19,8 +19,11 @@ from dualfuse import dist
 from dualfuse.data.order import Draw, Order
 from dualfuse.data.sample import Sample
 from dualfuse.engine import checkpoint, train
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks import contrast, negatives
+from dualfuse.tasks.heads import Projection
 from dualfuse.tasks.pairs import PairsConfig
 
 draw, all_draws = contrast.draw_negatives, Order.draws
@@ -96,6 +99,36 @@ def test_the_same_as_one_process(
     assert capfd.readouterr().err.count("step 3/3") == 1  # only one process speaks
 
 
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=64, vocabulary=19, text_length=12, pad=0),
+    width=64,
+    heads=2,
+    feed_forward=64,
+    layers=2,
+    dropout=0.0,
+)
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [
+        PairsConfig(projection=Projection(width=8, bias=True, temperature="plain"), negatives="source"),
+        PairsConfig(projection=Projection(fused=True)),
+        PairsConfig(match=0.0, projection=Projection(fused=True), masking="tokens"),
+    ],
+    ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
+)
+def test_bridgetower_is_the_same_as_in_one_process(
+    steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cfg: PairsConfig
+) -> None:
+    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
+    recipe = replace(steady, model=BRIDGETOWER, task=cfg)
+    train.train((recipe,), tmp_path / "alone")
+    assert on_two_ranks(lambda: print(train.train((recipe,), tmp_path / "together"))) == [0, 0]
+    assert_close(tmp_path / "together", tmp_path / "alone")
+
+
 def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(negatives, "draw_negatives", most_similar)
     train.train((steady,), tmp_path / "alone")
@@ -130,8 +163,9 @@ def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monk
         PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
         PairsConfig(contrast=0.0, words=0.0),
         PairsConfig(contrast=0.0, match=0.0),
+        PairsConfig(contrast=0.0, negatives_per_pair=0, hardness=0.0, negatives="own"),
     ],
-    ids=["contrast", "plain contrast", "plain", "match", "words"],
+    ids=["contrast", "plain contrast", "plain", "match", "words", "half"],
 )
 def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     """What the loss does not reach is frozen: otherwise the second step would wait for its gradient, and raise."""
