@@ -211,6 +211,10 @@ def mask_tokens(
     return hide(words.ids, np.flatnonzero(is_chosen).tolist(), vocabulary, mask_id, rng)
 
 
+MASKING_RULES = {"words": mask_words, "tokens": mask_tokens, "released": mask_words_released}
+"""Which tokens are hidden: whole words, single tokens as RoBERTa, or as VLMo was released."""
+
+
 def whole_words(words: Words) -> list[list[int]]:
     """Gives you the positions of the tokens of each word, special tokens left out."""
     groups: dict[int, list[int]] = {}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from dualfuse.layers.attention import attend
 from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
@@ -136,7 +137,7 @@ class PackedAttention(nn.Module):
 
 def quick_gelu(x: Tensor) -> Tensor:
     """Gives x sigmoid(1.702 x), CLIP's approximation of GELU."""
-    return x * torch.sigmoid(1.702 * x)
+    return F.silu(1.702 * x) / 1.702  # silu keeps one tensor for the backward pass; a product of x would keep two
 
 
 class TextTower(nn.Module):

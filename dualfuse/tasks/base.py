@@ -25,6 +25,11 @@ class Output:
     log: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
+def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the values without their gradient, for :attr:`Output.log`."""
+    return {name: value.detach() for name, value in log.items()}
+
+
 @dataclass(frozen=True)
 class Prep:
     """How a loader worker turns bytes and strings into tensors."""

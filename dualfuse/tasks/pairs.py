@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,16 +13,14 @@ from torch.nn import functional as F
 
 from dualfuse import dist
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import mask_tokens, mask_words, mask_words_released
+from dualfuse.data.text import MASKING_RULES
 from dualfuse.models.base import Tokens, VisionLanguageModel
-from dualfuse.tasks.base import Output, Prep, Task
+from dualfuse.tasks.base import Output, Prep, Task, detached
 from dualfuse.tasks.chunks import in_chunks
 from dualfuse.tasks.contrast import Positives, Similarities, find_positives, similarities
 from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, unit
 from dualfuse.tasks.negatives import Chosen, Everyone, Place, choose
 from dualfuse.tasks.pair_rows import PairBatch, PairRow, as_long_everywhere, identity, together
-
-MASKING = {"words": mask_words, "tokens": mask_tokens, "released": mask_words_released}
 
 
 @dataclass(frozen=True)
@@ -78,7 +76,8 @@ class PairsConfig:
             raise BrokenSample(sample.key, "it has no text")
         caption = sample.texts[rng.integers(len(sample.texts))]
         words = prep.text.encode(self._tagged(caption, sample, rng))
-        masked_ids, labels = MASKING[self.masking](words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
+        hide = MASKING_RULES[self.masking]
+        masked_ids, labels = hide(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
         return {
             "image": prep.image(sample.image, rng),
             "ids": words.ids,
@@ -128,33 +127,32 @@ class Pairs(Task):
     def forward(self, batch: PairBatch) -> Output:
         """Embeds once, contrasts, draws negatives by similarity, fuses all combinations in one pass, and adds up."""
         batch = as_long_everywhere(batch)
+        reads_whole = self.needs_similarity or (self.cfg.match > 0 and not self.cfg.match_sees_masked)
         image = self.model.embed_image(batch["image"])
-        text = self.model.embed_text(batch["ids"], batch["mask"])
+        text = self.model.embed_text(batch["ids" if reads_whole else "masked_ids"], batch["mask"])
 
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):  # matching needs it anyway
-            vectors = self.vectors(image, text)
-            similar = self.contrast(vectors)
         positives = find_positives(batch["image_id"], batch["text_id"])
-        contrast = torch.stack([view.loss(positives) for view in similar]).mean()
-        log = {"count/false_negatives_avoided": positives.avoided}
+        vectors, similar, contrast = self.alike(image, text, positives)
+        log = {"contrast": contrast, "count/false_negatives_avoided": positives.avoided}
         if not (self.cfg.match or self.cfg.words or self.contrasts_pairs):
             loss = self.cfg.contrast * contrast
-            return Output(loss, detached({"loss": loss, "contrast": contrast} | log))
+            return Output(loss, detached({"loss": loss} | log))
 
-        needs_masked = self.cfg.words or self.cfg.match_sees_masked
+        needs_masked = reads_whole and (self.cfg.words or self.cfg.match_sees_masked)
         masked = self.model.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
         passes = [(masked, image)] if self.cfg.words else []
         chosen = Chosen()
         if self.cfg.match or self.contrasts_pairs:
             seen = masked if self.cfg.match_sees_masked else text
-            chosen = self.choose(batch, image, seen, similar[0], positives)
+            chosen = self.choose(batch, image, seen, similar, positives)
             passes += [] if passes and seen is masked else [chosen.right]
         rows = batch["rows"] if self.cfg.words else batch["rows"][:, :0]
         pooled, states = self.fuse([*passes, *chosen.wrong], rows)
         pooled = pooled[len(pooled) - len(chosen) :]
 
         if self.contrasts_pairs:
-            contrast = self.contrast_with_pairs(vectors[0], pooled[: len(image)], similar[0], positives)
+            contrast = self.contrast_with_pairs(vectors[0], pooled[: len(image)], similar, positives)
+            log |= {"contrast": contrast}
         loss = self.cfg.contrast * contrast
         if self.cfg.words:
             words, accuracy = self.masked_words(states[: len(image)], batch["targets"])
@@ -164,12 +162,29 @@ class Pairs(Task):
             match, accuracies = self.matching(pooled, chosen.drawn)
             loss = loss + self.cfg.match * match
             log |= {"match": match} | accuracies
-        return Output(loss, detached({"loss": loss, "contrast": contrast} | log))
+        return Output(loss, detached({"loss": loss} | log))
+
+    @property
+    def needs_similarity(self) -> bool:
+        """Whether the loss depends on how alike images and texts are alone: by contrast, or by the wrong pairs."""
+        return self.cfg.contrast > 0 or (self.cfg.match > 0 and self.cfg.hardness > 0)
 
     @property
     def contrasts_pairs(self) -> bool:
         """Whether contrast also compares with fused vectors."""
         return self.cfg.contrast > 0 and self.cfg.projection.fused
+
+    def alike(
+        self, image: Tokens, text: Tokens, positives: Positives
+    ) -> tuple[list[tuple[Tensor, Tensor]], Similarities, Tensor]:
+        """Gives unit vectors of every view, the plain one's similarities, and the contrastive loss of all views."""
+        if not self.needs_similarity:
+            nothing = torch.zeros(positives.texts_of_images.shape, device=image.mask.device)
+            return [], Similarities(nothing, nothing), nothing.sum()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):
+            vectors = self.vectors(image, text)
+            similar = self.contrast(vectors)
+            return vectors, similar[0], torch.stack([view.loss(positives) for view in similar]).mean()
 
     def vectors(self, image: Tokens, text: Tokens) -> list[tuple[Tensor, Tensor]]:
         """Gives unit vectors of images and texts, both (B, D), in every view, the plain one first."""
@@ -260,8 +275,7 @@ class Pairs(Task):
     def _check_search(self) -> None:
         if not self.can_search:
             raise ValueError(
-                "this model was trained without contrast, so it has no vectors to search with; fine-tune it with "
-                "contrast (--start-from), or take one that was trained with it"
+                "this model was trained without contrast and has no vectors to search with; fine-tune it with contrast"
             )
 
     @property
@@ -284,8 +298,3 @@ class Pairs(Task):
         sum is log p(match). Against random ones (0) both are estimates of the same, and the sum is their mean.
         """
         return self.views[0].scale * cosine + match
-
-
-def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the values without their gradient."""
-    return {name: value.detach() for name, value in log.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -328,3 +329,28 @@ def test_a_pair_of_the_batch_is_never_drawn_from_two_others(draws: Draws) -> Non
         task(batch_of(3, images, texts))
     pairs = {(texts[i], images[j]) for drawn in draws.drawn[::2] for i, j in enumerate(drawn) if draws.has_any[0][i]}
     assert not pairs & set(zip(texts, images, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("cfg", "texts_embedded", "encoded"),
+    [
+        (PairsConfig(contrast=0.0, match=0.0), 1, 0),
+        (PairsConfig(contrast=0.0, hardness=0.0, negatives_per_pair=0), 2, 0),
+        (PairsConfig(contrast=0.0, hardness=0.0, match_sees_masked=True), 1, 0),
+        (PairsConfig(views="plain"), 2, 2),
+        (PairsConfig(views="plain", contrast=0.0), 2, 2),
+    ],
+    ids=["words", "random negatives", "masked texts alone", "all", "hard negatives without contrast"],
+)
+def test_what_no_objective_reads_is_not_computed(cfg: PairsConfig, texts_embedded: int, encoded: int) -> None:
+    task, calls = build(cfg), {"embed_text": 0, "encode": 0}
+    for name in calls:
+        verb = getattr(task.model, name)
+
+        def counted(*arguments: object, name: str = name, verb: Callable[..., object] = verb) -> object:
+            calls[name] += 1
+            return verb(*arguments)
+
+        setattr(task.model, name, counted)
+    task(batch_of())
+    assert (calls["embed_text"], calls["encode"]) == (texts_embedded, encoded)
