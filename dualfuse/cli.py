@@ -22,7 +22,7 @@ Model = Annotated[
     Positional[str],
     arg(
         metavar="MODEL",
-        help="model folder such as runs/demo/pairs/final, or a BridgeTower checkpoint or hub name that convert knows",
+        help="model folder such as runs/demo/pairs/final, or a checkpoint or hub name that convert knows",
     ),
 ]
 
@@ -103,39 +103,47 @@ def evaluate(
     workers: Annotated[int, arg(help="loader processes")] = 2,
     exclude_broken: Annotated[bool, arg(help="leave out and report samples that cannot be read")] = False,
     out: Annotated[Path | None, arg(help="json file for the numbers")] = None,
+    answers: Annotated[
+        Path | None, arg(help="file for what the model answers: .json as VQAv2 wants it, .csv as NLVR2, .jsonl for all")
+    ] = None,
+    sheet: Annotated[Path | None, arg(help="picture to draw, of what a tokenizer makes of pictures")] = None,
 ) -> None:
-    """Judge a model: retrieval both ways, alone and re-ranked, matching, masked words.
+    """Judge a model by what it was trained for.
 
-    Every picture of DATA is searched with all its captions, in chunks whose memory does not grow with pictures times
-    captions.
+    Pairs: retrieval both ways, alone and re-ranked, matching, masked words; every picture of DATA is searched with all
+    its captions, in chunks whose memory does not grow with pictures times captions. Questions: how many are answered
+    right.
     """
     from dualfuse import dist
     from dualfuse.convert.load import load
     from dualfuse.data.shards import Shards
-    from dualfuse.engine.evaluate import Plan, evaluate
+    from dualfuse.engine.evaluate import Plan
+    from dualfuse.engine.judge import draw_codes, judge
     from dualfuse.engine.memory import keep_big_blocks
     from dualfuse.engine.pair_accuracy import pair_accuracy
+    from dualfuse.engine.score import write_answers
     from dualfuse.tasks.pairs import Pairs
-    from dualfuse.tasks.retrieval import retriever
 
     keep_big_blocks()
-    loaded, shards = load(model, device=dist.device()), Shards.open(data)
-    plan, metrics = Plan(batch, rerank, workers, exclude_broken), {}
-    if not isinstance(loaded.task, Pairs) or loaded.task.can_search:
-        result = evaluate(retriever(loaded.task), loaded.prep, shards, plan)
-        metrics |= result.metrics
-        print(f"{result.pictures} pictures, {result.texts} texts, {len(result.excluded)} excluded")
-        for skipped in result.excluded:
-            print(f"  excluded {skipped.key}: {skipped.reason}")
-    else:
-        print("retrieval is not judged: this model was trained without contrast")
-    if isinstance(loaded.task, Pairs):
-        metrics |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    loaded, plan = load(model, device=dist.device()), Plan(batch, rerank, workers, exclude_broken)
+    judged = judge(loaded, data, plan)
+    metrics = dict(judged.metrics)
+    if isinstance(loaded.task, Pairs) and loaded.task.can_search:
+        metrics |= pair_accuracy(loaded.task, loaded.prep, Shards.open(data), plan)
     width = max(map(len, metrics), default=0)
     for name, value in metrics.items():
-        print(f"{name:{width}}  {100 * value:5.1f} %")
+        print(f"{name:{width}}  {value:7.3f}" if name.endswith("loss") else f"{name:{width}}  {100 * value:5.1f} %")
+    print(f"{judged.size}, {len(judged.excluded)} excluded")
+    for skipped in judged.excluded:
+        print(f"  excluded {skipped.key}: {skipped.reason}")
     if out:
         out.write_text(json.dumps(metrics, indent=1) + "\n")
+    if sheet:
+        draw_codes(loaded, data, sheet)
+    if answers and not judged.answers:
+        raise ValueError(f"{answers} was not written: a {type(loaded.task).__name__} model answers no questions")
+    if answers:
+        write_answers(judged.answers, answers)
 
 
 def search(
@@ -158,11 +166,17 @@ def search(
 def convert(
     source: Annotated[
         Positional[str],
-        arg(metavar="SOURCE", help="BridgeTower folder, hub name or official .ckpt, METER's, a model folder, or CLIP"),
+        arg(
+            metavar="SOURCE",
+            help="folder, hub name or official file of BridgeTower, METER, VLMo, BEiT or CLIP, or a model folder",
+        ),
     ],
     destination: Annotated[Positional[Path], arg(metavar="DEST", help="folder to write")],
-    to: Annotated[Literal["dualfuse", "huggingface"], arg(help="whose format")] = "dualfuse",
-    text: Annotated[str, arg(help="RoBERTa, if SOURCE is CLIP")] = "",
+    to: Annotated[Literal["dualfuse", "huggingface", "official"], arg(help="whose format")] = "dualfuse",
+    text: Annotated[str, arg(help="RoBERTa, if SOURCE is CLIP; BERT, if it is BEiT")] = "",
+    language: Annotated[
+        Literal["random", "vision"], arg(help="what language experts start as, if SOURCE is BEiT alone")
+    ] = "random",
     tokenizer: Annotated[str, arg(help="tokenizer.json, folder or hub name, for checkpoints without one")] = "",
     recipe: Annotated[str, arg(help="what is built above CLIP and RoBERTa; empty: a BridgeTower of their sizes")] = "",
 ) -> None:
@@ -177,7 +191,8 @@ def convert(
     if len(stages) > 1:
         raise ValueError(f"{recipe} has several stages; give a recipe of one")
     above = stages[0] if stages else None
-    print(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=above))
+    said = convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=above, language=language)
+    print(said)
 
 
 def upload(

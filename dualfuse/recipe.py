@@ -21,7 +21,8 @@ class Data:
     """Which samples are read, and how they are shown to the model."""
 
     train: tuple[str, ...] = ()
-    """Shards to learn from, one entry per set: a tar file, a folder of tars, or a pattern like pairs/train-*.tar."""
+    """Shards to learn from, one entry per set: a tar file, a folder of tars, or a pattern like pairs/train-*.tar. To
+    learn from text alone also .txt, .jsonl and .parquet files."""
     weights: tuple[float, ...] = ()
     """Share of each set in the mixture; empty: by the number of samples."""
     validation: str = ""
@@ -66,14 +67,17 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
     weight_decay: float = 0.01
-    decay: Literal["matrices", "released"] = "matrices"
-    """What is decayed: the weights of linear, convolution and embedding layers; or what released VLMo code decays."""
+    decay: Literal["matrices", "released", "beit"] = "matrices"
+    """What is decayed: the weights of linear, convolution and embedding layers; what the released code of VLMo, METER
+    and BridgeTower decays; or BEiT's: all that has two dimensions, but class token and positions."""
     adamw: Literal["torch", "released"] = "torch"
     """Whose update: torch.optim.AdamW; or the one of transformers 4.8, which the released VLMo code used."""
     warmup: float = 0.0
     """Steps of linear warm-up; below 1: a share of all steps."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls to zero after the warm-up."""
+    """How the learning rate falls after the warm-up."""
+    floor: float = 0.0
+    """The learning rate that it falls to."""
     clip: float = 0.0
     """Largest gradient norm; 0: no clipping."""
     head_rate: float = 1.0
@@ -117,6 +121,17 @@ class Recipe(Generic[Model, Learning]):
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
     start_from: str = ""
-    """A model folder, or the name of an earlier recipe of the same tuple; empty: random weights."""
+    """The name of an earlier recipe of the same tuple, a model folder, or any checkpoint that dualfuse converts (a
+    file, a folder, a name on the Hugging Face hub); empty: random weights."""
+    both_experts: Literal["random", "language", "vision"] = "random"
+    """What vision-language experts begin as where the start has none: random as in the released code, or copies of its
+    language or vision experts."""
     train_only: tuple[str, ...] = ()
     """Patterns of parameter names; everything else is frozen. Each must match something. Empty: all are trained."""
+
+    def __post_init__(self) -> None:
+        """Refuses to copy experts from nowhere."""
+        if self.both_experts != "random" and not self.start_from:
+            raise ValueError(
+                f"both_experts={self.both_experts!r} copies from what a run starts from; set start_from too"
+            )

@@ -1,4 +1,4 @@
-"""Foreign checkpoints to model folders, and model folders to folders of Hugging Face."""
+"""Foreign checkpoints to model folders, and model folders to folders of Hugging Face and official checkpoints."""
 
 from __future__ import annotations
 
@@ -10,14 +10,20 @@ from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.config import IS
-from dualfuse.convert.foreign import Converted, build, read_foreign, read_json
+from dualfuse.convert.build import Converted, build
+from dualfuse.convert.foreign import read_foreign
 from dualfuse.convert.report import FILE, Report
+from dualfuse.convert.tensor_files import read_json
 from dualfuse.convert.towers import from_towers
+from dualfuse.convert.vlmo_files import is_beit, with_bert, with_language_of_vision
 from dualfuse.convert.write_hugging_face import write_hugging_face
+from dualfuse.convert.write_official import FILE as CHECKPOINT
+from dualfuse.convert.write_official import write_official
 from dualfuse.recipe import Recipe
 
 KEPT = "unused.safetensors"
@@ -28,29 +34,33 @@ def convert(
     source: Path | str,
     destination: Path,
     *,
-    to: Literal["dualfuse", "huggingface"] = "dualfuse",
+    to: Literal["dualfuse", "huggingface", "official"] = "dualfuse",
     text: str = "",
     tokenizer: str = "",
     recipe: Recipe | None = None,
+    language: Literal["random", "vision"] = "random",
 ) -> Report:
     """Writes the checkpoint ``source`` to the folder ``destination``, and gives what became of every tensor.
 
     ``source`` is a folder of Hugging Face's BridgeTower or its name on the hub, an official checkpoint, a model folder,
-    or CLIP (then ``text`` is RoBERTa, and ``recipe`` may say what is built above them). Raises ``ValueError`` for
-    anything that cannot be converted as a whole.
+    CLIP (then ``text`` is RoBERTa, and ``recipe`` may say what is built above them), or BEiT. Of BEiT, ``text`` may be
+    BERT; without it ``language`` says what the language experts begin as: random as in the released code, or copies of
+    the vision experts. Raises ``ValueError`` for anything that cannot be converted as a whole.
     """
     path = locate(source)
     _refuse(path, destination)
     if is_ours(path) and to == "dualfuse":
-        raise ValueError(f"{path} is a model folder of dualfuse already; did you mean --to huggingface?")
-    if text:
-        converted = from_towers(path, locate(text), recipe, tokenizer)
+        raise ValueError(f"{path} is a model folder of dualfuse already; did you mean --to huggingface or official?")
+    if language != "random":
+        converted = _with_copied_experts(path, text, tokenizer)
+    elif text:
+        converted = _with_text(path, locate(text), recipe, tokenizer)
     elif recipe is not None:
         raise ValueError("a recipe says what is built above CLIP and RoBERTa; give RoBERTa too, with --text")
     else:
         converted = open_model(path, tokenizer)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    return _write_ours(converted, destination) if to == "dualfuse" else _write_theirs(converted, destination)
+    return WRITERS[to](converted, destination)
 
 
 def open_model(path: Path, tokenizer: str = "") -> Converted:
@@ -61,6 +71,24 @@ def open_model(path: Path, tokenizer: str = "") -> Converted:
     kept = safetensors.torch.load_file(path / KEPT) if (path / KEPT).is_file() else {}
     report = Report(str(path), {name: tuple(tensor.shape) for name, tensor in loaded.task.state_dict().items()})
     return Converted(loaded.task, hub.with_tokenizer(loaded.recipe, path), kept, report)
+
+
+def _with_text(path: Path, text: Path, recipe: Recipe | None, tokenizer: str) -> Converted:
+    """Gives BEiT's and BERT's weights in a VLMo, or CLIP's and RoBERTa's in a BridgeTower."""
+    if not is_beit(path):
+        return from_towers(path, text, recipe, tokenizer)
+    if recipe is not None:
+        raise ValueError(
+            "what is built of BEiT and BERT follows from their sizes; convert them without --recipe, and train the "
+            "recipe with --start-from FOLDER: positions are resized there"
+        )
+    return build(with_bert(read_foreign(path), text, tokenizer))
+
+
+def _with_copied_experts(path: Path, text: str, tokenizer: str) -> Converted:
+    if text or is_ours(path) or not is_beit(path):
+        raise ValueError(f"language experts start as copies of vision experts in a BEiT alone, not in {text or path}")
+    return build(with_language_of_vision(read_foreign(path, tokenizer)))
 
 
 def locate(source: Path | str) -> Path:
@@ -114,6 +142,21 @@ def _write_theirs(converted: Converted, destination: Path) -> Report:
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
     return written.report
+
+
+def _write_official(converted: Converted, destination: Path) -> Report:
+    """Writes one file in a folder, as Lightning has it: the released loader takes its state_dict."""
+    written = write_official(converted)
+    destination.mkdir(exist_ok=True)
+    partial = destination / f"{CHECKPOINT}.partial"
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.tensors.items()}
+    torch.save({"state_dict": tensors, "hyper_parameters": {"config": written.hyper_parameters}}, partial)
+    os.replace(partial, destination / CHECKPOINT)
+    written.report.save(destination)
+    return written.report
+
+
+WRITERS = {"dualfuse": _write_ours, "huggingface": _write_theirs, "official": _write_official}
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from dualfuse import hub
+from dualfuse.convert.build import build
 from dualfuse.convert.convert import is_ours, locate
-from dualfuse.convert.foreign import build, read_foreign
+from dualfuse.convert.foreign import read_foreign
 from dualfuse.tasks.base import Prep
 
 

@@ -9,6 +9,8 @@ import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -27,6 +29,10 @@ LIGHTNING = (
     "pytorch_lightning.utilities.parsing.AttributeDict",
 )
 """Classes that its older checkpoints mention; a plain dict stands for each, and Lightning is not needed."""
+ARGUMENTS = (SimpleNamespace, "argparse.Namespace")
+"""What BEiT's code stores beside its weights; the stand-in has fields and nothing else."""
+INSIDE = ("state_dict", "module", "model")
+"""Where checkpoints of Lightning, DeepSpeed and BEiT have their tensors."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,17 @@ def read_weights(path: Path) -> Weights:
     raise ValueError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
 
 
+def read_json(path: Path) -> dict[str, Any]:  # Any: what a file holds
+    """Gives the object in a JSON file; ``ValueError`` for anything else."""
+    try:
+        said = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return said
+
+
 def _read_parts(index: Path) -> dict[str, Tensor]:
     try:
         parts = json.loads(index.read_text())["weight_map"]
@@ -88,7 +105,7 @@ def _read_pickle(path: Path) -> Weights:
         if is_torchscript(path):
             content = read_torchscript(path)
         else:  # a file of torch before 1.6 is no archive, and cannot be mapped
-            with torch.serialization.safe_globals([(dict, name) for name in LIGHTNING]):
+            with torch.serialization.safe_globals([*((dict, name) for name in LIGHTNING), ARGUMENTS]):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(_unsafe(path, str(error))) from error
@@ -96,9 +113,12 @@ def _read_pickle(path: Path) -> Weights:
         raise ValueError(f"{path} is damaged or no checkpoint of torch ({_look(path)}): {_first(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} where a checkpoint holds tensors by name")
-    state, said = content.get("state_dict", content), content.get("hyper_parameters")
-    named = state.items() if isinstance(state, dict) else ()
-    tensors = {name: tensor for name, tensor in named if isinstance(name, str) and isinstance(tensor, Tensor)}
+    whole: dict[str, Any] = content  # Any: whatever the file holds
+    place = next((name for name in INSIDE if isinstance(whole.get(name), dict)), "")
+    named, said = whole[place] if place else whole, whole.get("hyper_parameters")
+    tensors = {name: tensor for name, tensor in named.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if place == "module":  # DeepSpeed wraps the model once more
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if not tensors:
         raise ValueError(f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:8])) or 'nothing'}")
     said = said.get("config", said) if isinstance(said, dict) else {}

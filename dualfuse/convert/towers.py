@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from dualfuse.convert import clip, from_shapes, roberta
-from dualfuse.convert.foreign import Converted, read_json
+from dualfuse.convert.build import Converted
 from dualfuse.convert.rename import Sorted, sort
 from dualfuse.convert.report import Report, shapes
-from dualfuse.convert.tensor_files import find_weights, read_weights
+from dualfuse.convert.tensor_files import find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import ROBERTA, check_tokenizer, find_tokenizer
 from dualfuse.data.images import OFFICIAL_CLIP
 from dualfuse.layers.embeddings import resize_positions

@@ -1,12 +1,18 @@
-"""Names of the official VLMo checkpoints (microsoft/unilm, vlmo) and ours."""
+"""Names of the official VLMo checkpoints (microsoft/unilm, vlmo), by what they were trained for, and ours."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from typing import Literal
 
 from torch import Tensor
 
-from dualfuse.convert.rename import Renamed, Table, inverse, rename
+from dualfuse.convert.rename import Layout, Renamed, Table, inverse, rename, weight_and_bias
+
+Kind = Literal["text", "pairs", "vqa", "nlvr2"]
+"""What a checkpoint was trained for: stage two; stage three or retrieval; and tasks with a head of their own."""
+FINE_TUNED: tuple[Kind, ...] = ("vqa", "nlvr2")
+
 
 _EXPERTS = {"text": "text", "imag": "image", "vl": "both"}
 
@@ -59,6 +65,64 @@ PAIRS: Table = MODEL | {
     "logit_scale": "projections.0.log_scale",
     "logit_vl_scale": "projections.1.log_scale",
 }
+
+WORD_POSITIONS = "text_embeddings.position_embeddings.weight"
+POSITION_NUMBERS = "text_embeddings.position_ids"
+INDICES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
+"""Rows of the bias table for pictures, texts and pairs; the released loader asks for them at another resolution."""
+
+_KEPT: Table = {POSITION_NUMBERS: "position_numbers"} | {name: name for name in INDICES}
+_NUMBERS = ("logit_scale", "logit_vl_scale")  # without axes
+_EARLIER = ("mlm_score.*", "itm_score.*", "itc_*", *_NUMBERS)
+
+
+def is_official(names: Collection[str]) -> bool:
+    """Whether a state dict with these names comes from the official VLMo code."""
+    return any(name.startswith("transformer.blocks.") and ".mlp_imag." in name for name in names)
+
+
+def kind_of(names: Collection[str]) -> Kind:
+    """Gives what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
+    found: list[Kind] = [kind for kind in FINE_TUNED if any(name.startswith(f"{kind}_classifier.") for name in names)]
+    if len(found) > 1:
+        raise ValueError(
+            f"this checkpoint has {' and '.join(f'{kind}_classifier' for kind in found)}; a published one has a single "
+            "task, so remove the others"
+        )
+    if found:
+        return found[0]
+    heads = {name.partition(".")[0] for name in names}
+    return "text" if "mlm_score" in heads and not heads & {"itm_score", "itc_image_proj"} else "pairs"
+
+
+def layout(kind: Kind, *, relative: bool) -> Layout:
+    """Gives the names in a checkpoint of that kind.
+
+    With relative positions the absolute ones of words are stored too, but are no part of the released forward pass.
+    """
+    is_fine_tuned = kind in FINE_TUNED
+    heads = {f"{kind}_classifier.{place}": f"classifier.{place}" for place in (0, 1, 3)} if is_fine_tuned else {}
+    names = dict(MODEL) | weight_and_bias(heads) if is_fine_tuned else dict(PAIRS)
+    kept = dict(_KEPT)
+    if relative:
+        kept[WORD_POSITIONS] = "word_positions"
+        del names[WORD_POSITIONS]
+    return Layout(names, kept, _EARLIER if is_fine_tuned else ())
+
+
+def to_official(
+    tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor], kind: Kind, *, relative: bool
+) -> dict[str, Tensor]:
+    """Gives our tensors, and those kept for this, the names and shapes of the official checkpoint.
+
+    Raises ``ValueError`` for tensors that it has no name for.
+    """
+    names = layout(kind, relative=relative)
+    renamed = rename(tensors, inverse(names.names))
+    if renamed.unknown:
+        raise ValueError(f"the official layout has no name for {', '.join(renamed.unknown[:4])}")
+    whole = renamed.tensors | rename(kept, inverse(names.kept)).tensors
+    return {name: tensor.reshape(()) if name in _NUMBERS else tensor for name, tensor in whole.items()}
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Renamed:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualfuse.convert.foreign import Converted
+from dualfuse.convert.build import Converted
 from dualfuse.convert.hugging_face import PREFIX, to_hugging_face
 from dualfuse.convert.hugging_face_config import EPSILON
 from dualfuse.convert.report import Report, shapes

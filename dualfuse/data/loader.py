@@ -11,7 +11,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from dualfuse.data.order import Draw, Order, sample_rng
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.shards import Shards
 
 Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
 Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
@@ -27,6 +26,22 @@ Read = Callable[[Sample, np.random.Generator], Row]
 Collate = Callable[[Sequence[Any]], Batch]  # Any: the rows of one task
 
 PATIENCE = 100  # broken samples side by side that are taken for accidents; more mean that the set is broken
+
+
+class Samples(Protocol):
+    """A set whose samples are read by number: shards, or a text corpus."""
+
+    def __len__(self) -> int:
+        """The number of samples, broken ones included."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Sample:
+        """Reads one; raises ``BrokenSample`` for one that cannot be used."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Gives the key of a sample, which no other of the set has; reads nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -56,7 +71,7 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
     (``BrokenSample`` is one) or OSError it raises makes the sample a broken one.
     """
 
-    sets: tuple[Shards, ...]
+    sets: tuple[Samples, ...]
     read: Read
     seed: int
 
@@ -112,7 +127,7 @@ def training_batches(
 
 
 def evaluation_batches(
-    shards: Shards, read: Read, collate: Collate, *, batch: int, workers: int, exclude_broken: bool
+    shards: Samples, read: Read, collate: Collate, *, batch: int, workers: int, exclude_broken: bool
 ) -> Iterator[Delivery]:
     """Gives you every sample once, in file order, ``batch`` rows at a time.
 
@@ -132,7 +147,7 @@ def evaluation_batches(
 class _Once(Dataset[tuple[Row | None, tuple[Skipped, ...]]]):
     """Reads evaluation samples: ``once[number]`` is a row, or None and why it is excluded."""
 
-    shards: Shards
+    shards: Samples
     read: Read
     exclude_broken: bool
 
@@ -167,7 +182,7 @@ class _Worker(Dataset[Delivery | ValueError]):
         return Delivery(step, self.collate(rows) if rows else {}, skipped)
 
 
-def _row(shards: Shards, number: int, read: Read, rng: np.random.Generator) -> Row:
+def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> Row:
     """Reads one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
     try:
         return read(shards[number], rng)

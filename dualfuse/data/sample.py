@@ -1,4 +1,4 @@
-"""What a data set is made of: one picture with its texts."""
+"""What a data set is made of: one picture, or several, with its texts."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from dataclasses import dataclass, field
 class Sample:
     """One picture with its texts, still encoded as they lie in the shard.
 
+    Whatever is learnt or judged by itself is a sample of its own: where a picture has several questions, each of them
+    is one, so that all are read equally often and each has a key.
+
     ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for a picture that is to
     be searched only), ``meta`` whatever else the source said (JSON values), ``source`` the number of its set among
-    those that are trained on together.
+    those that are trained on together, ``others`` further pictures that the texts speak of, in order.
     """
 
     key: str
@@ -20,6 +23,7 @@ class Sample:
     texts: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     source: int = 0
+    others: tuple[bytes, ...] = ()
 
 
 class BrokenSample(ValueError):

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import glob
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from dualfuse.data.find import find_files, labels
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.tar_index import TarIndex
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-READ = (*IMAGES, "txt", "json")
+OTHERS = 9  # further pictures of a sample, at most: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
+READ = frozenset((*IMAGES, *(f"{n}.{image}" for n in range(1, OTHERS + 1) for image in IMAGES), "txt", "json"))
 
 
 class Shards(Sequence[Sample]):
@@ -39,8 +39,8 @@ class Shards(Sequence[Sample]):
         cannot be written, it lives in memory. Raises ValueError when nothing is found, and for a file that is
         compressed, truncated or no tar.
         """
-        paths = _find(source)
-        shards = cls(tuple(TarIndex.of(path) for path in paths), _labels(paths))
+        paths = find_files(source, (".tar",), "tar file")
+        shards = cls(tuple(TarIndex.of(path) for path in paths), labels(paths, (".tar",)))
         if not len(shards):
             raise ValueError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
         return shards
@@ -82,33 +82,9 @@ class Shards(Sequence[Sample]):
         return tar, number - int(self._starts[tar])
 
 
-def _find(source: str | Path) -> tuple[Path, ...]:
-    """Lists the tar files that ``source`` means, sorted; at least one."""
-    path = Path(source).expanduser().absolute()  # a later change of folder must not matter
-    if path.is_file():
-        return (path,)
-    pattern = path / "*.tar" if path.is_dir() else path
-    matches = path.glob("*.tar") if path.is_dir() else map(Path, glob.glob(str(path), recursive=True))
-    found = tuple(sorted(match for match in matches if match.suffix == ".tar" and match.is_file()))
-    if found:
-        return found
-    folder = next(parent for parent in pattern.parents if parent.is_dir())
-    names = sorted(entry.name for entry in folder.iterdir())
-    listing = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise ValueError(f"no tar file matches {pattern}; {folder} holds {listing or 'nothing'}")
-
-
-def _labels(paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Names tar files in keys: without folders, unless only these tell two of them apart."""
-    if len({path.stem for path in paths}) == len(paths):
-        return tuple(path.stem for path in paths)
-    root = os.path.commonpath([path.parent for path in paths])
-    return tuple(path.relative_to(root).with_suffix("").as_posix() for path in paths)
-
-
 def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
     """Puts the members of one sample together."""
-    image = next((parts[extension] for extension in IMAGES if extension in parts), None)
+    image = _picture(parts)
     if image is None:
         raise BrokenSample(key, f"no picture among its members; one of {', '.join(IMAGES)} is needed")
     meta: dict[str, object] = {}
@@ -120,7 +96,21 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
         if not isinstance(meta, dict):
             raise BrokenSample(key, f"json holds a {type(meta).__name__}; an object is needed")
     lines = _strings(parts["txt"].decode("utf-8-sig").split("\n")) if "txt" in parts else ()
-    return Sample(key, image, lines or _captions(meta), meta)
+    return Sample(key, image, lines or _captions(meta), meta, others=_others(key, parts))
+
+
+def _picture(parts: Mapping[str, bytes], number: str = "") -> bytes | None:
+    """Gives the picture of a sample, or that with a ``number`` such as "1."."""
+    return next((parts[number + extension] for extension in IMAGES if number + extension in parts), None)
+
+
+def _others(key: str, parts: Mapping[str, bytes]) -> tuple[bytes, ...]:
+    """Gives the further pictures in the order of their numbers; none may be missing before another."""
+    found = tuple(_picture(parts, f"{number}.") for number in range(1, OTHERS + 1))
+    others = tuple(picture for picture in found if picture is not None)
+    if None in found[: len(others)]:
+        raise BrokenSample(key, f"further pictures are numbered from 1 on; number {1 + found.index(None)} is missing")
+    return others
 
 
 def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:

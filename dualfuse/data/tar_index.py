@@ -93,7 +93,7 @@ class TarIndex:
         offset, size = int(self.offsets[member]), int(self.sizes[member])
         if size > MAX_MEMBER:
             raise ValueError(f"{self._name(member)} has {size:,} bytes; at most {MAX_MEMBER:,} are read")
-        return _mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))[offset : offset + size]
+        return mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))[offset : offset + size]
 
     def _name(self, member: int) -> str:
         start = int(self.name_ends[member - 1]) if member else 0
@@ -177,7 +177,7 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
 
 
 @lru_cache(maxsize=OPEN_TARS)
-def _mapped(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
+def mapped(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
     """Gives the bytes of a tar file; size and time stamp guard against one that has changed since it was indexed."""
     with path.open("rb") as file:
         found = os.fstat(file.fileno())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.layers.blocks import Expert
+from dualfuse.layers.embeddings import Patches
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.towers import ImageTower
 from dualfuse.recipe import Optim
@@ -25,8 +26,9 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  
     ``optim.decay`` chooses what is decayed. "matrices": the weights of linear, convolution and embedding layers.
     "released" repeats the released code of VLMo, METER and BridgeTower: all but what has "bias" in its name and the
     layer norms of the model and of the word head; those of VLMo's experts, of CLIP and of other heads are decayed.
+    "beit": all of two and more dimensions but class token and positions.
     """
-    decayed = _matrices(module) if optim.decay == "matrices" else _released(module)
+    decayed = {"matrices": _matrices, "released": _released, "beit": _beit}[optim.decay](module)
     rates = _rates(module, optim)
     groups: dict[tuple[float, float], dict[str, Any]] = {}  # Any: see above
     for name, parameter in module.named_parameters():
@@ -63,6 +65,13 @@ def _released(module: nn.Module) -> set[Tensor]:
     return {
         parameter for name, parameter in module.named_parameters() if "bias" not in name and parameter not in spared
     }
+
+
+def _beit(module: nn.Module) -> set[Tensor]:
+    places = [part for part in module.modules() if isinstance(part, Patches)]
+    spared = {parameter for part in places for parameter in part.parameters(recurse=False)}
+    decayed: set[Tensor] = {parameter for parameter in module.parameters() if parameter.ndim > 1}
+    return decayed - spared
 
 
 def _norms(module: nn.Module, *owners: type[nn.Module]) -> set[Tensor]:
@@ -121,16 +130,16 @@ class ReleasedAdamW(torch.optim.Optimizer):
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
     """Gives the learning rate of the step after ``step`` done ones, of ``steps`` in all.
 
-    It rises as step / warm-up and then falls linearly, or as half a cosine, to zero at ``steps``, or stays.
+    It rises as step / warm-up and then falls linearly, or as half a cosine, to its floor at ``steps``, or stays.
     """
     warmup = optim.warmup if optim.warmup >= 1 else round(optim.warmup * steps)
     if step < warmup:
         return optim.lr * step / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
     if optim.schedule == "linear":
-        return optim.lr * (1 - done)
+        return optim.floor + (optim.lr - optim.floor) * (1 - done)
     if optim.schedule == "cosine":
-        return optim.lr * (1 + math.cos(math.pi * done)) / 2
+        return optim.floor + (optim.lr - optim.floor) * (1 + math.cos(math.pi * done)) / 2
     return optim.lr
 
 

@@ -2,33 +2,108 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
 
-from dualfuse import hub
+from dualfuse import dist, hub
+from dualfuse.convert.convert import is_ours, locate
+from dualfuse.convert.foreign import read_foreign
+from dualfuse.data.text import load
+from dualfuse.engine.hand_over import HandedOver, hand_over, knows_words, outline
 from dualfuse.engine.log import say
+from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch, Task
 
 SHOWN = 8  # names of a list; their number is always told
+REPORT = "start.json"
 
 
-def begin_with(task: Task, folder: Path) -> None:
-    """Copies from a model folder every tensor that fits by name and shape, and says which did not."""
-    given, wanted = hub.read_tensors(folder), task.state_dict()
-    fits = {name: tensor for name, tensor in given.items() if name in wanted and wanted[name].shape == tensor.shape}
-    if not fits:
+@dataclass(frozen=True)
+class Start:
+    """A checkpoint under our names: where it came from, the recipe of its model, and its tensors."""
+
+    source: str
+    recipe: Recipe
+    tensors: dict[str, Tensor]
+
+
+def begin_with(task: Task, recipe: Recipe, source: str, out: Path) -> None:
+    """Copies from a checkpoint whatever serves ``task``, resized where that has a meaning, and says what did not.
+
+    ``source`` is a model folder, a foreign checkpoint or a name on the Hugging Face hub. Every tensor is listed in
+    ``out``/start.json. Raises ``ValueError`` if nothing fits, if texts were shorter, or word pieces others.
+    """
+    start = _open(source, recipe)
+    handed = _fitted(start, task, recipe)
+    task.load_state_dict(handed.tensors, strict=False)
+    say(f"starting from {start.source}: {len(handed.tensors)} of {len(task.state_dict())} tensors")
+    for word in ("resized", "experts", "new", "unused"):
+        if names := vars(handed)[word]:
+            say(f"  {word}: {_listed(names)}")
+    if dist.rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        report = {name: value for name, value in vars(handed).items() if name != "tensors"}
+        report["resized"] = {name: asdict(resized) for name, resized in handed.resized.items()}
+        (out / REPORT).write_text(json.dumps({"source": start.source, **report}, indent=1) + "\n")
+
+
+def check_start(recipe: Recipe, earlier: Recipe | None) -> None:
+    """Raises ``ValueError`` now for what :func:`begin_with` will refuse after the days of an ``earlier`` recipe.
+
+    Without one, where ``recipe.start_from`` is no name of the tuple, a model folder is looked at; other checkpoints are
+    read when they are needed.
+    """
+    if earlier:
+        _fitted(Start(earlier.name, earlier, outline(earlier).state_dict()), outline(recipe), recipe)
+    elif recipe.start_from and is_ours(folder := Path(recipe.start_from)):
+        begun = hub.with_tokenizer(hub.read_recipe(folder), folder)
+        _fitted(Start(recipe.start_from, begun, outline(begun).state_dict()), outline(recipe), recipe)
+
+
+def _open(source: str, recipe: Recipe) -> Start:
+    path = locate(source)
+    if is_ours(path):
+        return Start(str(path), hub.with_tokenizer(hub.read_recipe(path), path), hub.read_tensors(path))
+    # a single file comes without a tokenizer
+    foreign = read_foreign(path, recipe.data.tokenizer if path.is_file() else "")
+    return Start(foreign.report.source, foreign.recipe, foreign.tensors)
+
+
+def _fitted(start: Start, task: nn.Module, recipe: Recipe) -> HandedOver:
+    if knows_words(start.tensors, start.recipe, task):
+        _compare_words(start, recipe)
+    handed = hand_over(start.tensors, start.recipe, task, both=recipe.both_experts)
+    if not handed.tensors:
         raise ValueError(
-            f"nothing in {folder} fits this recipe's model: no name and shape agree; "
-            f"there it is {_listed(given)}, here {_listed(wanted)}"
+            f"nothing in {start.source} fits this recipe's model: no name and shape agree; "
+            f"there it is {_listed(start.tensors)}, here {_listed(task.state_dict())}"
         )
-    task.load_state_dict(fits, strict=False)
-    say(f"starting from {folder}: {len(fits)} of {len(wanted)} tensors")
-    for word, names in (("new", wanted.keys() - fits.keys()), ("unused", given.keys() - fits.keys())):
-        if names:
-            say(f"  {word}: {_listed(sorted(names))}")
+    differing = [name for name in handed.new if name in start.tensors and name.startswith("model.")]
+    if len(differing) > len(handed.tensors):  # biases and tables may fit by chance
+        there, here = (tuple(tensors[differing[0]].shape) for tensors in (start.tensors, task.state_dict()))
+        raise ValueError(
+            f"{start.source} is a model of another size: {len(differing)} tensors have other shapes, such as "
+            f"{differing[0]}, {there} there and {here} here; give this recipe the sizes of that model"
+        )
+    return handed
+
+
+def _compare_words(start: Start, recipe: Recipe) -> None:
+    """Refuses another tokenizer: every row of the word embedding would stand for another word."""
+    there, here = start.recipe.data.tokenizer, recipe.data.tokenizer
+    then, now = (load(path).tokenizer.get_vocab() for path in (there, here))
+    if then != now:
+        names = [path or "the BERT word pieces of this package" for path in (there, here)]
+        raise ValueError(
+            f"{start.source} was trained with the tokenizer {names[0]} ({len(then):,} word pieces), this recipe reads "
+            f"with {names[1]} ({len(now):,}), so its words would mean others. Give --data.tokenizer {there or repr('')}"
+        )
 
 
 def freeze(task: Task, train_only: Sequence[str]) -> None:

@@ -13,22 +13,19 @@ from torch import Tensor, nn
 
 from dualfuse import dist, hub
 from dualfuse.data.loader import Delivery
-from dualfuse.data.shards import Shards
 from dualfuse.engine import checkpoint
 from dualfuse.engine.cores import share_cores
-from dualfuse.engine.evaluate import Plan, evaluate
+from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.feed import check_data, deliveries, first_rows, micro_steps, to_device
 from dualfuse.engine.interrupt import stop_asked
+from dualfuse.engine.judge import judge
 from dualfuse.engine.log import Ledger, Log, say
 from dualfuse.engine.memory import keep_big_blocks, recompute
 from dualfuse.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.engine.same_recipe import CHECKPOINTS, FINAL, is_finished, write_recipe
-from dualfuse.engine.start import begin_with, freeze, freeze_unreached
+from dualfuse.engine.start import begin_with, check_start, freeze, freeze_unreached
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
-from dualfuse.tasks.pairs import Pairs
-from dualfuse.tasks.retrieval import retriever
 
 
 class Interrupted(KeyboardInterrupt):
@@ -40,7 +37,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
 
     A finished recipe is skipped, an unfinished one goes on at its last checkpoint. A single recipe uses ``out``
     itself, several use ``out``/name. Raises ``ValueError`` before the first step where a folder holds another
-    recipe's run or data is missing.
+    recipe's run or data is missing, and for a start that does not fit.
     """
     folders = {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
     if len(folders) < len(recipes):
@@ -50,23 +47,25 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         todo = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
         for recipe in todo:
             check_data(recipe)
+            if not checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
+                check_start(recipe, next((earlier for earlier in recipes if earlier.name == recipe.start_from), None))
         for recipe in recipes:
             if recipe in todo:
                 earlier = folders.get(recipe.start_from)
-                start = earlier / FINAL if earlier else Path(recipe.start_from) if recipe.start_from else None
+                start = str(earlier / FINAL) if earlier else recipe.start_from
                 _run(recipe, folders[recipe.name], start, device)
             else:
                 say(f"{recipe.name}: finished before, in {folders[recipe.name] / FINAL}")
     return folders[recipes[-1].name] / FINAL
 
 
-def _run(recipe: Recipe, out: Path, start: Path | None, device: torch.device) -> None:
+def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     share_cores(recipe.data.workers)
     torch.manual_seed(recipe.run.seed)
     task = recipe.task.build(recipe.model.build())
     newest = checkpoint.latest(out / CHECKPOINTS)
     if start and not newest:
-        begin_with(task, start)
+        begin_with(task, recipe, start, out)
     freeze(task, recipe.train_only)
     freeze_unreached(task.to(device), to_device(first_rows(recipe), device))
     if recipe.run.recompute:
@@ -170,14 +169,9 @@ def seed_step(run: Run, step: int, micro: int) -> None:
 
 def validate(state: State) -> dict[str, float]:
     """Evaluates the task as it is now, on the recipe's validation set; every process does, so that none has to wait."""
-    state.task.eval()
-    data = state.recipe.data
+    data, task = state.recipe.data, state.task
     prep = replace(data.prep(), image=replace(data.image, augment=None))
     plan = Plan(rerank=state.recipe.run.eval_rerank, workers=data.workers)
-    shards, task = Shards.open(data.validation), state.task
-    if isinstance(task, Pairs) and not task.can_search:
-        metrics = pair_accuracy(task, prep, shards, plan)
-    else:
-        metrics = evaluate(retriever(task), prep, shards, plan).metrics
+    found = judge(hub.Loaded(task.eval(), prep, state.recipe), data.validation, plan).metrics
     task.train()
-    return {f"validation/{name}": value for name, value in metrics.items()}
+    return {f"validation/{name}": value for name, value in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
@@ -10,6 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Stem = Literal["linear", "convolution"]
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Patches that a model must not see: ``token`` (1, 1, D) stands in for those where ``mask`` (B, P) is True."""
+
+    mask: Tensor
+    token: Tensor
 
 
 class Patches(nn.Module):
@@ -24,8 +33,8 @@ class Patches(nn.Module):
         if positions is not None:
             self.position = nn.Parameter(torch.empty(1, 1 + positions[0] * positions[1], width))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Turns (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches."""
+    def forward(self, images: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Turns (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches, of which some may be ``hidden``."""
         height, width = images.shape[-2:]
         if height % self.patch or width % self.patch:
             raise ValueError(
@@ -33,11 +42,25 @@ class Patches(nn.Module):
                 f"resize them to multiples of {self.patch}"
             )
         grid = (height // self.patch, width // self.patch)
+        if hidden is not None:  # a stem of convolutions sees beyond the border of a patch
+            images = images.masked_fill(_pixels(hidden.mask, grid, self.patch), 0)
         patches = self.projection(images).flatten(2).transpose(1, 2)
+        if hidden is not None:
+            patches = torch.where(hidden.mask[..., None], hidden.token.to(patches.dtype), patches)
         tokens = torch.cat([self.class_token.expand(len(images), -1, -1), patches], dim=1)
         if self.window is None:
             return tokens, grid
         return tokens + resize_positions(self.position, self.window, grid), grid
+
+
+def _pixels(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
+    """Gives (B, 1, H, W), True at the pixels of the patches where ``mask`` (B, P) is True."""
+    if mask.shape[1] != grid[0] * grid[1]:
+        raise ValueError(
+            f"{mask.shape[1]} patches can be hidden, but the pictures have {grid[0]} x {grid[1]}; give the task the "
+            f"model's patch, {patch}"
+        )
+    return mask.unflatten(1, grid)[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
 
 
 def convolutions(width: int, patch: int) -> nn.Module:

@@ -92,6 +92,18 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     return torch.cat([resized.flatten(0, 1), table[count:]])
 
 
+def of_pictures(window: Grid) -> int:
+    """Gives the number of rows, the first ones of a table, that speak of pictures alone."""
+    return _distances(window) + 3
+
+
+def cut_texts(table: Tensor, window: Grid, known: int, wanted: int) -> Tensor:
+    """Gives the table (R, C) for shorter texts: distances between words that cannot occur any more are left out."""
+    first, last = _distances(window) + 5, len(table) - 3  # of the distances between words
+    cut = known - wanted
+    return torch.cat([table[:first], table[first + cut : last - cut], table[last:]])
+
+
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _resizing(source: int, target: int) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dualfuse.layers.embeddings import Hidden
+
 
 @dataclass(frozen=True)
 class Tokens:
@@ -114,10 +116,25 @@ class VisionLanguageModel(nn.Module, ABC):
         """The number of vectors that :meth:`views` gives."""
         return 1
 
+    def embed_masked_image(self, images: Tensor, hidden: Hidden) -> Tokens:
+        """Gives pictures (B, 3, H, W) as :meth:`embed_image` does, some of their patches hidden."""
+        raise ValueError(_learns_no_modality_alone(self))
+
+    def states(self, tokens: Tokens, rows: Tensor) -> Tensor:
+        """Gives the final states (B, R, width) of the positions ``rows`` (B, R) of one modality alone."""
+        raise ValueError(_learns_no_modality_alone(self))
+
+
+def _learns_no_modality_alone(model: VisionLanguageModel) -> str:
+    return (
+        f"{type(model).__name__} learns no masked patches or words of one modality alone: its towers come pre-trained; "
+        "take a VLMo for these stages"
+    )
+
 
 class ModelConfig(Protocol):
-    """Anything frozen that builds a model."""
+    """Anything frozen that builds a model: a :class:`VisionLanguageModel`, or what a task of its own needs."""
 
-    def build(self) -> VisionLanguageModel:
+    def build(self) -> nn.Module:
         """Gives the model with its initial weights, without reading a file."""
         ...

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.layers.blocks import SHARED, Block, Route
-from dualfuse.layers.embeddings import Patches, Stem, Words
+from dualfuse.layers.embeddings import Hidden, Patches, Stem, Words
+from dualfuse.layers.initial import initialise, initialise_as_beit
 from dualfuse.layers.relative_bias import Grid, RelativeBias
 from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
 
@@ -26,6 +27,9 @@ class Initial:
     """Standard deviation of the linear layers; narrow models learn sooner with more, about 1 / sqrt(width)."""
     layer_scale: float = 0.1
     """First value of LayerScale; 0: none."""
+    rule: Literal["vlmo", "beit"] = "vlmo"
+    """"beit": what pictures pass is drawn within one ``std``, and the outputs of attention and vision expert in layer
+    n (from 1) are divided by sqrt(2 n)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,9 @@ class VLMoConfig:
     """Stochastic depth of the last layer, rising from 0; as in the released code also the text embedding's dropout."""
     experts: Literal["modality", "shared"] = "modality"
     """"shared" is the standard Transformer of the paper's Table 5."""
+    bias: Literal["each", "alike"] = "each"
+    """"alike": all layers read the mean of their relative positions, which start alike and stay so: as if they had one
+    table, BEiT's, and later stages can go on with a table for each."""
     separate_until: int = 0
     """Layers below this give each modality its own attention, to itself alone (Table 7; there: ``both_from``)."""
     stem: Stem = "linear"
@@ -100,16 +107,27 @@ class VLMo(VisionLanguageModel):
         self.relative_bias = (
             RelativeBias(window=window, text=cfg.text_length, layers=cfg.depth, heads=cfg.heads) if relative else None
         )
+        self.biased_alike = cfg.bias == "alike"
         self.blocks = nn.ModuleList(_blocks(cfg))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.pooler = nn.Linear(cfg.width, cfg.width)
-        _initialise(self, cfg.initial.std)
+        initialise(self, cfg.initial.std)
+        if cfg.initial.rule == "beit":
+            initialise_as_beit(self.patches, self.blocks, cfg.initial.std)
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Gives patches and class token of pictures (B, 3, H, W) with the type of their ``slot``."""
         if slot + 1 >= self.types.num_embeddings:
             raise ValueError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} pictures apart")
         tokens, grid = self.patches(images)
+        return self._typed(tokens, grid, slot)
+
+    def embed_masked_image(self, images: Tensor, hidden: Hidden) -> Tokens:
+        """Gives pictures (B, 3, H, W), the embeddings of some patches replaced before positions are added."""
+        tokens, grid = self.patches(images, hidden)
+        return self._typed(tokens, grid, 0)
+
+    def _typed(self, tokens: Tensor, grid: Grid, slot: int) -> Tokens:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Tokens(IMAGE, (tokens + self.types.weight[1 + slot],), mask, grid)
 
@@ -119,9 +137,16 @@ class VLMo(VisionLanguageModel):
 
     def encode(self, tokens: Tokens) -> Tensor:
         """Gives the final state (B, D) of the first token, through the modality's own experts in every layer."""
-        bias = self._bias(tokens)
-        x = self._alone(tokens, bias, until=len(self.blocks) - 1)
-        return self._finish(x, tokens, bias, start=len(self.blocks) - 1, expert=tokens.modality)
+        return self.states(tokens, _first(tokens))[:, 0]
+
+    def states(self, tokens: Tokens, rows: Tensor) -> Tensor:
+        """Gives the final states (B, R, D) of ``rows`` (B, R), through the modality's own experts in every layer.
+
+        The last layer computes those rows alone.
+        """
+        bias, last = self._bias(tokens), len(self.blocks) - 1
+        x = self._alone(tokens, bias, until=last)
+        return self._finish(x, tokens, bias, rows, start=last, expert=tokens.modality)
 
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the plain vector, and the one whose upper layers are the vision-language experts'.
@@ -132,8 +157,9 @@ class VLMo(VisionLanguageModel):
             return (self.encode(tokens),)
         bias = self._bias(tokens)
         x = self._alone(tokens, bias, until=self.both_from)
+        first, start = _first(tokens), self.both_from
         return tuple(
-            self._finish(x, tokens, bias, start=self.both_from, expert=name) for name in (tokens.modality, BOTH)
+            self._finish(x, tokens, bias, first, start=start, expert=name)[:, 0] for name in (tokens.modality, BOTH)
         )
 
     @property
@@ -180,7 +206,8 @@ class VLMo(VisionLanguageModel):
         words = text if text is not None else tokens
         length = words.mask.shape[1] if words.modality == TEXT else 0
         grid: Grid | tuple[()] = (tokens.grid[0], tokens.grid[1]) if tokens.grid else ()
-        return self.relative_bias(text=length, grid=grid)
+        bias = self.relative_bias(text=length, grid=grid)
+        return bias.mean(0, keepdim=True).expand_as(bias) if self.biased_alike else bias
 
     def _route(self, layer: int, text: Tokens, image: Tokens) -> Route:
         lengths = text.mask.shape[1], image.mask.shape[1]
@@ -192,14 +219,14 @@ class VLMo(VisionLanguageModel):
             x = self.blocks[layer](x, _route(tokens.modality, x), mask=mask, bias=_layer(bias, layer))
         return x
 
-    def _finish(self, x: Tensor, tokens: Tokens, bias: Tensor | None, *, start: int, expert: str) -> Tensor:
-        """Runs the layers from ``start`` with one expert; the last computes the first token only."""
+    def _finish(
+        self, x: Tensor, tokens: Tokens, bias: Tensor | None, rows: Tensor, *, start: int, expert: str
+    ) -> Tensor:
+        """Runs the layers from ``start`` with one expert; the last computes ``rows`` (B, R) only."""
         mask, last = _mask(tokens), len(self.blocks) - 1
         for layer in range(start, last):
             x = self.blocks[layer](x, _route(expert, x), mask=mask, bias=_layer(bias, layer))
-        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
-        x = self.blocks[last](x, _route(expert, first), mask=mask, bias=_layer(bias, last), rows=first)
-        return self.norm(x[:, 0])
+        return self.norm(self.blocks[last](x, _route(expert, rows), mask=mask, bias=_layer(bias, last), rows=rows))
 
 
 def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
@@ -215,19 +242,9 @@ def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
         )
 
 
-def _initialise(model: VLMo, std: float) -> None:
-    """Linear weights: truncated normal of ``std``; embeddings: normal 0.02; biases 0; convolutions as torch has it."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        elif isinstance(module, Patches):
-            nn.init.trunc_normal_(module.class_token, std=0.02)
-            if module.window is not None:
-                nn.init.trunc_normal_(module.position, std=0.02)
+def _first(tokens: Tokens) -> Tensor:
+    """Gives the rows (B, 1) of the first token."""
+    return torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.mask.device)
 
 
 def _route(expert: str, x: Tensor) -> Route:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.sample import Sample
+from dualfuse.data.shards import OTHERS
 from dualfuse.data.tar_index import TarIndex
 
 SAMPLES_PER_SHARD = 10_000
@@ -134,21 +135,28 @@ def write_shards(
 
 
 def _members(sample: Sample) -> bytes:
-    """Gives the tar members of one sample: picture, texts (one a line) and meta."""
-    suffix = picture_suffix(sample.image)
-    if not suffix:
-        raise ValueError(f"{sample.key}: shards hold JPEG, PNG or WebP, this picture is none of them; convert it first")
+    """Gives the tar members of one sample: picture, further pictures, texts (one a line) and meta."""
     if not sample.key.isascii() or not 0 < len(sample.key) <= 90 or set(sample.key) & set("./ "):
         raise ValueError(f"the key {sample.key!r} must be 1 to 90 ASCII characters without dot, slash and space")
+    if len(sample.others) > OTHERS:
+        raise ValueError(f"{sample.key} has {len(sample.others)} further pictures; at most {OTHERS} are read")
     lines = "".join(" ".join(text.split()) + "\n" for text in sample.texts)
     meta = json.dumps(dict(sample.meta), sort_keys=True, ensure_ascii=False)
     return b"".join(
         (
-            _member(f"{sample.key}.{suffix}", sample.image),
+            _picture(sample.key, "", sample.image),
+            *(_picture(sample.key, f"{number}.", other) for number, other in enumerate(sample.others, start=1)),
             _member(f"{sample.key}.txt", lines.encode()),
             _member(f"{sample.key}.json", meta.encode()),
         )
     )
+
+
+def _picture(key: str, number: str, data: bytes) -> bytes:
+    suffix = picture_suffix(data)
+    if not suffix:
+        raise ValueError(f"{key}: shards hold JPEG, PNG or WebP, this picture is none of them; convert it first")
+    return _member(f"{key}.{number}{suffix}", data)
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -50,6 +50,11 @@ class Retriever(Protocol):
         ...
 
 
+def can_retrieve(task: Task) -> bool:
+    """Whether :func:`retriever` takes the task."""
+    return all(hasattr(task, name) for name in RETRIEVER)
+
+
 def retriever(task: Task) -> Retriever:
     """Gives the task itself if it can search and re-rank; else ``ValueError``."""
     missing = [name for name in RETRIEVER if not hasattr(task, name)]

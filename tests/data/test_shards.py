@@ -207,7 +207,7 @@ def test_reads_more_tars_than_are_kept_open(tmp_path: Path) -> None:
     shards = Shards.open(tmp_path)
     for _ in range(2):
         assert [sample.image[-1] for sample in shards] == [number % 256 for number in range(many)]
-    assert tar_index._mapped.cache_info().currsize == tar_index.OPEN_TARS
+    assert tar_index.mapped.cache_info().currsize == tar_index.OPEN_TARS
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 1300, 2300, 2560])  # the members end at 1024 and 2560
@@ -264,3 +264,16 @@ def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", {"README": b"text"})
     with pytest.raises(ValueError, match="no samples in 1 tar file"):
         Shards.open(tmp_path)
+
+
+def test_further_pictures(tmp_path: Path) -> None:
+    members = {"a.jpg": JPEG, "a.2.PNG": JPEG + b"2", "a.1.jpg": JPEG + b"1", "a.txt": b"two more\n", "b.jpg": JPEG}
+    members |= {"c.jpg": JPEG, "c.2.jpg": JPEG, "d.1.jpg": JPEG, "e.jpg": JPEG, "e.12.jpg": JPEG, "e.seg.png": JPEG}
+    shards = Shards.open(write_tar(tmp_path / "set.tar", members))
+    assert shards[0] == Sample("set/a", JPEG, ("two more",), others=(JPEG + b"1", JPEG + b"2"))
+    assert shards[1].others == ()
+    with pytest.raises(BrokenSample, match="set/c: further pictures are numbered from 1 on; number 1 is missing"):
+        shards[2]
+    with pytest.raises(BrokenSample, match="set/d: no picture"):
+        shards[3]
+    assert shards[4].others == ()  # what has another name is somebody else's

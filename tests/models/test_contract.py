@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dualfuse.layers.embeddings import Hidden
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig, ImageTowerConfig, TextTowerConfig
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
 from dualfuse.tasks.pairs import PairsConfig
 
 SIZE, LONGEST = (16, 24), 9  # what all models here are made for
@@ -235,3 +236,70 @@ def test_every_parameter_learns_from_pairs(model: VisionLanguageModel) -> None:
     output.loss.backward()
     still = [name for name, parameter in task.named_parameters() if parameter.grad is None or not parameter.grad.any()]
     assert still == []
+
+
+HIDDEN = torch.tensor([[0, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 1], [0] * 6, [1] * 6]).bool()
+
+
+@pytest.fixture(params=[name for name in MODELS if name.startswith("vlmo")])
+def vlmo(request: pytest.FixtureRequest) -> VLMo:
+    return stirred(MODELS[request.param])
+
+
+def test_states_are_those_of_the_whole(vlmo: VLMo) -> None:
+    """Against the blocks run one by one, on all rows."""
+    rows = torch.tensor([[3, 0], [1, 1], [0, 0], [5, 2]])
+    last = vlmo.blocks[-1]
+    for tokens in both(vlmo):
+        inputs = []
+        handle = last.register_forward_pre_hook(lambda *given, into=inputs: into.extend(given[1:]), with_kwargs=True)
+        some = vlmo.states(tokens, rows)
+        handle.remove()
+        (x, _), known = inputs
+        whole = vlmo.norm(last(x, ((tokens.modality, x.shape[1]),), mask=known["mask"], bias=known["bias"]))
+        same(some, torch.stack([states[index] for states, index in zip(whole, rows, strict=True)]))
+        same(vlmo.encode(tokens), whole[:, 0])
+        assert vlmo.states(tokens, rows[:, :0]).shape == (4, 0, vlmo.width)
+
+
+def test_padding_never_changes_a_state(vlmo: VLMo) -> None:
+    ids, mask = texts()
+    rows = torch.tensor([[2, 0, 1]])
+    text = vlmo.states(vlmo.embed_text(ids, mask), rows.expand(4, -1))
+    alone = vlmo.states(vlmo.embed_text(ids[:1, :3], mask[:1, :3]), rows)
+    same(text[:1], alone)
+
+
+def test_hidden_patches_are_never_seen(vlmo: VLMo) -> None:
+    token = torch.randn(1, 1, 16, dtype=torch.float64)
+    images, other = pictures(), pictures().clone()
+    pixels = HIDDEN.view(4, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(4, 3, *SIZE)
+    other[pixels] += 5.0
+    first = vlmo.embed_masked_image(images, Hidden(HIDDEN, token))
+    second = vlmo.embed_masked_image(other, Hidden(HIDDEN, token))
+    assert torch.equal(first.states[0], second.states[0])
+    assert (first.modality, first.grid) == ("image", (2, 3)) and first.mask.all()
+    changed = vlmo.embed_masked_image(images, Hidden(HIDDEN, token + 1)).states[0] - first.states[0]
+    same(changed[:, 1:], HIDDEN[..., None].double().expand(-1, -1, 16))
+    assert not changed[:, 0].any()
+
+
+def test_nothing_hidden_is_the_plain_picture(vlmo: VLMo) -> None:
+    nothing = Hidden(torch.zeros(4, 6, dtype=torch.bool), torch.randn(1, 1, 16, dtype=torch.float64))
+    masked, plain = vlmo.embed_masked_image(pictures(), nothing), vlmo.embed_image(pictures())
+    assert torch.equal(masked.states[0], plain.states[0])
+
+
+def test_a_mask_for_other_patches_is_refused() -> None:
+    vlmo = stirred(VLMO)
+    with pytest.raises(ValueError, match=r"5 patches can be hidden, but the pictures have 2 x 3"):
+        vlmo.embed_masked_image(pictures(), Hidden(HIDDEN[:, :5], torch.zeros(1, 1, 16)))
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("vlmo")])
+def test_towers_learn_no_modality_alone(name: str) -> None:
+    model = stirred(MODELS[name])
+    with pytest.raises(ValueError, match="BridgeTower learns no masked patches"):
+        model.states(both(model)[0], torch.zeros(4, 1, dtype=torch.long))
+    with pytest.raises(ValueError, match="take a VLMo"):
+        model.embed_masked_image(pictures(), Hidden(HIDDEN, torch.zeros(1, 1, 16)))

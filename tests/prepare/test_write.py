@@ -85,3 +85,17 @@ def test_only_jpeg_png_and_webp_go_into_shards(tmp_path: Path) -> None:
     assert [picture_suffix(picture(1, kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF")] == ["jpg", "png", "webp", ""]
     with pytest.raises(ValueError, match="convert it first"):
         write_shards([Sample("a", picture(1, "GIF"))], tmp_path)
+
+
+def test_further_pictures_come_back_in_order(tmp_path: Path) -> None:
+    others = tuple(picture(number, kind) for number, kind in enumerate(("PNG", "JPEG", "WEBP")))
+    several = Sample("two", picture(9), ("a text",), {"n": 1}, others=others)
+    (shard,) = write_shards([several, SAMPLES[0]], tmp_path)
+    first, second = Shards.open(shard)
+    assert (first.image, first.others, first.texts, first.meta) == (picture(9), others, ("a text",), {"n": 1})
+    assert second.others == ()
+    with tarfile.open(shard) as archive:
+        assert archive.getnames()[:6] == ["two.jpg", "two.1.png", "two.2.jpg", "two.3.webp", "two.txt", "two.json"]
+    for broken, reason in ((others * 4, "12 further pictures"), ((b"no picture",), "none of them; convert")):
+        with pytest.raises(ValueError, match=reason):
+            write_shards([Sample("k", picture(0), others=broken)], tmp_path / "broken")

@@ -1,0 +1,150 @@
+"""BEiT (arXiv 2106.08254) in the layouts of microsoft/unilm, timm and Hugging Face: what VLMo starts from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from dualfuse.convert.from_shapes import count
+from dualfuse.convert.rename import Layout, Table, inside, weight_and_bias
+
+_BLOCK: Table = {
+    "attn.qkv.weight": "attention.shared.qkv.weight",
+    "attn.q_bias": "attention.shared.q_bias",
+    "attn.v_bias": "attention.shared.v_bias",
+    "gamma_1": "scale_1.weight",
+    "gamma_2": "scale_2.weight",
+} | weight_and_bias(
+    {
+        "norm1": "norm",
+        "attn.proj": "attention.shared.projection",
+        "norm2": "experts.image.norm",
+        "mlp.fc1": "experts.image.up",
+        "mlp.fc2": "experts.image.down",
+    }
+)
+SHARED, OF_LAYER = "bias.shared", "bias.{}"
+"""What bias tables are called until :func:`as_vlmo` makes one of them."""
+_NAMES: Table = (
+    {
+        "cls_token": "model.patches.class_token",
+        "pos_embed": "model.patches.position",
+        "mask_token": "mask_token",
+        "rel_pos_bias.relative_position_bias_table": SHARED,
+        "blocks.{}.attn.relative_position_bias_table": OF_LAYER,
+    }
+    | weight_and_bias({"patch_embed.proj": "model.patches.projection", "norm": "model.norm", "lm_head": "head"})
+    | inside(_BLOCK, "blocks.{}.", "model.blocks.{}.")
+)
+OFFICIAL = Layout(dict(_NAMES), {}, ("*relative_position_index", "blocks.*.attn.k_bias", "fc_norm.*", "head.*", "fpn*"))
+"""microsoft/unilm, and timm, which names tensors alike and leaves the indices out."""
+
+_LAYER = {
+    "attention.attention.qkv.weight": "attn.qkv.weight",  # three in the file: see joined
+    "attention.attention.query.bias": "attn.q_bias",
+    "attention.attention.value.bias": "attn.v_bias",
+    "attention.attention.relative_position_bias.relative_position_bias_table": "attn.relative_position_bias_table",
+    "lambda_1": "gamma_1",
+    "lambda_2": "gamma_2",
+} | weight_and_bias(
+    {
+        "layernorm_before": "norm1",
+        "attention.output.dense": "attn.proj",
+        "layernorm_after": "norm2",
+        "intermediate.dense": "mlp.fc1",
+        "output.dense": "mlp.fc2",
+    }
+)
+_HUGGING_FACE = (
+    {
+        "embeddings.cls_token": "cls_token",
+        "embeddings.position_embeddings": "pos_embed",
+        "embeddings.mask_token": "mask_token",
+        "encoder.relative_position_bias.relative_position_bias_table": "rel_pos_bias.relative_position_bias_table",
+    }
+    | weight_and_bias({"embeddings.patch_embeddings.projection": "patch_embed.proj"})
+    | inside(_LAYER, "encoder.layer.{}.", "blocks.{}.")
+)
+_HEADS = weight_and_bias({"layernorm": "norm", "lm_head": "lm_head"})
+PREFIX = "beit."
+"""Of everything but the heads, in files of Hugging Face's models that have heads; the bare BeitModel has none."""
+
+
+def hugging_face(prefix: str) -> Layout:
+    """Gives the names in a file of transformers, after :func:`joined`."""
+    names = {theirs: _NAMES[official] for theirs, official in (inside(_HUGGING_FACE, prefix, "") | _HEADS).items()}
+    dead = (
+        "*relative_position_index",
+        f"{prefix}pooler.*",
+        "classifier.*",
+        "decode_head.*",
+        "auxiliary_head.*",
+        "fpn*",
+    )
+    return Layout(names, {}, dead)
+
+
+def is_beit(names: Collection[str]) -> bool:
+    """Whether a state dict with these names comes from the official code or from timm."""
+    return {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.q_bias"} <= set(names)
+
+
+def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Stacks separate queries, keys and values of Hugging Face: ...attention.qkv.weight, rows in this order."""
+    stacked, parts = {}, ("query", "key", "value")
+    for name, tensor in tensors.items():
+        layer, middle, part = name.partition(".attention.attention.")
+        if not middle or part not in [f"{letter}.weight" for letter in parts]:
+            stacked[name] = tensor
+        elif part == "query.weight":
+            names = [f"{layer}{middle}{letter}.weight" for letter in parts]
+            if missing := [other for other in names if other not in tensors]:
+                raise ValueError(f"this BEiT has {name}, but no {' and no '.join(missing)}: the file is not complete")
+            stacked[f"{layer}{middle}qkv.weight"] = torch.cat([tensors[other] for other in names])
+    return stacked
+
+
+def as_vlmo(tensors: Mapping[str, Tensor], text: int) -> dict[str, Tensor]:
+    """Gives the one bias table of VLMo, for texts of up to ``text`` tokens, in the place of BEiT's.
+
+    Tables of the layers stand side by side; one that all layers share is repeated. Rows of texts are zero, and so are
+    the types of text and picture, so that pictures are seen exactly as by BEiT.
+    """
+    left = {name: tensor for name, tensor in tensors.items() if not name.startswith("bias.")}
+    types = torch.zeros(2, tensors["model.patches.class_token"].shape[-1])
+    if table := _table(tensors, count(tensors, "model.blocks.")):
+        rows = torch.zeros(2 * text + 2, sum(part.shape[1] for part in table), dtype=table[0].dtype)
+        left["model.relative_bias.table"] = torch.cat([torch.cat(table, dim=1), rows])
+    return left | {"model.types.weight": types}
+
+
+def window(rows: int) -> int:
+    """Gives the side of the square grid of a bias table of (2g - 1)^2 + 3 ``rows``; ``ValueError`` for no square."""
+    across = math.isqrt(max(0, rows - 3))
+    if not across % 2 or across**2 != rows - 3:
+        raise ValueError(f"BEiT's relative_position_bias_table has {rows} rows, which fits no square picture")
+    return (across + 1) // 2
+
+
+def copied_to_language(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gives the language experts that are copies of the vision experts; the released code leaves them random."""
+    return {
+        name.replace(".experts.image.", ".experts.text."): tensor.clone()
+        for name, tensor in tensors.items()
+        if ".experts.image." in name
+    }
+
+
+def _table(tensors: Mapping[str, Tensor], depth: int) -> list[Tensor]:
+    """Gives the bias tables of all layers, none if there are none."""
+    if SHARED in tensors:
+        return [tensors[SHARED]] * depth
+    names = [OF_LAYER.format(layer) for layer in range(depth)]
+    found = [tensors[name] for name in names if name in tensors]
+    if found and len(found) < depth:
+        missing = next(layer for layer, name in enumerate(names) if name not in tensors)
+        raise ValueError(f"layer {missing} of this BEiT has no relative_position_bias_table, but others have")
+    return found

@@ -1,0 +1,102 @@
+"""What a model is judged by: what it was trained for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dualfuse.data.loader import Delivery, Row, Samples, Skipped, evaluation_batches
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan, evaluate
+from dualfuse.engine.feed import open_sets, to_device
+from dualfuse.engine.pair_accuracy import pair_accuracy
+from dualfuse.engine.progress import following
+from dualfuse.engine.score import Answer, score
+from dualfuse.engine.word_accuracy import word_accuracy
+from dualfuse.hub import Loaded
+from dualfuse.tasks.classification import Classification
+from dualfuse.tasks.codebook_sheet import codebook_sheet
+from dualfuse.tasks.masked_text import MaskedText
+from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.reconstruction import Reconstruct
+from dualfuse.tasks.retrieval import can_retrieve, retriever
+
+DRAWN = 256  # pictures whose codes are counted on a sheet
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Numbers by name, most of them shares of one; how many of what was judged; what was left out; answers."""
+
+    metrics: dict[str, float]
+    size: str
+    excluded: tuple[Skipped, ...] = ()
+    answers: tuple[Answer, ...] = ()
+
+
+def judge(model: Loaded, data: str, plan: Plan) -> Judged:
+    """Judges a model in evaluation mode on ``data``, shards or, for one that learns from text alone, a text corpus.
+
+    Retrieval for a task that learnt contrast, matching and words for one that learnt them alone, answers for one that
+    answers; any other task by what it logs when it learns.
+    """
+    task, prep = model.task, model.prep
+    if isinstance(task, MaskedText):
+        texts = open_sets(model.recipe, (data,))[0]
+        # lines that cannot be read are found, and told of, when the corpus is packed
+        metrics = word_accuracy(task, prep, texts, replace(plan, exclude_broken=True))
+        return Judged(metrics, f"{len(texts)} rows of text")
+    shards = Shards.open(data)
+    if isinstance(task, Classification):
+        scored = score(task, prep, shards, plan)
+        size = f"{len(scored.answers)} questions, {scored.judged} of them with a known answer"
+        return Judged(scored.metrics, size, scored.excluded, scored.answers)
+    if isinstance(task, Pairs) and not task.can_search:
+        return Judged(pair_accuracy(task, prep, shards, plan), f"{len(shards)} pairs")
+    if can_retrieve(task):
+        found = evaluate(retriever(task), prep, shards, plan)
+        return Judged(found.metrics, f"{found.pictures} pictures, {found.texts} texts", found.excluded)
+    return Judged(learning(model, shards, plan), f"{len(shards)} samples")
+
+
+@torch.inference_mode()
+def learning(model: Loaded, samples: Samples, plan: Plan) -> dict[str, float]:
+    """Gives the mean over batches of what the task logs when it learns, with what is random drawn by sample alone."""
+    task, deliveries = model.task, _batches(model, samples, plan)
+    device, sums, number = next(task.parameters()).device, dict[str, float](), 0
+    for delivery in following(deliveries, total=-(-len(samples) // plan.batch), what="samples"):
+        for name, value in task(to_device(delivery.batch, device)).log.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+        number += 1
+    return {name: total / number for name, total in sums.items()}
+
+
+def draw_codes(model: Loaded, data: str, path: Path) -> None:
+    """Draws what a tokenizer of visual words makes of the first pictures of ``data``, and how it uses its codes."""
+    if not isinstance(model.task, Reconstruct):
+        raise ValueError(f"a {type(model.task).__name__} model draws no pictures; a sheet shows what a tokenizer does")
+    plan = Plan(batch=DRAWN, workers=0, exclude_broken=True)
+    views = next(_batches(model, Shards.open(data), plan)).batch["view"]
+    codebook_sheet(model.task.model, views).save(path)
+
+
+def _batches(model: Loaded, samples: Samples, plan: Plan) -> Iterator[Delivery]:
+    cfg = model.recipe.task
+    return evaluation_batches(
+        samples,
+        partial(_read, model),
+        cfg.collate,
+        batch=plan.batch,
+        workers=plan.workers,
+        exclude_broken=plan.exclude_broken,
+    )
+
+
+def _read(model: Loaded, sample: Sample, rng: np.random.Generator) -> Row:
+    return model.recipe.task.read(sample, model.prep, rng)

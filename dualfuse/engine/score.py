@@ -1,0 +1,127 @@
+"""Answers, judged and written: every task that answers with a name, on every sample of a set."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import torch
+
+from dualfuse.data.loader import Skipped, evaluation_batches
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan
+from dualfuse.engine.feed import to_device
+from dualfuse.engine.progress import following
+from dualfuse.tasks.base import Prep
+from dualfuse.tasks.classification import Classification, QuestionBatch, QuestionConfig, QuestionRow
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a task says of one sample."""
+
+    key: str
+    id: str | int
+    """How the data set calls the question."""
+    answer: str
+    probability: float
+    """Of this answer."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Shares of one by name, the answers in file order, how many of them could be judged, and what was left out."""
+
+    metrics: dict[str, float]
+    answers: tuple[Answer, ...]
+    judged: int
+    excluded: tuple[Skipped, ...]
+
+
+@torch.inference_mode()
+def score(task: Classification, prep: Prep, shards: Shards, plan: Plan) -> Scored:
+    """Answers every sample of ``shards``, and judges the answers whose truth is known.
+
+    A set of which no truth is known, such as a test set, gives answers and no metrics. A sample that cannot be read
+    raises ``BrokenSample``, or is left out and reported with ``plan.exclude_broken``. What people answered beyond the
+    task's vocabulary is no reason to leave a question out: it counts, and its answer is wrong.
+    """
+    if task.training:
+        raise ValueError("the task is in training mode; call eval() on it before it is judged")
+    device = next(task.parameters()).device
+    deliveries = evaluation_batches(
+        shards,
+        partial(_ask, task.cfg, prep),
+        task.cfg.collate,
+        batch=plan.batch,
+        workers=plan.workers,
+        exclude_broken=plan.exclude_broken,
+    )
+    metric, answers, excluded, judged = task.metric(), list[Answer](), list[Skipped](), 0
+    for delivery in following(deliveries, total=-(-len(shards) // plan.batch), what="questions"):
+        excluded += delivery.skipped
+        batch = cast(QuestionBatch, to_device(delivery.batch, device))  # made by the task's own collate
+        best = task.predict(batch).max(1)
+        for asked, probability, number in zip(
+            delivery.batch["asked"], best.values.tolist(), best.indices.tolist(), strict=True
+        ):
+            answer = task.names[number]
+            answers.append(Answer(asked.key, asked.id, answer, probability))
+            if asked.truth:
+                metric.add(asked, answer)
+                judged += 1
+    return Scored(metric.result(), tuple(answers), judged, tuple(excluded))
+
+
+def _ask(cfg: QuestionConfig, prep: Prep, sample: Sample, rng: np.random.Generator) -> QuestionRow:
+    return cfg.ask(sample, prep, rng)
+
+
+def write_answers(answers: Sequence[Answer], path: Path) -> None:
+    """Writes answers in the form that the ending of ``path`` says.
+
+    ".json": VQA's list of {"question_id", "answer"}, for its server. ".csv": NLVR2's lines IDENTIFIER,ANSWER.
+    ".jsonl": one object a line, with key and probability. ``ValueError`` for another ending, and where a server would
+    refuse: two answers of one id, or for VQA an id that is no number.
+    """
+    forms = {".json": _vqa, ".csv": _nlvr2, ".jsonl": _lines}
+    if path.suffix not in forms:
+        raise ValueError(f"{path} should end in {', '.join(forms)}: VQA's form, NLVR2's, or all that is known")
+    forms[path.suffix](answers, path)
+
+
+def _vqa(answers: Sequence[Answer], path: Path) -> None:
+    _refuse_twice(answers)
+    if strange := [answer.id for answer in answers if not isinstance(answer.id, int)]:
+        raise ValueError(
+            f'VQA\'s question ids are numbers, not like {strange[0]!r}: samples need an "id" in their json'
+        )
+    listed = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
+    path.write_text(json.dumps(listed) + "\n", encoding="utf-8")
+
+
+def _nlvr2(answers: Sequence[Answer], path: Path) -> None:
+    _refuse_twice(answers)
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows((answer.id, answer.answer) for answer in answers)
+
+
+def _lines(answers: Sequence[Answer], path: Path) -> None:
+    lines = (json.dumps(vars(answer), ensure_ascii=False) for answer in answers)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def _refuse_twice(answers: Sequence[Answer]) -> None:
+    twice = [name for name, count in Counter(answer.id for answer in answers).items() if count > 1]
+    if twice:
+        raise ValueError(
+            f"{len(twice)} questions are answered more than once, such as {twice[0]!r}; look at the shards"
+        )

@@ -1,0 +1,33 @@
+"""VLMo's three stages in order (section 3.4): pictures alone, text alone, pairs. Each starts from the one before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dualfuse.recipe import Recipe
+from dualfuse.recipes.small import nano_pairs
+from dualfuse.recipes.vlmo import base_pairs, large_pairs
+from dualfuse.recipes.vlmo_images import base_images, large_images, nano_images
+from dualfuse.recipes.vlmo_text import base_text, large_text, nano_text
+
+
+def base() -> tuple[Recipe, ...]:
+    """VLMo-Base in three stages: give --images.task.tokenizer, and --data.train to --images, --text and --pairs.
+
+    Published runs take stage one from BEiT, fine-tuned on ImageNet besides: ``vlmo-base-text`` begins there.
+    """
+    return _chain(base_images(), base_text(), base_pairs())
+
+
+def large() -> tuple[Recipe, ...]:
+    """VLMo-Large in three stages: the flags of vlmo-base."""
+    return _chain(large_images(), large_text(), large_pairs())
+
+
+def nano() -> tuple[Recipe, ...]:
+    """VLMo-nano in three stages, for a laptop: the flags of vlmo-base."""
+    return _chain(nano_images(), nano_text(), nano_pairs())
+
+
+def _chain(images: Recipe, text: Recipe, pairs: Recipe) -> tuple[Recipe, ...]:
+    return images, replace(text, start_from=images.name), replace(pairs, start_from=text.name)

@@ -1,0 +1,56 @@
+"""What was asked, what was answered, and how often that was right."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Protocol
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One text about its pictures, and what is known of the right answer."""
+
+    key: str
+    """Of the sample."""
+    id: str | int
+    """How the data set calls it: "id" of the sample's json; or else the key."""
+    text: str
+    truth: tuple[str, ...] = ()
+    """The right answer, or those that people gave; empty: not known, as in test sets."""
+    kind: str = ""
+    """By which answers are judged apart: "answer_type" of the sample's json."""
+
+
+class Metric(Protocol):
+    """Counts answers one by one, so that no more than the counts is held."""
+
+    def add(self, asked: Asked, answer: str) -> None:
+        """Takes an answer to a question whose truth is known."""
+        ...
+
+    def result(self) -> dict[str, float]:
+        """Gives shares of one by name; none if nothing was added."""
+        ...
+
+
+class Accuracy:
+    """The share of right answers, over all and over those of each true label."""
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self._all: Counter[str] = Counter()
+        self._right: Counter[str] = Counter()
+
+    def add(self, asked: Asked, answer: str) -> None:
+        """Counts one answer."""
+        [label] = asked.truth
+        self._all[label] += 1
+        self._right[label] += answer == label
+
+    def result(self) -> dict[str, float]:
+        """Gives "accuracy", and "accuracy/LABEL" for every label."""
+        if not self._all:
+            return {}
+        by_label = {f"accuracy/{label}": self._right[label] / self._all[label] for label in sorted(self._all)}
+        return {"accuracy": self._right.total() / self._all.total()} | by_label

@@ -1,0 +1,93 @@
+"""Masked words on text alone: stage two of VLMo (paper, section 3.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualfuse import dist
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text import mask_words, pad
+from dualfuse.models.base import VisionLanguageModel
+from dualfuse.tasks.base import Output, Prep, Task
+from dualfuse.tasks.heads import WordHead
+from dualfuse.tasks.pair_rows import masked_rows
+
+
+class TextRow(TypedDict):
+    """One text: its word pieces with some masked (T,), and their labels (T,), -100 at all others."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+class TextBatch(TypedDict):
+    """B texts: ids, mask (B, T); ``rows`` (B, R) are the positions of masked words, ``targets`` what stood there.
+
+    Where a text has fewer than R, targets are -100.
+    """
+
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class MaskedTextConfig:
+    """How many words are masked, always whole ones."""
+
+    mask_share: float = 0.15
+    """Share of the words that is masked."""
+    initial_std: float = 0.02
+    """Standard deviation of the head's first weights; see ``Initial.std`` of the model."""
+
+    def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> TextRow:
+        """Masks words of the text; a picture beside it is not looked at."""
+        if not sample.texts:
+            raise BrokenSample(sample.key, "it has no text")
+        words = prep.text.encode(sample.texts[0])
+        ids, labels = mask_words(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
+        return {"ids": ids, "labels": labels}
+
+    def collate(self, rows: Sequence[TextRow]) -> TextBatch:
+        """Pads the texts to the longest of them."""
+        lengths = torch.tensor([len(row["ids"]) for row in rows])
+        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+        places, targets = masked_rows([row["labels"] for row in rows])
+        return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None], "rows": places, "targets": targets}
+
+    def build(self, model: VisionLanguageModel) -> MaskedText:
+        """Gives the task with a fresh head."""
+        return MaskedText(self, model)
+
+
+class MaskedText(Task):
+    """Predicts masked words from the words around them; parts of the model for pictures never run."""
+
+    def __init__(self, cfg: MaskedTextConfig, model: VisionLanguageModel) -> None:
+        """The word head is the one that pre-training on pairs goes on with."""
+        super().__init__()
+        self.cfg, self.model = cfg, model
+        self.word_head = WordHead(model.width, model.vocabulary, epsilon=model.head_epsilon, std=cfg.initial_std)
+
+    def forward(self, batch: TextBatch) -> Output:
+        """Gives the mean loss over all masked words of all processes."""
+        text = self.model.embed_text(batch["ids"], batch["mask"])
+        loss, accuracy = word_loss(self.word_head, self.model.states(text, batch["rows"]), batch["targets"])
+        return Output(loss, {"loss": loss.detach(), "accuracy/words": accuracy})
+
+
+def word_loss(head: WordHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Gives the mean loss of states (B, R, D) at masked words over those of all processes, and the share right."""
+    is_masked = targets != -100
+    logits, wanted = head(states[is_masked]), targets[is_masked]
+    number = dist.mean(is_masked.sum().float()).clamp(min=1)
+    loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
+    return loss, (logits.argmax(1) == wanted).sum() / number

@@ -1,0 +1,72 @@
+"""Opens the tokenizer that names the patches of a picture: DALL-E's published encoder, or one trained here."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from dualfuse.config import from_json
+from dualfuse.data.pickled_module import read_pickled_module
+from dualfuse.layers.dalle import DalleEncoder
+from dualfuse.layers.visual_tokens import VisualTokenizer
+
+PREFIX = "model."  # of a model's tensors in the folder of a task
+
+
+@lru_cache(maxsize=2)
+def open_tokenizer(path: str, device: torch.device) -> VisualTokenizer:
+    """Gives the frozen tokenizer of a model folder, or of a file of DALL-E's encoder, once per process.
+
+    The file is the published encoder.pkl, whose code is not run, or its state dict as .pt or .safetensors. Raises
+    ValueError for anything else.
+    """
+    if not path:
+        raise ValueError(
+            "no visual tokens: give --task.tokenizer, the folder of a trained one (dualfuse train vlmo-tokenizer, then "
+            "OUT/final) or the file encoder.pkl of DALL-E"
+        )
+    place = Path(path).expanduser()
+    tokenizer = _of_folder(place) if place.is_dir() else _of_file(place)
+    return tokenizer.requires_grad_(False).eval().to(device)
+
+
+def _of_file(path: Path) -> VisualTokenizer:
+    if not path.is_file():
+        raise ValueError(
+            f"{path} is neither a file nor a folder; a tokenizer is a model folder, or DALL-E's encoder.pkl"
+        )
+    tensors = _read(path) if path.suffix == ".safetensors" else read_pickled_module(path)
+    try:
+        return DalleEncoder.of(tensors)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _of_folder(folder: Path) -> VisualTokenizer:
+    try:
+        config = from_json(json.loads((folder / "config.json").read_text())["model"])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{folder} is no model folder: its config.json names no model: {error}") from error
+    with torch.random.fork_rng(devices=[]):  # the random weights are not kept
+        tokenizer = config.build()
+    if not isinstance(tokenizer, VisualTokenizer):
+        raise ValueError(f"{folder} holds a {type(tokenizer).__name__}, which makes no visual tokens of pictures")
+    tensors = _read(folder / "model.safetensors")
+    try:
+        tokenizer.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+    return tokenizer
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is missing, truncated or no safetensors file: {error}") from error

@@ -1,0 +1,314 @@
+"""Official VLMo checkpoints of every kind say what they are, and come back bit by bit."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from torch.testing import assert_close
+
+from dualfuse import hub
+from dualfuse.convert.build import Converted
+from dualfuse.convert.convert import convert
+from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.load import load
+from dualfuse.convert.rename import sort
+from dualfuse.convert.report import Report
+from dualfuse.convert.vlmo import INDICES, Kind, kind_of, layout, to_official
+from dualfuse.convert.vlmo_config import recipe_of, relative_sizes
+from dualfuse.convert.write_official import write_official
+from dualfuse.data.text import BERT_SPECIAL
+from dualfuse.layers.relative_bias import resize_table
+from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.recipe import Recipe
+from dualfuse.recipes.vlmo import BASE, BASE_PLUS, LARGE
+from dualfuse.tasks.base import TaskConfig
+from dualfuse.tasks.heads import Projection
+from dualfuse.tasks.masked_image import MaskedImageConfig
+from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.vqa import VQAConfig
+
+VLMO = Path(__file__).parent.parent / "golden" / "vlmo"
+FACTS = json.loads((VLMO / "facts.json").read_text())
+HEADS = {
+    "pairs": ("mlm_score", "itm_score", "itc_", "logit_"),
+    "retrieval": ("itc_image_proj", "itc_text_proj", "logit_scale"),
+    "vqa": ("vqa_classifier",),
+    "nlvr2": ("nlvr2_classifier",),
+    "text": (),
+}
+ALL_HEADS = ("mlm_score", "itm_score", "itc_", "logit_", "vqa_", "nlvr2")
+SAID = {"max_text_len": 12, "max_text_len_of_initckpt": 20, "num_heads": 4, "drop_path_rate": 0.2}
+
+
+def state(kind: str, variant: str = "rel") -> dict[str, Tensor]:
+    """What the official code stores for a kind of training, as recorded."""
+    if kind == "text":
+        whole = load_file(VLMO / "beit_stage2_state.safetensors")
+        return {name.removeprefix("stage2."): tensor for name, tensor in whole.items() if name.startswith("stage2.")}
+    whole = load_file(VLMO / f"{variant}_state.safetensors")
+    tensors = {
+        name: tensor for name, tensor in whole.items() if not name.startswith(ALL_HEADS) or name.startswith(HEADS[kind])
+    }
+    if kind == "nlvr2":
+        tensors["token_type_embeddings.weight"] = whole["nlvr2.token_type_embeddings.weight"]
+    return tensors
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The recorded models know 101 word pieces."""
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    made = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    made.add_special_tokens(list(BERT_SPECIAL))
+    path = tmp_path_factory.mktemp("words") / "tokenizer.json"
+    made.save(str(path))
+    return str(path)
+
+
+@pytest.fixture
+def official(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a checkpoint of Lightning, with what it says of its training."""
+
+    def write(tensors: dict[str, Tensor], **said: Any) -> Path:
+        content: dict[str, Any] = {"state_dict": tensors, "epoch": 3}
+        torch.save(content | ({"hyper_parameters": {"config": said}} if said else {}), tmp_path / "official.ckpt")
+        return tmp_path / "official.ckpt"
+
+    return write
+
+
+VARIANTS = [(kind, "rel") for kind in HEADS] + [(kind, "abs") for kind in HEADS if kind != "text"]
+TASKS: dict[str, TaskConfig] = {
+    "pairs": PairsConfig(),
+    "retrieval": PairsConfig(match=0.0, words=0.0, views="plain"),
+    "vqa": VQAConfig(answers=17),
+    "nlvr2": NLVR2Config(hidden_scale=2.0),
+    "text": MaskedTextConfig(),
+}
+
+
+@pytest.mark.parametrize(("kind", "variant"), VARIANTS)
+def test_there_and_back(kind: str, variant: str, official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
+    theirs = state(kind, variant) | {"text_embeddings.position_ids": torch.arange(12)[None]}
+    if variant == "rel":
+        sizes = zip(INDICES, (17, 12, 29), strict=True)
+        theirs |= {name: torch.randint(0, 90, (size, size)) for name, size in sizes}
+    report = convert(official(theirs, **SAID), tmp_path / "ours", tokenizer=tokenizer)
+    assert not report.unexpected
+    unused = {"text_embeddings.position_ids", *INDICES, "text_embeddings.position_embeddings.weight"}
+    assert set(report.unused) == (unused if variant == "rel" else {"text_embeddings.position_ids"})
+    assert {name.split(".")[0] for name in report.new} == (
+        {"match_head", "word_head"} if kind == "retrieval" else set()
+    )
+    recipe = hub.read_recipe(tmp_path / "ours")
+    length = 20 if variant == "rel" else 12
+    both_from = 4 if kind == "text" else 2
+    slots = 2 if kind == "nlvr2" else 1
+    wanted = VLMoConfig(48, 4, 4, both_from, 8, (32, 32), 101, length, drop_path=0.2, image_slots=slots)
+    if variant == "abs":
+        wanted = replace(wanted, positions="absolute", initial=Initial(layer_scale=0.0))
+    assert recipe.model == wanted and recipe.task == TASKS[kind]
+    assert recipe.data.text_length == 12 and recipe.data.image_size == (32, 32)
+
+    assert not convert(tmp_path / "ours", tmp_path / "back", to="official").new
+    back = torch.load(tmp_path / "back" / "vlmo.ckpt", weights_only=True)["state_dict"]
+    assert back.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
+    again = read_foreign(tmp_path / "back" / "vlmo.ckpt", tokenizer)
+    assert again.recipe.model == wanted and again.recipe.data.text_length == 12
+
+
+def golden(variant: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    return load_file(VLMO / f"{variant}_inputs.safetensors"), load_file(VLMO / f"{variant}_outputs.safetensors")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["pairs", "retrieval"])
+@pytest.mark.parametrize("variant", ["rel", "abs"])
+def test_vectors_of_the_released_code(kind: str, variant: str, official: Callable[..., Path], tokenizer: str) -> None:
+    task = load(official(state(kind, variant), **SAID), tokenizer=tokenizer).task
+    inputs, outputs = golden(variant)
+    assert isinstance(task, Pairs) and task.can_search and task.can_match == (kind == "pairs")
+    image = task.model.embed_image(inputs["in.image"])
+    text = task.model.embed_text(inputs["in.text_ids"], inputs["in.text_masks"])
+    tolerances = FACTS["tolerances"][f"{variant}_outputs"]
+    for name, vectors in (("image", task.image_features(image)), ("text", task.text_features(text))):
+        atol, rtol = tolerances[f"{name}.itc_feat"]
+        assert_close(vectors, outputs[f"{name}.itc_feat"], atol=atol, rtol=rtol)
+
+
+@torch.no_grad()
+def test_the_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
+    loaded = load(official(state("text"), **SAID), tokenizer=tokenizer)
+    task, outputs = loaded.task, load_file(VLMO / "beit_stage2_outputs.safetensors")
+    assert isinstance(task, MaskedText) and loaded.recipe.optim.warmup == 2500
+    text = task.model.embed_text(outputs["in.text_ids_mlm"], outputs["in.text_masks"])
+    states = task.model.states(text, torch.arange(20).expand(4, -1))
+    real = outputs["in.text_masks"].bool()
+    assert_close(task.word_head(states)[real], outputs["stage2.mlm_logits"][real], atol=1e-5, rtol=1e-5)
+    hidden: list[Tensor] = []
+    for block in task.model.units():
+        block.register_forward_hook(lambda *args: hidden.append(args[-1]))
+    image = task.model.embed_image(outputs["in.image"])
+    task.model.states(image, torch.arange(17).expand(4, -1))
+    assert_close(torch.stack(hidden), outputs["stage2.image.hidden"], atol=1e-5, rtol=1e-5)
+
+
+SIZES = {"base": BASE, "base_plus": replace(BASE_PLUS, text_length=196), "large": LARGE}
+PUBLISHED: list[tuple[str, int, TaskConfig]] = [
+    ("stage2", 224, MaskedTextConfig()),
+    ("pairs", 224, PairsConfig()),
+    ("vqa", 480, VQAConfig(answers=3129)),
+    ("nlvr2", 384, NLVR2Config()),
+    ("coco", 384, TASKS["retrieval"]),
+    ("f30k", 224, TASKS["retrieval"]),
+    ("f30k", 384, TASKS["retrieval"]),
+]
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(("name", "side", "task"), PUBLISHED, ids=lambda value: value if isinstance(value, str) else "")
+def test_every_published_file_by_its_shapes_alone(size: str, name: str, side: int, task: TaskConfig) -> None:
+    """Plain dictionaries of tensors, with no word of how they were trained."""
+    model = replace(SIZES[size], image_size=(side, side), image_slots=2 if name == "nlvr2" else 1)
+    if name == "stage2":
+        model = replace(model, both_from=model.depth)
+    with torch.device("meta"):
+        made = Converted(task.build(model.build()), Recipe(name, model, task), {}, Report("made", {}))
+        theirs = write_official(made).tensors
+    rows = {224: 1126, 384: 2606, 480: 3878}[side]
+    assert (size == "base_plus") != (theirs.get("relative_position_bias_table", torch.empty(0)).shape[0] == rows)
+    theirs = {name: tensor for name, tensor in theirs.items() if name not in INDICES}
+    kind = kind_of(theirs)
+    found = sort(theirs, layout(kind, relative=model.positions == "relative"))
+    assert not found.unexpected
+    recipe = recipe_of(found.tensors, {}, kind, {}, "read")
+    assert (recipe.model, recipe.task) == (model, task)
+    assert recipe.data.text_length == (196 if name == "stage2" else 40)
+
+
+def test_what_we_trained_becomes_a_file_that_the_released_loader_can_resize(tmp_path: Path) -> None:
+    """It cuts positions of words, and asks for the indices at another resolution; none of it is learnt."""
+    model = VLMoConfig(32, 2, 2, 1, 8, (32, 32), text_length=20)
+    recipe = Recipe("mine", model, PairsConfig())
+    recipe = replace(recipe, data=replace(recipe.data, image_size=(32, 32), text_length=9))
+    hub.save(tmp_path / "ours", recipe.task.build(model.build()), recipe)
+    report = convert(tmp_path / "ours", tmp_path / "theirs", to="official")
+    written = torch.load(tmp_path / "theirs" / "vlmo.ckpt", weights_only=True)["state_dict"]
+    shapes = {name: tuple(written[name].shape) for name in INDICES}
+    assert shapes == dict(zip(INDICES, ((17, 17), (9, 9), (26, 26)), strict=True))
+    assert written["text_embeddings.position_ids"].tolist() == [list(range(9))]
+    assert written["text_embeddings.position_embeddings.weight"].shape == (9, 32)
+    assert written["logit_scale"].shape == () and set(report.new) == {"position_numbers", "word_positions", *INDICES}
+    index = golden("rel")[1]["index.relative_position_index"]
+    assert torch.equal(written["relative_position_index"], index.long())
+    assert load(tmp_path / "theirs" / "vlmo.ckpt").recipe.model == model
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "message"),
+    [
+        (VLMoConfig(32, 2, 2, 1, stem="convolution"), PairsConfig(), "no convolutional stem"),
+        (VLMoConfig(32, 2, 2, 1, experts="shared"), PairsConfig(), "no experts that all modalities share"),
+        (VLMoConfig(32, 2, 2, 1, separate_until=1), PairsConfig(), "no layers with an attention of each modality"),
+        (VLMoConfig(32, 2, 2, 1, bias="alike"), PairsConfig(), "no mean bias"),
+        (VLMoConfig(32, 2, 2, 1, image_size=(224, 160)), PairsConfig(), "pictures that are not square"),
+        (
+            VLMoConfig(32, 2, 2, 1),
+            PairsConfig(projection=Projection(16, bias=True)),
+            "biases, no projections to a width",
+        ),
+        (VLMoConfig(32, 2, 2, 1), MaskedImageConfig(), "this is a VLMoConfig for MaskedImageConfig"),
+    ],
+)
+def test_what_the_official_code_cannot_hold(model: VLMoConfig, task: TaskConfig, message: str) -> None:
+    with torch.device("meta"):
+        made = Converted(task.build(model.build()), Recipe("x", model, task), {}, Report("made", {}))
+    with pytest.raises(ValueError, match=message):
+        write_official(made)
+
+
+def test_resized_as_the_released_loader_does() -> None:
+    """A file of 224 pixels and one of 384: the table that their loader made is read with the right window."""
+    resized = load_file(VLMO / "resize.safetensors")
+    for name, side in (("rel224.src_table", 14), ("rel224.dst_table_384", 24), ("rel224.dst_table_480", 30)):
+        assert relative_sizes(len(resized[name]), {}, {}) == (side, 196)
+        table = resize_table(resized["rel224.src_table"], (14, 14), (side, side))
+        assert_close(table, resized[name], atol=1e-5, rtol=1e-5)
+    indexed = {INDICES[0]: torch.zeros(17, 17)}
+    assert relative_sizes(94, indexed, {}) == (4, 20)
+    with pytest.raises(ValueError, match=r"94 rows, .*must tell max_text_len_of_initckpt"):
+        relative_sizes(94, {}, {})
+
+
+@pytest.mark.parametrize("wrapper", ["", "state_dict", "module"])
+def test_wrapped_as_each_framework_does(wrapper: str, tokenizer: str, tmp_path: Path) -> None:
+    tensors = state("pairs") | {INDICES[0]: torch.zeros(17, 17)}
+    prefix = "module." if wrapper == "module" else ""
+    named = {prefix + name: tensor for name, tensor in tensors.items()}
+    path = tmp_path / "vlmo_base_patch16_224.pt"
+    torch.save({wrapper: named, "optimizer": {}} if wrapper else named, path)
+    foreign = read_foreign(path, tokenizer)
+    assert foreign.report.used.keys() | foreign.report.unused.keys() == tensors.keys()
+    assert foreign.recipe.name == "vlmo_base_patch16_224"
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("pairs", {"transformer.blocks.1.attn.q_bias": None}, "lacks 1 tensors .*blocks.1.attention.shared.q_bias"),
+        ("pairs", {"transformer.blocks.3.mlp_vl.fc1.weight": None}, "layer 2 has a vision-language expert"),
+        ("vqa", {"nlvr2_classifier.0.weight": torch.zeros(2, 2)}, "has vqa_classifier and nlvr2_classifier; a publ"),
+        ("nlvr2", {"nlvr2_classifier.3.bias": None}, "lacks 1 tensors .*classifier.3.bias"),
+        ("pairs", {"text_embeddings.word_embeddings.weight": None}, "no model.words.word.weight"),
+    ],
+)
+def test_files_that_are_not_complete(
+    kind: str, change: dict[str, Tensor | None], message: str, official: Callable[..., Path], tokenizer: str
+) -> None:
+    tensors = {name: tensor for name, tensor in (state(kind) | change).items() if tensor is not None}
+    with pytest.raises(ValueError, match=message):
+        load(official(tensors, **SAID), tokenizer=tokenizer)
+
+
+def test_number_of_heads_without_shape_that_tells(official: Callable[..., Path], tokenizer: str) -> None:
+    with pytest.raises(ValueError, match=r"into how many heads the width 48 is split: known are 544, 768, 1024"):
+        load(official(state("pairs", "abs")), tokenizer=tokenizer)
+
+
+def test_unexpected_tensors_are_told(official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
+    tensors = state("vqa") | {"snli_classifier.0.weight": torch.zeros(2, 2), "itm_score.fc.weight": torch.zeros(2, 48)}
+    report = convert(official(tensors, **SAID), tmp_path / "ours", tokenizer=tokenizer)
+    assert set(report.unexpected) == {"snli_classifier.0.weight"} and "itm_score.fc.weight" in report.unused
+    assert "UNEXPECTED: 1 tensor" in str(report)
+
+
+class Trap:
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.system, ("true",)
+
+
+def test_a_file_that_runs_code(tmp_path: Path) -> None:
+    torch.save({"state_dict": state("pairs"), "callbacks": [Trap()]}, tmp_path / "vlmo.ckpt")
+    with pytest.raises(ValueError, match=r"vlmo.ckpt asks for posix.system"):
+        load(tmp_path / "vlmo.ckpt")
+
+
+def test_tensors_without_official_name() -> None:
+    kinds: tuple[Kind, ...] = ("pairs", "vqa")
+    for kind in kinds:
+        with pytest.raises(ValueError, match=r"no name for head\.weight"):
+            to_official({"head.weight": torch.zeros(2)}, {}, kind, relative=True)

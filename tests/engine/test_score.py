@@ -1,0 +1,182 @@
+"""Tasks that answer, end to end: trained by the loop, judged on shards, and their answers written."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from tiny import MODEL, lines, picture, shards, tokenizer
+
+from dualfuse import hub
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan
+from dualfuse.engine.score import Answer, score, write_answers
+from dualfuse.engine.train import train
+from dualfuse.models.base import ModelConfig
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.vlmo import Initial
+from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.tasks.classification import Classification, QuestionConfig
+from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.vqa import VQAConfig
+
+VLMO = replace(MODEL, patch=16, image_slots=2, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0))
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
+    text=TextTowerConfig(
+        width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
+    ),
+    width=32,
+    heads=2,
+    feed_forward=64,
+    layers=1,
+    image_slots=2,
+    dropout=0.0,
+    initial_std=0.15,
+)
+TASKS: dict[str, tuple[ModelConfig, QuestionConfig]] = {
+    "vqa": (VLMO, VQAConfig(vocabulary=("cat", "dog", "fish"))),
+    "nlvr2": (replace(BRIDGETOWER, bridge="none"), NLVR2Config()),
+    "entailment": (BRIDGETOWER, EntailmentConfig(labels=("no", "maybe", "yes"))),
+}
+PLAN = Plan(batch=5, workers=0)
+ANIMALS, LABELS = ("cat", "dog", "fish"), ("no", "maybe", "yes")
+
+
+def content(number: int = 12) -> list[Sample]:
+    """The text tells the answer, so that a few steps are enough."""
+    return [
+        Sample(
+            f"{n:03d}",
+            picture(n),
+            (f"the {ANIMALS[n % 3]} runs",),
+            {"id": 100 + n, "answers": [ANIMALS[n % 3]] * 7 + ["a tree"] * 3, "answer_type": ("small", "big")[n % 2]}
+            | {"label": LABELS[n % 3]},
+            others=(picture(n + 1),),
+        )
+        for n in range(number)
+    ]
+
+
+def labelled(name: str, samples: list[Sample]) -> list[Sample]:
+    """NLVR2 has labels of its own."""
+    truths = {label: str(label == "yes") for label in LABELS}
+    if name != "nlvr2":
+        return samples
+    return [replace(sample, meta={**sample.meta, "label": truths[str(sample.meta["label"])]}) for sample in samples]
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
+    """A name, the folder of its run, and its shards."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model, task = TASKS[request.param]
+    data = shards(folder / "data", labelled(request.param, content()))
+    recipe = Recipe(
+        name="tiny",
+        model=model,
+        task=task,
+        data=Data(
+            train=(data,),
+            image_size=(32, 32),
+            augment=None,
+            text_length=12,
+            tokenizer=tokenizer(folder / "words"),
+            batch=12,
+            workers=0,
+        ),
+        optim=Optim(lr=4e-3, warmup=2, clip=1.0),
+        run=Run(steps=40, save_every=40, log_every=5),
+    )
+    train((recipe,), folder / "run")
+    return request.param, folder / "run", data
+
+
+def test_a_run_learns_and_its_model_answers(trained: tuple[str, Path, str]) -> None:
+    name, run, data = trained
+    log = lines(run)
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    loaded = hub.load(run / "final")
+    assert isinstance(loaded.task, Classification)
+    found = score(loaded.task, loaded.prep, Shards.open(data), PLAN)
+    assert (found.judged, len(found.answers), found.excluded) == (12, 12, ())
+    assert found.metrics["accuracy"] > 0.9
+    assert [answer.id for answer in found.answers] == list(range(100, 112))
+    extra = {"vqa": "accuracy/small", "nlvr2": "consistency", "entailment": "accuracy/maybe"}
+    assert extra[name] in found.metrics
+    others = score(loaded.task, loaded.prep, Shards.open(data), Plan(batch=12, workers=0))
+    assert [answer.answer for answer in others.answers] == [answer.answer for answer in found.answers]
+
+
+def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+    """Half of the truths are changed: the answers stay, and what is judged falls by as much."""
+    name, run, _ = trained
+    loaded = hub.load(run / "final")
+    samples = labelled(name, content(6))
+    wrong = [
+        replace(
+            sample, meta={**sample.meta, "answers": ["unheard of"] * 10, "label": "no" if name != "nlvr2" else "False"}
+        )
+        if sample.meta["id"] in (102, 105)  # they are fish, "yes", "True"
+        else sample
+        for sample in samples
+    ]
+    found = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, wrong)), PLAN)
+    assert found.metrics["accuracy"] == pytest.approx(4 / 6)
+    assert found.judged == 6
+
+
+def test_a_test_set_is_answered_without_being_judged(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+    _, run, _ = trained
+    loaded = hub.load(run / "final")
+    unknown = [replace(sample, meta={"id": sample.meta["id"]}) for sample in content(3)]
+    found = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, unknown)), PLAN)
+    assert (found.metrics, found.judged, len(found.answers)) == ({}, 0, 3)
+    assert all(0 < answer.probability <= 1 for answer in found.answers)
+
+
+def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+    _, run, _ = trained
+    loaded = hub.load(run / "final")
+    broken = [replace(sample, texts=()) if n == 1 else sample for n, sample in enumerate(content(3))]
+    data = Shards.open(shards(tmp_path, [replace(sample, meta={}) for sample in broken]))
+    with pytest.raises(BrokenSample, match="train-00000/001: it has 0 texts"):
+        score(loaded.task, loaded.prep, data, PLAN)
+    found = score(loaded.task, loaded.prep, data, replace(PLAN, exclude_broken=True))
+    assert [skipped.key for skipped in found.excluded] == ["train-00000/001"]
+    assert [answer.id for answer in found.answers] == ["train-00000/000", "train-00000/002"]
+    loaded.task.train()
+    with pytest.raises(ValueError, match=r"eval\(\)"):
+        score(loaded.task, loaded.prep, data, PLAN)
+
+
+ANSWERS = (Answer("a/1", 7, "yes", 0.5), Answer("a/2", 8, 'a "dog", two', 0.25))
+
+
+def test_submissions(tmp_path: Path) -> None:
+    files = {ending: tmp_path / f"answers{ending}" for ending in (".json", ".csv", ".jsonl")}
+    for file in files.values():
+        write_answers(ANSWERS, file)
+    assert json.loads(files[".json"].read_text()) == [
+        {"question_id": 7, "answer": "yes"},
+        {"question_id": 8, "answer": 'a "dog", two'},
+    ]
+    assert files[".csv"].read_text() == '7,yes\n8,"a ""dog"", two"\n'
+    rows = [json.loads(line) for line in files[".jsonl"].read_text().splitlines()]
+    assert rows[0] == {"key": "a/1", "id": 7, "answer": "yes", "probability": 0.5}
+
+
+def test_what_a_server_would_refuse(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="question ids are numbers"):
+        write_answers([replace(ANSWERS[0], id="seven")], tmp_path / "answers.json")
+    for name in ("answers.json", "answers.csv"):
+        with pytest.raises(ValueError, match="more than once, such as 7"):
+            write_answers([ANSWERS[0], ANSWERS[0]], tmp_path / name)
+    with pytest.raises(ValueError, match="should end in"):
+        write_answers(ANSWERS, tmp_path / "answers.txt")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,109 @@
+"""The codebook and the autoencoder around it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dualfuse.layers.autoencoder import AutoencoderConfig
+from dualfuse.layers.codebook import Codebook, count, perplexity
+
+TINY = AutoencoderConfig(codes=16, stride=4, width=8, blocks=1, code_width=4)
+
+
+def clusters(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gives unit vectors around six directions, two of them rare, and which one each belongs to."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.cat([torch.eye(3), -torch.eye(3)])
+    which = torch.multinomial(torch.tensor([8.0, 8, 8, 8, 1, 1]), rows, replacement=True, generator=generator)
+    return F.normalize(centres[which] + 0.1 * torch.randn(rows, 3, generator=generator), dim=1), which
+
+
+def test_codes_find_the_clusters_and_none_stays_dead() -> None:
+    torch.manual_seed(0)
+    book = Codebook(12, 3)
+    for step in range(100):
+        book(clusters(300, seed=step)[0])
+    x, which = clusters(2000, seed=999)
+    codes = book.eval()(x)
+    assert (book.vectors.norm(dim=1) - 1).abs().max() < 1e-5
+    used = codes.unique().tolist()
+    assert len(used) >= 11
+    assert all(which[codes == code].unique().numel() == 1 for code in used)
+    before = book.vectors.clone()
+    book(x)
+    assert torch.equal(book.vectors, before)
+
+
+def test_without_revival_codes_stay_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Codebook, "_revive", lambda *_: None)
+    torch.manual_seed(0)
+    book = Codebook(64, 3)
+    alike = F.normalize(torch.tensor([1.0, 1, 1]) + 0.1 * torch.randn(300, 3), dim=1)
+    for _ in range(30):
+        book(alike)
+    assert book.eval()(alike).unique().numel() < 20
+    monkeypatch.undo()
+    for _ in range(30):
+        book.train()(alike)
+    assert book.eval()(alike).unique().numel() > 50
+
+
+def test_nearest_is_nearest() -> None:
+    book = Codebook(7, 5).eval()
+    x = F.normalize(torch.randn(20, 5), dim=1)
+    assert torch.equal(book(x), torch.cdist(x, book.vectors).argmin(1))
+
+
+def test_a_dead_code_becomes_one_of_the_rows() -> None:
+    book = Codebook(4, 3)
+    x, _ = clusters(50)
+    book(x)
+    book.share[2], book.vectors[2] = 0.0, torch.tensor([0.6, 0.0, 0.8])
+    others = book.vectors[[0, 1, 3]].clone()
+    book._revive(x)
+    assert (x == book.vectors[2]).all(1).any() and book.share[2] == 0.25
+    assert torch.equal(book.vectors[[0, 1, 3]], others)
+
+
+def test_perplexity_is_the_number_of_codes_used_alike() -> None:
+    assert perplexity(torch.tensor([5.0, 5, 0, 5, 5])).item() == pytest.approx(4)
+    assert perplexity(torch.tensor([7.0, 0, 0])).item() == pytest.approx(1)
+    assert count(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
+
+
+def test_gradients_pass_the_codes_unchanged() -> None:
+    torch.manual_seed(0)
+    model = TINY.build().eval()
+    pictures = torch.rand(2, 3, 8, 12)
+    drawn = model.reconstruct(pictures)
+    assert drawn.pictures.shape == pictures.shape and drawn.codes.shape == (2, 6)
+    assert torch.equal(drawn.codes, model(pictures)) and not torch.equal(drawn.pictures, pictures)
+    drawn.pictures.square().sum().backward()
+    # the same in two halves: what the decoder asks of the chosen vectors, given to the encoder as it is
+    vectors = F.normalize(model.encoder(2 * pictures - 1), dim=1)
+    chosen = model.codebook.vectors[drawn.codes].view(2, 2, 3, 4).permute(0, 3, 1, 2).requires_grad_()
+    asked = torch.autograd.grad(((model.decoder(chosen) + 1) / 2).square().sum(), chosen)[0]
+    parameters = list(model.encoder.parameters())
+    for parameter, wanted in zip(parameters, torch.autograd.grad(vectors, parameters, asked), strict=True):
+        assert parameter.grad is not None and parameter.grad.any()
+        assert_close(parameter.grad, wanted)
+
+
+def test_an_autoencoder_draws_from_the_codes_alone() -> None:
+    model = TINY.build().eval()
+    pictures = torch.rand(1, 3, 8, 8)
+    drawn = model.reconstruct(pictures)
+    model.codebook.vectors[drawn.codes[0, 0]] *= -1
+    other = model.decoder(model.codebook.vectors[drawn.codes].view(1, 2, 2, 4).permute(0, 3, 1, 2))
+    assert ((other + 1) / 2 - drawn.pictures).abs().max() > 1e-4
+
+
+def test_impossible_numbers_are_refused() -> None:
+    for changes in ({"stride": 6}, {"stride": 1}, {"width": 12}, {"codes": 0}):
+        with pytest.raises(ValueError):
+            AutoencoderConfig(**changes)
+    with pytest.raises(ValueError, match="9 x 8 pixels"):
+        TINY.build()(torch.zeros(1, 3, 9, 8))

@@ -1,0 +1,62 @@
+"""What is BEiT's about a VLMo: one bias for all layers while it learns from pictures, and how weights begin."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
+
+TINY = VLMoConfig(
+    width=16, depth=3, heads=2, both_from=2, patch=8, image_size=(16, 24), vocabulary=50, text_length=9, bias="alike"
+)
+
+
+def stirred(cfg: VLMoConfig) -> VLMo:
+    torch.manual_seed(0)
+    model = cfg.build().double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.4)
+    return model
+
+
+def test_layers_that_are_biased_alike_stay_so() -> None:
+    model = stirred(TINY)
+    table = model.get_parameter("relative_bias.table")
+    mean = table.detach().unflatten(1, (3, 2)).mean(1).repeat(1, 3)
+    each = stirred(replace(TINY, bias="each"))
+    state = each.state_dict()
+    state["relative_bias.table"] = mean
+    each.load_state_dict(state)
+    images = torch.randn(2, 3, 16, 24, dtype=torch.float64)
+    assert_close(model.encode(model.embed_image(images)), each.encode(each.embed_image(images)), atol=1e-10, rtol=1e-10)
+    nn.init.zeros_(table)
+    optimizer = torch.optim.AdamW([table], lr=0.1)
+    for _ in range(3):
+        model.encode(model.embed_image(images)).square().sum().backward()
+        optimizer.step()
+    layers = table.detach().unflatten(1, (3, 2)).unbind(1)
+    assert table.any() and all(torch.equal(layers[0], layer) for layer in layers)
+
+
+def test_beits_first_weights() -> None:
+    torch.manual_seed(0)
+    cfg = VLMoConfig(width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=50)
+    cfg = replace(cfg, positions="absolute", initial=Initial(std=0.05, layer_scale=0.1, rule="beit"))
+    model = cfg.build()
+    for number, block in enumerate(model.blocks, start=1):
+        full = (block.attention["shared"].qkv, block.experts["image"].up)
+        divided = (block.attention["shared"].projection, block.experts["image"].down)
+        for layer, most in (
+            *((layer, 0.05) for layer in full),
+            *((layer, 0.05 / (2 * number) ** 0.5) for layer in divided),
+        ):
+            assert 0.99 * most < layer.weight.abs().max() <= most * 1.0001
+            assert not (layer.bias is not None and layer.bias.any())
+        assert block.experts["text"].down.weight.abs().max() > 0.1  # languages begin as they did
+    for weight in (model.patches.projection.weight, model.patches.class_token, model.patches.position):
+        assert 0.04 < weight.abs().max() <= 0.0501
+    assert not model.patches.projection.bias.any()

@@ -1,0 +1,74 @@
+"""The published recipes of fine-tuning: whole, with flags, and with numbers that can be looked up."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualfuse import recipes
+from dualfuse.config import from_json, to_json
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Recipe
+from dualfuse.recipes import finetune_bridgetower, finetune_vlmo
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.vqa import VQAConfig
+
+PLACES = {
+    f"{module.__name__}:{name}": make()
+    for module in (finetune_vlmo, finetune_bridgetower)
+    for name, make in inspect.getmembers(module, inspect.isfunction)
+    if make.__module__ == module.__name__ and not name.startswith("_")
+}
+"""Every recipe of both files."""
+
+
+def test_there_are_all() -> None:
+    assert len(PLACES) == 16 + 9
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_recipe_is_whole(place: str) -> None:
+    recipe = PLACES[place]
+    assert recipes.find(place) == (recipe,)
+    assert from_json(to_json(recipe)) == recipe
+    model, data = recipe.model, recipe.data
+    assert isinstance(model, VLMoConfig | BridgeTowerConfig)
+    made_for = model.image_size if isinstance(model, VLMoConfig) else model.image.image_size
+    assert made_for == data.image_size
+    assert model.image_slots == (2 if isinstance(recipe.task, NLVR2Config) else 1)
+    assert data.batch % (recipe.run.micro_batch or 1) == 0
+    ratio = recipe.run.steps * data.batch  # samples that are seen: of every task more than 2 and less than 20 millions
+    assert 8e5 < ratio < 2e7
+    with torch.device("meta"):
+        task = recipe.task.build(model.build())
+    assert sum(parameter.numel() for parameter in task.parameters()) > 1e8
+
+
+def test_flags_of_questions(tmp_path: Path) -> None:
+    answers = tmp_path / "answers.txt"
+    answers.write_text("yes\nno\n", encoding="utf-8")
+    flags = ["--task.vocabulary", str(answers), "--optim.lr", "1e-4", "--data.train", "x.tar"]
+    (chosen,) = recipes.override(recipes.find("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
+    assert isinstance(chosen.task, VQAConfig)
+    assert (chosen.task.vocabulary, chosen.optim.lr, chosen.optim.head_rate) == (("yes", "no"), 1e-4, 20.0)
+
+
+def test_numbers_of_the_papers() -> None:
+    """Epochs, looked up in the tables of the released configurations."""
+
+    def epochs(recipe: Recipe, samples: int) -> float:
+        return recipe.run.steps * recipe.data.batch / samples
+
+    assert epochs(finetune_vlmo.vqa_base(), 640_000) == pytest.approx(10, abs=0.1)
+    assert epochs(finetune_vlmo.nlvr2_large(), 86_373) == pytest.approx(10, abs=0.1)
+    assert epochs(finetune_vlmo.coco_base(), 566_747) == pytest.approx(16, abs=0.5)
+    assert epochs(finetune_vlmo.flickr30k_base(), 145_000) == pytest.approx(32, abs=0.5)
+    assert epochs(finetune_bridgetower.vqa_large(), 645_381) == pytest.approx(10, abs=0.1)
+    assert epochs(finetune_bridgetower.meter_nlvr2_base(), 86_373) == pytest.approx(10, abs=0.1)
+    both = finetune_bridgetower.coco_base().task
+    assert isinstance(both, PairsConfig) and both.contrast == both.match == 1.0 and both.words == 0.0

@@ -1,0 +1,49 @@
+"""The first stage's recipes have the published numbers, and each of them builds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dualfuse.config import from_json, to_json
+from dualfuse.recipe import Recipe
+from dualfuse.recipes import vlmo_images
+from dualfuse.recipes.vlmo import BASE, LARGE
+
+
+def test_the_published_numbers() -> None:
+    """Section 3.2 and appendix of BEiT, and its released command lines."""
+    base, thousand, large = vlmo_images.base_images(), vlmo_images.base_images_1k(), vlmo_images.large_images()
+    for recipe in (base, thousand, large):
+        optim, mask, augment = recipe.optim, recipe.task.mask, recipe.data.augment
+        assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (1.5e-3, (0.9, 0.999), 1e-8, 0.05)
+        assert (optim.schedule, optim.clip, recipe.data.batch, recipe.data.image_size) == (
+            "cosine",
+            3.0,
+            2048,
+            (224, 224),
+        )
+        assert (recipe.task.codes, recipe.task.patch, recipe.task.stride) == (8192, 16, 8)
+        assert (mask.patches, mask.smallest, mask.aspect) == (75, 16, 0.3)
+        assert augment is not None and not augment.rand_augment
+        assert (augment.crop, augment.flip, augment.colour, augment.aspect) == ((0.08, 1.0), 0.5, 0.4, (3 / 4, 4 / 3))
+        assert (recipe.model.drop_path, recipe.model.bias, recipe.model.initial.rule) == (0.1, "alike", "beit")
+        assert recipe.model.initial.std == 0.02
+    assert (base.model.initial.layer_scale, large.model.initial.layer_scale) == (0.1, 1e-5)
+    assert replace(base.model, bias="each", initial=BASE.initial) == BASE
+    assert replace(large.model, bias="each", initial=LARGE.initial) == LARGE
+    assert (base.run.steps, base.optim.warmup) == (1_039_800, 10_000)
+    assert (thousand.run.steps, thousand.optim.warmup) == (500_000, 6250)
+    assert base.data.looks.mean == (0.5, 0.5, 0.5) and thousand.data.looks.std == (0.229, 0.224, 0.225)
+
+
+def test_small_recipes_build_and_fit_each_other() -> None:
+    tokenizer, images = vlmo_images.nano_tokenizer(), vlmo_images.nano_images()
+    assert isinstance(tokenizer, Recipe) and from_json(to_json(tokenizer)) == tokenizer
+    assert from_json(to_json(images)) == images
+    words = tokenizer.task.build(tokenizer.model.build()).model
+    assert (words.codes, words.stride) == (images.task.codes, images.task.stride)
+    assert images.task.build(images.model.build()).head.out_features == 256
+    grid = tuple(side // images.task.patch for side in images.data.image_size)
+    assert tuple(side * images.task.stride for side in grid) == tokenizer.data.image_size
+    big = vlmo_images.tokenizer()
+    assert (big.model.codes, big.model.stride, big.data.image_size) == (8192, 8, (112, 112))
