@@ -84,7 +84,7 @@ class Ours:
         """Gives the loss of masked words."""
         masked = self.task.model.embed_text(batch["masked_ids"], batch["mask"])
         states = self.task.model.fuse(image, masked, rows=batch["rows"]).text
-        return self.task.masked_words(states, batch["targets"])[0]
+        return self.task.word_head.loss(states, batch["targets"])[0]
 
     @property
     def module(self) -> nn.Module:

@@ -86,7 +86,7 @@ class _Count:
     def add(self, task: Pairs, states: Tensor, targets: Tensor) -> None:
         """Counts the masked words of one batch."""
         number = int((targets != -100).sum())
-        self.right += float(task.masked_words(states, targets)[1]) * number
+        self.right += float(task.word_head.loss(states, targets)[1]) * number
         self.all += number
 
     def share(self) -> float:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse import dist
+
 
 class WordHead(nn.Module):
     """Predicts word pieces: dense, exact GELU, LayerNorm, decoder of its own."""
@@ -26,6 +28,17 @@ class WordHead(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Turns states (M, D) into logits (M, V)."""
         return self.decoder(self.norm(F.gelu(self.dense(x))))
+
+    def loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives the mean loss over the masked words of all processes, and the share that was right.
+
+        ``states`` (B, R, D), ``targets`` (B, R), -100 where there is none; only the others are predicted.
+        """
+        is_masked = targets != -100
+        logits, wanted = self(states[is_masked]), targets[is_masked]
+        number = dist.mean(is_masked.sum().float()).clamp(min=1)
+        loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
+        return loss, (logits.argmax(1) == wanted).sum() / number
 
 
 class Classifier(nn.Sequential):

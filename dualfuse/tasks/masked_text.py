@@ -9,9 +9,7 @@ from typing import TypedDict
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from dualfuse import dist
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import mask_words, pad
 from dualfuse.models.base import VisionLanguageModel
@@ -80,14 +78,5 @@ class MaskedText(Task):
     def forward(self, batch: TextBatch) -> Output:
         """Gives the mean loss over all masked words of all processes."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
-        loss, accuracy = word_loss(self.word_head, self.model.states(text, batch["rows"]), batch["targets"])
+        loss, accuracy = self.word_head.loss(self.model.states(text, batch["rows"]), batch["targets"])
         return Output(loss, {"loss": loss.detach(), "accuracy/words": accuracy})
-
-
-def word_loss(head: WordHead, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Gives the mean loss of states (B, R, D) at masked words over those of all processes, and the share right."""
-    is_masked = targets != -100
-    logits, wanted = head(states[is_masked]), targets[is_masked]
-    number = dist.mean(is_masked.sum().float()).clamp(min=1)
-    loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
-    return loss, (logits.argmax(1) == wanted).sum() / number

@@ -155,7 +155,7 @@ class Pairs(Task):
             log |= {"contrast": contrast}
         loss = self.cfg.contrast * contrast
         if self.cfg.words:
-            words, accuracy = self.masked_words(states[: len(image)], batch["targets"])
+            words, accuracy = self.word_head.loss(states[: len(image)], batch["targets"])
             loss = loss + self.cfg.words * words
             log |= {"words": words, "accuracy/words": accuracy}
         if self.cfg.match:
@@ -234,14 +234,6 @@ class Pairs(Task):
         fused = self.model.fuse(image, text, rows=rows)
         needs_pooled = self.cfg.match or self.contrasts_pairs
         return fused.pooled if needs_pooled else fused.text.new_empty(len(text), 0), fused.text
-
-    def masked_words(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Gives the mean loss over all masked words of all processes, and the share that was right."""
-        is_masked = targets != -100
-        logits, wanted = self.word_head(states[is_masked]), targets[is_masked]
-        number = dist.mean(is_masked.sum().float()).clamp(min=1)
-        loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
-        return loss, (logits.argmax(1) == wanted).sum() / number
 
     def matching(self, pooled: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the mean loss over right pairs and the wrong ones that could be ``drawn``, and both accuracies."""
