@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from dualfuse.recipe import Data, Optim, Recipe, Run
     from dualfuse.search.index import Index
     from dualfuse.tasks.pairs import PairsConfig
+    from dualfuse.use.explain import explain
+    from dualfuse.use.predict import predict
 
 __version__ = "0.1.0"
 
@@ -38,7 +40,9 @@ _HOME = {
     "TextTowerConfig": "dualfuse.models.towers",
     "VLMoConfig": "dualfuse.models.vlmo",
     "evaluate": "dualfuse.engine.evaluate",
+    "explain": "dualfuse.use.explain",
     "load": "dualfuse.convert.load",
+    "predict": "dualfuse.use.predict",
     "train": "dualfuse.engine.train",
 }
 
@@ -57,7 +61,9 @@ __all__ = [
     "TextTowerConfig",
     "VLMoConfig",
     "evaluate",
+    "explain",
     "load",
+    "predict",
     "train",
 ]
 

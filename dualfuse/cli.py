@@ -163,6 +163,50 @@ def search(
     answer(model, images, query, top=top, rerank=rerank, sheet=sheet)
 
 
+def predict(
+    model: Model,
+    image: Annotated[tuple[Path, ...], arg(help="picture, or several for a model that wants several")] = (),
+    text: Annotated[str, arg(help="question, sentence, or text with [MASK] (<mask>) where a word is missing")] = "",
+    table: Annotated[
+        Path | None, arg(help="csv, jsonl or parquet with columns image and text: a row at a time")
+    ] = None,
+    top: Annotated[int, arg(help="answers, or words for each mask")] = 5,
+    out: Annotated[Path | None, arg(help=".jsonl or .csv for the answers to a table")] = None,
+    batch: Annotated[int, arg(help="rows of a table at a time")] = 32,
+) -> None:
+    """Answer for a picture and a text: whatever the model has learnt to say."""
+    from dualfuse.use.command import predict_command
+
+    predict_command(model, image=image, text=text, top=top, table=table, out=out, batch=batch)
+
+
+def explain(
+    model: Model,
+    image: Annotated[tuple[Path, ...], arg(help="picture, or several for a model that wants several")],
+    text: Annotated[str, arg(help="the text whose words are followed")],
+    method: Annotated[
+        Literal["gradient", "rollout"], arg(help="attention weighted by what it does for the answer, or all of it")
+    ] = "gradient",
+    sheet: Annotated[Path, arg(help="picture to draw")] = Path("explain.png"),
+) -> None:
+    """Draw which patches of a picture each word of a text looked at."""
+    from dualfuse.use.heat_sheet import explain_command
+
+    explain_command(model, image=image, text=text, sheet=sheet, method=method)
+
+
+def card(
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder")],
+    scores: Annotated[Path | None, arg(help="json that evaluate --out wrote")] = None,
+    command: Annotated[str, arg(help="the command that made the scores")] = "",
+    licence: Annotated[str, arg(help="of the weights, such as apache-2.0")] = "",
+) -> None:
+    """Write the card of a model folder: what it is, what it learnt from, what it reached."""
+    from dualfuse.card import Scores, write_card
+
+    print(write_card(folder, Scores.read(scores, command) if scores else None, licence))
+
+
 def convert(
     source: Annotated[
         Positional[str],
@@ -235,7 +279,10 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "search": search,
+    "predict": predict,
+    "explain": explain,
     "convert": convert,
+    "card": card,
     "upload": upload,
     "report": report,
     "demo": demo,

@@ -82,6 +82,8 @@ class Optim:
     """Largest gradient norm; 0: no clipping."""
     head_rate: float = 1.0
     """Learning rate of the heads, in parts of ``lr``."""
+    layer_decay: float = 1.0
+    """Learning rate of each layer of the model in parts of the one above it; the top one's in parts of the heads'."""
     fusing_rate: float = 1.0
     """Learning rate of what serves fusion alone (BridgeTower's cross-modal part), in parts of ``lr``."""
 

@@ -39,8 +39,8 @@ _NAMES: Table = (
     | weight_and_bias({"patch_embed.proj": "model.patches.projection", "norm": "model.norm", "lm_head": "head"})
     | inside(_BLOCK, "blocks.{}.", "model.blocks.{}.")
 )
-OFFICIAL = Layout(dict(_NAMES), {}, ("*relative_position_index", "blocks.*.attn.k_bias", "fc_norm.*", "head.*", "fpn*"))
-"""microsoft/unilm, and timm, which names tensors alike and leaves the indices out."""
+_CLASSES = weight_and_bias({"fc_norm": "norm", "head": "head"})
+"""Of pictures: read together, or not at all."""
 
 _LAYER = {
     "attention.attention.qkv.weight": "attn.qkv.weight",  # three in the file: see joined
@@ -73,9 +73,25 @@ PREFIX = "beit."
 """Of everything but the heads, in files of Hugging Face's models that have heads; the bare BeitModel has none."""
 
 
-def hugging_face(prefix: str) -> Layout:
+def official(names: Collection[str]) -> Layout:
+    """Gives the names in a file of microsoft/unilm, or of timm, which leaves the indices out."""
+    dead = ("*relative_position_index", "blocks.*.attn.k_bias", "fc_norm.*", "head.*", "fpn*")
+    return Layout({**_NAMES, **(_CLASSES if "head.weight" in names else {})}, {}, dead)
+
+
+def classes() -> dict[str, str]:
+    """Gives the official names, and ours, of what tells classes apart, one to one: each layer has its own table."""
+    return {
+        theirs: ours for theirs, ours in _NAMES.items() if not theirs.startswith(("lm_head.", "mask_token"))
+    } | _CLASSES
+
+
+def hugging_face(prefix: str, names: Collection[str]) -> Layout:
     """Gives the names in a file of transformers, after :func:`joined`."""
-    names = {theirs: _NAMES[official] for theirs, official in (inside(_HUGGING_FACE, prefix, "") | _HEADS).items()}
+    table = {theirs: _NAMES[official] for theirs, official in (inside(_HUGGING_FACE, prefix, "") | _HEADS).items()}
+    if "classifier.weight" in names:
+        rows = {f"{prefix}layernorm": "model.norm", f"{prefix}pooler.layernorm": "norm", "classifier": "head"}
+        table |= weight_and_bias(rows)
     dead = (
         "*relative_position_index",
         f"{prefix}pooler.*",
@@ -84,7 +100,7 @@ def hugging_face(prefix: str) -> Layout:
         "auxiliary_head.*",
         "fpn*",
     )
-    return Layout(names, {}, dead)
+    return Layout(table, {}, dead)
 
 
 def is_beit(names: Collection[str]) -> bool:

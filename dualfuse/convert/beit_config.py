@@ -13,6 +13,7 @@ from dualfuse.data.images import Looks
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
+from dualfuse.tasks.image_classes import ImageClassesConfig
 from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.masked_text import MaskedTextConfig
 
@@ -21,6 +22,8 @@ HEAD = 64
 TEXT = 196
 """Longest text that positions are made for, as in the released stage two."""
 CODES = MaskedImageConfig.codes
+KEPT, LARGE = 224 / 256, 384
+"""BEiT is evaluated on the middle 224 of 256 pixels; pictures of 384 and more are cut out whole."""
 NEW = ("model.words.*", "model.pooler.*", "model.norm.*", "model.blocks.*.experts.text.*", "word_head.*", "head.*")
 """Of a VLMo: what BEiT does not have, or not every BEiT."""
 
@@ -28,16 +31,24 @@ NEW = ("model.words.*", "model.pooler.*", "model.norm.*", "model.blocks.*.expert
 def recipe_of(tensors: Mapping[str, Tensor], name: str, *, tokenizer: str, heads: int = 0) -> Recipe:
     """Gives the recipe for tensors under our names, tables still BEiT's; ``heads`` 0: of 64 channels, as published.
 
-    What was trained by hiding patches goes on with that, stage one; everything else goes on with text, stage two.
+    What was trained by hiding patches goes on with that, stage one; what tells classes apart is judged by them, and
+    looks at pictures as it was evaluated; everything else goes on with text, stage two.
     """
-    hidden = "mask_token" in tensors
     model = model_of(tensors, vocabulary=Data(tokenizer=tokenizer).text.vocabulary, heads=heads)
-    task: TaskConfig = MaskedTextConfig()
-    if hidden:
-        head = tensors.get("head.weight")
-        task = MaskedImageConfig(codes=CODES if head is None else len(head), patch=model.patch)
-    data = Data(image_size=model.image_size, looks=Looks("squeeze", "pillow"), text_length=TEXT, tokenizer=tokenizer)
+    task, looks = _task_of(tensors, model.patch), Looks("squeeze", "pillow")
+    if isinstance(task, ImageClassesConfig):
+        looks = Looks("crop", "pillow", kept=KEPT if model.image_size[0] < LARGE else 1.0)
+    data = Data(image_size=model.image_size, looks=looks, text_length=TEXT, tokenizer=tokenizer)
     return Recipe(name, model, task, data)
+
+
+def _task_of(tensors: Mapping[str, Tensor], patch: int) -> TaskConfig:
+    head = tensors.get("head.weight")
+    if "mask_token" in tensors:
+        return MaskedImageConfig(codes=CODES if head is None else len(head), patch=patch)
+    if head is None:
+        return MaskedTextConfig()
+    return ImageClassesConfig(classes=len(head), features="patches" if "norm.weight" in tensors else "first")
 
 
 def model_of(tensors: Mapping[str, Tensor], *, vocabulary: int, heads: int) -> VLMoConfig:

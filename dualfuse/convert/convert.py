@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from dualfuse import hub
+from dualfuse.card import write_card
 from dualfuse.config import IS
 from dualfuse.convert.build import Converted, build
 from dualfuse.convert.foreign import read_foreign
@@ -21,10 +22,13 @@ from dualfuse.convert.report import FILE, Report
 from dualfuse.convert.tensor_files import read_json
 from dualfuse.convert.towers import from_towers
 from dualfuse.convert.vlmo_files import is_beit, with_bert, with_language_of_vision
+from dualfuse.convert.write_beit import FILE as BEIT
+from dualfuse.convert.write_beit import write_beit
 from dualfuse.convert.write_hugging_face import write_hugging_face
 from dualfuse.convert.write_official import FILE as CHECKPOINT
 from dualfuse.convert.write_official import write_official
 from dualfuse.recipe import Recipe
+from dualfuse.tasks.image_classes import ImageClasses
 
 KEPT = "unused.safetensors"
 """Beside a model folder: tensors without effect that only the way back needs."""
@@ -126,6 +130,7 @@ def _write_ours(converted: Converted, destination: Path) -> Report:
     if converted.kept:
         _save(converted.kept, destination / KEPT)
     converted.report.save(destination)
+    write_card(destination)
     return converted.report
 
 
@@ -145,15 +150,28 @@ def _write_theirs(converted: Converted, destination: Path) -> Report:
 
 
 def _write_official(converted: Converted, destination: Path) -> Report:
-    """Writes one file in a folder, as Lightning has it: the released loader takes its state_dict."""
+    """Writes one file in a folder: for the released loader as Lightning has it, or as BEiT's code has it."""
+    if isinstance(converted.task, ImageClasses):
+        beit = write_beit(converted)
+        _save_pickled({"model": _whole(beit.tensors)}, destination / BEIT)
+        beit.report.save(destination)
+        return beit.report
     written = write_official(converted)
-    destination.mkdir(exist_ok=True)
-    partial = destination / f"{CHECKPOINT}.partial"
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.tensors.items()}
-    torch.save({"state_dict": tensors, "hyper_parameters": {"config": written.hyper_parameters}}, partial)
-    os.replace(partial, destination / CHECKPOINT)
+    said = {"config": written.hyper_parameters}
+    _save_pickled({"state_dict": _whole(written.tensors), "hyper_parameters": said}, destination / CHECKPOINT)
     written.report.save(destination)
     return written.report
+
+
+def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}
+
+
+def _save_pickled(content: Mapping[str, object], path: Path) -> None:
+    path.parent.mkdir(exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial")
+    torch.save(dict(content), partial)
+    os.replace(partial, path)
 
 
 WRITERS = {"dualfuse": _write_ours, "huggingface": _write_theirs, "official": _write_official}

@@ -47,15 +47,16 @@ def read_beit(
     notes = ["the types of text and picture start at zero, so that pictures are seen exactly as by BEiT"]
     if config.get("model_type") == "beit":
         prefix = beit.PREFIX if any(name.startswith(beit.PREFIX) for name in tensors) else ""
-        found, heads = sort(beit.joined(tensors), beit.hugging_face(prefix)), config.get("num_attention_heads", 0)
+        found = sort(beit.joined(tensors), beit.hugging_face(prefix, tensors.keys()))
+        heads = config.get("num_attention_heads", 0)
         notes += _differences(config)
     else:  # timm names tensors as the official code does
-        found, heads = sort(tensors, beit.OFFICIAL), 0
+        found, heads = sort(tensors, beit.official(tensors.keys())), 0
     recipe = beit_config.recipe_of(found.tensors, path.stem, tokenizer=_tokenizer(tokenizer, None), heads=heads)
     if beit.SHARED in found.tensors:
         notes.append("the table that all layers share became one of each layer, all alike")
     if "model.norm.weight" not in found.tensors:
-        notes.append("there is no norm after the last layer: it starts as new, and fc_norm, of the mean, is left out")
+        notes.append("there is no norm after the last layer: it starts as new")
     notes.append(RELEASED)
     recipe = replace(recipe, data=replace(recipe.data, batch=BATCH), run=RUN)
     ours = beit.as_vlmo(found.tensors, beit_config.TEXT)
@@ -80,7 +81,7 @@ def with_bert(foreign: Foreign, text: Path, tokenizer: str) -> Foreign:
             raise ValueError(f"{text} is a {config.get('model_type')} with {config.get('hidden_act')}; BERT has gelu")
     tensors = read_weights(find_weights(text) if text.is_dir() else text).tensors
     found = bert.sort_bert(tensors, depth=model.depth, relative=model.positions == "relative")
-    left = {name: tensor for name, tensor in foreign.tensors.items() if not name.startswith(("mask_token", "head."))}
+    left = {name: tensor for name, tensor in foreign.tensors.items() if name.startswith("model.")}
     ours = bert.fitting(found, width=model.width, text=model.text_length)
     model = replace(model, vocabulary=len(ours["model.words.word.weight"]), bias="each")
     data = replace(recipe.data, tokenizer=_tokenizer(tokenizer, text))
@@ -88,7 +89,7 @@ def with_bert(foreign: Foreign, text: Path, tokenizer: str) -> Foreign:
     notes = [note for note in given.notes if note != RELEASED]
     notes.append("language experts are BERT's feed-forward parts; its attention is left out: it is BEiT's")
     if len(left) < len(foreign.tensors):
-        notes.append("BEiT's mask token and head are left out: what follows is masked words")
+        notes.append("BEiT's head, and what goes with it, is left out: what follows is masked words")
     report = Report(
         f"{given.source} and {text}",
         used={**given.used, **shapes(found.used)},

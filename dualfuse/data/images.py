@@ -66,11 +66,17 @@ class Looks:
     """What each channel is then divided by."""
     divisor: int = 32
     """Sides are resized to multiples of it; of fit huggingface only."""
+    kept: float = 1.0
+    """How much of the shorter side is cut out, of fit crop only; 0.875: of 256 pixels the middle 224."""
 
     def __post_init__(self) -> None:
         """Refuses what nothing can be divided by."""
         if min(self.std) <= 0:
             raise ValueError(f"std is {self.std}; channels are divided by it, so give three numbers above 0")
+        if not 0 < self.kept <= 1 or (self.kept < 1 and self.fit != "crop"):
+            raise ValueError(
+                f"kept is {self.kept} with fit {self.fit}; give a share up to 1, and below 1 with crop alone"
+            )
         if self.divisor < 1:
             raise ValueError(f"divisor is {self.divisor}; sides are multiples of it, so give a whole number from 1")
 
@@ -79,7 +85,7 @@ class Looks:
         if self.fit == "squeeze":
             return resize(image, size, self.resampling)
         if self.fit == "crop":
-            return crop(image, size[0], self.resampling)
+            return centre(crop(image, int(size[0] / self.kept), self.resampling), size[0])
         return centre(hugging_face(image, size[0], self.divisor, self.resampling), size[0])
 
     def normalised(self, image: Tensor) -> Tensor:

@@ -15,12 +15,13 @@ from dualfuse.layers.relative_bias import RelativeBias, cut_texts, of_pictures, 
 from dualfuse.models.towers import ImageTower, RobertaWords
 from dualfuse.models.vlmo import VLMo
 from dualfuse.recipe import Recipe
+from dualfuse.tasks.image_classes import ImageClassesConfig
 from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.reconstruction import ReconstructionConfig
 
 Shape = tuple[int, ...]
 BOTH = "both"
-PICTURES_ALONE = (MaskedImageConfig, ReconstructionConfig)
+PICTURES_ALONE = (ImageClassesConfig, MaskedImageConfig, ReconstructionConfig)
 """Tasks that look at no text; whatever their model has for words is as it began."""
 EXPERTS = {"language": "text", "vision": "image"}
 

@@ -52,7 +52,24 @@ def _rates(module: nn.Module, optim: Optim) -> dict[Tensor, float]:
     rates: dict[Tensor, float] = {parameter: optim.head_rate for layer in layers for parameter in layer.parameters()}
     for part in module.model.fusing():
         rates |= dict.fromkeys(part.parameters(), optim.fusing_rate)
+    if optim.layer_decay != 1:
+        for parameter, share in _shares_by_depth(module.model, optim.layer_decay).items():
+            rates[parameter] = rates.get(parameter, 1.0) * share
     return rates
+
+
+def _shares_by_depth(model: nn.Module, decay: float) -> dict[Tensor, float]:
+    """Gives ``decay`` to the power of how far a parameter lies below the heads; levels that do not learn count none."""
+    if not isinstance(model, VisionLanguageModel) or not 0 < decay < 1:
+        raise ValueError(
+            f"layer_decay is {decay} for a {type(model).__name__}; only VLMo and BridgeTower have layers to decay "
+            "the learning rate by, each to a share between 0 and 1 of the layer above; 1 leaves all alike"
+        )
+    levels = [[p for part in parts for p in part.parameters() if p.requires_grad] for parts in model.levels()]
+    shares: dict[Tensor, float] = {}
+    for below, parameters in enumerate(reversed([level for level in levels if level]), start=1):
+        shares = dict.fromkeys(parameters, decay**below) | shares  # what is listed again lies where it is higher
+    return shares
 
 
 def _matrices(module: nn.Module) -> set[Tensor]:

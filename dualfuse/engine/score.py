@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
 
-from dualfuse.data.loader import Skipped, evaluation_batches
+from dualfuse.data.loader import Row, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.feed import to_device
 from dualfuse.engine.progress import following
 from dualfuse.tasks.base import Prep
-from dualfuse.tasks.classification import Classification, QuestionBatch, QuestionConfig, QuestionRow
+from dualfuse.tasks.classification import Classification, QuestionConfig
 
 
 @dataclass(frozen=True)
@@ -68,20 +67,19 @@ def score(task: Classification, prep: Prep, shards: Shards, plan: Plan) -> Score
     metric, answers, excluded, judged = task.metric(), list[Answer](), list[Skipped](), 0
     for delivery in following(deliveries, total=-(-len(shards) // plan.batch), what="questions"):
         excluded += delivery.skipped
-        batch = cast(QuestionBatch, to_device(delivery.batch, device))  # made by the task's own collate
-        best = task.predict(batch).max(1)
-        for asked, probability, number in zip(
+        best = task.predict(to_device(delivery.batch, device)).topk(min(task.ranked, len(task.names)), dim=1)
+        for asked, probabilities, numbers in zip(
             delivery.batch["asked"], best.values.tolist(), best.indices.tolist(), strict=True
         ):
-            answer = task.names[number]
-            answers.append(Answer(asked.key, asked.id, answer, probability))
+            names = [task.names[number] for number in numbers]
+            answers.append(Answer(asked.key, asked.id, names[0], probabilities[0]))
             if asked.truth:
-                metric.add(asked, answer)
+                metric.add(asked, names)
                 judged += 1
     return Scored(metric.result(), tuple(answers), judged, tuple(excluded))
 
 
-def _ask(cfg: QuestionConfig, prep: Prep, sample: Sample, rng: np.random.Generator) -> QuestionRow:
+def _ask(cfg: QuestionConfig, prep: Prep, sample: Sample, rng: np.random.Generator) -> Row:
     return cfg.ask(sample, prep, rng)
 
 

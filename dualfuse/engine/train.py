@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse import dist, hub
+from dualfuse.card import write_card
 from dualfuse.data.loader import Delivery
 from dualfuse.engine import checkpoint
 from dualfuse.engine.cores import share_cores
@@ -77,6 +78,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     fit(state, dist.wrap(task, device), deliveries(recipe, start=step))
     if dist.rank() == 0:
         hub.save(out / FINAL, task, recipe)
+        write_card(out / FINAL)
     dist.barrier()
 
 

@@ -107,6 +107,20 @@ class VisionLanguageModel(nn.Module, ABC):
         """Lists the parts that serve fusion alone, and may learn at a rate of their own; there may be none."""
         return ()
 
+    def levels(self) -> Iterable[tuple[nn.Module, ...]]:
+        """Lists what lies at each level, from the embeddings (0) up, for learning rates that fall with depth.
+
+        What is listed twice lies where it is listed last; what is not listed lies as high as the heads.
+        """
+        return ((unit,) for unit in self.units())
+
+    def average_patches(self, image: Tokens) -> Tensor:
+        """Gives one vector (B, width) for pictures alone: the mean over patches, before the last norm.
+
+        A model that keeps no states of patches alone gives :meth:`encode`'s.
+        """
+        return self.encode(image)
+
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the vectors that the contrastive objective compares, one per view, the plain one first."""
         return (self.encode(tokens),)

@@ -178,6 +178,15 @@ class BridgeTower(VisionLanguageModel):
         parts = (self.transforms, self.first_norms, self.layers, self.bridges, self.poolers)
         return (part for part in parts if part is not None)
 
+    def levels(self) -> Iterable[tuple[nn.Module, ...]]:
+        """Lists what is below the towers' layers, these counted down from their tops, and the cross-modal layers."""
+        towers = _each(self.image_tower.blocks), _each(self.text_tower.layers)
+        yield self.image_tower, self.text_tower
+        for below in reversed(range(1, max(map(len, towers)))):
+            yield tuple(layers[-1 - below] for layers in towers if below < len(layers))
+        yield *(layers[-1] for layers in towers), self.image_tower.norm_after
+        yield from zip(*map(_each, self.layers.values()), strict=True)
+
     def _wanted(self, modality: str) -> tuple[int, ...]:
         """Gives the tower's layers that are read, the top one last."""
         depth = self.depths[modality]

@@ -148,6 +148,10 @@ class VLMo(VisionLanguageModel):
         x = self._alone(tokens, bias, until=last)
         return self._finish(x, tokens, bias, rows, start=last, expert=tokens.modality)
 
+    def average_patches(self, image: Tokens) -> Tensor:
+        """Gives the mean (B, D) over the patches of what the last layer gives, the class token left out."""
+        return self._alone(image, self._bias(image), until=len(self.blocks))[:, 1:].mean(1)
+
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the plain vector, and the one whose upper layers are the vision-language experts'.
 
@@ -198,6 +202,10 @@ class VLMo(VisionLanguageModel):
     def units(self) -> Iterable[nn.Module]:
         """Lists the blocks."""
         return iter(self.blocks)
+
+    def levels(self) -> Iterable[tuple[nn.Module, ...]]:
+        """Lists the embeddings, then the blocks; the position bias of all layers is one, and lies above them."""
+        return (self.patches, self.words, self.types), *((block,) for block in self.blocks)
 
     def _bias(self, tokens: Tokens, text: Tokens | None = None) -> Tensor | None:
         """Gathers the bias of all layers once for one mode: (L, H, N, N)."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dualfuse.data.picture_file import Fitted, TooLarge, fit
 from dualfuse.data.split import Shares, split_by_content
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.item import Item, Slice
 
 MISSING = "missing picture"
 
@@ -18,6 +18,7 @@ class Ready:
     picture: Fitted
     texts: tuple[str, ...]
     split: str
+    others: tuple[Fitted, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -46,21 +47,31 @@ class Check:
         texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
         if not texts and not self.pictures_only:
             return LeftOut("no caption")
-        try:
-            data = item.image if isinstance(item.image, bytes) else item.image.read()
-        except FileNotFoundError:
-            return LeftOut(MISSING, str(item.image))
-        except OSError as error:
-            return LeftOut("unreadable picture", str(error))
-        if not data:
-            return LeftOut(MISSING if item.image == b"" else "unreadable picture", "empty")
-        return self._judge(item, data, texts)
+        pictures = []
+        for source in (item.image, *item.others):
+            data = _bytes(source)
+            picture = data if isinstance(data, LeftOut) else self._judge(data)
+            if isinstance(picture, LeftOut):
+                return picture
+            pictures.append((data, picture))
+        (data, first), *rest = pictures
+        split = item.split or split_by_content(data, self.shares)
+        return Ready(first, texts, split, tuple(picture for _, picture in rest))
 
-    def _judge(self, item: Item, data: bytes, texts: tuple[str, ...]) -> Ready | LeftOut:
+    def _judge(self, data: bytes) -> Fitted | LeftOut:
         try:
-            picture = fit(data, self.longest_side)
+            return fit(data, self.longest_side)
         except TooLarge as error:
             return LeftOut("picture too large", str(error))
         except ValueError as error:
             return LeftOut("unreadable picture", str(error))
-        return Ready(picture, texts, item.split or split_by_content(data, self.shares))
+
+
+def _bytes(source: Slice | bytes) -> bytes | LeftOut:
+    try:
+        data = source if isinstance(source, bytes) else source.read()
+    except FileNotFoundError:
+        return LeftOut(MISSING, str(source))
+    except OSError as error:
+        return LeftOut("unreadable picture", str(error))
+    return data or LeftOut(MISSING if source == b"" else "unreadable picture", "empty")

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally,
 from dualfuse.prepare.write import ShardWriter
 
 SAVE_EVERY = 1000  # items; what was done since the last save is done again after a stop
-PATIENCE = 100  # items; if all of these lack their picture, the folder of the pictures is wrong
+PATIENCE = 100  # items; if so many lack their picture before one has it, the folder of the pictures is wrong
 
 
 class PreparedFolder:
@@ -53,6 +53,14 @@ class PreparedFolder:
         if listing != self.tally.listing:
             raise self._changed()
         return items
+
+    def put(self, files: Mapping[str, str], remarks: Iterable[str]) -> None:
+        """Writes texts by name beside the shards, where they do not lie there already, and keeps what is to remark."""
+        for name, text in files.items():
+            path = self.folder / name
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                path.write_text(text, encoding="utf-8")
+        self.tally.remarks = list(remarks)
 
     def take(self, item: Item, outcome: Ready | LeftOut) -> None:
         """Writes one item into the shards of its split, or into the list of those left out."""
@@ -103,19 +111,23 @@ class PreparedFolder:
 
     def _write(self, key: str, item: Item, ready: Ready) -> None:
         split, picture, tally = ready.split, ready.picture, self.tally
-        meta = {**item.meta, "name": item.name, "width": picture.width, "height": picture.height}
+        size = {"width": picture.width, "height": picture.height}
+        meta = {**item.meta, **item.truth, "name": item.name, **size}
+        others = tuple(other.data for other in ready.others)
         if split not in self._writers:
             self._writers[split] = ShardWriter(self.folder, split, limit=self._limit)
-        self._writers[split].add(Sample(key, picture.data, ready.texts, meta))
+        self._writers[split].add(Sample(key, picture.data, ready.texts, meta, others=others))
         tally.captions[split] = tally.captions.get(split, 0) + len(ready.texts)
-        if picture.change:
-            tally.changed[picture.change] = tally.changed.get(picture.change, 0) + 1
+        for change in filter(None, (fitted.change for fitted in (picture, *ready.others))):
+            tally.changed[change] = tally.changed.get(change, 0) + 1
+        tally.keep(item)
 
     def _leave_out(self, key: str, item: Item, why: LeftOut) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
+        line |= {"id": item.meta["id"]} if "id" in item.meta else {}
         self._left_out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
-        self.tally.leave_out(item.name, why.reason)
-        if self.tally.consumed == self.tally.left_out.get(MISSING) == PATIENCE:
+        self.tally.leave_out(item.title, why.reason)
+        if self.tally.left_out.get(MISSING) == PATIENCE and not self._writers:
             raise self._nothing()
 
     def _mark(self) -> None:
@@ -143,7 +155,7 @@ class PreparedFolder:
 
     def _nothing(self) -> ValueError:
         (self.folder / "progress.json").unlink()  # nothing was written: other options are welcome
-        tally, first = self.tally, next(iter(self.tally.examples.values()), [""])[0]
+        tally, first = self.tally, self.tally.examples.get(MISSING, [""])[0]
         reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.left_out.items()) or "it is empty"
         hints = {
             MISSING: f"say with --images where the pictures lie, so that {first} is found below it",
@@ -156,7 +168,10 @@ class PreparedFolder:
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
     """Raises ``ValueError`` that names what differs between two requests."""
-    different = [f"{name} was {old.get(name)!r}, is {value!r}" for name, value in new.items() if old.get(name) != value]
+    before = {
+        name: old.get(name, type(value)()) for name, value in new.items()
+    }  # an older version lacks options: empty
+    different = [f"{name} was {before[name]!r}, is {value!r}" for name, value in new.items() if before[name] != value]
     if different:
         raise ValueError(
             f"{folder} was prepared from another source or with other options ({'; '.join(different)}); "

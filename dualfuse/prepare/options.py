@@ -15,10 +15,14 @@ class PrepareOptions:
 
     images: Path | None = None
     """Folder of the pictures, where a table or json names them relative to it."""
+    vocabulary: Path | None = None
+    """Answers that are known, one a line: Visual Genome's questions need the answers.txt written for VQAv2."""
     image_column: Annotated[str, arg(name="image")] = ""
     """Column of a table that names the picture (or holds it); empty: by its usual names."""
     text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()
     """Columns of a table that hold captions; empty: by their usual names."""
+    label_column: Annotated[str, arg(name="label")] = ""
+    """Column of a table with the label of picture and text, or with a list of answers; each row is then a sample."""
     split_column: str = ""
     """Column of a table that says train, val or test; empty: the column called split, if there is one."""
     split: str = ""

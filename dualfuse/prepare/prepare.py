@@ -6,7 +6,6 @@ It can be stopped at any time: the same call goes on where it was, and ends with
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
@@ -28,11 +27,22 @@ from dualfuse.data.split import parse_shares
 from dualfuse.prepare.check import Check
 from dualfuse.prepare.folder import PreparedFolder
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.sources import captions, folder, img2dataset, karpathy, tables
+from dualfuse.prepare.sources import (
+    captions,
+    folder,
+    img2dataset,
+    karpathy,
+    nlvr2,
+    snli_ve,
+    tables,
+    visual_genome,
+    vqav2,
+)
 from dualfuse.prepare.sources.columns import Columns
-from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.recognise import recognise
+from dualfuse.prepare.sources.source import Source
 from dualfuse.prepare.summary import Summary
+from dualfuse.tasks.answers import read_vocabulary
 
 _AS_IT_IS = PrepareOptions()
 
@@ -48,52 +58,65 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _AS_IT_IS) -> Sum
     _refuse_idle(kind, options)
     check = Check(parse_shares(options.split), options.longest_side, options.pictures_only)
     limit = (options.shard_samples, options.shard_megabytes << 20)
-    items, total = _items(kind, path, options)
+    opened = _open(kind, path, options)
     with (
         closing(PreparedFolder(out, _request(kind, path, options), limit=limit)) as prepared,
         _progress() as progress,
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too many pixels are a reason of our own
-        task = progress.add_task(f"{path.name} ({kind})", total=total, left_out=0)
-        for item, outcome in ordered_map(check, prepared.skip(items), options.workers):
+        task = progress.add_task(f"{path.name} ({kind})", total=opened.total, left_out=0)
+        for item, outcome in ordered_map(check, prepared.skip(opened.items), options.workers):
             prepared.take(item, outcome)
             left_out = sum(prepared.tally.left_out.values())
             progress.update(task, completed=prepared.tally.consumed, left_out=left_out)
+        prepared.put(opened.files, opened.remarks)
         return prepared.finish()
 
 
-def _items(kind: str, path: Path, options: PrepareOptions) -> tuple[Iterator[Item], int | None]:
-    """Gives the items of a source, and how many there are where that is known before they are read."""
+def _open(kind: str, path: Path, options: PrepareOptions) -> Source:
+    known = read_vocabulary(options.vocabulary) if options.vocabulary else ()
     match kind:
+        case "vqav2":
+            return vqav2.load(path, options.images, known)
+        case "visual-genome":
+            return visual_genome.load(path, options.images, known)
+        case "nlvr2":
+            return nlvr2.load(path, options.images)
+        case "snli-ve":
+            return snli_ve.load(path, options.images)
         case "folder":
             names = folder.picture_names(path)
-            return folder.read(path, names), len(names)
+            return Source(folder.read(path, names), len(names))
         case "karpathy":
             entries = tuple(karpathy.read(path, options.images))
-            return iter(entries), len(entries)
+            return Source(iter(entries), len(entries))
         case "captions":
             entries = tuple(captions.read(path, options.images))
-            return iter(entries), len(entries)
+            return Source(iter(entries), len(entries))
         case "tar":
-            return img2dataset.read(path), None
+            return Source(img2dataset.read(path))
         case _:
-            columns = Columns(options.image_column, options.text_columns, options.split_column)
-            return tables.read(path, options.images, columns), None
+            named = (options.image_column, options.text_columns, options.split_column, options.label_column)
+            return Source(tables.read(path, options.images, Columns(*named)))
 
 
 def _refuse_idle(kind: str, options: PrepareOptions) -> None:
     """Raises ``ValueError`` for an option that says something about another kind of source."""
-    has_columns = options.image_column or options.text_columns or options.split_column
-    if has_columns and kind != "table":
-        raise ValueError(f"--image, --text and --split-column are for tables, but this source is of the kind {kind!r}")
+    columns = (options.image_column, options.text_columns, options.split_column, options.label_column)
+    if any(columns) and kind != "table":
+        names = "--image, --text, --label and --split-column"
+        raise ValueError(f"{names} are for tables, but this source is of the kind {kind!r}")
+    if options.vocabulary and kind not in ("vqav2", "visual-genome"):
+        raise ValueError(f"--vocabulary is for VQAv2 and Visual Genome, but this source is of the kind {kind!r}")
     if options.images and kind in ("folder", "tar"):
         raise ValueError(f"--images is for tables and json files, but this source, of the kind {kind!r}, has pictures")
 
 
 def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object]:
     """Gives all that decides about the output, as JSON values; not where the source lies, so it may be moved."""
-    values = asdict(options) | {"images": options.images.name if options.images else "", "workers": 0}
+    places = {"images": options.images, "vocabulary": options.vocabulary}
+    values = asdict(options) | {name: place.name if place else "" for name, place in places.items()} | {"workers": 0}
     values["text_columns"] = list(options.text_columns)
     return {"source": path.name, "kind": kind, **values}
 

@@ -16,6 +16,8 @@ from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.write import Mark
 
 EXAMPLES = 3
+MOST_LABELS = 1000
+SHOWN_LABELS = 20
 
 
 @dataclass
@@ -34,6 +36,13 @@ class Tally:
     left_out: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     """For each reason, the names of the first that were left out."""
+    noted: dict[str, int] = field(default_factory=dict)
+    """What people should know of samples that were kept."""
+    noted_examples: dict[str, list[str]] = field(default_factory=dict)
+    labels: dict[str, int] = field(default_factory=dict)
+    """Samples with each label."""
+    remarks: list[str] = field(default_factory=list)
+    """What the source says about itself as a whole."""
     left_out_size: int = 0
     """Bytes in ``left-out.jsonl``."""
 
@@ -44,10 +53,17 @@ class Tally:
 
     def leave_out(self, name: str, reason: str) -> None:
         """Counts one item that was left out."""
-        self.left_out[reason] = self.left_out.get(reason, 0) + 1
-        examples = self.examples.setdefault(reason, [])
-        if len(examples) < EXAMPLES:
-            examples.append(name)
+        _count(self.left_out, self.examples, name, reason)
+
+    def keep(self, item: Item) -> None:
+        """Counts what is known of one item that was written: its label, what is to note."""
+        if item.note:
+            _count(self.noted, self.noted_examples, item.title, item.note)
+        if "label" in item.truth:
+            label = str(item.truth["label"])
+            self.labels[label] = self.labels.get(label, 0) + 1
+        if len(self.labels) > MOST_LABELS:
+            raise ValueError(f"more than {MOST_LABELS:,} different labels; is this the column to learn?")
 
 
 @dataclass(frozen=True)
@@ -58,7 +74,7 @@ class Summary:
     tally: Tally
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Prints the splits, then what was changed, then what was left out and why."""
+        """Prints the splits, then labels, then what was changed, then what was left out and why."""
         table = Table("split", "pictures", "captions", "shards", title=Text(str(self.folder)), title_justify="left")
         for name, mark in sorted(self.tally.splits.items()):
             table.add_row(name, f"{mark.samples:,}", f"{self.tally.captions.get(name, 0):,}", f"{mark.shards:,}")
@@ -66,17 +82,32 @@ class Summary:
         yield from (Text(line) for line in self._remarks())
 
     def _remarks(self) -> Iterator[str]:
+        yield from self.tally.remarks
+        if self.tally.labels:
+            common = sorted(self.tally.labels.items(), key=lambda pair: -pair[1])
+            shown = ", ".join(f"{label} {count:,}" for label, count in common[:SHOWN_LABELS])
+            yield f"{len(common):,} labels: {shown}{', ...' if len(common) > SHOWN_LABELS else ''}"
         for change, count in sorted(self.tally.changed.items()):
             yield f"{count:,} {change}"
+        for note, count in sorted(self.tally.noted.items(), key=lambda pair: -pair[1]):
+            yield f"{count:,} kept: {note}, such as {', '.join(self.tally.noted_examples[note])}"
         for reason, count in sorted(self.tally.left_out.items(), key=lambda pair: -pair[1]):
             yield f"{count:,} left out: {reason}, such as {', '.join(self.tally.examples[reason])}"
         if self.tally.left_out:
             yield f"all that were left out: {self.folder / 'left-out.jsonl'}"
 
 
+def _count(counts: dict[str, int], examples: dict[str, list[str]], name: str, reason: str) -> None:
+    counts[reason] = counts.get(reason, 0) + 1
+    first = examples.setdefault(reason, [])
+    if len(first) < EXAMPLES:
+        first.append(name)
+
+
 def extend_listing(listing: str, item: Item) -> str:
     """Gives the hash ``listing`` extended by what a source says about ``item`` (its picture is not read)."""
-    said = json.dumps((listing, item.name, item.texts, item.split, item.problem))
+    asked = (item.title, item.truth, item.note) if item.truth else ()
+    said = json.dumps((listing, item.name, item.texts, item.split, item.problem, *asked), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 

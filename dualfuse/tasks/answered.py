@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -25,8 +26,8 @@ class Asked:
 class Metric(Protocol):
     """Counts answers one by one, so that no more than the counts is held."""
 
-    def add(self, asked: Asked, answer: str) -> None:
-        """Takes an answer to a question whose truth is known."""
+    def add(self, asked: Asked, answers: Sequence[str]) -> None:
+        """Takes the answers to a question whose truth is known, best first; one at least."""
         ...
 
     def result(self) -> dict[str, float]:
@@ -42,11 +43,11 @@ class Accuracy:
         self._all: Counter[str] = Counter()
         self._right: Counter[str] = Counter()
 
-    def add(self, asked: Asked, answer: str) -> None:
-        """Counts one answer."""
+    def add(self, asked: Asked, answers: Sequence[str]) -> None:
+        """Counts the best answer."""
         [label] = asked.truth
         self._all[label] += 1
-        self._right[label] += answer == label
+        self._right[label] += answers[0] == label
 
     def result(self) -> dict[str, float]:
         """Gives "accuracy", and "accuracy/LABEL" for every label."""
@@ -54,3 +55,22 @@ class Accuracy:
             return {}
         by_label = {f"accuracy/{label}": self._right[label] / self._all[label] for label in sorted(self._all)}
         return {"accuracy": self._right.total() / self._all.total()} | by_label
+
+
+class TopAccuracy:
+    """The share of questions whose right answer is the best one, and is among the best five."""
+
+    def __init__(self) -> None:
+        """Nothing is counted yet."""
+        self._all = self._first = self._five = 0
+
+    def add(self, asked: Asked, answers: Sequence[str]) -> None:
+        """Counts the five best answers."""
+        [label] = asked.truth
+        self._all += 1
+        self._first += label == answers[0]
+        self._five += label in answers[:5]
+
+    def result(self) -> dict[str, float]:
+        """Gives "accuracy" and "accuracy/top5"."""
+        return {"accuracy": self._first / self._all, "accuracy/top5": self._five / self._all} if self._all else {}

@@ -100,8 +100,9 @@ class AnswerScore:
         self._scores: dict[str, float] = {}
         self._counts: Counter[str] = Counter()
 
-    def add(self, asked: Asked, answer: str) -> None:
-        """Counts one answer."""
+    def add(self, asked: Asked, answers: Sequence[str]) -> None:
+        """Counts the best answer."""
+        answer = answers[0]
         official = accuracy(answer, asked.truth)
         scores = {"accuracy": official, "score": soft_scores(asked.truth).get(normalise(answer), 0.0)}
         for name, score in (scores | ({f"accuracy/{asked.kind}": official} if asked.kind else {})).items():

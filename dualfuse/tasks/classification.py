@@ -1,22 +1,25 @@
-"""A text about one or more pictures, answered with one of several names: what all such tasks share."""
+"""Answers with one of several names: what all such tasks share, and those with a text about one or more pictures."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NotRequired, Protocol, TypedDict
+from typing import Any, NotRequired, Protocol, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.data.loader import Batch
+from dualfuse.data.loader import Batch, Row
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import pad
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.answered import Accuracy, Asked, Metric
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.heads import Classifier
+
+SHOWN = 20  # names of labels; their number is always told
 
 
 class QuestionRow(TypedDict):
@@ -44,12 +47,12 @@ class QuestionBatch(TypedDict):
 class QuestionConfig(Protocol):
     """The config of a task that answers: it also reads what is only to be answered."""
 
-    def ask(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> QuestionRow:
-        """Turns a sample into a row without target, whether or not its answer is known."""
+    def ask(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> Row:
+        """Turns a sample into a row with who "asked" and without target, whether or not its answer is known."""
         ...
 
-    def collate(self, rows: Sequence[QuestionRow]) -> Batch:
-        """Puts rows together to a batch."""
+    def collate(self, rows: Sequence[Any]) -> Batch:  # Any: what ask gives
+        """Puts rows together to a batch; "asked" is a tuple."""
         ...
 
 
@@ -65,15 +68,16 @@ def question(
     return {
         "images": torch.stack(images),
         "ids": prep.text.encode(sample.texts[0]).ids,
-        "asked": _asked(sample, truth),
+        "asked": who_asked(sample, truth),
     }
 
 
-def _asked(sample: Sample, truth: tuple[str, ...]) -> Asked:
+def who_asked(sample: Sample, truth: tuple[str, ...]) -> Asked:
+    """Gives what is known of a sample's question and its right answer; the text may be missing."""
     name = sample.meta.get("id", sample.key)
     if not isinstance(name, str | int):
         raise BrokenSample(sample.key, f'its "id" is a {type(name).__name__}; a string or a number is needed')
-    return Asked(sample.key, name, sample.texts[0], truth, str(sample.meta.get("answer_type", "")))
+    return Asked(sample.key, name, "".join(sample.texts[:1]), truth, str(sample.meta.get("answer_type", "")))
 
 
 def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
@@ -85,7 +89,8 @@ def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
         return (str(label),)
     if isinstance(label, int) and 0 <= label < len(labels):
         return (labels[label],)
-    raise BrokenSample(sample.key, f"its label is {label!r}; the task knows {', '.join(labels)}, or their numbers")
+    known = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else "")
+    raise BrokenSample(sample.key, f"its label is {label!r}; the task knows {known}, or their numbers")
 
 
 def with_label(row: QuestionRow, labels: Sequence[str]) -> QuestionRow:
@@ -121,7 +126,42 @@ def together(rows: Sequence[QuestionRow]) -> QuestionBatch:
 
 
 class Classification(Task):
-    """Answers with one of ``names``; fuses each picture with the text, and classifies what stands for all pairs."""
+    """Answers with one of ``names``."""
+
+    ranked = 1
+    """How many of the best names :meth:`metric` looks at."""
+
+    def __init__(self, cfg: QuestionConfig, model: VisionLanguageModel, names: tuple[str, ...]) -> None:
+        """What answers is built by the tasks."""
+        super().__init__()
+        self.cfg, self.model, self.names = cfg, model, names
+
+    @abstractmethod
+    def logits(self, batch: Any) -> Tensor:  # Any: what its config's collate gives
+        """Gives (B, C) float32."""
+
+    def forward(self, batch: Any) -> Output:  # Any: what its config's collate gives
+        """Learns from targets."""
+        assert "target" in batch, "a batch of ask() has no targets to learn from"
+        return self.learn(self.logits(batch), batch["target"])
+
+    def learn(self, logits: Tensor, target: Tensor) -> Output:
+        """Gives the cross-entropy of logits (B, C) against the numbers (B,) of the right names."""
+        loss = F.cross_entropy(logits, target)
+        right = (logits.argmax(1) == target).float().mean()
+        return Output(loss, {"loss": loss.detach(), "accuracy": right})
+
+    def predict(self, batch: Any) -> Tensor:  # Any: what its config's collate gives
+        """Gives the probability (B, C) of each name."""
+        return self.logits(batch).softmax(1)
+
+    def metric(self) -> Metric:
+        """Gives a fresh counter of what is right."""
+        return Accuracy()
+
+
+class PairClassification(Classification):
+    """Fuses each picture with the text, and classifies what stands for all pairs."""
 
     def __init__(
         self,
@@ -134,8 +174,7 @@ class Classification(Task):
         dropout: float = 0.0,
     ) -> None:
         """The head is ``hidden_scale`` times as wide inside as one pair's vector; ``dropout`` comes before it."""
-        super().__init__()
-        self.cfg, self.model, self.names = cfg, model, names
+        super().__init__(cfg, model, names)
         width = model.fused_width
         self.dropout = nn.Dropout(dropout)
         self.classifier = Classifier(pictures * width, round(width * hidden_scale), len(names))
@@ -149,22 +188,3 @@ class Classification(Task):
             for slot, images in enumerate(batch["images"].unbind(1))
         ]
         return self.classifier(self.dropout(torch.cat(pairs, dim=1))).float()
-
-    def forward(self, batch: QuestionBatch) -> Output:
-        """Learns from targets."""
-        assert "target" in batch, "a batch of ask() has no targets to learn from"
-        return self.learn(self.logits(batch), batch["target"])
-
-    def learn(self, logits: Tensor, target: Tensor) -> Output:
-        """Gives the cross-entropy of logits (B, C) against the numbers (B,) of the right names."""
-        loss = F.cross_entropy(logits, target)
-        right = (logits.argmax(1) == target).float().mean()
-        return Output(loss, {"loss": loss.detach(), "accuracy": right})
-
-    def predict(self, batch: QuestionBatch) -> Tensor:
-        """Gives the probability (B, C) of each name."""
-        return self.logits(batch).softmax(1)
-
-    def metric(self) -> Metric:
-        """Gives a fresh counter of what is right."""
-        return Accuracy()

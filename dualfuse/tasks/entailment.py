@@ -11,7 +11,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.classification import (
-    Classification,
+    PairClassification,
     QuestionBatch,
     QuestionRow,
     label_of,
@@ -50,6 +50,6 @@ class EntailmentConfig:
         """Pads the texts to the longest of them."""
         return together(rows)
 
-    def build(self, model: VisionLanguageModel) -> Classification:
+    def build(self, model: VisionLanguageModel) -> PairClassification:
         """Gives the task with a fresh head."""
-        return Classification(self, model, self.labels, hidden_scale=self.hidden_scale)
+        return PairClassification(self, model, self.labels, hidden_scale=self.hidden_scale)

@@ -13,7 +13,7 @@ from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.answered import Accuracy, Asked
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.classification import (
-    Classification,
+    PairClassification,
     QuestionBatch,
     QuestionRow,
     label_of,
@@ -62,7 +62,7 @@ class NLVR2Config:
         return NLVR2(self, model)
 
 
-class NLVR2(Classification):
+class NLVR2(PairClassification):
     """The text with the first picture, the text with the second one, and a head on both vectors side by side."""
 
     def __init__(self, cfg: NLVR2Config, model: VisionLanguageModel) -> None:
@@ -82,11 +82,11 @@ class Consistency(Accuracy):
         super().__init__()
         self._always: dict[tuple[str, ...], bool] = {}
 
-    def add(self, asked: Asked, answer: str) -> None:
-        """Counts one answer."""
-        super().add(asked, answer)
+    def add(self, asked: Asked, answers: Sequence[str]) -> None:
+        """Counts the best answer."""
+        super().add(asked, answers)
         sentence = sentence_of(asked)
-        self._always[sentence] = self._always.get(sentence, True) and (answer,) == asked.truth
+        self._always[sentence] = self._always.get(sentence, True) and (answers[0],) == asked.truth
 
     def result(self) -> dict[str, float]:
         """Gives what accuracy gives, and "consistency"."""

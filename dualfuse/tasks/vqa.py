@@ -19,7 +19,14 @@ from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.answered import Metric
 from dualfuse.tasks.answers import AnswerScore, read_vocabulary, soft_scores
 from dualfuse.tasks.base import Output, Prep
-from dualfuse.tasks.classification import Classification, QuestionBatch, QuestionRow, question, together, with_target
+from dualfuse.tasks.classification import (
+    PairClassification,
+    QuestionBatch,
+    QuestionRow,
+    question,
+    together,
+    with_target,
+)
 
 Vocabulary = Annotated[
     tuple[str, ...],
@@ -99,7 +106,7 @@ def given(sample: Sample) -> tuple[str, ...]:
     return tuple(found)
 
 
-class VQA(Classification):
+class VQA(PairClassification):
     """Every answer is right or wrong by itself, and right to the degree that people agree on it."""
 
     def __init__(self, cfg: VQAConfig, model: VisionLanguageModel) -> None:

@@ -213,3 +213,24 @@ def test_looks_and_augment_are_plain_flags() -> None:
     assert parsed.looks == Looks("crop", mean=(0.1, 0.2, 0.3)) and parsed.augment == Augment(flip=0.25)
     left_alone = tyro.cli(Data, default=Data(augment=None), args=["--looks.fit", "crop"])
     assert left_alone.augment is None and left_alone.looks.fit == "crop"
+
+
+@pytest.mark.parametrize("shape", [(80, 97), (97, 80), (64, 64)])
+def test_the_middle_of_a_larger_square(shape: tuple[int, int]) -> None:
+    """BEiT's evaluation: the shorter side to 256 of which 224 are cut out, here to 48 of which 42."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    shorter = min(shape)
+    resized = Image.fromarray(pixels).resize(
+        (int(48 * shape[1] / shorter), int(48 * shape[0] / shorter)), Image.Resampling.BICUBIC
+    )
+    left, top = round((resized.width - 42) / 2), round((resized.height - 42) / 2)
+    wanted = np.asarray(resized.crop((left, top, left + 42, top + 42)))
+    found = Looks("crop", "pillow", kept=0.875).fitted(torch.from_numpy(pixels).permute(2, 0, 1), (42, 42))
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted)
+
+
+def test_only_a_crop_keeps_less() -> None:
+    with pytest.raises(ValueError, match=r"kept is 0.5 with fit squeeze"):
+        Looks(kept=0.5)
+    with pytest.raises(ValueError, match=r"kept is 0"):
+        Looks("crop", kept=0.0)

@@ -21,6 +21,7 @@ from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Optim
 from dualfuse.tasks.heads import Projection, Projections, WordHead
+from dualfuse.tasks.image_classes import ImageClassesConfig
 from dualfuse.tasks.pairs import PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "adamw.safetensors"
@@ -229,3 +230,57 @@ def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
     assert len(optimizer.param_groups) == 6
     without = build_optimizer(task, Optim())
     assert len(without.param_groups) == 2
+
+
+def test_learning_rates_that_fall_with_depth() -> None:
+    """BEiT's rule for a model of three layers: decay ** (L + 1 - layer), the embeddings 0 and the head L + 1."""
+    cfg = VLMoConfig(width=32, depth=3, heads=2, both_from=2, image_size=(32, 32), vocabulary=50, text_length=12)
+    task = ImageClassesConfig(classes=4).build(cfg.build())
+    optim = Optim(lr=0.1, layer_decay=0.5, head_rate=3.0, weight_decay=0.05, decay="beit")
+    groups = parameter_groups(task, optim)
+    rates = {name: group["rate"] for group in groups for name in group["names"]}
+    assert rates.keys() == dict(task.named_parameters()).keys()
+    wanted = {"head.": 3.0, "norm.": 3.0, "model.norm.": 1.0, "model.relative_bias.": 1.0, "model.pooler.": 1.0}
+    wanted |= {f"model.blocks.{layer}.": 0.5 ** (4 - (layer + 1)) for layer in range(3)}
+    wanted |= {f"model.{part}.": 0.5**4 for part in ("patches", "words", "types")}
+    for name, rate in rates.items():
+        assert [rate] == [value for start, value in wanted.items() if name.startswith(start)], name
+    assert len(groups) == 2 * 5 + 2
+    assert {group["lr"] for group in groups} == {0.1 * rate for rate in rates.values()}
+
+
+def test_layers_above_that_do_not_learn_do_not_count() -> None:
+    """Of a BridgeTower pictures alone pass one tower: its top layer is the one below the head."""
+    config = BridgeTowerConfig(
+        image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(16, 16)),
+        text=TextTowerConfig(width=64, depth=3, heads=2, feed_forward=32, vocabulary=20, text_length=8),
+        width=64,
+        heads=2,
+        feed_forward=32,
+        layers=2,
+    )
+    optim = Optim(layer_decay=0.5, fusing_rate=3.0)
+
+    def rates(task: nn.Module) -> dict[str, float]:
+        return {name: group["rate"] for group in parameter_groups(task, optim) for name in group["names"]}
+
+    task = ImageClassesConfig(classes=4).build(config.build())
+    whole = rates(task)
+    assert whole["model.layers.text.1.up.weight"] == 3 / 2 and whole["model.layers.image.0.up.weight"] == 3 / 4
+    assert whole["model.image_tower.blocks.1.up.weight"] == whole["model.text_tower.layers.2.up.weight"] == 1 / 8
+    assert whole["model.image_tower.norm_after.weight"] == 1 / 8
+    assert whole["model.image_tower.blocks.0.up.weight"] == whole["model.text_tower.layers.1.up.weight"] == 1 / 16
+    assert whole["model.text_tower.layers.0.up.weight"] == 1 / 32
+    assert whole["model.image_tower.class_embedding"] == whole["model.text_tower.words.word.weight"] == 1 / 64
+    for name, parameter in task.named_parameters():
+        parameter.requires_grad = name.startswith(("head", "norm", "model.image_tower"))
+    alone = rates(task)
+    assert alone["model.image_tower.blocks.1.up.weight"] == alone["model.image_tower.norm_after.bias"] == 1 / 2
+    assert (alone["model.image_tower.blocks.0.up.weight"], alone["model.image_tower.positions"]) == (1 / 4, 1 / 8)
+
+
+@pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
+def test_layer_decay_is_a_share(decay: float) -> None:
+    task = ImageClassesConfig(classes=4).build(VLMoConfig(width=32, depth=1, heads=2, both_from=1).build())
+    with pytest.raises(ValueError, match="share between 0 and 1"):
+        parameter_groups(task, Optim(layer_decay=decay))

@@ -259,7 +259,7 @@ def test_gradients() -> None:
     made, pairs = task(), batch(torch.arange(3))
     image, masked = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["masked_ids"], MASK)
     states = made.model.fuse(image, masked, pairs["rows"]).text
-    (made.masked_words(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
+    (made.word_head.loss(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
     norms = rename(NORMS, PAIRS.layout.names)
     assert all(NORMS[name] is None for name in norms.unknown), norms.unknown
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}

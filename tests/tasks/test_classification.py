@@ -203,7 +203,7 @@ def test_accuracy_by_label() -> None:
     metric = Accuracy()
     assert metric.result() == {}
     for truth, answer in (("cat", "cat"), ("cat", "dog"), ("dog", "dog"), ("cat", "cat")):
-        metric.add(Asked("", "", "", (truth,)), answer)
+        metric.add(Asked("", "", "", (truth,)), (answer,))
     assert metric.result() == pytest.approx({"accuracy": 3 / 4, "accuracy/cat": 2 / 3, "accuracy/dog": 1.0})
 
 
@@ -213,9 +213,9 @@ def test_consistency_needs_every_pair_of_a_sentence() -> None:
     assert metric.result() == {}
     asked = {"dev-850-0-0": True, "dev-850-1-0": False, "dev-850-0-1": True, "dev-850-1-1": True, "dev-851-0-0": False}
     for identifier, right in asked.items():
-        metric.add(Asked("", identifier, "the same words", ("True",)), "True" if right else "False")
+        metric.add(Asked("", identifier, "the same words", ("True",)), ("True" if right else "False",))
     assert metric.result() == pytest.approx({"accuracy": 3 / 5, "accuracy/True": 3 / 5, "consistency": 1 / 3})
     by_text = Consistency()
     for number, (text, answer) in enumerate((("one", "True"), ("one", "False"), ("two", "True"))):
-        by_text.add(Asked("", number, text, ("True",)), answer)
+        by_text.add(Asked("", number, text, ("True",)), (answer,))
     assert by_text.result()["consistency"] == 0.5

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.convert.beit import OFFICIAL, as_vlmo
+from dualfuse.convert.beit import as_vlmo, official
 from dualfuse.convert.rename import sort
 from dualfuse.layers.embeddings import Hidden
 from dualfuse.layers.visual_tokens import VisualTokenizer
@@ -40,7 +40,7 @@ def task(monkeypatch: pytest.MonkeyPatch) -> MaskedImage:
     state = load_file(GOLDEN / "beit_stage2_state.safetensors")
     mine = {name.removeprefix("beit_mim."): value for name, value in state.items() if name.startswith("beit_mim.")}
     built = MaskedImageConfig(codes=31, patch=8, stride=4).build(TINY.build()).eval()
-    found = sort(mine, OFFICIAL)
+    found = sort(mine, official(mine))
     assert not found.unexpected
     lacking = built.load_state_dict(as_vlmo(found.tensors, TINY.text_length), strict=False)
     assert not lacking.unexpected_keys

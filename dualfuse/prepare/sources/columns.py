@@ -1,4 +1,4 @@
-"""Which column of a table holds the pictures, which the captions, which the split."""
+"""Which column of a table holds the pictures, which the captions, which the split, which the labels."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ class Columns:
     image: str = ""
     texts: tuple[str, ...] = ()
     split: str = ""
+    label: str = ""
+    """Never found by its name: only who asks for labels has rows that stay apart."""
 
 
 def choose(names: Iterable[str], wanted: Columns, where: str) -> Columns:
@@ -42,13 +44,14 @@ def choose(names: Iterable[str], wanted: Columns, where: str) -> Columns:
     or a split.
     """
     plain = {name.strip().lower(): name for name in names}
-    for name in filter(None, (wanted.image, *wanted.texts, wanted.split)):
+    for name in filter(None, (wanted.image, *wanted.texts, wanted.split, wanted.label)):
         if name not in plain.values():
             raise ValueError(f"{where} has no column {name!r}; its columns are {', '.join(plain.values())}")
     return Columns(
         image=wanted.image or _image(plain, where),
         texts=wanted.texts or _texts(plain),
         split=wanted.split or plain.get("split", ""),
+        label=wanted.label,
     )
 
 

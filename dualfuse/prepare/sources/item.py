@@ -1,4 +1,4 @@
-"""What a source gives: one picture that is not read yet, and what the source says about it."""
+"""What a source gives: a picture that is not read yet, or several, and what the source says about it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source with its captions; cheap to make, as the picture is read later."""
+    """One picture of a source with its captions, or with one question; cheap to make: the picture is read later."""
 
     name: str
     """Names the picture within its source, such as ``val2014/COCO_val2014_000000391895.jpg``."""
@@ -50,6 +50,17 @@ class Item:
     meta: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
     """Why the source itself says that this one cannot be used; empty: as far as it knows it can."""
+    others: tuple[Slice | bytes, ...] = ()
+    """Further pictures that the text speaks of."""
+    truth: Mapping[str, object] = field(default_factory=dict)
+    """What is to be learnt, for the meta: a ``label``, or ``answers``, or one certain ``answer``."""
+    note: str = ""
+    """What people should know of it although it is kept; counted like a problem."""
+
+    @property
+    def title(self) -> str:
+        """What it is called where several items share a picture: the name, and the ``id`` of its meta."""
+        return f"{self.name} ({self.meta['id']})" if "id" in self.meta else self.name
 
 
 def captions_of(meta: Mapping[str, object]) -> tuple[str, ...]:

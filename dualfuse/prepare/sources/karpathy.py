@@ -8,16 +8,17 @@ from pathlib import Path
 
 from dualfuse.data.split import split_name
 from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.pictures import PictureFinder
+from dualfuse.prepare.sources.pictures import FLICKR, PictureFinder, around
 
 
 def read(path: Path, images: Path | None) -> Iterator[Item]:
     """Gives every picture of the json at ``path`` with all its sentences, in the order of the json.
 
     ``images`` is the folder that holds ``val2014/COCO_val2014_000000391895.jpg`` or ``1000092795.jpg``; without it,
-    the pictures are looked for beside the json. ``restval`` joins ``train``, as the published recipes have it.
+    the pictures are looked for around the json, also in folders such as ``flickr30k-images``. ``restval`` joins
+    ``train``, as the published recipes have it.
     """
-    find = PictureFinder(images or path.parent)
+    find = PictureFinder(*((images,) if images else around(path.parent, *FLICKR)))
     for entry in json.loads(path.read_bytes())["images"]:
         name = f"{entry['filepath']}/{entry['filename']}" if entry.get("filepath") else entry["filename"]
         yield Item(

@@ -7,6 +7,16 @@ from pathlib import Path
 from dualfuse.prepare.sources.item import Slice
 
 
+def around(folder: Path, *usual: str) -> tuple[Path, ...]:
+    """Gives ``folder``, the two around it, and and what lies in these under a ``usual`` name."""
+    places = (folder, *folder.absolute().parents[:2])
+    return *places, *(place / name for place in places for name in usual if (place / name).is_dir())
+
+
+FLICKR = ("flickr30k-images", "flickr30k_images", "Flicker8k_Dataset", "Flickr8k_Dataset", "images")
+"""How the folders of pictures are called that Flickr30k and Flickr8k unpack to."""
+
+
 class PictureFinder:
     """Looks for pictures below some folders: under the full name first, under the bare file name then."""
 

@@ -9,12 +9,20 @@ from pathlib import Path
 
 from dualfuse.prepare.sources.captions import caption_files
 from dualfuse.prepare.sources.folder import is_picture_name
+from dualfuse.prepare.sources.nlvr2 import sentence_files
+from dualfuse.prepare.sources.snli_ve import pair_files
+from dualfuse.prepare.sources.visual_genome import is_visual_genome
+from dualfuse.prepare.sources.vqav2 import question_files
 
 FORMATS = {
     "folder": "a folder of pictures, each with a .txt of captions beside it (also the files output of img2dataset)",
     "table": "a .csv, .tsv, .jsonl, .json or .parquet table with a picture and a caption in each row, or parquet files",
     "karpathy": "a json of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
     "captions": "a json of COCO captions such as annotations/captions_train2017.json, or the folder around several",
+    "vqav2": "the folder of v2_OpenEnded_mscoco_train2014_questions.json and its like, with the annotations",
+    "visual-genome": "question_answers.json of Visual Genome, or the folder around it",
+    "nlvr2": "train.json, dev.json, test1.json of NLVR2, or the folder around them",
+    "snli-ve": "snli_ve_train.jsonl and so on, or the folder around them",
     "tar": "tar shards in the WebDataset layout (also what img2dataset writes)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -29,7 +37,28 @@ def recognise(source: Path) -> tuple[str, Path]:
     """
     if not source.exists():
         raise ValueError(f"there is nothing at {source}; give a file or a folder:\n{_possible()}")
-    return _folder(source) if source.is_dir() else (_file(source), source)
+    return _published(source) or (_folder(source) if source.is_dir() else (_file(source), source))
+
+
+def _published(source: Path) -> tuple[str, Path] | None:
+    """Gives the data set, known by the names of its files, that is, or lies in, ``source``; None: there is none.
+
+    Raises ``ValueError`` if there are several.
+    """
+    in_folder = source.is_dir()
+    genome = source / "question_answers.json" if in_folder else source
+    found = {
+        "captions": source if in_folder and caption_files(source) else None,
+        "vqav2": source if in_folder and question_files(source) else None,
+        "visual-genome": genome if genome.suffix == ".json" and is_visual_genome(genome) else None,
+        "nlvr2": source if sentence_files(source) else None,
+        "snli-ve": source if pair_files(source) else None,
+    }
+    kinds = [(kind, path) for kind, path in found.items() if path]
+    if len(kinds) > 1:
+        names = ", ".join(kind for kind, _ in kinds)
+        raise ValueError(f"{source} holds several data sets: {names}; put each into a folder of its own")
+    return kinds[0] if kinds else None
 
 
 def _file(path: Path) -> str:
@@ -72,8 +101,6 @@ def _folder(folder: Path) -> tuple[str, Path]:
     endings, texts = _look(folder)
     if endings[".tar"]:
         return "tar", folder
-    if caption_files(folder):
-        return "captions", folder
     tables = [
         path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES or path.name == "captions.txt"
     ]

@@ -14,7 +14,7 @@ def read_rows(path: Path) -> Iterator[Row | None]:
     """Gives the rows of the table at ``path``, by its ending; None for a line that cannot be read."""
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            return _json_lines(path)
+            return json_lines(path)
         case ".json":
             return (row if isinstance(row, dict) else None for row in json.loads(path.read_bytes()))
         case ".parquet":
@@ -33,7 +33,8 @@ def _separated(path: Path) -> Iterator[Row | None]:
             yield row if has_all else None
 
 
-def _json_lines(path: Path) -> Iterator[Row | None]:
+def json_lines(path: Path) -> Iterator[Row | None]:
+    """Gives the json objects of a file that has one a line, whatever it is called; None for any other line."""
     with path.open("rb") as file:
         for line in filter(None, map(bytes.strip, file)):
             try:

@@ -1,4 +1,4 @@
-"""A table of the user's own: csv, tsv, json, jsonl or parquet with a picture and its caption in each row."""
+"""A table of the user's own: csv, tsv, json, jsonl or parquet with a picture and its text in each row."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from dualfuse.data.split import split_in_name, split_name
 from dualfuse.prepare.sources.columns import Columns, choose, refuse_url
 from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.labels import Labelled
 from dualfuse.prepare.sources.pictures import PictureFinder
 from dualfuse.prepare.sources.rows import Row, read_rows
 
@@ -26,8 +27,11 @@ def read(path: Path, images: Path | None, wanted: Columns) -> Iterator[Item]:
     """Gives the pictures of the table at ``path``, or of all parquet files in that folder.
 
     Pictures are named relative to ``images``, or to the table; parquet may hold them as bytes. Rows about the same
-    picture are merged into one item with several captions, at the place of the first of them.
+    picture are merged into one item with several captions, at the place of the first of them; with a column of labels
+    each text of each row is an item of its own.
     """
+    find = PictureFinder(*((images,) if images else _around(path)))
+    labelled = Labelled()
     merged: dict[tuple[str, str], _Merged] = {}
     for table in sorted(path.rglob("*.parquet")) if path.is_dir() else (path,):
         columns: Columns | None = None
@@ -39,11 +43,13 @@ def read(path: Path, images: Path | None, wanted: Columns) -> Iterator[Item]:
             columns = columns or choose(row, wanted, str(table))
             split, texts = _split(row, columns, table), _texts(row, columns)
             name, picture = _picture(row.get(columns.image), where)
-            if picture or not name:
+            if columns.label:
+                item = Item(name or where, picture or (find(name) if name else b""), texts, split, _meta(row, columns))
+                yield from labelled.items(item, row.get(columns.label))
+            elif picture or not name:
                 yield Item(name or where, picture, texts, split, _meta(row, columns))
             else:
                 merged.setdefault((split, name), _Merged(_meta(row, columns))).texts.extend(texts)
-    find = PictureFinder(*((images,) if images else _around(path)))
     for (split, name), entry in merged.items():
         yield Item(name, find(name), tuple(entry.texts), split, entry.meta)
 

@@ -1,0 +1,261 @@
+"""The model card of a model folder: what it is, what it was trained on, its scores, and how to load it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from hashlib import sha256
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dualfuse import hub
+from dualfuse.config import IS
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.image_classes import ImageClassesConfig
+from dualfuse.tasks.masked_image import MaskedImageConfig
+from dualfuse.tasks.masked_text import MaskedTextConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.vqa import VQAConfig
+
+CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
+PIPELINES = (
+    (VQAConfig, "visual-question-answering"),
+    (PairsConfig, "feature-extraction"),
+    (MaskedTextConfig, "fill-mask"),
+    (MaskedImageConfig, "image-feature-extraction"),
+    (ImageClassesConfig, "image-classification"),
+)
+"""What the Hugging Face hub calls the tasks; for the others it has no word."""
+PAPERS = {"VLMo": "2111.02358", "BridgeTower": "2206.08657", "METER": "2111.02387"}
+SHOWN = 12  # entries of a list; their number is always told
+TO_FILL = "*to be filled in*"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The numbers of ``dualfuse evaluate --out``, and the command that made them."""
+
+    metrics: Mapping[str, float]
+    command: str
+
+    @staticmethod
+    def read(path: Path, command: str) -> Scores:
+        """Reads the json file; ``ValueError`` if it holds something else than numbers by name."""
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path} is no json file: {error}") from error
+        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+            raise ValueError(f"{path} should hold numbers by name, as dualfuse evaluate --out writes them")
+        return Scores(metrics, command)
+
+
+def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
+    """Writes README.md into a model folder, and gives its path; ``ValueError`` for one that somebody has edited."""
+    path = folder / CARD
+    if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
+        raise ValueError(f"{path} was edited by hand and is kept; move it away to have a new one written")
+    text = card(folder, scores, licence)
+    path.write_text(f"{text}\n{_mark(text)}", encoding="utf-8")
+    return path
+
+
+def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
+    """Gives the card of a model folder in Markdown, with the front matter of the Hugging Face hub.
+
+    ``licence`` is an identifier of the hub, such as apache-2.0. Paths of data are shortened: a card is made to be
+    shown. Raises ``ValueError`` for a folder that holds no model.
+    """
+    recipe = hub.read_recipe(folder)
+    parts = (
+        _front_matter(recipe, licence),
+        f"# {recipe.name}\n\n{_sentence(folder, recipe)}",
+        "## Model\n\n" + _table(_model(folder, recipe)),
+        "## Training\n\n" + _training(folder, recipe),
+        "## Scores\n\n" + _scores(scores),
+        "## Use\n\n" + _use(recipe),
+        f"## Licence\n\n- Weights: {licence or TO_FILL}\n- Pictures and texts it was trained on: {TO_FILL}\n"
+        f"- Weights it started from: {TO_FILL if _origin(folder) else 'none'}",
+        f"## Intended use and limits\n\n{TO_FILL}",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(recipe: Recipe, licence: str) -> str:
+    pipeline = [f"pipeline_tag: {tag}" for kind, tag in PIPELINES if isinstance(recipe.task, kind)]
+    tags = ("dualfuse", "vision-language", _architecture(recipe).lower(), _kind(recipe.task).lower())
+    lines = [
+        "---",
+        "library_name: dualfuse",
+        *pipeline,
+        f"license: {licence or 'unknown  # to be filled in'}",
+        "tags:",
+        *(f"- {tag}" for tag in dict.fromkeys(tags)),
+        "---",
+    ]
+    return "\n".join(lines)
+
+
+def _sentence(folder: Path, recipe: Recipe) -> str:
+    name = _architecture(recipe)
+    paper = f" ([arXiv {PAPERS[name]}](https://arxiv.org/abs/{PAPERS[name]}))" if name in PAPERS else ""
+    millions = f"{_parameters(folder) / 1e6:,.1f}"
+    return f"{name}{paper} of {millions} million parameters, trained for `{_kind(recipe.task)}` with dualfuse."
+
+
+def _model(folder: Path, recipe: Recipe) -> dict[str, str]:
+    height, width = recipe.data.image_size
+    words = hub.with_tokenizer(recipe, folder).data.text
+    return {
+        "architecture": _architecture(recipe),
+        "parameters": f"{_parameters(folder):,}, heads included",
+        "pictures": f"{height} x {width} pixels; {_values(recipe.data.looks)}",
+        "texts": f"at most {words.length} word pieces, of {words.vocabulary:,}",
+        "settings": _values(recipe.model),
+    }
+
+
+def _training(folder: Path, recipe: Recipe) -> str:
+    if (folder / CONVERSION).is_file():
+        return f"Converted from `{_public(_origin(folder))}`; every tensor is accounted for in `{CONVERSION}`."
+    stages = _stages(folder)
+    lines = ["| stage | trained for | steps | samples a step | on |", "|---|---|---:|---:|---|"]
+    lines += [
+        f"| {stage.name} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch:,} | {_sources(stage)} |"
+        for stage in stages
+    ]
+    first = stages[0]
+    begun = f"`{_public(first.start_from)}`" if first.start_from else "random weights"
+    last = {
+        "objective": _values(recipe.task),
+        "optimiser": f"AdamW; {_values(recipe.optim)}",
+        "run": _values(recipe.run),
+        "augmentation": _values(recipe.data.augment) if recipe.data.augment else "none",
+    }
+    if recipe.train_only:
+        last["trained parameters"] = _listed(recipe.train_only)
+    return f"It started from {begun}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
+
+
+def _stages(folder: Path) -> list[Recipe]:
+    """Gives the recipes that led to a model, the first one first, as far back as their folders are still there."""
+    recipes: list[Recipe] = []
+    seen: set[Path] = set()
+    while folder.resolve() not in seen:
+        seen.add(folder.resolve())
+        recipes.insert(0, hub.read_recipe(folder))
+        origin = Path(_origin(folder) or folder)
+        folder = origin if (origin / hub.CONFIG).is_file() and _is_ours(origin) else folder
+    return recipes
+
+
+def _origin(folder: Path) -> str:
+    """Gives what a model started from or was converted from, by the reports in or beside its folder."""
+    for report in (folder / CONVERSION, folder / START, folder.absolute().parent / START):
+        if report.is_file():
+            return str(json.loads(report.read_text(encoding="utf-8")).get("source", ""))
+    return ""
+
+
+def _is_ours(folder: Path) -> bool:
+    return IS in json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+
+
+def _sources(recipe: Recipe) -> str:
+    names = [f"`{_public(path)}`" for path in recipe.data.train]
+    if recipe.data.weights:
+        names = [f"{name} ({weight:g})" for name, weight in zip(names, recipe.data.weights, strict=True)]
+    return _listed(names) or "not recorded"
+
+
+def _scores(scores: Scores | None) -> str:
+    if scores is None:
+        return (
+            "None yet. `dualfuse evaluate MODEL DATA --out scores.json` writes them, and "
+            "`dualfuse card MODEL --scores scores.json --command '...'` puts them here."
+        )
+    rows = {f"`{name}`": _score(name, value) for name, value in scores.metrics.items()}
+    return f"Made by\n\n```bash\n{scores.command or TO_FILL}\n```\n\n" + _table(rows)
+
+
+def _score(name: str, value: float) -> str:
+    if not math.isfinite(value):
+        return str(value)
+    return f"{value:.3f}" if name.endswith("loss") else f"{100 * value:.1f} %"
+
+
+def _use(recipe: Recipe) -> str:
+    names, line = "load", ""
+    match recipe.task:
+        case PairsConfig() | EntailmentConfig():
+            names, line = "load, predict", 'print(predict(model, image="a.jpg", text="a red apple on a table"))'
+        case VQAConfig():
+            names, line = "load, predict", 'print(predict(model, image="a.jpg", text="what colour is the car?"))'
+        case NLVR2Config():
+            names, line = "load, predict", 'print(predict(model, image=("a.jpg", "b.jpg"), text="both are red"))'
+        case MaskedTextConfig():
+            names, line = "load, predict", 'print(predict(model, text="a red [MASK] on a table"))'
+    lines = [f"from dualfuse import {names}", "", 'model = load("FOLDER or OWNER/NAME")', *([line] if line else [])]
+    return "\n".join(["```python", *lines, "```"])
+
+
+def _parameters(folder: Path) -> int:
+    try:
+        with safe_open(folder / hub.WEIGHTS, framework="numpy") as file:
+            return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no dict)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / hub.WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+
+
+def _architecture(recipe: Recipe) -> str:
+    has_no_bridge = isinstance(recipe.model, BridgeTowerConfig) and recipe.model.bridge == "none"
+    return "METER" if has_no_bridge else _kind(recipe.model)
+
+
+def _kind(config: object) -> str:
+    return type(config).__name__.removesuffix("Config")
+
+
+def _values(config: object) -> str:
+    """Gives the fields of a config as "name value, name value", with those inside them."""
+    said = []
+    for each in fields(config) if is_dataclass(config) else ():
+        value = getattr(config, each.name)
+        said.append(f"{each.name} ({_values(value)})" if is_dataclass(value) else f"{each.name} {_short(value)}")
+    return ", ".join(said)
+
+
+def _short(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"{len(value):,} names" if len(value) > SHOWN else f"({', '.join(map(str, value))})"
+    return repr(value) if isinstance(value, str) else str(value)
+
+
+def _public(path: str) -> str:
+    """Gives a path without the folders that say where somebody keeps their files."""
+    return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() or path.startswith(("~", "..")) else path
+
+
+def _listed(names: list[str] | tuple[str, ...]) -> str:
+    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    cells = [(name, value.replace("|", "\\|")) for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
+
+
+def _mark(text: str) -> str:
+    return f"<!-- written by dualfuse card: {sha256(text.encode()).hexdigest()} -->\n"
+
+
+def _is_generated(text: str) -> bool:
+    """Whether a card is as it was written, so that nothing of a person's is lost with it."""
+    content, _, mark = text.rstrip("\n").rpartition("\n")
+    return f"{mark}\n" == _mark(content)

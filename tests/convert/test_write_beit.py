@@ -1,0 +1,75 @@
+"""A model that tells classes apart goes back to BEiT: the same tensors, and what was learnt since."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.testing import assert_close
+
+from dualfuse.convert.build import Converted, build
+from dualfuse.convert.convert import convert, open_model
+from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.report import Report
+from dualfuse.convert.write_beit import write_beit
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.image_classes import ImageClassesConfig
+
+STATE = {
+    name.removeprefix("beit_ft."): tensor
+    for name, tensor in load_file(
+        Path(__file__).parent.parent / "golden" / "vlmo" / "beit_stage2_state.safetensors"
+    ).items()
+    if name.startswith("beit_ft.")
+}
+MODEL = VLMoConfig(
+    width=32, depth=2, heads=2, both_from=1, patch=8, image_size=(32, 32), text_length=12, vocabulary=50, drop_path=0.0
+)
+
+
+def test_there_and_back_is_bit_identical(tmp_path: Path) -> None:
+    torch.save({"model": STATE}, tmp_path / "beit.pth")
+    written = write_beit(open_model(tmp_path / "beit.pth"))
+    assert written.tensors.keys() == STATE.keys()
+    assert all(torch.equal(tensor, STATE[name]) for name, tensor in written.tensors.items())
+    convert(tmp_path / "beit.pth", tmp_path / "ours")
+    convert(tmp_path / "ours", tmp_path / "theirs", to="official")
+    again = torch.load(tmp_path / "theirs" / "beit.pth", weights_only=True)["model"]
+    assert again.keys() == STATE.keys() and all(torch.equal(tensor, STATE[name]) for name, tensor in again.items())
+    assert {"model.words.word.weight", "model.norm.weight", "model.pooler.bias"} <= written.report.unused.keys()
+
+
+@pytest.mark.parametrize("changes", [{}, {"positions": "absolute"}, {"image_slots": 2}])
+@pytest.mark.parametrize("features", ["patches", "first"])
+@torch.no_grad()
+def test_what_was_learnt_since_is_seen_by_what_is_read_again(
+    features: str, changes: dict[str, object], tmp_path: Path
+) -> None:
+    """With a type of pictures that is not zero any more."""
+    torch.manual_seed(0)
+    recipe = Recipe("x", replace(MODEL, **changes), ImageClassesConfig(classes=5, features=features))
+    task = recipe.task.build(recipe.model.build()).eval()
+    for parameter in task.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    written = write_beit(Converted(task, recipe, {}, Report("x", {})))
+    torch.save({"model": written.tensors}, tmp_path / "beit.pth")
+    foreign = read_foreign(tmp_path / "beit.pth")
+    foreign = replace(foreign, recipe=replace(foreign.recipe, model=replace(foreign.recipe.model, heads=2)))
+    again = build(foreign).task
+    assert not foreign.report.unexpected and foreign.recipe.task == recipe.task
+    images = torch.randn(3, 3, 32, 32)
+    assert_close(again.logits({"image": images}), task.logits({"image": images}), atol=1e-4, rtol=1e-4)
+    listed = {*written.report.used, *written.report.unused}
+    assert listed == set(task.state_dict())
+
+
+def test_what_beit_does_not_have() -> None:
+    recipe = Recipe("x", replace(MODEL, stem="convolution", bias="alike"), ImageClassesConfig(classes=5))
+    task = recipe.task.build(recipe.model.build())
+    with pytest.raises(ValueError, match="no convolutional stem, no mean bias for all layers: this model"):
+        write_beit(Converted(task, recipe, {}, Report("x", {})))

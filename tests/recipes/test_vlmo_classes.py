@@ -1,0 +1,129 @@
+"""Recipes of classes: whole, with the numbers of BEiT, and a small one that is trained and judged end to end."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import shards, weights
+
+from dualfuse import hub, recipes
+from dualfuse.config import from_json, to_json
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan
+from dualfuse.engine.log import read_log
+from dualfuse.engine.score import score
+from dualfuse.engine.train import train
+from dualfuse.recipe import Recipe
+from dualfuse.recipes import vlmo_classes
+from dualfuse.tasks.image_classes import ImageClasses
+
+PLACES = {
+    name: make()
+    for name, make in inspect.getmembers(vlmo_classes, inspect.isfunction)
+    if make.__module__ == vlmo_classes.__name__ and not name.startswith("_")
+}
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_recipe_is_whole(name: str) -> None:
+    recipe = PLACES[name]
+    assert recipes.find(f"dualfuse.recipes.vlmo_classes:{name}") == (recipe,)
+    assert from_json(to_json(recipe)) == recipe
+    flags = ["--task.classes", "5", "--task.mix.cut", "0.5", "--optim.layer-decay", "0.6", "--data.looks.kept", "1"]
+    (chosen,) = recipes.override((recipe,), flags, prog="train")
+    assert (chosen.task.classes, chosen.task.mix.cut, chosen.optim.layer_decay) == (5, 0.5, 0.6)
+    assert recipe.model.image_size == recipe.data.image_size
+    with torch.device("meta"):
+        task = chosen.task.build(chosen.model.build())
+    assert isinstance(task, ImageClasses) and task.head.out_features == 5
+
+
+def test_numbers_of_beit() -> None:
+    """Epochs, warm-up, rate, decay of layers and drop path, looked up in its README."""
+
+    def said(recipe: Recipe, pictures: int) -> tuple[float, ...]:
+        epoch = pictures / recipe.data.batch
+        numbers = recipe.run.steps / epoch, recipe.optim.warmup / epoch
+        return *map(round, numbers), recipe.optim.lr, recipe.optim.layer_decay, recipe.model.drop_path
+
+    assert said(PLACES["base_22k"], 14_197_122) == (90, 5, 3e-3, 0.65, 0.2)
+    assert said(PLACES["large_22k"], 14_197_122) == (90, 5, 2e-3, 0.75, 0.2)
+    assert said(PLACES["base_1k"], 1_281_167) == (30, 5, 2e-5, 0.85, 0.1)
+    assert said(PLACES["large_1k"], 1_281_167) == (30, 5, 2e-5, 0.9, 0.4)
+    assert said(PLACES["base_1k_direct"], 1_281_167) == (100, 20, 4e-3, 0.65, 0.1)
+    assert said(PLACES["large_1k_direct"], 1_281_167) == (50, 5, 1e-3, 0.75, 0.2)
+
+
+def coloured(number: int) -> Sample:
+    """One of six colours, a little noisy; the label is its name."""
+    rng, colours = np.random.default_rng(number), np.concatenate([np.eye(3), 1 - np.eye(3)])
+    pixels = 255 * np.clip(colours[number % 6] * 0.8 + rng.normal(0, 0.05, (32, 32, 3)), 0, 1)
+    file = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(file, "PNG")
+    return Sample(f"{number:03d}", file.getvalue(), meta={"label": f"colour {number % 6}"})
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Recipe:
+    """The recipe of a laptop, smaller still."""
+    recipe = PLACES["nano"]
+    train_set = shards(tmp_path / "data", [coloured(n) for n in range(48)])
+    return replace(
+        recipe,
+        model=replace(recipe.model, width=32, depth=2, both_from=1, image_size=(32, 32)),
+        task=replace(recipe.task, labels=tuple(f"colour {n}" for n in range(6)), erase=0.2),
+        data=replace(
+            recipe.data,
+            image_size=(32, 32),
+            train=(train_set,),
+            validation=shards(tmp_path / "data", [coloured(n) for n in range(100, 112)], "val"),
+            batch=24,
+            workers=0,
+        ),
+        optim=replace(recipe.optim, warmup=5, lr=5e-3),
+        run=replace(recipe.run, steps=40, save_every=20, log_every=20, keep=9),
+    )
+
+
+def test_learns_classes_and_is_judged(small: Recipe, tmp_path: Path) -> None:
+    train([small], tmp_path / "run")
+    last = read_log(tmp_path / "run")[-1]
+    assert last["validation/accuracy"] > 0.9 and last["validation/accuracy/top5"] == 1.0
+    loaded = hub.load(tmp_path / "run" / "final")
+    found = score(loaded.task, loaded.prep, Shards.open(small.data.validation), Plan(batch=5, workers=0))
+    assert found.judged == 12 and found.metrics["accuracy"] == last["validation/accuracy"]
+    assert found.answers[0].answer.startswith("colour ")
+
+
+def test_a_run_that_goes_on_mixes_as_one_that_never_stopped(small: Recipe, tmp_path: Path) -> None:
+    short = replace(small, run=replace(small.run, steps=6, save_every=3, log_every=3))
+    train([short], tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "final")
+    newest = max((tmp_path / "again" / "checkpoints").iterdir())
+    shutil.rmtree(newest) if newest.is_dir() else newest.unlink()
+    train([short], tmp_path / "again")
+    whole, again = weights(tmp_path / "whole"), weights(tmp_path / "again")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
+
+
+def test_classes_start_from_other_classes(small: Recipe, tmp_path: Path) -> None:
+    """A head of another size is new; the norm of the mean goes on."""
+    short = replace(small, run=replace(small.run, steps=2), data=replace(small.data, validation=""))
+    train([short], tmp_path / "first")
+    labels = tuple(f"colour {n}" for n in range(9))
+    after = replace(short, task=replace(short.task, labels=labels), start_from=str(tmp_path / "first" / "final"))
+    train([replace(after, run=replace(after.run, steps=1), train_only=("head.*",))], tmp_path / "second")
+    before, now = weights(tmp_path / "first"), weights(tmp_path / "second")
+    assert {
+        name for name in now if not (now[name].shape == before[name].shape and torch.equal(now[name], before[name]))
+    } == {"head.weight", "head.bias"}

@@ -1,0 +1,133 @@
+"""Model cards: what they say is true of the folder, and what a person wrote is never lost."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+from tiny import MODEL, recipe
+
+from dualfuse import hub
+from dualfuse.card import Scores, card, write_card
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.masked_text import MaskedTextConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.vqa import VQAConfig
+
+METER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12),
+    width=32,
+    heads=2,
+    feed_forward=64,
+    layers=1,
+    bridge="none",
+)
+
+
+def saved(folder: Path, recipe: Recipe) -> int:
+    """Gives the number of parameters, counted by torch."""
+    task = recipe.task.build(recipe.model.build())
+    hub.save(folder, task, recipe)
+    return sum(parameter.numel() for parameter in task.parameters())
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Recipe:
+    return recipe(tmp_path, pictures=2)
+
+
+def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
+    number = saved(tmp_path / "final", pairs)
+    read = ModelCard(card(tmp_path / "final", licence="apache-2.0"))
+    assert read.data.to_dict() == {
+        "library_name": "dualfuse",
+        "pipeline_tag": "feature-extraction",
+        "license": "apache-2.0",
+        "tags": ["dualfuse", "vision-language", "vlmo", "pairs"],
+    }
+    assert f"| parameters | {number:,}, heads included |" in read.text
+    assert "contrast 1.0, match 1.0, words 0.25" in read.text
+    assert "width 32, depth 2" in read.text
+    assert "| at most 12 word pieces, of 19 |" in read.text
+    assert ModelCard(card(tmp_path / "final")).data.license == "unknown"
+
+
+def test_where_files_are_kept_is_nobody_elses_business(tmp_path: Path, pairs: Recipe) -> None:
+    saved(tmp_path / "final", pairs)
+    assert str(tmp_path) in (tmp_path / "final" / hub.CONFIG).read_text()
+    text = card(tmp_path / "final")
+    assert str(tmp_path) not in text
+    assert "| tiny | Pairs | 10 | 8 | `data/train-*.tar` |" in text
+
+
+@pytest.mark.parametrize(("task", "tag"), [(VQAConfig(answers=3), "visual-question-answering"), (NLVR2Config(), None)])
+def test_other_heads_and_models(tmp_path: Path, pairs: Recipe, task: object, tag: str | None) -> None:
+    saved(tmp_path / "final", replace(pairs, model=METER, task=task))
+    read = ModelCard(card(tmp_path / "final"))
+    assert read.data.get("pipeline_tag") == tag
+    assert "METER ([arXiv 2111.02387]" in read.text
+    assert ('image=("a.jpg", "b.jpg")' in read.text) == isinstance(task, NLVR2Config)
+
+
+def test_stages_are_told_in_order(tmp_path: Path, pairs: Recipe) -> None:
+    """The start.json of each run is where training writes it: beside its final folder."""
+    stages = (
+        replace(pairs, name="text", task=MaskedTextConfig(), start_from="owner/beit"),
+        replace(pairs, name="pairs", start_from="text"),
+        replace(pairs, name="answers", task=VQAConfig(answers=3), start_from="pairs"),
+    )
+    source = "/somewhere/models--owner--beit"
+    for stage in stages:
+        saved(tmp_path / stage.name / "final", stage)
+        (tmp_path / stage.name / "start.json").write_text(json.dumps({"source": source}))
+        source = str(tmp_path / stage.name / "final")
+    text = card(tmp_path / "answers" / "final")
+    rows = [line.split(" | ")[:2] for line in text.splitlines() if "| 10 | 8 |" in line]
+    assert rows == [["| text", "MaskedText"], ["| pairs", "Pairs"], ["| answers", "VQA"]]
+    assert "It started from `owner/beit`." in text
+    assert "- Weights it started from: *to be filled in*" in text
+
+
+def test_a_model_that_started_from_itself_ends(tmp_path: Path, pairs: Recipe) -> None:
+    saved(tmp_path / "final", pairs)
+    (tmp_path / "start.json").write_text(json.dumps({"source": str(tmp_path / "final")}))
+    assert card(tmp_path / "final").count("| 10 | 8 |") == 1
+
+
+def test_scores_stand_with_their_command(tmp_path: Path, pairs: Recipe) -> None:
+    saved(tmp_path / "final", pairs)
+    numbers = {"text_to_image/R@1": 0.125, "validation/loss": 2.5, "words": float("nan")}
+    (tmp_path / "scores.json").write_text(json.dumps(numbers))
+    text = card(tmp_path / "final", Scores.read(tmp_path / "scores.json", "dualfuse evaluate a 'b-*.tar'"))
+    assert "```bash\ndualfuse evaluate a 'b-*.tar'\n```" in text
+    for row in ("| `text_to_image/R@1` | 12.5 % |", "| `validation/loss` | 2.500 |", "| `words` | nan |"):
+        assert row in text
+    assert "None yet" in card(tmp_path / "final")
+    (tmp_path / "scores.json").write_text('["a"]')
+    with pytest.raises(ValueError, match="numbers by name"):
+        Scores.read(tmp_path / "scores.json", "")
+
+
+def test_a_conversion_says_of_what(tmp_path: Path, pairs: Recipe) -> None:
+    saved(tmp_path / "final", pairs)
+    (tmp_path / "final" / "conversion.json").write_text(json.dumps({"source": "owner/name"}))
+    assert "Converted from `owner/name`" in card(tmp_path / "final")
+
+
+def test_what_a_person_wrote_is_kept(tmp_path: Path, pairs: Recipe) -> None:
+    folder = tmp_path / "final"
+    saved(folder, pairs)
+    write_card(folder)
+    path = write_card(folder, licence="mit")  # what nobody touched is replaced
+    assert "- Weights: mit" in path.read_text()
+    path.write_text(path.read_text().replace("*to be filled in*", "our own pictures"))
+    with pytest.raises(ValueError, match="edited by hand"):
+        write_card(folder)
+    assert "our own pictures" in path.read_text()
+    hub.load(folder)  # a card is nothing to a loader

@@ -1,0 +1,372 @@
+"""Heat maps: what is recorded is the attention, rollout by its matrices, and models that are made to look somewhere."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import MODEL, picture, tokenizer
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from dualfuse import hub
+from dualfuse.models.base import ModelConfig, VisionLanguageModel
+from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.vlmo import Initial, VLMo
+from dualfuse.recipe import Data, Recipe
+from dualfuse.tasks.base import TaskConfig
+from dualfuse.tasks.classification import PairClassification
+from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.masked_text import MaskedTextConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.use.explain import WHOLE, Explanation, explain
+from dualfuse.use.heat_sheet import HOT, explain_command, heat_sheet
+from dualfuse.use.recorded import recorded
+from dualfuse.use.relevance import Flow, follow, halves
+
+VLMO = replace(MODEL, depth=3, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=3, patch=8, image_size=(32, 32)),
+    text=TextTowerConfig(
+        width=64, depth=3, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
+    ),
+    width=32,
+    heads=2,
+    feed_forward=64,
+    layers=2,
+    image_slots=2,
+    initial_std=0.3,
+)
+MODELS: dict[str, ModelConfig] = {
+    "vlmo": VLMO,
+    "vlmo-separate": replace(VLMO, separate_until=1),
+    "vlmo-absolute": replace(VLMO, positions="absolute"),
+    "bridgetower": BRIDGETOWER,
+    "bridgetower-attending-bridges": replace(BRIDGETOWER, bridge="cross_attention_mlp"),
+    "bridgetower-one-plain-layer": replace(BRIDGETOWER, layers=3, feeds=(2, 0)),
+    "meter": replace(BRIDGETOWER, bridge="none"),
+    "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
+}
+TEXT, WORDS = "the red cat", 5  # with both special tokens
+SIDE = 4
+PATCHES = 1 + SIDE * SIDE
+
+
+def built(cfg: ModelConfig) -> VisionLanguageModel:
+    torch.manual_seed(0)
+    model = cfg.build().eval()
+    assert isinstance(model, VisionLanguageModel)
+    return model
+
+
+def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
+    torch.manual_seed(0)
+    data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
+    recipe = Recipe(name="tiny", model=model, task=task, data=data)
+    hub.save(folder / "model", recipe.task.build(recipe.model.build()), recipe)
+    return hub.load(folder / "model")
+
+
+def fuse(model: VisionLanguageModel) -> Tensor:
+    """Two pairs, the second text shorter."""
+    torch.manual_seed(1)
+    ids = torch.randint(5, MODEL.vocabulary, (2, WORDS))
+    mask = torch.tensor([[True] * WORDS, [True] * 3 + [False] * 2])
+    image = model.embed_image(torch.randn(2, 3, 32, 32))
+    return model.fuse(image, model.embed_text(ids, mask)).pooled
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_stay_what_they_are(name: str) -> None:
+    model = built(MODELS[name])
+    plain = fuse(model)
+    with recorded(model) as found:
+        assert_close(fuse(model), plain, rtol=1e-4, atol=1e-5)
+    number = sum(map(len, found.values()))
+    fuse(model)
+    assert sum(map(len, found.values())) == number > 0  # nothing is recorded behind the with
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    for probabilities in (each for runs in found.values() for each in runs):
+        assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
+
+
+@pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
+def test_recorded_is_softmax_of_queries_and_keys(name: str) -> None:
+    """Head by head and row by row, of a layer where words and patches meet, with padding (and VLMo's bias)."""
+    model, inputs = built(MODELS[name]), []
+    module = model.get_submodule("blocks.1.attention.shared" if name == "vlmo" else "layers.image.0.cross_attention")
+    module.register_forward_pre_hook(lambda _, given: inputs.append(given))
+    with torch.no_grad(), recorded(model) as found:
+        fuse(model)
+    x, context, mask, bias = unpacked(module, inputs[0])
+    query, key = projected(module, x, context)
+    [probabilities] = found[module]
+    size = query.shape[-1] // 2
+    for row in range(2):
+        for head in range(2):
+            part = slice(head * size, (head + 1) * size)
+            for q in range(query.shape[1]):
+                scores = [
+                    float(query[row, q, part] @ key[row, k, part]) / math.sqrt(size) + float(bias[head, q, k])
+                    for k in range(key.shape[1])
+                ]
+                powers = [math.exp(score) * bool(mask[row, k]) for k, score in enumerate(scores)]
+                expected = torch.tensor([power / sum(powers) for power in powers])
+                assert_close(probabilities[row, head, q], expected, rtol=1e-4, atol=1e-5)
+
+
+def unpacked(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if hasattr(module, "qkv"):
+        x, mask, bias, rows = given
+        assert rows is None
+        return x, x, mask, bias.detach()
+    x, context, mask = given
+    return x, context, mask, torch.zeros(2, x.shape[1], context.shape[1])
+
+
+@torch.no_grad()
+def projected(module: nn.Module, x: Tensor, context: Tensor) -> tuple[Tensor, Tensor]:
+    if hasattr(module, "qkv"):
+        width = x.shape[-1]
+        return x @ module.qkv.weight[:width].T + module.q_bias, context @ module.qkv.weight[width : 2 * width].T
+    return module.query(x), module.key(context)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_rollout_rows_add_up_to_one(name: str) -> None:
+    model = built(MODELS[name])
+    with torch.no_grad(), recorded(model) as found:
+        fuse(model)
+    flow = follow(model, lambda module: found[module][0][0].mean(0), Flow.start(WORDS, PATCHES), halves)
+    assert flow.words.shape == (WORDS, WORDS + PATCHES)
+    assert flow.patches.shape == (PATCHES, WORDS + PATCHES)
+    both = torch.cat([flow.words, flow.patches])
+    assert_close(both.sum(1), torch.ones(len(both)))
+    assert (both > 0).any(0).all()
+    assert (flow.words[:, WORDS:] > 0).all()  # every word has seen every patch
+
+
+def test_rollout_is_a_product_of_matrices() -> None:
+    model = built(MODELS["vlmo"])
+    assert isinstance(model, VLMo)
+    with torch.no_grad(), recorded(model) as found:
+        fuse(model)
+    product = np.eye(WORDS + PATCHES)
+    for block in model.blocks:
+        attention = found[block.get_submodule("attention.shared")][0][0].double().numpy().mean(0)
+        product = (0.5 * attention + 0.5 * np.eye(len(attention))) @ product
+    flow = follow(model, lambda module: found[module][0][0].mean(0), Flow.start(WORDS, PATCHES), halves)
+    assert_close(torch.cat([flow.words, flow.patches]), torch.tensor(product, dtype=torch.float32))
+
+
+def test_training_is_refused() -> None:
+    model = built(replace(BRIDGETOWER, dropout=0.5)).train()
+    with recorded(model), pytest.raises(ValueError, match="training mode"):
+        fuse(model)
+
+
+def direction(x: Tensor, wanted: int) -> Tensor:
+    """Gives a vector (D,) whose product with the states x (N, D) is 1 at one of them and 0 at all others."""
+    return torch.linalg.pinv(x) @ torch.eye(len(x))[wanted]
+
+
+def captured(model: hub.Loaded, module: nn.Module, number: int) -> Tensor:
+    """Gives the states (N, D) that a module reads when it explains the picture."""
+    given: list[Tensor] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[number].detach()))
+    explain(model, picture(1), TEXT)
+    handle.remove()
+    return given[0][0]
+
+
+@torch.no_grad()
+def look_at(module: nn.Module, vector: Tensor) -> None:
+    """Makes every query of every head look along ``vector``."""
+    if hasattr(module, "qkv"):
+        width = len(vector)
+        query, key, bias = module.qkv.weight[:width], module.qkv.weight[width : 2 * width], module.q_bias
+    else:
+        query, key, bias = module.query.weight, module.key.weight, module.query.bias
+        module.key.bias.zero_()
+    for each in (query, key, bias):
+        each.zero_()
+    for head in range(2):
+        first = head * len(bias) // 2
+        bias[first], key[first] = 1.0, 100 * vector
+
+
+def narrow(task: TaskConfig, folder: Path, name: str) -> tuple[hub.Loaded, nn.Module]:
+    """One layer where words and patches meet, wide enough that every token has a direction of its own."""
+    if name == "vlmo":
+        cfg = replace(VLMO, width=64, depth=1, both_from=0, positions="absolute")
+        loaded = saved(folder, task, cfg)
+        return loaded, loaded.task.model.get_submodule("blocks.0.attention.shared")
+    cfg = replace(BRIDGETOWER, layers=1, image=replace(BRIDGETOWER.image, depth=1))
+    loaded = saved(folder, task, cfg)
+    return loaded, loaded.task.model.get_submodule("layers.text.0.cross_attention")
+
+
+def hottest(heat: Tensor) -> int:
+    return int(heat.flatten().argmax())
+
+
+@pytest.mark.parametrize("patch", [0, 6, 15])
+@pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
+def test_rollout_shows_the_patch_that_all_words_look_at(tmp_path: Path, name: str, patch: int) -> None:
+    loaded, module = narrow(EntailmentConfig(), tmp_path, name)
+    context, before = (0, WORDS) if name == "vlmo" else (1, 0)  # VLMo's patches stand behind the words
+    look_at(module, direction(captured(loaded, module, context), before + 1 + patch))
+    [explanation] = explain(loaded, picture(1), TEXT, method="rollout")
+    assert explanation.words == (WHOLE, "the", "red", "cat")
+    assert explanation.heat.shape == (4, SIDE, SIDE)
+    for heat in explanation.heat:
+        assert hottest(heat) == patch
+        assert heat.flatten()[patch] > 0.24  # half of what is looked at, of which BridgeTower's tower has mixed in half
+        assert heat.sum() < 1
+
+
+@pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
+def test_gradient_shows_the_patch_that_speaks_for_the_answer(tmp_path: Path, name: str) -> None:
+    """All patches are looked at alike, and one alone says anything; turned round, it speaks against the answer."""
+    patch = 9
+    loaded, module = narrow(EntailmentConfig(labels=("no", "yes")), tmp_path, name)
+    context, before = (0, WORDS) if name == "vlmo" else (1, 0)
+    states = captured(loaded, module, context)
+    look_at(module, torch.zeros(states.shape[-1]))
+    shown = []
+    for sign in (1.0, -1.0):
+        says_only(module, 1e-3 * sign * direction(states, before + 1 + patch))
+        [explanation] = explain(loaded, picture(1), TEXT)
+        shown.append(explanation.heat[0].flatten())
+    speaks_for, against = sorted(shown, key=lambda heat: -heat[patch].item())
+    assert hottest(speaks_for) == patch
+    assert speaks_for[patch] > 100 * speaks_for[[n for n in range(16) if n != patch]].max()
+    assert against[patch] < 0.1 * speaks_for[patch]
+    [plain] = explain(loaded, picture(1), TEXT, method="rollout")
+    assert plain.heat[0].flatten()[patch] < 1.5 * plain.heat[0].median()  # rollout does not know what values say
+
+
+@torch.no_grad()
+def says_only(module: nn.Module, vector: Tensor) -> None:
+    """Makes the values of all tokens zero but along ``vector``."""
+    if hasattr(module, "qkv"):
+        module.qkv.weight[2 * len(vector) :] = vector
+        module.v_bias.zero_()
+    else:
+        module.value.weight[:] = vector
+        module.value.bias.zero_()
+
+
+def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
+    """One layer: what a word's row gains is its attention times the slope of the answer, measured by small steps."""
+    loaded, module = narrow(EntailmentConfig(), tmp_path, "vlmo")
+    task = loaded.task
+    assert isinstance(task, PairClassification)
+    [explanation] = explain(loaded, picture(1), TEXT)
+    best = task.names.index(explanation.answer)
+    image = loaded.prep.image(picture(1), np.random.default_rng())[None].double()
+    ids = torch.from_numpy(loaded.prep.text.encode(TEXT).ids)[None]
+    task.double()
+    size = 32
+
+    def logit(head: int, patch: int, step: float) -> float:
+        """Adds step times the value of a patch to what the first word takes in a head, in front of the projection."""
+
+        def more(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
+            part = slice(head * size, (head + 1) * size)
+            attended = given[0].clone()
+            attended[0, 0, part] += step * values[0, WORDS + 1 + patch, part]
+            return (attended,)
+
+        handle = module.projection.register_forward_pre_hook(more)
+        pooled = task.model.fuse(task.model.embed_image(image), task.model.embed_text(ids, ids > -1)).pooled
+        handle.remove()
+        return task.classifier(pooled)[0, best].item()
+
+    with torch.no_grad(), recorded(task.model) as found:
+        inputs: list[Tensor] = []
+        handle = module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+        task.model.fuse(task.model.embed_image(image), task.model.embed_text(ids, ids > -1))
+        handle.remove()
+        values = inputs[0] @ module.qkv.weight[2 * 64 :].T + module.v_bias
+        attention = found[module][0][0]
+        for patch in range(16):
+            expected = 0.0
+            for head in range(2):
+                slope = (logit(head, patch, 1e-4) - logit(head, patch, -1e-4)) / 2e-4
+                expected += max(0.0, slope * attention[head, 0, WORDS + 1 + patch].item()) / 2
+            assert explanation.heat[0].flatten()[patch].item() == pytest.approx(expected, rel=1e-2, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", [VLMO, BRIDGETOWER], ids=["vlmo", "bridgetower"])
+@pytest.mark.parametrize("method", ["rollout", "gradient"])
+def test_two_pictures_have_maps_of_their_own(tmp_path: Path, model: ModelConfig, method: str) -> None:
+    loaded = saved(tmp_path, NLVR2Config(), model)
+    first, second = explain(loaded, (picture(1), picture(2)), TEXT, method=method)
+    other_first, other_second = explain(loaded, (picture(1), picture(3)), TEXT, method=method)
+    assert (first.pixels == other_first.pixels).all()
+    assert not (second.pixels == other_second.pixels).all()
+    assert not torch.equal(second.heat, other_second.heat)
+    if method == "rollout":
+        assert_close(first.heat, other_first.heat)
+
+
+def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, PairsConfig(), BRIDGETOWER)
+    [explanation] = explain(loaded, picture(1), TEXT)
+    assert explanation.answer.startswith("match ")
+    assert explanation.heat.max() > 0
+
+
+@pytest.mark.parametrize(
+    ("task", "text", "message"),
+    [
+        (PairsConfig(match=0), TEXT, "questions, labels or matching"),
+        (MaskedTextConfig(), TEXT, "looks at no picture"),
+        (PairsConfig(), "a [MASK]", "has a mask"),
+        (EntailmentConfig(), "", "no text"),
+    ],
+)
+def test_what_cannot_be_explained(tmp_path: Path, task: TaskConfig, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        explain(saved(tmp_path, task, VLMO), picture(1), text)
+
+
+def test_a_model_with_other_layers_is_refused() -> None:
+    class Other(BridgeTower):
+        pass
+
+    assert follow(Other(BRIDGETOWER), lambda _: torch.zeros(1, 1), Flow.start(1, 1), halves)  # one that adds to ours
+    with pytest.raises(ValueError, match="not known here"):
+        follow(nn.Linear(1, 1), lambda _: torch.zeros(1, 1), Flow.start(1, 1), halves)  # type: ignore[arg-type]
+
+
+def test_the_hottest_patch_is_drawn_where_it_is() -> None:
+    heat = torch.zeros(2, 2, 4)
+    heat[0, 1, 3] = 1.0
+    pixels = np.full((96, 192, 3), (0, 0, 255), dtype=np.uint8)
+    sheet = heat_sheet([Explanation("yes", ("hot", "even"), heat, pixels)])
+    hot = [np.asarray(sheet.crop((8 + n * 200, 8, 200 + n * 200, 200)))[48:144] for n in range(3)]
+    assert (hot[0][:, :, 2] == 255).all()  # the picture itself
+    assert hot[1][90, 186, 0] > 0.7 * HOT[0]
+    assert abs(int(hot[1][10, 10, 0]) - 29) < 3  # grey of pure blue
+    assert (hot[2][:, :, 0] < 33).all()  # nothing stands out
+
+
+def test_the_command_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, EntailmentConfig(labels=("no", "yes")), VLMO)
+    (tmp_path / "a.png").write_bytes(picture(1))
+    sheet = tmp_path / "new" / "explain.png"
+    [explanation] = explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, sheet=sheet)
+    assert capsys.readouterr().out == f"{explanation.answer}; the sheet is {sheet}\n"
+    with Image.open(sheet) as drawn:
+        assert drawn.width > 5 * 192
+    with pytest.raises(ValueError, match="must be called"):
+        explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, sheet=tmp_path / "a.txt")

@@ -1,0 +1,316 @@
+"""What a model says of a picture and a text, against the same computed by other ways."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tiny import MODEL, picture, shards, tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from dualfuse import hub
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.data.text import Text, load
+from dualfuse.engine.evaluate import Plan
+from dualfuse.engine.score import score
+from dualfuse.models.base import ModelConfig
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.vlmo import Initial
+from dualfuse.recipe import Data, Recipe
+from dualfuse.tasks.base import TaskConfig
+from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
+from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.use.blanks import read_blanks
+from dualfuse.use.command import predict_command
+from dualfuse.use.predict import predict
+from dualfuse.use.table import predict_table
+
+VLMO = replace(MODEL, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
+    text=TextTowerConfig(
+        width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
+    ),
+    width=32,
+    heads=2,
+    feed_forward=64,
+    layers=1,
+    image_slots=2,
+    initial_std=0.3,
+)
+ANSWERS = ("red", "blue", "2", "cat")
+QUESTION = "the red cat sleeps"
+
+
+def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.Loaded:
+    """Random weights: what they say is arbitrary, and differs for every input."""
+    torch.manual_seed(0)
+    data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
+    recipe = Recipe(name="tiny", model=model, task=task, data=data)
+    hub.save(folder / "model", recipe.task.build(model.build()), recipe)
+    return hub.load(folder / "model")
+
+
+@pytest.mark.parametrize("model", [VLMO, BRIDGETOWER], ids=["vlmo", "bridgetower"])
+@pytest.mark.parametrize(
+    "task", [VQAConfig(vocabulary=ANSWERS), NLVR2Config(), EntailmentConfig(labels=("bad", "fine", "so"))]
+)
+def test_answers_are_those_of_evaluation(tmp_path: Path, task: TaskConfig, model: ModelConfig) -> None:
+    loaded = saved(tmp_path, task, model)
+    number = 2 if isinstance(task, NLVR2Config) else 1
+    samples = [Sample(f"{n}", picture(n), (QUESTION,), others=(picture(n + 9),)[: number - 1]) for n in range(4)]
+    judged = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, samples)), Plan(workers=0))
+    for sample, answer in zip(samples, judged.answers, strict=True):
+        pictures = (sample.image, *sample.others)
+        said = predict(loaded, pictures if number == 2 else pictures[0], QUESTION, top=2).answers
+        assert len(said) == 2
+        assert said[0].probability > said[1].probability
+        assert (said[0].answer, said[0].probability) == (answer.answer, pytest.approx(answer.probability, abs=1e-6))
+
+
+def test_pairs_by_the_definition_of_both_numbers(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, PairsConfig())
+    task = loaded.task
+    assert isinstance(task, Pairs)
+    said = predict(loaded, picture(1), QUESTION)
+    with torch.inference_mode():
+        image = task.model.embed_image(loaded.prep.image(picture(1), np.random.default_rng())[None])
+        ids = torch.from_numpy(loaded.prep.text.encode(QUESTION).ids)[None]
+        text = task.model.embed_text(ids, torch.ones_like(ids).bool())
+        match = task.match_head(task.model.fuse(image, text).pooled).softmax(1)[0, 1]
+        one, other = task.views[0].image(task.model.encode(image)), task.views[0].text(task.model.encode(text))
+    assert said.match == pytest.approx(match.item(), abs=1e-5)
+    assert said.cosine == pytest.approx(torch.cosine_similarity(one, other)[0].item(), abs=1e-5)
+    assert not (said.answers or said.words or said.filled)
+
+
+def test_objectives_that_were_not_learnt_say_nothing(tmp_path: Path) -> None:
+    only_contrast = predict(saved(tmp_path / "a", PairsConfig(match=0)), picture(1), QUESTION)
+    assert only_contrast.match is None
+    assert only_contrast.cosine is not None
+    only_match = predict(saved(tmp_path / "b", PairsConfig(contrast=0)), picture(1), QUESTION)
+    assert only_match.match is not None
+    assert only_match.cosine is None
+
+
+def test_words_beside_a_picture_and_alone(tmp_path: Path) -> None:
+    """Two masks; the fill is compared with states of all positions, and with ids made by hand."""
+    loaded = saved(tmp_path / "pairs", PairsConfig())
+    vocabulary = load(loaded.prep.text.tokenizer).tokenizer.get_vocab()
+    names = ["[CLS]", "the", "[MASK]", "cat", "[MASK]", "[SEP]"]
+    ids = torch.tensor([[vocabulary[name] for name in names]])
+    task = loaded.task
+    assert isinstance(task, Pairs)
+    with torch.inference_mode():
+        image = task.model.embed_image(loaded.prep.image(picture(1), np.random.default_rng())[None])
+        text = task.model.embed_text(ids, torch.ones_like(ids).bool())
+        logits = task.word_head(task.model.fuse(image, text).text[0, [2, 4]])
+    check_words(loaded, predict(loaded, picture(1), "the [MASK] cat [MASK]", top=3).words, logits)
+
+    alone = saved(tmp_path / "text", MaskedTextConfig())
+    assert isinstance(alone.task, MaskedText)
+    with torch.inference_mode():
+        text = alone.task.model.embed_text(ids, torch.ones_like(ids).bool())
+        logits = alone.task.word_head(alone.task.model.states(text, torch.tensor([[2, 4]]))[0])
+    said = predict(alone, text="the <mask> cat [mask]", top=3)
+    check_words(alone, said.words, logits)
+    assert said.filled == f"the {said.words[0][0].answer} cat {said.words[1][0].answer}"
+
+
+def check_words(loaded: hub.Loaded, words: Sequence[Sequence[object]], logits: torch.Tensor) -> None:
+    pieces = load(loaded.prep.text.tokenizer).tokenizer
+    allowed = [
+        n for n in range(pieces.get_vocab_size()) if pieces.id_to_token(n) not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+    ]
+    for guesses, row in zip(words, logits[:, allowed].softmax(1), strict=True):
+        best = row.argsort(descending=True)[:3].tolist()
+        assert [guess.answer for guess in guesses] == [pieces.id_to_token(allowed[n]) for n in best]
+        assert [guess.probability for guess in guesses] == pytest.approx(row[best].tolist(), abs=1e-6)
+
+
+def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
+    names = ["<s>", "</s>", "<pad>", "<mask>", "a", "Ġ", "c"]
+    made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.save(str(tmp_path / "tokenizer.json"))
+    blanks = read_blanks("a <mask> c", Text(9, str(tmp_path / "tokenizer.json")))
+    assert blanks.ids.tolist() == [0, 4, 3, 5, 6, 1]
+    assert blanks.places.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("task", "image", "text", "message"),
+    [
+        (VQAConfig(vocabulary=ANSWERS), None, QUESTION, "no picture"),
+        (VQAConfig(vocabulary=ANSWERS), picture(1), " ", "no text"),
+        (VQAConfig(vocabulary=ANSWERS), (picture(1), picture(2)), QUESTION, "2 pictures are given, .* looks at 1"),
+        (VQAConfig(vocabulary=ANSWERS), b"GIF", QUESTION, "no picture in one of the formats"),
+        (NLVR2Config(), picture(1), QUESTION, "1 pictures of the 2"),
+        (PairsConfig(), picture(1), "", "no text"),
+        (PairsConfig(words=0), picture(1), "a [MASK]", "without masked words"),
+        (PairsConfig(match=0, contrast=0), picture(1), QUESTION, "only fills in words"),
+        (PairsConfig(), picture(1), "a " * 10 + "[MASK]", "word piece 11 .* reads 10"),
+        (MaskedTextConfig(), picture(1), "a [MASK]", "looks at no picture"),
+        (MaskedTextConfig(), None, "a", "put .MASK."),
+    ],
+)
+def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        predict(saved(tmp_path, task), image, text)
+
+
+def test_a_cut_text_is_told(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    assert predict(loaded, picture(1), "a " * 11).is_cut
+    assert not predict(loaded, picture(1), "a " * 10).is_cut
+
+
+def table(folder: Path, number: int = 9) -> Path:
+    """A row in nine has no such picture, one no text, one a damaged picture."""
+    for n in range(number):
+        (folder / f"{n}.png").write_bytes(picture(n))
+    (folder / "4.png").write_bytes(picture(4)[:60])
+    with (folder / "questions.csv").open("w", newline="") as file:
+        write = csv.writer(file)
+        write.writerow(["id", "image", "question"])
+        write.writerows([100 + n, f"{n}.png", f"{QUESTION} " * (1 + n % 2)] for n in range(number))
+        write.writerow([200, "none.png", QUESTION])
+        write.writerow([201, "1.png", ""])
+        file.write("202,1.png\n")
+    return folder / "questions.csv"
+
+
+@pytest.mark.parametrize("task", [VQAConfig(vocabulary=ANSWERS), PairsConfig()])
+def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig) -> None:
+    """In batches of four: texts of two lengths are padded, and broken rows lie between good ones."""
+    loaded = saved(tmp_path, task)
+    answers = list(predict_table(loaded, table(tmp_path), top=2, batch=4, workers=2))
+    assert [answer.row for answer in answers] == list(range(1, 13))
+    problems = {answer.row: answer.problem for answer in answers if answer.prediction is None}
+    assert set(problems) == {5, 10, 11, 12}
+    assert "cannot be decoded" in problems[5] or "no picture" in problems[5]
+    assert problems[10] == "its picture cannot be read: No such file or directory"
+    assert "no text" in problems[11]
+    assert answers[9].asked == {"id": "200", "image": "none.png", "text": QUESTION}
+    assert problems[12] == "the row cannot be read"
+    for answer in answers:
+        if answer.prediction is None:
+            continue
+        alone = predict(loaded, tmp_path / str(answer.asked["image"]), str(answer.asked["text"]), top=2)
+        assert flat(answer.prediction.record()) == pytest.approx(flat(alone.record()), abs=1e-5)
+        assert answer.asked["id"] == str(99 + answer.row)
+
+
+def flat(record: dict[str, object]) -> dict[str, object]:
+    guesses = record.pop("answers", [])
+    return record | {guess["answer"]: guess["probability"] for guess in guesses}
+
+
+def test_masked_and_whole_texts_in_one_table(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, PairsConfig())
+    (tmp_path / "a.png").write_bytes(picture(1))
+    texts = ("the [MASK] cat", QUESTION, "a [MASK] [MASK]")
+    lines = [json.dumps({"image": "a.png", "text": text}) for text in texts]
+    (tmp_path / "t.jsonl").write_text("\n".join(lines))
+    said = [answer.prediction for answer in predict_table(loaded, tmp_path / "t.jsonl", batch=8)]
+    assert [len(each.words) for each in said if each] == [1, 0, 2]
+    for each, text in zip(said, texts, strict=True):
+        alone = predict(loaded, tmp_path / "a.png", text)
+        assert each is not None
+        assert (each.filled, each.match is None) == (alone.filled, alone.match is None)
+
+
+def test_two_pictures_in_a_table(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, NLVR2Config(), BRIDGETOWER)
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    (tmp_path / "t.csv").write_text(f"image,image_2,text\n0.png,1.png,{QUESTION}\n0.png,,{QUESTION}\n")
+    good, bad = predict_table(loaded, tmp_path / "t.csv")
+    assert good.prediction is not None
+    assert good.prediction.answers[0] == predict(loaded, (picture(0), picture(1)), QUESTION).answers[0]
+    assert "1 pictures of the 2" in bad.problem
+
+
+def test_pictures_inside_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    rows = {"image": [{"bytes": picture(1), "path": None}, None], "text": [QUESTION, QUESTION]}
+    parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
+    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    first, second = predict_table(loaded, tmp_path / "t.parquet")
+    assert first.prediction == predict(loaded, picture(1), QUESTION)
+    assert "no picture" in second.problem
+
+
+def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    questions = table(tmp_path)
+    for name in ("out.jsonl", "out.csv"):
+        predict_command(tmp_path / "model", table=questions, out=tmp_path / name, top=3, batch=5)
+        assert "8 rows answered, 4 could not be used" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    with (tmp_path / "out.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert len(lines) == len(rows) == 12
+    for line, row in zip(lines, rows, strict=True):
+        assert ("problem" in line) == bool(row["problem"])
+        if "answers" in line:
+            assert len(line["answers"]) == 3
+            assert row["answer"] == line["answers"][0]["answer"]
+            assert float(row["probability"]) == line["answers"][0]["probability"]
+    predict_command(tmp_path / "model", table=questions)
+    assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == list(range(1, 13))
+
+
+def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    (tmp_path / "a.png").write_bytes(picture(1))
+    predict_command(tmp_path / "model", image=(tmp_path / "a.png",), text=QUESTION, top=1)
+    best = predict(loaded, picture(1), QUESTION).answers[0]
+    assert capsys.readouterr().out == f"{100 * best.probability:6.1f} %  {best.answer}\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"table": "questions.csv", "text": "a"}, "give it alone"),
+        ({"out": "a.csv"}, "give --table"),
+        ({"table": "gone.csv"}, "there is no table"),
+        ({"table": "questions.csv", "out": "questions.csv"}, "replace the table"),
+        ({"table": "questions.csv", "out": "a.txt"}, "should end in"),
+        ({"table": "empty.csv"}, "no row that can be read"),
+        ({"table": "other.csv"}, "no column called image"),
+        ({"text": "a", "top": 0}, "top is 0"),
+    ],
+)
+def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
+    saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    table(tmp_path)
+    (tmp_path / "empty.csv").write_text("image,text\n")
+    (tmp_path / "other.csv").write_text("a,b\n1,2\n")
+    paths = {name: tmp_path / str(value) for name, value in wrong.items() if name in ("table", "out")}
+    with pytest.raises(ValueError, match=message):
+        predict_command(tmp_path / "model", **(wrong | paths))
+
+
+def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path) -> None:
+    loaded = saved(tmp_path, PairsConfig())
+    upright = Image.open(io.BytesIO(picture(3)))
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 3  # upside down
+    upright.rotate(180).save(turned, "PNG", exif=exif)
+    assert predict(loaded, turned.getvalue(), QUESTION) == predict(loaded, picture(3), QUESTION)
