@@ -16,7 +16,7 @@ check: .venv/.dev ## what has to pass before a change lands; some steps only: ma
 	@scripts/check $(STEPS)
 
 bench: .venv/.test ## measure, and compare with what one would use otherwise
-	@set -e; for name in import_time memory step; do .venv/bin/python bench/$$name.py; done
+	@set -e; for name in import_time memory step bridgetower; do .venv/bin/python bench/$$name.py; done
 
 .venv/.%: pyproject.toml constraints.txt scripts/setup
 	@scripts/setup $*
