@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dualfuse.layers.blocks import Block
 from dualfuse.layers.embeddings import Patches, Words, resize_positions
 from dualfuse.layers.relative_bias import RelativeBias, cut_texts, of_pictures, resize_table
+from dualfuse.models.bridgetower import BridgeTower
 from dualfuse.models.towers import ImageTower, RobertaWords
 from dualfuse.models.vlmo import VLMo
 from dualfuse.recipe import Recipe
@@ -135,8 +136,9 @@ def _resized(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> t
         extra = after.pad + 1 if isinstance(after, RobertaWords) else 0
         _refuse_longer(len(tensor) - extra, rows - extra)
         return tensor[:rows], f"texts {len(tensor) - extra} to {rows - extra}"
-    if isinstance(before, VLMo) and isinstance(after, VLMo) and name.endswith(".types.weight"):
-        rows = after.types.num_embeddings
+    have_types = isinstance(before, VLMo | BridgeTower) and isinstance(after, VLMo | BridgeTower)
+    if have_types and name.endswith(".types.weight"):
+        rows = len(task.get_parameter(name))
         more = tensor[-1:].expand(max(0, rows - len(tensor)), -1)  # a second picture begins as the first (NLVR2)
         return None if rows == len(tensor) else (torch.cat([tensor[:rows], more]), f"types {len(tensor)} to {rows}")
     return None
@@ -150,7 +152,7 @@ def _owner(task: nn.Module, name: str) -> nn.Module | None:
             module = task.get_submodule(".".join(parts[:end]))
         except AttributeError:
             continue
-        if isinstance(module, RelativeBias | Patches | ImageTower | Words | RobertaWords | VLMo):
+        if isinstance(module, RelativeBias | Patches | ImageTower | Words | RobertaWords | VLMo | BridgeTower):
             return module
     return None
 

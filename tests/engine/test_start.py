@@ -19,6 +19,8 @@ from dualfuse.convert.foreign import read_foreign
 from dualfuse.convert.vlmo import from_official
 from dualfuse.engine import train
 from dualfuse.engine.start import begin_with
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo_text import base_text
@@ -149,7 +151,19 @@ def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
         begun(tiny, replace(text_stage(tiny), start_from="x", both_experts="vision"), tmp_path)
 
 
-def test_a_second_picture_begins_as_the_first(tiny: Recipe, tmp_path: Path) -> None:
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=64, vocabulary=19, text_length=12, pad=0),
+    width=64,
+    heads=2,
+    feed_forward=64,
+    layers=2,
+)
+
+
+@pytest.mark.parametrize("model", [None, BRIDGETOWER], ids=["VLMo", "BridgeTower"])
+def test_a_second_picture_begins_as_the_first(tiny: Recipe, tmp_path: Path, model: BridgeTowerConfig | None) -> None:
+    tiny = replace(tiny, model=model or tiny.model)
     given, task, report = begun(tiny, changed(tiny, image_slots=2), tmp_path)
     assert torch.equal(task.model.types.weight, given.model.types.weight[[0, 1, 1]])
     assert list(report["resized"]) == ["model.types.weight"]
