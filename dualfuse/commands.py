@@ -113,32 +113,20 @@ def evaluate(
     """
     from dualfuse import dist
     from dualfuse.convert.load import load
-    from dualfuse.data.shards import Shards
     from dualfuse.engine.evaluate import Plan
-    from dualfuse.engine.judge import draw_codes, judge
+    from dualfuse.engine.judge import check_wishes, draw_codes, judge_whole
     from dualfuse.engine.memory import keep_big_blocks
-    from dualfuse.engine.pair_accuracy import pair_accuracy
     from dualfuse.engine.score import write_answers
-    from dualfuse.tasks.pairs import Pairs
 
     keep_big_blocks()
-    loaded, plan = load(model, device=dist.device()), Plan(batch, rerank, workers, exclude_broken)
-    judged = judge(loaded, data, plan)
-    metrics = dict(judged.metrics)
-    if isinstance(loaded.task, Pairs) and loaded.task.can_search:
-        metrics |= pair_accuracy(loaded.task, loaded.prep, Shards.open(data), plan)
-    width = max(map(len, metrics), default=0)
-    for name, value in metrics.items():
-        print(f"{name:{width}}  {value:7.3f}" if name.endswith("loss") else f"{name:{width}}  {100 * value:5.1f} %")
-    print(f"{judged.size}, {len(judged.excluded)} excluded")
-    for skipped in judged.excluded:
-        print(f"  excluded {skipped.key}: {skipped.reason}")
+    loaded = load(model, device=dist.device())
+    check_wishes(loaded.task, answers=answers, sheet=sheet)
+    judged = judge_whole(loaded, data, Plan(batch, rerank, workers, exclude_broken))
+    print("\n".join(judged.lines()))
     if out:
-        out.write_text(json.dumps(metrics, indent=1) + "\n")
+        out.write_text(json.dumps(judged.metrics, indent=1) + "\n")
     if sheet:
         draw_codes(loaded, data, sheet)
-    if answers and not judged.answers:
-        raise ValueError(f"{answers} was not written: a {type(loaded.task).__name__} model answers no questions")
     if answers:
         write_answers(judged.answers, answers)
 

@@ -8,6 +8,7 @@ from dualfuse.convert.hugging_face import BRIDGES
 from dualfuse.convert.hugging_face_config import EPSILON, IMAGE, TEXT
 from dualfuse.data.images import Looks
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig
 
 
 def write_config(
@@ -15,7 +16,6 @@ def write_config(
 ) -> dict[str, Any]:
     """Gives the config.json of a model; ``ValueError`` says what of it transformers cannot do."""
     _refuse_ours(model)
-    text, image = model.text, model.image
     return {
         "architectures": [architecture],
         "model_type": "bridgetower",
@@ -33,30 +33,39 @@ def write_config(
         "logit_scale_init_value": 2.6592,
         "max_text_len": text_length,
         "dtype": "float32",
-        "text_config": {
-            **TEXT,
-            "model_type": "bridgetower_text_model",
-            "vocab_size": text.vocabulary,
-            "hidden_size": text.width,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "intermediate_size": text.feed_forward,
-            "hidden_dropout_prob": model.dropout,
-            "attention_probs_dropout_prob": model.dropout,
-            "max_position_embeddings": text.text_length + text.pad + 1,
-            "pad_token_id": text.pad,
-            "bos_token_id": 0,
-            "eos_token_id": 2,
-            "tie_word_embeddings": False,  # versions before 5 tie by this field alone
-        },
-        "vision_config": {
-            **IMAGE,
-            "model_type": "bridgetower_vision_model",
-            "hidden_size": image.width,
-            "num_hidden_layers": image.depth,
-            "patch_size": image.patch,
-            "image_size": image.image_size[0],
-        },
+        "text_config": _text(model),
+        "vision_config": _image(model.image),
+    }
+
+
+def _text(model: BridgeTowerConfig) -> dict[str, Any]:
+    text = model.text
+    return {
+        **TEXT,
+        "model_type": "bridgetower_text_model",
+        "vocab_size": text.vocabulary,
+        "hidden_size": text.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.heads,
+        "intermediate_size": text.feed_forward,
+        "hidden_dropout_prob": model.dropout,
+        "attention_probs_dropout_prob": model.dropout,
+        "max_position_embeddings": text.text_length + text.pad + 1,
+        "pad_token_id": text.pad,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,  # versions before 5 tie by this field alone
+    }
+
+
+def _image(image: ImageTowerConfig) -> dict[str, Any]:
+    return {
+        **IMAGE,
+        "model_type": "bridgetower_vision_model",
+        "hidden_size": image.width,
+        "num_hidden_layers": image.depth,
+        "patch_size": image.patch,
+        "image_size": image.image_size[0],
     }
 
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
 from dualfuse.data.documents import ENDINGS, Documents, open_documents
 from dualfuse.data.find import find_files, labels
+from dualfuse.data.numbered import Numbered
 from dualfuse.data.packing import BROKEN, pack
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text, load
@@ -62,7 +62,7 @@ class PackedFile:
         return " ".join(record[start:stop].decode().split())
 
 
-class Corpus(Sequence[Sample]):
+class Corpus(Numbered):
     """The rows of one or more files of text, in file order, each a sample with one text and no picture.
 
     A row holds consecutive sentences of one document, as many as fit into the text length. ``corpus[n]`` raises
@@ -71,8 +71,8 @@ class Corpus(Sequence[Sample]):
 
     def __init__(self, files: Sequence[PackedFile]) -> None:
         """Takes the rows of every file; see :meth:`open`."""
+        super().__init__([len(file.rows) for file in files])
         self._files, self._labels = tuple(files), labels([file.path for file in files])
-        self._starts = np.cumsum([0, *(len(file.rows) for file in files)])
 
     @classmethod
     def open(cls, source: str | Path, text: Text, tell: Tell = lambda line: None) -> Corpus:
@@ -94,42 +94,23 @@ class Corpus(Sequence[Sample]):
         """The number of lines that cannot be read."""
         return sum(int((file.rows[:, 2] == BROKEN).sum()) for file in self._files)
 
-    def __len__(self) -> int:
-        """The number of rows, broken lines included."""
-        return int(self._starts[-1])
-
     def key(self, index: int) -> str:
         """Gives the key of row ``index``, "FILE/NUMBER", which no other row has; reads no text."""
-        file, number = self._locate(index)
+        file, number = self.locate(index)
         return f"{self._labels[file]}/{number}"
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
-        """Reads one row, or several; raises ``BrokenSample`` for one that cannot be used."""
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(len(self))))
-        file, number = self._locate(index)
+    def read(self, file: int, number: int, key: str) -> Sample:
+        """Reads one row of a file."""
         try:
-            return Sample(self.key(index), b"", (self._files[file].read(number),))
+            return Sample(key, b"", (self._files[file].read(number),))
         except ValueError as error:
-            raise BrokenSample(self.key(index), str(error)) from error
+            raise BrokenSample(key, str(error)) from error
 
     def _reason(self, index: int) -> str:
         try:
             return str(self[index].texts)
         except BrokenSample as error:
             return str(error)
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Gives the number of the file, and of the row in it."""
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(f"row {index} of a corpus of {len(self)}")
-        file = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return file, number - int(self._starts[file])
 
 
 def pack_share(source: str | Path, text: Text, *, part: int, of: int, tell: Tell) -> None:

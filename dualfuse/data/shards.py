@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import overload
-
-import numpy as np
 
 from dualfuse.data.find import find_files, labels
+from dualfuse.data.numbered import Numbered
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.tar_index import TarIndex
 
@@ -18,7 +16,7 @@ OTHERS = 9  # further pictures of a sample, at most: KEY.1.jpg to KEY.9.jpg besi
 READ = frozenset((*IMAGES, *(f"{n}.{image}" for n in range(1, OTHERS + 1) for image in IMAGES), "txt", "json"))
 
 
-class Shards(Sequence[Sample]):
+class Shards(Numbered):
     """The samples of one or more tar files, in file order.
 
     ``shards[n]`` reads the tar; it raises ``BrokenSample``, with the key, when sample ``n`` has no picture or its
@@ -28,8 +26,8 @@ class Shards(Sequence[Sample]):
 
     def __init__(self, tars: Sequence[TarIndex], labels: Sequence[str]) -> None:
         """Takes the index of every tar and the name that stands for it in keys; see :meth:`open`."""
+        super().__init__([len(tar) for tar in tars])
         self._tars, self._labels = tuple(tars), tuple(labels)
-        self._starts = np.cumsum([0, *(len(tar) for tar in tars)])
 
     @classmethod
     def open(cls, source: str | Path) -> Shards:
@@ -45,41 +43,22 @@ class Shards(Sequence[Sample]):
             raise ValueError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
         return shards
 
-    def __len__(self) -> int:
-        """The number of samples, broken ones included."""
-        return int(self._starts[-1])
-
     def key(self, index: int) -> str:
         """Gives the key of sample ``index``, "TAR/KEY", which no other sample of the set has; reads no tar.
 
         TAR is the tar's file name without ``.tar``, with its folders when two tars of the set share that name.
         """
-        tar, number = self._locate(index)
+        tar, number = self.locate(index)
         return f"{self._labels[tar]}/{self._tars[tar].key(number)}"
 
-    @overload
-    def __getitem__(self, index: int) -> Sample: ...
-    @overload
-    def __getitem__(self, index: slice) -> tuple[Sample, ...]: ...
-    def __getitem__(self, index: int | slice) -> Sample | tuple[Sample, ...]:
-        """Reads one sample, or several; raises ``BrokenSample`` for one that cannot be used."""
-        if isinstance(index, slice):
-            return tuple(self[number] for number in range(*index.indices(len(self))))
-        tar, number = self._locate(index)
+    def read(self, file: int, number: int, key: str) -> Sample:
+        """Reads one sample of a tar."""
         try:
-            return _sample(self.key(index), self._tars[tar].read(number, READ))
+            return _sample(key, self._tars[file].read(number, READ))
         except BrokenSample:
             raise
         except (ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
-            raise BrokenSample(self.key(index), str(error)) from error
-
-    def _locate(self, index: int) -> tuple[int, int]:
-        """Gives the number of the tar, and of the sample inside it."""
-        number = index + len(self) if index < 0 else index
-        if not 0 <= number < len(self):
-            raise IndexError(f"sample {index} of a set of {len(self)}")
-        tar = int(np.searchsorted(self._starts, number, side="right")) - 1
-        return tar, number - int(self._starts[tar])
+            raise BrokenSample(key, str(error)) from error
 
 
 def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:

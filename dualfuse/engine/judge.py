@@ -20,6 +20,7 @@ from dualfuse.engine.progress import following
 from dualfuse.engine.score import Answer, score
 from dualfuse.engine.word_accuracy import word_accuracy
 from dualfuse.hub import Loaded
+from dualfuse.tasks.base import Task
 from dualfuse.tasks.classification import Classification
 from dualfuse.tasks.codebook_sheet import codebook_sheet
 from dualfuse.tasks.masked_text import MaskedText
@@ -38,6 +39,16 @@ class Judged:
     size: str
     excluded: tuple[Skipped, ...] = ()
     answers: tuple[Answer, ...] = ()
+
+    def lines(self) -> list[str]:
+        """Gives what people read: a line for each number, and what was left out."""
+        width = max(map(len, self.metrics), default=0)
+        numbers = (
+            f"{name:{width}}  {value:7.3f}" if name.endswith("loss") else f"{name:{width}}  {100 * value:5.1f} %"
+            for name, value in self.metrics.items()
+        )
+        excluded = (f"  excluded {skipped.key}: {skipped.reason}" for skipped in self.excluded)
+        return [*numbers, f"{self.size}, {len(self.excluded)} excluded", *excluded]
 
 
 def judge(model: Loaded, data: str, plan: Plan) -> Judged:
@@ -63,6 +74,23 @@ def judge(model: Loaded, data: str, plan: Plan) -> Judged:
         found = evaluate(retriever(task), prep, shards, plan)
         return Judged(found.metrics, f"{found.pictures} pictures, {found.texts} texts", found.excluded)
     return Judged(learning(model, shards, plan), f"{len(shards)} samples")
+
+
+def judge_whole(model: Loaded, data: str, plan: Plan) -> Judged:
+    """As :func:`judge`, and for pairs that learnt contrast also matching and masked words, which take as long again."""
+    judged, task = judge(model, data, plan), model.task
+    if not (isinstance(task, Pairs) and task.can_search):
+        return judged
+    return replace(judged, metrics=judged.metrics | pair_accuracy(task, model.prep, Shards.open(data), plan))
+
+
+def check_wishes(task: Task, *, answers: Path | None, sheet: Path | None) -> None:
+    """Raises ``ValueError``, before anything is judged, for what such a model does not give."""
+    kind = type(task).__name__
+    if answers and not isinstance(task, Classification):
+        raise ValueError(f"--answers {answers}: a {kind} model answers no questions; leave it out")
+    if sheet and not isinstance(task, Reconstruct):
+        raise ValueError(f"--sheet {sheet}: it shows what a tokenizer makes of pictures, this is a {kind} model")
 
 
 @torch.inference_mode()
