@@ -17,6 +17,8 @@ from dualfuse.data.images import Augment
 from dualfuse.data.sample import Sample
 from dualfuse.engine import train
 from dualfuse.engine.log import read_log
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.write import write_shards
 from dualfuse.recipe import Data, Optim, Recipe, Run
@@ -34,6 +36,18 @@ MODEL = VLMoConfig(
     vocabulary=5 + len(WORDS),
     text_length=12,
     drop_path=0.2,
+)
+
+BRIDGETOWER = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
+    text=TextTowerConfig(
+        width=64, depth=2, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
+    ),
+    width=32,
+    heads=2,
+    feed_forward=64,
+    layers=2,
+    dropout=0.0,
 )
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from dualfuse.convert.rename import Layout, Renamed, Table, inverse, rename, weight_and_bias
+from dualfuse.convert.rename import Layout, Table, inverse, rename, weight_and_bias
 
 Kind = Literal["text", "pairs", "vqa", "nlvr2"]
 """What a checkpoint was trained for: stage two; stage three or retrieval; and tasks with a head of their own."""
@@ -123,20 +123,3 @@ def to_official(
         raise ValueError(f"the official layout has no name for {', '.join(renamed.unknown[:4])}")
     whole = renamed.tensors | rename(kept, inverse(names.kept)).tensors
     return {name: tensor.reshape(()) if name in _NUMBERS else tensor for name, tensor in whole.items()}
-
-
-def from_official(tensors: Mapping[str, Tensor]) -> Renamed:
-    """Gives the tensors of a pre-training checkpoint under the names of our ``Pairs`` task."""
-    renamed = rename(tensors, PAIRS)
-    if "model.relative_bias.table" in renamed.tensors:
-        # stored beside the relative bias, but no part of the released forward pass
-        renamed.tensors.pop("model.words.position.weight", None)
-    for name, tensor in renamed.tensors.items():
-        if name.endswith(".log_scale"):
-            renamed.tensors[name] = tensor.reshape(1)
-    return renamed
-
-
-def to_official_names(names: Mapping[str, Tensor]) -> Renamed:
-    """Gives our tensors the names of the official pre-training checkpoint."""
-    return rename(names, inverse(PAIRS))

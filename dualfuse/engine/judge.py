@@ -107,8 +107,8 @@ def learning(model: Loaded, samples: Samples, plan: Plan) -> dict[str, float]:
 
 def draw_codes(model: Loaded, data: str, path: Path) -> None:
     """Draws what a tokenizer of visual words makes of the first pictures of ``data``, and how it uses its codes."""
-    if not isinstance(model.task, Reconstruct):
-        raise ValueError(f"a {type(model.task).__name__} model draws no pictures; a sheet shows what a tokenizer does")
+    check_wishes(model.task, answers=None, sheet=path)
+    assert isinstance(model.task, Reconstruct)  # checked above
     plan = Plan(batch=DRAWN, workers=0, exclude_broken=True)
     views = next(_batches(model, Shards.open(data), plan)).batch["view"]
     codebook_sheet(model.task.model, views).save(path)

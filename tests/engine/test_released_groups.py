@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_vlmo import from_official
 
-from dualfuse.convert.vlmo import from_official
 from dualfuse.engine.optim import parameter_groups
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.recipe import Optim

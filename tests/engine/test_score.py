@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from tiny import BRIDGETOWER as TINY_TOWERS
 from tiny import MODEL, lines, picture, shards, tokenizer
 
 from dualfuse import hub
@@ -16,8 +17,6 @@ from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.score import Answer, score, write_answers
 from dualfuse.engine.train import train
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.classification import Classification, QuestionConfig
@@ -26,19 +25,7 @@ from dualfuse.tasks.nlvr2 import NLVR2Config
 from dualfuse.tasks.vqa import VQAConfig
 
 VLMO = replace(MODEL, patch=16, image_slots=2, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0))
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
-    text=TextTowerConfig(
-        width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
-    ),
-    width=32,
-    heads=2,
-    feed_forward=64,
-    layers=1,
-    image_slots=2,
-    dropout=0.0,
-    initial_std=0.15,
-)
+BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, initial_std=0.15)
 TASKS: dict[str, tuple[ModelConfig, QuestionConfig]] = {
     "vqa": (VLMO, VQAConfig(vocabulary=("cat", "dog", "fish"))),
     "nlvr2": (replace(BRIDGETOWER, bridge="none"), NLVR2Config()),

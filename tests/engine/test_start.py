@@ -9,18 +9,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_vlmo import from_official
 from safetensors.torch import load_file, save_file
-from tiny import MODEL, changed, weights
+from tiny import BRIDGETOWER, MODEL, changed, weights
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.convert.foreign import read_foreign
-from dualfuse.convert.vlmo import from_official
 from dualfuse.engine import train
 from dualfuse.engine.start import begin_with
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo_text import base_text
@@ -149,16 +148,6 @@ def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
         replace(tiny, both_experts="vision")
     with pytest.raises(ValueError, match="this recipe's model has no vision-language experts; set it to random"):
         begun(tiny, replace(text_stage(tiny), start_from="x", both_experts="vision"), tmp_path)
-
-
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=64, vocabulary=19, text_length=12, pad=0),
-    width=64,
-    heads=2,
-    feed_forward=64,
-    layers=2,
-)
 
 
 @pytest.mark.parametrize("model", [None, BRIDGETOWER], ids=["VLMo", "BridgeTower"])

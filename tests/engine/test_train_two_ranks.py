@@ -13,14 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import at_step, changed, lines, recipe, samples, weights
+from tiny import BRIDGETOWER, at_step, changed, lines, recipe, samples, weights
 
 from dualfuse import dist
 from dualfuse.data.order import Draw, Order
 from dualfuse.data.sample import Sample
 from dualfuse.engine import checkpoint, train
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks import contrast, negatives
 from dualfuse.tasks.heads import Projection
@@ -97,17 +95,6 @@ def test_the_same_as_one_process(
     assert_close(together, tmp_path / "alone")
     assert keys(together) == keys(tmp_path / "alone")
     assert capfd.readouterr().err.count("step 3/3") == 1  # only one process speaks
-
-
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=64, vocabulary=19, text_length=12, pad=0),
-    width=64,
-    heads=2,
-    feed_forward=64,
-    layers=2,
-    dropout=0.0,
-)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_vlmo import from_official, to_official_names
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
-from dualfuse.convert.vlmo import from_official, to_official_names
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index, resize_table
 from dualfuse.models.base import Tokens

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_vlmo import to_official_names
 
-from dualfuse.convert.vlmo import to_official_names
 from dualfuse.engine.start import freeze
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
+from tiny import BRIDGETOWER as TINY_TOWERS
 from tiny import MODEL, caption, picture, tokenizer
 from torch.testing import assert_close
 
@@ -17,8 +18,6 @@ from dualfuse.data.images import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial
 from dualfuse.tasks.answered import Accuracy, Asked
 from dualfuse.tasks.base import Prep
@@ -27,19 +26,7 @@ from dualfuse.tasks.entailment import EntailmentConfig
 from dualfuse.tasks.nlvr2 import Consistency, NLVR2Config
 from dualfuse.tasks.vqa import VQAConfig
 
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(
-        width=64, depth=2, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
-    ),
-    width=32,
-    heads=2,
-    feed_forward=64,
-    layers=2,
-    image_slots=2,
-    dropout=0.0,
-    initial_std=0.15,
-)
+BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, initial_std=0.15)
 MODELS: dict[str, ModelConfig] = {
     "vlmo": replace(MODEL, image_slots=2, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0)),
     "bridgetower": BRIDGETOWER,

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_vlmo import from_official
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
 from dualfuse.convert.official import KINDS
 from dualfuse.convert.rename import sort
-from dualfuse.convert.vlmo import from_official
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import tyro
-from tiny import MODEL, picture, tokenizer
+from tiny import BRIDGETOWER, MODEL, picture, tokenizer
 from torch import nn
 from torch.nn import functional as F
 from torch.testing import assert_close
@@ -22,8 +22,6 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text
 from dualfuse.engine.start import freeze
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial, VLMo
 from dualfuse.tasks.answered import Asked, TopAccuracy
 from dualfuse.tasks.base import Prep
@@ -31,17 +29,7 @@ from dualfuse.tasks.image_classes import ImageClassesConfig
 
 MODELS: dict[str, ModelConfig] = {
     "vlmo": replace(MODEL, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0)),
-    "bridgetower": BridgeTowerConfig(
-        image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
-        text=TextTowerConfig(
-            width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
-        ),
-        width=32,
-        heads=2,
-        feed_forward=64,
-        layers=1,
-        initial_std=0.15,
-    ),
+    "bridgetower": replace(BRIDGETOWER, initial_std=0.15),
 }
 ANIMALS = ("cat", "dog", "fish")
 CFG = ImageClassesConfig(labels=ANIMALS, head_scale=1.0)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as td
+from official_vlmo import from_official
 from safetensors.torch import load_file, save_file
 from tiny import WORDS, tokenizer
 from torch import multiprocessing
 
-from dualfuse.convert.vlmo import from_official
 from dualfuse.data.images import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as td
+from official_vlmo import from_official
 from safetensors.torch import load_file
 from torch import multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 from dualfuse import dist
-from dualfuse.convert.vlmo import from_official
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks import contrast, negatives
 from dualfuse.tasks.pair_rows import masked_rows

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import BRIDGETOWER as TINY_TOWERS
 from tiny import MODEL, picture, tokenizer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse import hub
 from dualfuse.models.base import ModelConfig, VisionLanguageModel
-from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.bridgetower import BridgeTower
 from dualfuse.models.vlmo import Initial, VLMo
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
@@ -32,15 +32,10 @@ from dualfuse.use.recorded import recorded
 from dualfuse.use.relevance import Flow, follow, halves
 
 VLMO = replace(MODEL, depth=3, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=3, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(
-        width=64, depth=3, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
-    ),
-    width=32,
-    heads=2,
-    feed_forward=64,
-    layers=2,
+BRIDGETOWER = replace(
+    TINY_TOWERS,
+    image=replace(TINY_TOWERS.image, depth=3),
+    text=replace(TINY_TOWERS.text, depth=3),
     image_slots=2,
     initial_std=0.3,
 )

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import BRIDGETOWER as TINY_TOWERS
 from tiny import MODEL, picture, shards, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -23,8 +24,6 @@ from dualfuse.data.text import Text, load
 from dualfuse.engine.evaluate import Plan
 from dualfuse.engine.score import score
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
@@ -39,18 +38,7 @@ from dualfuse.use.predict import predict
 from dualfuse.use.table import predict_table
 
 VLMO = replace(MODEL, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
-    text=TextTowerConfig(
-        width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
-    ),
-    width=32,
-    heads=2,
-    feed_forward=64,
-    layers=1,
-    image_slots=2,
-    initial_std=0.3,
-)
+BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, initial_std=0.3)
 ANSWERS = ("red", "blue", "2", "cat")
 QUESTION = "the red cat sleeps"
 
