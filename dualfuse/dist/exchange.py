@@ -1,50 +1,12 @@
-"""Many processes or one: the only file that speaks to torch.distributed. A world of one needs no process group."""
+"""What processes tell each other: rows of tensors, with gradient where it is wanted, and single numbers."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from datetime import timedelta
-
 import torch
 import torch.distributed as td
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-
-def rank() -> int:
-    """Gives the number of this process, from 0."""
-    return td.get_rank() if td.is_initialized() else 0
-
-
-def world() -> int:
-    """Gives the number of processes."""
-    return td.get_world_size() if td.is_initialized() else 1
-
-
-def device() -> torch.device:
-    """Gives the device of this process: its GPU if there is one."""
-    has_gpu = torch.cuda.is_available()
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if has_gpu else torch.device("cpu")
-
-
-@contextmanager
-def processes() -> Iterator[torch.device]:
-    """Joins the processes that torchrun started, if it did, and gives this one's device."""
-    started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
-    here = device()
-    if here.type == "cuda":
-        torch.cuda.set_device(here)
-    if not started or td.is_initialized():
-        yield here
-        return
-    # gloo also beside GPUs: a number of the loop is exchanged without waiting for them
-    td.init_process_group("cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo", timeout=timedelta(minutes=30))
-    try:
-        yield here
-    finally:
-        td.destroy_process_group()
+from dualfuse.dist.processes import rank, world
 
 
 class _Gather(torch.autograd.Function):
@@ -124,17 +86,3 @@ def barrier() -> None:
     """Waits for every process."""
     if world() > 1:
         td.barrier()
-
-
-def wrap(task: nn.Module, device: torch.device) -> nn.Module:
-    """Gives the module whose forward() synchronises gradients; the bare one in a world of one."""
-    if world() == 1:
-        return task
-    return DistributedDataParallel(task, device_ids=[device.index] if device.type == "cuda" else None)
-
-
-def sync_gradients(module: nn.Module, *, when: bool) -> AbstractContextManager[None]:
-    """Lets gradients accumulate locally until the last micro-batch of a step."""
-    if isinstance(module, DistributedDataParallel) and not when:
-        return module.no_sync()
-    return nullcontext()
