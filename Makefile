@@ -1,4 +1,4 @@
-.PHONY: help demo test test-slow check bench
+.PHONY: help demo test test-slow fuzz check bench
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -11,6 +11,9 @@ test: .venv/.test ## run the tests
 
 test-slow: .venv/.test ## run the tests that train for longer
 	@.venv/bin/python -m pytest -q -m slow
+
+fuzz: .venv/.test ## look for files that break a reader, some minutes, others each time
+	@HYPOTHESIS_PROFILE=minutes .venv/bin/python -m pytest -q tests/fuzz
 
 check: .venv/.dev ## what has to pass before a change lands; some steps only: make check STEPS="lint types"
 	@scripts/check $(STEPS)

@@ -1,0 +1,51 @@
+"""What a scheduler sends, to the command as it is started by hand: it saves, leaves, and says which signal it was."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import at_step
+
+from dualfuse import cli
+from dualfuse.engine import checkpoint, train
+from dualfuse.engine.log import read_log
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "workers", "group"),
+    [(signal.SIGTERM, 143, 2, True), pytest.param(signal.SIGINT, 130, 0, False, marks=pytest.mark.slow)],
+    ids=["SIGTERM to all its processes", "Ctrl-C"],
+)
+def test_of_a_scheduler(tmp_path: Path, number: int, code: int, workers: int, group: bool) -> None:
+    """Slurm, Kubernetes and ``timeout`` expect 128 and the number of the signal."""
+    command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), "--run.steps", "5000"]
+    command += ["--run.log-every", "1", "--run.save-every", "5000", "--data.workers", str(workers)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
+        assert run.stderr is not None
+        next(line for line in run.stderr if line.startswith("step 2/"))
+        os.killpg(run.pid, number) if group else run.send_signal(number)
+        said = run.stderr.read()
+    assert run.returncode == code, said
+    last = int(read_log(tmp_path)[-1]["step"])
+    assert f"interrupted: stopped after step {last}; the same command goes on from there" in said
+    assert "Traceback" not in said
+    assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step-{last:08d}"
+
+
+def test_a_loader_that_dies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As when memory runs out: the command says so, and what to do."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(train, "seed_step", at_step(2, lambda: multiprocessing.active_children()[0].kill()))
+    assert cli.main(["train", "ten-seconds", "--out", str(tmp_path), "--data.workers", "1"]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith("dualfuse train: a loader process has died: DataLoader worker (pid") and "memory" in last
