@@ -1,0 +1,80 @@
+"""VLMo tells what each pixel is of: ADE20K with UPerNet, by BEiT's recipes (VLMo's paper, Table 3, gives no others).
+
+Numbers are those of the released code (microsoft/unilm, beit/semantic_segmentation/configs). Where it has a position
+bias for each layer, which learns as its layer, VLMo's one table learns as the decoder; pictures are resized bicubically
+with antialiasing, not bilinearly; and the loss is a mean over the pixels that have a class, where mmsegmentation also
+counts those that have none. Give the start with --start-from, the shards of ADE20K with --data.train.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.recipes.small import NANO, QUICK
+from dualfuse.recipes.vlmo import BASE, LARGE
+from dualfuse.recipes.vlmo_images import IMAGENET
+from dualfuse.tasks.segmentation import SegmentationConfig
+
+Pixels = Recipe[VLMoConfig, SegmentationConfig]
+
+TASK = SegmentationConfig(ignore_zero=True)
+"""150 classes; in ADE20K's label maps 0 is none of them."""
+OPTIM = Optim(
+    lr=3e-5, betas=(0.9, 0.999), weight_decay=0.05, decay="beit", warmup=1500, schedule="linear", layer_decay=0.9
+)
+
+
+def base() -> Pixels:
+    """VLMo-Base on ADE20K at 512 pixels, after ImageNet-22k; the size of VLMo's paper."""
+    return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 512)
+
+
+def base_direct() -> Pixels:
+    """VLMo-Base on ADE20K at 512 pixels, straight after stage one."""
+    return _recipe(replace(BASE, drop_path=0.1), TASK, replace(OPTIM, lr=7e-4, layer_decay=0.65), 512)
+
+
+def base_640() -> Pixels:
+    """VLMo-Base on ADE20K at 640 pixels, after ImageNet-22k; BEiT's mean IoU is 53.6."""
+    return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 640)
+
+
+def large() -> Pixels:
+    """VLMo-Large on ADE20K at 512 pixels, after ImageNet-22k; the size of VLMo's paper."""
+    return _large(512)
+
+
+def large_640() -> Pixels:
+    """VLMo-Large on ADE20K at 640 pixels, after ImageNet-22k."""
+    return _large(640)
+
+
+def nano() -> Pixels:
+    """VLMo-nano on your own label maps: give --data.train, and --task.labels or --task.classes; minutes on a laptop."""
+    return Recipe(
+        name="segmentation",
+        model=NANO,
+        task=SegmentationConfig(after=(1, 2, 3, 4)),
+        data=Data(image_size=(64, 64), augment=None, text_length=16, batch=32, workers=1),
+        optim=replace(QUICK, layer_decay=0.9),
+        run=Run(steps=2000, save_every=500),
+    )
+
+
+def _large(side: int) -> Pixels:
+    task, optim = replace(TASK, after=(8, 12, 16, 24)), replace(OPTIM, lr=2e-5, layer_decay=0.95)
+    return _recipe(replace(LARGE, drop_path=0.2), task, optim, side)
+
+
+def _recipe(model: VLMoConfig, task: SegmentationConfig, optim: Optim, side: int) -> Pixels:
+    """160k steps of 16 pictures, two on each of 8 GPUs (of the large size one at a time)."""
+    return Recipe(
+        name="segmentation",
+        model=replace(model, image_size=(side, side)),
+        task=task,
+        data=Data(image_size=(side, side), looks=IMAGENET, augment=None, batch=16, workers=8),
+        optim=optim,
+        run=Run(steps=160_000, precision="bf16", save_every=4000, log_every=50),
+    )

@@ -1,0 +1,208 @@
+"""Recipes of segmentation: whole, with the numbers of BEiT, and a small one that is prepared, trained and judged."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from shapes import EDGE, NAMES, ade20k
+from tiny import weights
+
+from dualfuse import hub, recipes
+from dualfuse.cli import main
+from dualfuse.config import from_json, to_json
+from dualfuse.data.images import decode
+from dualfuse.data.label_map import decode_labels, encode_labels
+from dualfuse.data.loader import Skipped
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan
+from dualfuse.engine.judge import check_wishes, judge
+from dualfuse.engine.log import read_log
+from dualfuse.engine.train import train
+from dualfuse.prepare.options import PrepareOptions
+from dualfuse.prepare.prepare import prepare
+from dualfuse.prepare.write import write_shards
+from dualfuse.recipe import Recipe, Run
+from dualfuse.recipes import vlmo_segmentation
+from dualfuse.tasks.segmentation import Segmentation
+
+PLACES = {
+    name: make()
+    for name, make in inspect.getmembers(vlmo_segmentation, inspect.isfunction)
+    if make.__module__ == vlmo_segmentation.__name__ and not name.startswith("_")
+}
+PLAN = Plan(workers=0)
+
+
+@pytest.mark.parametrize("name", PLACES)
+def test_a_recipe_is_whole(name: str) -> None:
+    recipe = PLACES[name]
+    place = f"dualfuse.recipes.vlmo_segmentation:{name}"
+    assert place in recipes.NAMES.values() and recipes.find(place) == (recipe,)
+    assert from_json(to_json(recipe)) == recipe
+    flags = ["--task.classes", "5", "--task.vary.scale", "1", "2", "--optim.layer-decay", "0.6", "--task.test", "whole"]
+    (chosen,) = recipes.override((recipe,), flags, prog="train")
+    assert (chosen.task.classes, chosen.task.vary.scale, chosen.optim.layer_decay) == (5, (1, 2), 0.6)
+    assert recipe.model.image_size == recipe.data.image_size
+    assert recipe.task.after[-1] == recipe.model.depth
+    with torch.device("meta"):
+        task = chosen.task.build(chosen.model.build())
+        side = recipe.data.image_size[0]
+        maps = task.maps(torch.zeros(2, 3, side, side))
+    assert [side // level.shape[-1] for level in maps] == [4, 8, 16, 32]
+    assert task.decoder(maps).shape == (2, 5, side // 4, side // 4)
+
+
+def test_numbers_of_beit() -> None:
+    """Looked up in its configs, which count layers from 0."""
+
+    def said(name: str) -> tuple[object, ...]:
+        recipe = PLACES[name]
+        model, optim = recipe.model, recipe.optim
+        layers = [layer - 1 for layer in recipe.task.after]
+        window = [int(side * recipe.task.stride) for side in recipe.data.image_size]
+        return layers, optim.lr, optim.layer_decay, model.drop_path, recipe.data.image_size[0], window[0]
+
+    assert said("base") == ([3, 5, 7, 11], 3e-5, 0.9, 0.1, 512, 341)
+    assert said("base_direct") == ([3, 5, 7, 11], 7e-4, 0.65, 0.1, 512, 341)
+    assert said("base_640") == ([3, 5, 7, 11], 3e-5, 0.9, 0.1, 640, 426)
+    assert said("large") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 512, 341)
+    assert said("large_640") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 640, 426)
+    for name in PLACES.keys() - {"nano"}:
+        recipe = PLACES[name]
+        assert (recipe.run.steps, recipe.data.batch, recipe.optim.warmup, recipe.optim.weight_decay) == (
+            *(160_000, 16, 1500),
+            0.05,
+        )
+        assert recipe.task.auxiliary == 0.4 and recipe.task.classes == 150 and recipe.task.ignore_zero
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of a miniature of ADE20K."""
+    folder = tmp_path_factory.mktemp("shapes")
+    source = ade20k(folder / "ADEChallengeData2016", training=32, validation=8)
+    prepare(source, folder / "shards", PrepareOptions(workers=1))
+    return folder / "shards"
+
+
+def small(data: Path) -> Recipe:
+    """The recipe of a laptop, smaller still."""
+    recipe = PLACES["nano"]
+    return replace(
+        recipe,
+        model=replace(recipe.model, width=32, depth=2, both_from=2, patch=8, image_size=(32, 32)),
+        task=replace(recipe.task, after=(1, 1, 2, 2), labels=NAMES, ignore_zero=True),
+        data=replace(
+            recipe.data,
+            image_size=(32, 32),
+            train=(str(data / "train-*.tar"),),
+            validation=str(data / "val-*.tar"),
+            batch=8,
+            workers=0,
+        ),
+        optim=replace(recipe.optim, warmup=5, lr=4e-3),
+        run=Run(steps=60, save_every=30, log_every=30),
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run")
+    train([small(data)], out)
+    return out
+
+
+def test_learns_and_is_judged_by_the_command(
+    trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four classes that are guessed by their share would reach a mean IoU of 0.15 at best."""
+    last = read_log(trained)[-1]
+    assert last["validation/mean_iou"] > 0.6 and last["validation/pixel_accuracy"] > 0.8
+    assert not any("iou/" in name for name in last)  # 150 of them would drown the rest
+    wishes = ["--sheet", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--workers", "0"]
+    main(["evaluate", str(trained / "final"), str(data / "val-*.tar"), *wishes])
+    said = capsys.readouterr().out
+    assert "mean_iou" in said and "iou/green ball" in said and "8 pictures" in said and "0 excluded" in said
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["mean_iou"] == pytest.approx(last["validation/mean_iou"], abs=1e-6)
+    assert scores["mean_iou"] == pytest.approx(np.mean([scores[f"iou/{name}"] for name in NAMES]))
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 700 and sheet.height > 8 * 200
+
+
+def test_numbers_are_those_of_what_is_predicted(trained: Path, data: Path) -> None:
+    """Every picture by itself, its shorter side brought to the window, judged where it has a class."""
+    model = hub.load(trained / "final")
+    assert isinstance(model.task, Segmentation)
+    right = pixels = 0
+    for sample in Shards.open(data / "val-*.tar"):
+        truth, image = decode_labels(sample.label_map), decode(sample.image)
+        assert (truth[:, :EDGE] == 0).all()
+        row = model.task.cfg.whole(sample, model.prep)
+        assert min(row["image"].shape[1:]) == 32 and row["truth"].shape == image.shape[1:]
+        with torch.no_grad():
+            said = model.task.segment(row["image"], (32, 32), tuple(truth.shape))
+        right += int((said + 1 == truth).sum())
+        pixels += int((truth > 0).sum())
+    found = judge(model, str(data / "val-*.tar"), PLAN)
+    assert found.metrics["pixel_accuracy"] == pytest.approx(right / pixels)
+    assert found.size == f"8 pictures, {pixels:,} pixels"
+
+
+def test_windows_and_the_whole_picture_are_about_alike(trained: Path, data: Path) -> None:
+    model = hub.load(trained / "final")
+    whole = replace(model, task=replace(model.recipe.task, test="whole").build(model.recipe.model.build()))
+    whole.task.load_state_dict(model.task.state_dict())
+    whole.task.eval()
+    found = [judge(one, str(data / "val-*.tar"), PLAN).metrics["mean_iou"] for one in (model, whole)]
+    assert found[0] != found[1] and found[1] > 0.5
+
+
+def test_what_has_no_label_map_is_named(trained: Path, data: Path, tmp_path: Path) -> None:
+    good = Shards.open(data / "val-*.tar")[:2]
+    model, bare = hub.load(trained / "final"), Sample("bare", good[0].image)
+    labels = decode_labels(good[1].label_map)
+    labels[3, 3] = 9
+    mixed = [replace(good[0], key="good"), bare, Sample("high", good[1].image, label_map=encode_labels(labels))]
+    write_shards(mixed, tmp_path, "mixed")
+    with pytest.raises(BrokenSample, match="bare: it has no label map"):
+        judge(model, str(tmp_path / "mixed-*.tar"), PLAN)
+    found = judge(model, str(tmp_path / "mixed-*.tar"), replace(PLAN, exclude_broken=True))
+    assert found.size.startswith("1 pictures") and len(found.excluded) == 2
+    assert isinstance(found.excluded[1], Skipped)
+    wanted = "its label map has the number 9; the task has 4 classes, numbered from 1 on, and 255 for none"
+    assert found.excluded[1].reason == wanted
+    with pytest.raises(ValueError, match="Segmentation model answers no questions"):
+        check_wishes(model.task, answers=Path("a.csv"), sheet=None)
+
+
+def test_a_run_that_goes_on_is_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:
+    """Statistics of the norms, crops and light come back as well."""
+    whole = small(data)
+    short = replace(
+        whole, run=replace(whole.run, steps=4, save_every=2, keep=9), data=replace(whole.data, validation="")
+    )
+    train([short], tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    shutil.rmtree(tmp_path / "again" / "final")
+    shutil.rmtree(max((tmp_path / "again" / "checkpoints").iterdir()))
+    train([short], tmp_path / "again")
+    first, again = weights(tmp_path / "whole"), weights(tmp_path / "again")
+    assert all(torch.equal(tensor, again[name]) for name, tensor in first.items())
+    assert any("running_mean" in name for name in first)
+
+
+def test_one_crop_at_a_time_is_refused(data: Path, tmp_path: Path) -> None:
+    recipe = small(data)
+    alone = replace(recipe, run=replace(recipe.run, micro_batch=1))
+    with pytest.raises(ValueError, match=r"give --run\.micro-batch 2 or more"):
+        train([alone], tmp_path / "run")
