@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """Keys and values, (B, N, D) each, of tokens that need not be computed again."""
+
+    key: Tensor
+    value: Tensor
+
+    def __len__(self) -> int:
+        """The number of tokens N."""
+        return self.key.shape[1]
+
+    def then(self, *later: Remembered) -> Remembered:
+        """Puts later tokens of the same rows behind these."""
+        parts = (self, *later)
+        return Remembered(torch.cat([part.key for part in parts], 1), torch.cat([part.value for part in parts], 1))
+
+    def take(self, index: Tensor) -> Remembered:
+        """Gives the rows ``index`` (K,), in that order."""
+        return Remembered(self.key.index_select(0, index), self.value.index_select(0, index))
 
 
 class SelfAttention(nn.Module):
@@ -22,11 +45,18 @@ class SelfAttention(nn.Module):
         self.projection = nn.Linear(width, width)
 
     def forward(
-        self, x: Tensor, mask: Tensor | None = None, bias: Tensor | None = None, rows: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        rows: Tensor | None = None,
+        before: Remembered | None = None,
     ) -> Tensor:
         """Gives (B, N, D), or (B, R, D) for the query positions ``rows`` (B, R) alone.
 
-        ``mask`` (B, N) is True at keys that may be seen, None if all may; ``bias`` (H, N, N) is added to the scores.
+        ``mask`` is True at keys that may be seen: (B, N), or (B, N, N) where each query sees others; None if all may.
+        ``bias`` (H, N, N) is added to the scores. Keys of M tokens that came ``before`` lie in front of those of x;
+        keys are then M + N.
         """
         if rows is None:
             no_key_bias = torch.zeros_like(self.q_bias)
@@ -35,10 +65,21 @@ class SelfAttention(nn.Module):
         else:
             weight = self.qkv.weight.split([x.shape[-1], 2 * x.shape[-1]])
             query = F.linear(take_rows(x, rows), weight[0], self.q_bias)
-            bias_of_keys_and_values = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
-            key, value = F.linear(x, weight[1], bias_of_keys_and_values).chunk(2, dim=-1)
+            key, value = self._keys_and_values(x, weight[1])
             bias = None if bias is None else bias[:, rows].transpose(0, 1)  # (B, H, R, N)
+            mask = take_rows(mask, rows) if mask is not None and mask.ndim == 3 else mask
+        if before is not None:
+            seen = before.then(Remembered(key, value))
+            key, value = seen.key, seen.value
         return self.projection(attend(query, key, value, heads=self.heads, mask=mask, bias=bias))
+
+    def remember(self, x: Tensor) -> Remembered:
+        """Gives the keys and values of x (B, N, D)."""
+        return Remembered(*self._keys_and_values(x, self.qkv.weight[x.shape[-1] :]))
+
+    def _keys_and_values(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
+        bias_of_keys_and_values = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
+        return F.linear(x, weight, bias_of_keys_and_values).chunk(2, dim=-1)
 
 
 def attend(
@@ -53,8 +94,8 @@ def attend(
 ) -> Tensor:
     """Gives (B, R, D) for ``query`` (B, R, D), ``key`` and ``value`` (B, N, D), each split over ``heads`` H.
 
-    ``mask`` (B, N) is True at keys that may be seen; ``bias`` (H, R, N) or (B, H, R, N) is added to the scores;
-    ``dropout`` is the share of attention weights that is dropped.
+    ``mask`` (B, N) or (B, R, N) is True at keys that may be seen; ``bias`` (H, R, N) or (B, H, R, N) is added to the
+    scores; ``dropout`` is the share of attention weights that is dropped.
     """
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
     added = _added_to_scores(mask, bias, query)
@@ -68,10 +109,12 @@ def take_rows(x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _added_to_scores(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
+    if mask is not None:
+        mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # (B, 1, 1 or R, N)
     if bias is None:
-        return None if mask is None else mask[:, None, None, :]  # a boolean mask keeps the kernel's fast path
+        return mask  # a boolean one keeps the kernel's fast path
     bias = bias.to(query.dtype)
     if mask is None:
         return bias if bias.ndim == 4 else bias[None]
     unseen = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
-    return bias + unseen[:, None, None, :]
+    return bias + unseen

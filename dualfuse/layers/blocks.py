@@ -8,13 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.layers.attention import SelfAttention, take_rows
+from dualfuse.layers.attention import Remembered, SelfAttention, take_rows
 
 Route = tuple[tuple[str, int], ...]
 """Which expert takes how many tokens, in the order of the sequence: (("text", 40), ("image", 197))."""
 
 SHARED = "shared"
 """The name of a part that serves every modality."""
+
+
+def one_expert(name: str, x: Tensor) -> Route:
+    """Gives the route on which one expert takes all of x (B, N, ...)."""
+    return ((name, x.shape[1]),)
 
 
 class DropPath(nn.Module):
@@ -97,19 +102,26 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
         rows: Tensor | None = None,
+        before: Remembered | None = None,
     ) -> Tensor:
         """Gives (B, N, D), or (B, R, D) for the positions ``rows`` (B, R) alone; ``route`` then speaks of those.
 
-        ``mask`` (B, N) and ``bias`` (H, N, N) are the attention's.
+        ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and what came ``before`` are the attention's.
         """
         attention = _part(self.attention, route[0][0])
-        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, rows)))
+        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, rows, before)))
         x = (x if rows is None else take_rows(x, rows)) + attended
         parts = x.split([length for _, length in route], dim=1)
         widened = (_part(self.experts, name)(part) for part, (name, _) in zip(parts, route, strict=True))
         # each part draws its own drop-path mask, as in the released code
         done = [part + self.drop_path(self.scale_2(wide)) for part, wide in zip(parts, widened, strict=True)]
         return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+
+    def remember(self, x: Tensor, expert: str) -> Remembered:
+        """Gives the keys and values of x (B, N, D), by which later tokens see it; ``expert`` says whose they are."""
+        attention = _part(self.attention, expert)
+        assert isinstance(attention, SelfAttention)  # all of them are
+        return attention.remember(self.norm(x))
 
 
 def _part(parts: nn.ModuleDict, name: str) -> nn.Module:

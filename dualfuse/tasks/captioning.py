@@ -1,0 +1,159 @@
+"""Captions: words that see the picture and the words before them, learnt by masking (UniLM; BEiT-3, section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualfuse import dist
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text import Text, Words, hide, load, pad
+from dualfuse.models.base import Tokens, VisionLanguageModel, cannot_write, reading_order
+from dualfuse.tasks.base import Output, Prep, Task
+from dualfuse.tasks.beam_search import Beam, beam_search
+from dualfuse.tasks.heads import WordHead
+from dualfuse.tasks.pair_rows import masked_rows
+
+
+class CaptionRow(TypedDict):
+    """A picture (3, H, W), its caption with words masked (T,), and their labels (T,), -100 at all others."""
+
+    image: Tensor
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+class CaptionBatch(TypedDict):
+    """B of them: image (B, 3, H, W); ids, mask (B, T); ``rows`` (B, R), ``targets`` as for masked words of pairs."""
+
+    image: Tensor
+    ids: Tensor
+    mask: Tensor
+    rows: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class CaptioningConfig:
+    """How captions are learnt and searched for; the defaults are BEiT-3's published command."""
+
+    mask_share: float = 0.7
+    """Share of a caption's tokens that is masked; the end counts, the start is never masked."""
+    label_smoothing: float = 0.1
+    """Share of the probability that is wanted elsewhere than at the right word."""
+    beam: int = 3
+    """Beginnings that are kept while a caption is searched for."""
+    length_penalty: float = 0.6
+    """Captions are compared by log-probability / length ** this."""
+    initial_std: float = 0.02
+    """Standard deviation of the head's first weights, where the start has none; see ``Initial.std`` of the model."""
+
+    def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> CaptionRow:
+        """Draws one of the captions, masks words, and transforms the picture."""
+        if not sample.texts:
+            raise BrokenSample(sample.key, "it has no caption")
+        words = prep.text.encode(sample.texts[rng.integers(len(sample.texts))])
+        chosen = mask_caption(words, self.mask_share, rng)
+        ids, labels = hide(words.ids, chosen, prep.text.vocabulary, prep.text.mask, rng)
+        return {"image": prep.image(sample.image, rng), "ids": ids, "labels": labels}
+
+    def collate(self, rows: Sequence[CaptionRow]) -> CaptionBatch:
+        """Pads the captions to the longest of them."""
+        lengths = torch.tensor([len(row["ids"]) for row in rows])
+        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+        places, targets = masked_rows([row["labels"] for row in rows])
+        return {
+            "image": torch.stack([row["image"] for row in rows]),
+            "ids": ids,
+            "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+            "rows": places,
+            "targets": targets,
+        }
+
+    def build(self, model: VisionLanguageModel) -> Captioning:
+        """Gives the task with a fresh head; ``ValueError`` for a model whose words cannot see earlier ones alone."""
+        return Captioning(self, model)
+
+
+def mask_caption(words: Words, share: float, rng: np.random.Generator) -> list[int]:
+    """Gives the positions to mask: round(share x tokens), one at least; never the start, nor the end of a cut text."""
+    number = len(words.ids)
+    most = number - 1 - words.truncated
+    return (1 + rng.permutation(most)[: max(1, int(number * share + 0.5))]).tolist()
+
+
+@dataclass(frozen=True)
+class Caption:
+    """A caption, and the probability that the model writes just this."""
+
+    text: str
+    probability: float
+
+
+class Captioning(Task):
+    """Predicts masked words of a caption from the picture and earlier words; writes by asking for one mask at a time.
+
+    The word head is the one that pre-training on pairs has learnt.
+    """
+
+    def __init__(self, cfg: CaptioningConfig, model: VisionLanguageModel) -> None:
+        """Refuses a model whose pictures see whole texts."""
+        super().__init__()
+        if not model.can_write:
+            raise ValueError(cannot_write(model))
+        self.cfg, self.model = cfg, model
+        self.word_head = WordHead(model.text_width, model.vocabulary, epsilon=model.head_epsilon, std=cfg.initial_std)
+
+    def forward(self, batch: CaptionBatch) -> Output:
+        """Gives the mean loss over the masked words of all processes."""
+        image = self.model.embed_image(batch["image"])
+        text = self.model.embed_text(batch["ids"], batch["mask"])
+        sees = reading_order(text.mask.shape[1], image.mask.shape[1], text.device)
+        states = self.model.fuse(image, text, rows=batch["rows"], sees=sees).text
+        is_masked = batch["targets"] != -100
+        logits, wanted = self.word_head(states[is_masked]).float(), batch["targets"][is_masked]
+        number = dist.mean(is_masked.sum().float()).clamp(min=1)
+        loss = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.cfg.label_smoothing) / number
+        return Output(loss, {"loss": loss.detach(), "accuracy/words": (logits.argmax(1) == wanted).sum() / number})
+
+    @torch.inference_mode()
+    def write(self, images: Tensor, text: Text) -> list[tuple[Caption, ...]]:
+        """Gives the best captions of each picture (B, 3, H, W), best first, at most ``beam``, no longer than ``text``.
+
+        ``ValueError`` in training mode, where words are dropped by chance.
+        """
+        if self.training:
+            raise ValueError("the task is in training mode; call eval() on it before it writes")
+        names = load(text.tokenizer)
+        beam = Beam(self.cfg.beam, self.cfg.length_penalty, text.length, start=names.start, end=names.end)
+        writer = Writer(self, self.model.embed_image(images), text)
+        return [
+            tuple(Caption(text.decode(each.ids), float(np.exp(each.log_probability))) for each in found)
+            for found in beam_search(writer, len(images), beam, images.device)
+        ]
+
+
+class Writer:
+    """What comes next, by what is remembered of pictures and earlier words."""
+
+    def __init__(self, task: Captioning, image: Tokens, text: Text) -> None:
+        """Reads the pictures."""
+        names = load(text.tokenizer)
+        self.task, self.mask = task, names.mask
+        self.past = task.model.begin(image, text.length)
+        allowed = torch.arange(task.model.vocabulary) < names.vocabulary  # published tables have rows of no word
+        allowed[[names.start, names.pad, names.mask]] = False
+        self.allowed = allowed.to(image.device)
+
+    def __call__(self, ids: Tensor, origin: Tensor) -> Tensor:
+        """Gives log-probabilities (R, V) of the word behind ids (R, t), which begin with the rows ``origin`` (R,)."""
+        asked = torch.cat([ids, ids.new_full((len(ids), 1), self.mask)], dim=1)
+        text = self.task.model.embed_text(asked, torch.ones_like(asked))
+        state, self.past = self.task.model.go_on(self.past.take(origin), text)
+        return self.task.word_head(state).float().where(self.allowed, float("-inf")).log_softmax(-1)
