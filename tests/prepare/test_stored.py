@@ -1,0 +1,94 @@
+"""Samples that ask about one picture share it in their shard, and nobody who reads them sees a difference."""
+
+from __future__ import annotations
+
+import tarfile
+from pathlib import Path
+
+import pytest
+from tiny import picture
+
+from dualfuse.data.sample import Sample
+from dualfuse.data.shards import Shards
+from dualfuse.prepare.options import PrepareOptions
+from dualfuse.prepare.prepare import prepare
+from dualfuse.prepare.write import ShardWriter, write_shards
+
+
+def asked(number: int, of: int, name: str = "", others: tuple[bytes, ...] = ()) -> Sample:
+    """Question ``number`` about picture ``of``."""
+    meta = {"id": number, "name": name or f"{of}.jpg"}
+    return Sample(f"{number:04d}", picture(of), (f"question {number}",), meta, others=others)
+
+
+def questions() -> list[Sample]:
+    """Five about each of three pictures."""
+    return [asked(5 * of + number, of) for of in range(3) for number in range(5)]
+
+
+def members(shard: Path) -> list[tarfile.TarInfo]:
+    with tarfile.open(shard) as tar:
+        return [member for member in tar if not member.name.endswith((".txt", ".json"))]
+
+
+def same(shards: Path, expected: list[Sample]) -> None:
+    found = [(sample.image, sample.others, sample.texts, sample.meta) for sample in Shards.open(shards)]
+    assert found == [(sample.image, sample.others, sample.texts, sample.meta) for sample in expected]
+
+
+def test_each_picture_lies_there_once(tmp_path: Path) -> None:
+    [shard] = write_shards(questions(), tmp_path)
+    found = members(shard)
+    assert [member.name for member in found if member.isreg()] == ["0000.png", "0005.png", "0010.png"]
+    assert sum(member.islnk() for member in found) == 12
+    same(tmp_path, questions())
+    with tarfile.open(shard) as tar:  # whoever unpacks it gets whole files
+        tar.extractall(tmp_path / "unpacked", filter="data")
+    assert [(tmp_path / "unpacked" / f"{n:04d}.png").read_bytes() for n in range(15)] == [
+        sample.image for sample in questions()
+    ]
+
+
+def test_one_that_comes_back_later_is_found_and_one_of_another_name_is_stored(tmp_path: Path) -> None:
+    content = [asked(0, 1), asked(1, 2), asked(2, 1), asked(3, 1, "copy.jpg"), Sample("0004", picture(1))]
+    [shard] = write_shards([*content, Sample("0005", picture(1))], tmp_path)
+    assert [member.name for member in members(shard) if member.islnk()] == ["0002.png"]
+    both = [asked(n, 1, others=(picture(2), picture(1))) for n in range(2)]
+    [shard] = write_shards(both, tmp_path / "several")
+    assert [member.name for member in members(shard) if member.isreg()] == ["0000.png", "0000.1.png"]
+    same(tmp_path / "several", both)
+
+
+def test_a_picture_that_has_changed_under_its_name_is_stored_again(tmp_path: Path) -> None:
+    [shard] = write_shards([asked(0, 1, "a.jpg"), asked(1, 2, "a.jpg")], tmp_path)
+    assert all(member.isreg() for member in members(shard))
+
+
+def test_every_shard_stands_for_itself(tmp_path: Path) -> None:
+    shards = write_shards(questions(), tmp_path, limit=(3, 1 << 20))
+    assert len(shards) == 5 and all(members(shard)[0].isreg() for shard in shards)
+    same(tmp_path, questions())
+
+
+@pytest.mark.parametrize("stop", range(1, 15))
+def test_stopped_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, stop: int) -> None:
+    whole = write_shards(questions(), tmp_path / "whole", limit=(7, 1 << 20))
+    writer = ShardWriter(tmp_path / "parts", "train", limit=(7, 1 << 20))
+    for sample in questions()[:stop]:
+        writer.add(sample)
+    mark = writer.mark()
+    writer.add(asked(99, 9))  # is cut off again
+    writer.stop()
+    writer = ShardWriter(tmp_path / "parts", "train", mark, limit=(7, 1 << 20))
+    for sample in questions()[stop:]:
+        writer.add(sample)
+    writer.close()
+    assert [path.read_bytes() for path in writer.shards] == [path.read_bytes() for path in whole]
+
+
+def test_shards_can_be_prepared_again(tmp_path: Path) -> None:
+    write_shards(questions(), tmp_path / "shards")
+    prepare(tmp_path / "shards", tmp_path / "again", PrepareOptions(workers=1))
+    assert [(sample.image, sample.texts) for sample in Shards.open(tmp_path / "again")] == [
+        (sample.image, sample.texts) for sample in questions()
+    ]
