@@ -1,0 +1,153 @@
+"""RandAugment of BEiT's fine-tuning: strengths worked out by hand from timm's rules, and the odds of the draws."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dualfuse.data import randaugment_timm as ra
+from dualfuse.data.images import Augment, ImageTransform
+
+STRIP = (0, 1, 25, 26, 64, 127, 128, 180, 255)
+
+
+def strip(values: tuple[int, ...] = STRIP) -> Image.Image:
+    return Image.fromarray(np.repeat(np.array([values], np.uint8)[:, :, None], 3, axis=2))
+
+
+def levels(picture: Image.Image) -> list[int]:
+    pixels = np.asarray(picture)
+    assert (pixels == pixels[..., :1]).all()
+    return pixels[0, :, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "wanted"),
+    [
+        ("invert", 0.9, [255, 254, 230, 229, 191, 128, 127, 75, 0]),
+        ("posterize", 0.9, [0, 0, 0, 0, 0, 0, 128, 128, 128]),  # 4 - int(3.6): the highest bit
+        ("posterize", 0.74, [0, 0, 0, 0, 64, 64, 128, 128, 192]),  # int(2.96): two bits
+        ("posterize", 0.0, [0, 0, 16, 16, 64, 112, 128, 176, 240]),
+        ("posterize", 1.0, [0] * 9),
+        ("solarize", 0.9, [0, 1, 25, 229, 191, 128, 127, 75, 0]),  # from 256 - int(230.4) = 26 on
+        ("solarize_add", 0.9, [99, 100, 124, 125, 163, 226, 128, 180, 255]),  # int(99.0) below 128
+        ("solarize_add", 0.85, [93, 94, 118, 119, 157, 220, 128, 180, 255]),  # int(93.5)
+    ],
+)
+def test_tones_by_hand(name: str, level: float, wanted: list[int]) -> None:
+    for sign in (-1.0, 1.0):
+        assert levels(getattr(ra, name)(strip(), level, sign)) == wanted
+
+
+def test_enhancing_is_a_line_between_two_pictures() -> None:
+    """1.81 or 0.19 parts of the picture at level 0.9, the rest of black, of its mean, of its greys."""
+    assert (ra.factor(0.9, 1), ra.factor(0.9, -1)) == (pytest.approx(1.81), pytest.approx(0.19))
+    values = np.array(STRIP, float)
+    for sign, share in ((1, 1.81), (-1, 0.19)):
+        assert np.abs(levels(ra.brightness(strip(), 0.9, sign)) - np.clip(values * share, 0, 255)).max() <= 1
+        mean = round(values.mean())
+        wanted = np.clip(mean + share * (values - mean), 0, 255)
+        assert np.abs(levels(ra.contrast(strip(), 0.9, sign)) - wanted).max() <= 1
+        orange = np.array([200.0, 120.0, 40.0])
+        grey = orange @ (0.299, 0.587, 0.114)
+        picture = Image.fromarray(np.tile(orange.astype(np.uint8), (2, 2, 1)))
+        found = np.asarray(ra.colour(picture, 0.9, sign))[0, 0]
+        assert np.abs(found - np.clip(grey + share * (orange - grey), 0, 255)).max() <= 1.5
+    flat = Image.fromarray(np.full((5, 5, 3), 90, np.uint8))
+    flat.putpixel((2, 2), (116, 116, 116))  # smoothed: 5 of 13 parts, 90 + 26 * 5 / 13 = 100
+    assert ra.sharpness(flat, 0.5, 1).getpixel((2, 2)) == (123, 123, 123)  # 100 + 1.45 * 16
+    assert ra.sharpness(flat, 0.5, -1).getpixel((2, 2)) == (108, 108, 108)  # 100 + 0.55 * 16 = 108.8
+
+
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_translations_are_shares_of_the_side() -> None:
+    """0.8 * 0.45 = 36 %."""
+    pixels = noise(50, 100)
+    right = np.asarray(ra.translate_x(Image.fromarray(pixels), 0.8, -1))
+    assert np.abs(right[:, 36:].astype(int) - pixels[:, :-36]).max() <= 1
+    assert (right[:, :36] == 128).all()
+    up = np.asarray(ra.translate_y(Image.fromarray(pixels), 0.8, 1))
+    assert np.abs(up[:-18].astype(int) - pixels[18:]).max() <= 1
+    assert (up[-18:] == 128).all()
+
+
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_shears_and_turns_move_points_as_the_formula_says(sign: float) -> None:
+    """A bright dot on black is found where 0.27 of its height, or 27 degrees, bring it."""
+    side, dot = 101, (70, 40)  # x, y
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[dot[1] - 1 : dot[1] + 2, dot[0] - 1 : dot[0] + 2] = 255
+    picture = Image.fromarray(pixels)
+    x, y = dot[0] + 0.5, dot[1] + 0.5
+    turn, middle = np.deg2rad(27) * sign, side / 2
+    wanted = {
+        "shear_x": (x - sign * 0.27 * y, y),
+        "shear_y": (x, y - sign * 0.27 * x),
+        "rotate": (
+            middle + (x - middle) * np.cos(turn) + (y - middle) * np.sin(turn),
+            middle - (x - middle) * np.sin(turn) + (y - middle) * np.cos(turn),
+        ),
+    }
+    for name, point in wanted.items():
+        found = np.asarray(getattr(ra, name)(picture, 0.9, sign))[..., 0].astype(float)
+        light = np.where(found > 140, found, 0)  # not the grey around
+        rows, columns = np.mgrid[:side, :side] + 0.5
+        centre = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
+        assert np.abs(np.subtract(centre, point)).max() < 0.5, name
+
+
+def test_histograms_are_stretched_and_evened() -> None:
+    assert np.abs(np.subtract(levels(ra.auto_contrast(strip((50, 75, 100)), 0.9, 1)), (0, 127, 255))).max() <= 1
+    found = levels(ra.equalize(strip(tuple(range(100, 164)) * 256), 0.9, 1))
+    assert found[0] == 0 and found[63] == 255 and np.abs(np.diff(found[:64]) - 255 / 63).max() < 1.1
+
+
+def test_the_fifteen_changes_of_the_increasing_set() -> None:
+    assert [change.__name__ for change in ra.CHANGES] == [
+        *("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
+        *("colour", "contrast", "brightness", "sharpness"),
+        *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
+    ]
+
+
+def test_each_change_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, float, float]] = []
+
+    def counted(number: int) -> ra.Change:
+        def change(picture: Image.Image, level: float, sign: float) -> Image.Image:
+            seen.append((number, level, sign))
+            return picture
+
+        return change
+
+    monkeypatch.setattr(ra, "CHANGES", tuple(map(counted, range(15))))
+    rng, image = np.random.default_rng(0), torch.zeros(3, 2, 2, dtype=torch.uint8)
+    for _ in range(15_000):
+        ra.rand_augment(image, rng)
+    numbers, strengths, signs = (np.array(column) for column in zip(*seen, strict=True))
+    counts = np.bincount(numbers)
+    assert counts.shape == (15,) and np.abs(counts - 1000).max() < 130  # 2 x 1/2 x 1/15
+    assert abs(signs.mean()) < 0.03 and strengths.max() == 1.0 and strengths.min() > 0.6
+    assert strengths.mean() == pytest.approx(0.9, abs=0.003) and strengths.std() == pytest.approx(0.05, abs=0.003)
+
+
+def test_a_transform_has_it_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    y, x = np.mgrid[:24, :24]
+    file = io.BytesIO()
+    Image.fromarray(np.stack([x * 9, y * 9, x + y], -1).astype(np.uint8)).save(file, "PNG")
+    data, rng = file.getvalue(), np.random.default_rng
+    ours, theirs = (ImageTransform((24, 24), Augment(crop=(1, 1), flip=0, changes=whose)) for whose in ("vlmo", "timm"))
+    assert any(not torch.equal(ours(data, rng(seed)), theirs(data, rng(seed))) for seed in range(9))
+    assert all(torch.equal(theirs(data, rng(seed)), theirs(data, rng(seed))) for seed in range(9))
+    one, other = rng(3), rng(3)
+    theirs(data, one)
+    monkeypatch.setattr(ra, "PROBABILITY", 0.0)
+    theirs(data, other)
+    assert one.random() == other.random()  # as many values are drawn whatever is applied
