@@ -2,61 +2,121 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from dualfuse import dist
+from dualfuse.tasks.chunks import in_chunks
 
 
 @dataclass(frozen=True)
 class Positives:
-    """What belongs to this process's B pairs among the N of all: (B, N), True where it does.
+    """What belongs together: the numbers of images and texts of this process's B pairs, and of the N pairs of all.
 
     A text is right for an image if any pair has both, and so is an image for a text.
     """
 
-    texts_of_images: Tensor
-    images_of_texts: Tensor
+    image_id: Tensor
+    text_id: Tensor
+    images: Tensor
+    texts: Tensor
+
+    def take(self, rows: Tensor) -> Positives:
+        """Gives those of some of this process's pairs (K,)."""
+        return replace(self, image_id=self.image_id[rows], text_id=self.text_id[rows])
+
+    @property
+    def texts_of_images(self) -> Tensor:
+        """Tells which of all texts are right for each image: (B, N)."""
+        return self._are_pairs(self.image_id[:, None], self.texts)
+
+    @property
+    def images_of_texts(self) -> Tensor:
+        """Tells which of all images are right for each text: (B, N)."""
+        return self._are_pairs(self.images, self.text_id[:, None])
 
     @property
     def avoided(self) -> Tensor:
         """Number of places, in both directions, that would have been wrong negatives."""
-        return self.texts_of_images.sum() + self.images_of_texts.sum() - 2 * len(self.texts_of_images)
+        some = [self.take(rows) for rows in torch.arange(len(self.image_id), device=self.images.device).split(ROWS)]
+        right = torch.stack([part.texts_of_images.sum() + part.images_of_texts.sum() for part in some])
+        return right.sum() - 2 * len(self.image_id)
+
+    def _are_pairs(self, images: Tensor, texts: Tensor) -> Tensor:
+        known, asked = _number(self.images, self.texts).sort().values, _number(images, texts)
+        place = torch.searchsorted(known, asked).clamp(max=len(known) - 1)
+        return known[place] == asked
+
+
+ROWS = 256
+"""Rows of (B, N) that counting holds at a time."""
+
+
+def _number(images: Tensor, texts: Tensor) -> Tensor:
+    """Numbers pairs; sums wrap around, so that two pairs of 63-bit hashes are alike once in 2^64."""
+    return images * 0x5851F42D4C957F2D + texts
 
 
 @dataclass(frozen=True)
 class Similarities:
-    """What this process's B pairs are to the N pairs of all: logits (B, N), temperature included."""
+    """Unit vectors of this process's B pairs and of the N pairs of all, (B, D) and (N, D), and what scales them.
 
-    image_to_text: Tensor
-    text_to_image: Tensor
+    The (B, N) logits are computed where they are read, so that a few rows of them need little memory.
+    """
 
-    def loss(self, positives: Positives) -> Tensor:
+    image: Tensor
+    text: Tensor
+    images: Tensor
+    texts: Tensor
+    scale: Tensor
+
+    def take(self, rows: Tensor) -> Similarities:
+        """Gives those of some of this process's pairs (K,)."""
+        return replace(self, image=self.image[rows], text=self.text[rows])
+
+    @property
+    def image_to_text(self) -> Tensor:
+        """Logits (B, N) of each image with all texts, temperature included."""
+        return self.scale * self.image @ self.texts.T
+
+    @property
+    def text_to_image(self) -> Tensor:
+        """Logits (B, N) of each text with all images, temperature included."""
+        return self.scale * self.text @ self.images.T
+
+    def loss(self, positives: Positives, rows_at_once: int = 0) -> Tensor:
         """Gives this process's share of the symmetric contrastive loss; the mean over processes is the global one.
 
-        Where a row has several positives the target is uniform over them.
+        Where a row has several positives the target is uniform over them. Logits are held for ``rows_at_once`` rows
+        (0: for all).
         """
-        of_images = _cross_entropy(self.image_to_text, positives.texts_of_images)
-        of_texts = _cross_entropy(self.text_to_image, positives.images_of_texts)
-        return (of_images + of_texts) / 2
+
+        def losses(rows: Tensor) -> tuple[Tensor, Tensor]:
+            some, right = self.take(rows), positives.take(rows)
+            of_images = _cross_entropy(some.image_to_text, right.texts_of_images)
+            return of_images, _cross_entropy(some.text_to_image, right.images_of_texts)
+
+        of_images, of_texts = in_chunks(losses, rows_at_once, torch.arange(len(self.image), device=self.image.device))
+        return (of_images.mean() + of_texts.mean()) / 2
 
     def loss_with_pairs(self, text_to_pair: Tensor, image_to_pair: Tensor, positives: Positives) -> Tensor:
         """Gives the loss of Hugging Face's BridgeTower: texts find images and pairs, images find pairs.
 
         ``text_to_pair`` and ``image_to_pair`` (B, N) are logits with the fused vectors of all right pairs.
         """
+        of_texts, of_images = positives.images_of_texts, positives.texts_of_images
         return (
-            _cross_entropy(self.text_to_image, positives.images_of_texts)
-            + _cross_entropy(text_to_pair, positives.images_of_texts)
-            + _cross_entropy(image_to_pair, positives.texts_of_images)
+            _cross_entropy(self.text_to_image, of_texts).mean()
+            + _cross_entropy(text_to_pair, of_texts).mean()
+            + _cross_entropy(image_to_pair, of_images).mean()
         ) / 3
 
 
 def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
     target = positive / positive.sum(1, keepdim=True)
-    return -(target * logits.float().log_softmax(1)).sum(1).mean()
+    return -(target * logits.float().log_softmax(1)).sum(1)
 
 
 def similarities(image: Tensor, text: Tensor, scale: Tensor, share: float = 1.0) -> Similarities:
@@ -67,31 +127,40 @@ def similarities(image: Tensor, text: Tensor, scale: Tensor, share: float = 1.0)
     """
     if share != 1:
         image, text = (x * share + x.detach() * (1 - share) for x in (image, text))
-    return Similarities(scale * image @ dist.gather(text).T, scale * text @ dist.gather(image).T)
+    return Similarities(image, text, dist.gather(image), dist.gather(text), scale)
 
 
 def find_positives(image_id: Tensor, text_id: Tensor) -> Positives:
     """Tells what belongs together in a batch whose pairs may share images (B,) and texts (B,)."""
-    images, texts = dist.gather(image_id), dist.gather(text_id)
-    same_image, same_text = images[:, None] == images, texts[:, None] == texts
-    own = slice(dist.rank() * len(image_id), (dist.rank() + 1) * len(image_id))
-    # some pair k shows the image and carries the text
-    texts_of_images = (same_image[own].float() @ same_text.float()) > 0
-    images_of_texts = (same_text[own].float() @ same_image.float()) > 0
-    return Positives(texts_of_images, images_of_texts)
+    return Positives(image_id, text_id, dist.gather(image_id), dist.gather(text_id))
 
 
-def draw_negatives(logits: Tensor, allowed: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def draw_negatives(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Draws one hard negative per row of (B, N): its column (B,), and whether the row had any (B,).
 
-    The probability of a column is its softmax among the allowed ones. Adding Gumbel noise and taking the largest
-    draws exactly that, and never fails: no sum of weights can be zero, and no row is too long. ``noise`` (B, N)
-    replaces the random one.
+    The probability of a column is its softmax among the allowed ones. Adding Gumbel ``noise`` (B, N) and taking the
+    largest draws exactly that, and never fails: no sum of weights can be zero, and no row is too long.
     """
-    if noise is None:
-        noise = -torch.empty_like(logits, dtype=torch.float32).exponential_().log()
     noisy = (logits.detach().float() + noise).masked_fill(~allowed, float("-inf"))
     return noisy.argmax(1), allowed.any(1)
+
+
+def gumbel(key: int, rows: Tensor, columns: int) -> Tensor:
+    """Gives Gumbel noise (K, N) for some ``rows`` (K,) of the batch of all processes.
+
+    It is a function of key, row and column, so that a row is drawn alike by whichever process holds it.
+    """
+    column = torch.arange(columns, device=rows.device)
+    words = _scrambled(_scrambled(rows ^ key)[:, None] ^ _scrambled(column + (1 << 31)))
+    uniform = ((words >> 9).float() + 0.5) / (1 << 23)  # neither 0 nor 1: 24 bits are what a float holds
+    return -(-uniform.log()).log()
+
+
+def _scrambled(words: Tensor) -> Tensor:
+    """Gives 32 bits for each 32 bits, every one depending on all (a hash by Chris Wellons, in its 16-15-15 form)."""
+    words = (words ^ (words >> 16)) * 0x21F0AAAD & 0xFFFFFFFF
+    words = (words ^ (words >> 15)) * 0x735A2D97 & 0xFFFFFFFF
+    return words ^ (words >> 15)
 
 
 def own_columns(rows: int, device: torch.device) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse import dist
+from dualfuse.tasks.chunks import in_chunks
 
 
 class WordHead(nn.Module):
@@ -29,16 +30,38 @@ class WordHead(nn.Module):
         """Turns states (M, D) into logits (M, V)."""
         return self.decoder(self.norm(F.gelu(self.dense(x))))
 
-    def loss(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def loss(self, states: Tensor, targets: Tensor, rows_at_once: int = 0) -> tuple[Tensor, Tensor]:
         """Gives the mean loss over the masked words of all processes, and the share that was right.
 
-        ``states`` (B, R, D), ``targets`` (B, R), -100 where there is none; only the others are predicted.
+        ``states`` (B, R, D), ``targets`` (B, R), -100 where there is none; only the others are predicted. Logits
+        are held for ``rows_at_once`` texts (0: for all).
         """
+        number = dist.mean((targets != -100).sum().float()).clamp(min=1)
+        losses, right = in_chunks(self._sums, rows_at_once, states, targets)
+        return losses.sum() / number, right.sum() / number
+
+    def _sums(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         is_masked = targets != -100
         logits, wanted = self(states[is_masked]), targets[is_masked]
-        number = dist.mean(is_masked.sum().float()).clamp(min=1)
-        loss = F.cross_entropy(logits.float(), wanted, reduction="sum") / number
-        return loss, (logits.argmax(1) == wanted).sum() / number
+        loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
+        return loss[None], (logits.argmax(1) == wanted).sum()[None]
+
+
+def match_loss(logits: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Gives the mean loss of matching over the pairs of all processes, and the accuracies on right and wrong ones.
+
+    ``logits`` (M, 2) are those of right pairs, then of the wrong ones, of which some were ``drawn`` (W,) and count.
+    """
+    right = len(logits) - len(drawn)
+    counts = torch.cat([drawn.new_ones(right), drawn])
+    is_right = torch.arange(len(logits), device=logits.device) < right
+    losses = F.cross_entropy(logits, is_right.long(), reduction="none") * counts
+    correct = (logits.argmax(1) == is_right.long()) & counts
+    accuracies = {
+        "accuracy/match_right": correct[:right].sum() / max(1, right),
+        "accuracy/match_wrong": correct[right:].sum() / drawn.sum().clamp(min=1),
+    }
+    return losses.sum() / dist.mean(counts.sum().float()).clamp(min=1), accuracies
 
 
 class Classifier(nn.Sequential):

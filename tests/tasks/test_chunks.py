@@ -2,49 +2,95 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
 import torch
+from many import start
+from tiny import BRIDGETOWER, MODEL
+from torch import nn
 from torch.testing import assert_close
 
-from dualfuse.models.vlmo import VLMoConfig
+from dualfuse import dist
 from dualfuse.tasks.chunks import in_chunks
+from dualfuse.tasks.pair_rows import PairBatch
 from dualfuse.tasks.pairs import Pairs, PairsConfig
 
-TINY = VLMoConfig(
-    width=32, depth=3, heads=2, both_from=2, patch=8, image_size=(16, 16), vocabulary=50, text_length=8, drop_path=0.0
-)
+VLMO = replace(MODEL, depth=3, both_from=2, vocabulary=50, text_length=8, drop_path=0.0)
+MODELS = {"vlmo": VLMO, "bridgetower": replace(BRIDGETOWER, text=replace(BRIDGETOWER.text, vocabulary=50))}
+PAIRS = 8
 
 
-def batch() -> dict[str, torch.Tensor]:
+def batch(own: slice = slice(None)) -> PairBatch:
+    """Pairs 2 and 3 show the same picture."""
     torch.manual_seed(0)
-    ids = torch.randint(5, 50, (6, 8))
+    ids = torch.randint(5, 50, (PAIRS, 8))
+    images = torch.randn(PAIRS, 3, 32, 32)
+    number = torch.arange(PAIRS)
     return {
-        "image": torch.randn(6, 3, 16, 16),
-        "ids": ids,
-        "mask": torch.arange(8) < torch.tensor([8, 3, 5, 8, 4, 6])[:, None],
-        "masked_ids": ids.clone().index_fill_(1, torch.tensor([2]), 4),
-        "rows": torch.full((6, 1), 2),
-        "targets": ids[:, 2:3],
-        "image_id": torch.arange(6),
-        "text_id": torch.arange(6),
+        "image": images[own],
+        "ids": ids[own],
+        "mask": (torch.arange(8) < (3 + number % 6)[:, None])[own],
+        "masked_ids": ids.clone().index_fill_(1, torch.tensor([2]), 4)[own],
+        "rows": torch.full((PAIRS, 1), 2)[own],
+        "targets": ids[own, 2:3],
+        "image_id": number.index_fill(0, torch.tensor([3]), 2)[own],
+        "text_id": number[own],
+        "source": torch.zeros_like(number)[own],
     }
 
 
-def step(rows_at_once: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+def task(name: str, rows_at_once: int) -> Pairs:
     torch.manual_seed(1)
-    task: Pairs = PairsConfig(rows_at_once=rows_at_once).build(TINY.build())
-    torch.manual_seed(2)  # the same negatives are drawn
-    loss = task(batch()).loss
+    built: Pairs = PairsConfig(rows_at_once=rows_at_once).build(MODELS[name].build())
+    return built.double()  # what is left is the order of sums, and not their rounding
+
+
+def gradients(built: Pairs) -> Mapping[str, torch.Tensor]:
+    return {name: torch.zeros(1) if p.grad is None else p.grad for name, p in built.named_parameters()}
+
+
+def step(built: Pairs, forward: nn.Module, pairs: PairBatch) -> Mapping[str, torch.Tensor]:
+    dist.seed_alike(2)  # the same negatives are drawn
+    loss = forward(pairs | {"image": pairs["image"].double()}).loss
     loss.backward()
-    return loss, {name: parameter.grad for name, parameter in task.named_parameters()}
+    return {"loss": dist.mean(loss)} | gradients(built)
 
 
-def test_same_gradient_as_all_at_once() -> None:
-    loss, gradients = step(0)
-    for rows in (1, 4):
-        chunked, others = step(rows)
-        assert_close(chunked, loss)
-        for name, gradient in gradients.items():
-            assert_close(others[name], gradient, atol=1e-6, rtol=1e-4)
+def assert_same(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    for name, value in some.items():
+        assert_close(others[name], value, atol=1e-9, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_gradient_as_all_at_once(name: str) -> None:
+    whole = task(name, 0)
+    wanted = step(whole, whole, batch())
+    for rows in (1, 3):
+        chunked = task(name, rows)
+        assert_same(wanted, step(chunked, chunked, batch()))
+
+
+@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("name", MODELS)
+def test_same_gradient_as_one_process(name: str, world: int) -> None:
+    """Each process brings its share of the batch, a few rows at a time."""
+    whole = task(name, 0)
+    wanted = step(whole, whole, batch())
+
+    def work() -> None:
+        torch.set_num_threads(1)
+        with dist.processes() as device:
+            own = PAIRS // dist.world()
+            built = task(name, 2)
+            reached = {key for key, parameter in whole.named_parameters() if parameter.grad is not None}
+            for key, parameter in built.named_parameters():  # as a recipe would, or the processes would wait for these
+                parameter.requires_grad_(key in reached)
+            mine = batch(slice(dist.rank() * own, (dist.rank() + 1) * own))
+            assert_same(wanted, step(built, dist.wrap(built, device), mine))
+
+    assert start(world, work) == [0] * world
 
 
 def test_dropout_is_the_same_when_computed_again() -> None:

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.tasks.contrast import Positives, Similarities, draw_negatives, find_positives, own_columns, similarities
+from dualfuse.tasks.contrast import (
+    Similarities,
+    draw_negatives,
+    find_positives,
+    gumbel,
+    own_columns,
+    similarities,
+)
 from dualfuse.tasks.heads import unit
 
 DRAWS = 20_000
@@ -31,16 +38,15 @@ def naive_loss(image: Tensor, text: Tensor, scale: float, positive: list[list[bo
 
 
 @pytest.mark.parametrize("scale", [1.0, 14.3])
-@pytest.mark.parametrize("extra", [(), ((0, 3),), ((0, 3), (0, 1), (1, 3), (2, 4))])
-def test_loss_against_a_double_loop(scale: float, extra: tuple[tuple[int, int], ...]) -> None:
+@pytest.mark.parametrize("shown", [(0, 1, 2, 3, 4), (0, 1, 2, 0, 4), (0, 0, 2, 0, 2)])
+def test_loss_against_a_double_loop(scale: float, shown: tuple[int, ...]) -> None:
     image, text = features()
-    positive = torch.eye(5, dtype=torch.bool)
-    for i, j in extra:
-        positive[i, j] = positive[j, i] = True
+    positive = [[one == other for other in shown] for one in shown]
+    positives = find_positives(torch.tensor(shown), torch.arange(5))
     similar = similarities(image, text, torch.tensor([scale]))
     assert_close(
-        similar.loss(Positives(positive, positive)).item(),
-        naive_loss(image, text, scale, positive.tolist()),
+        similar.loss(positives).item(),
+        naive_loss(image, text, scale, positive),
         atol=1e-5,
         rtol=1e-5,
     )
@@ -51,18 +57,17 @@ def test_loss_against_a_double_loop(scale: float, extra: tuple[tuple[int, int], 
 def test_several_positives_by_hand() -> None:
     """Pairs 0 and 1 show the same image: their rows aim at both columns alike. All logits are 0 but one ln 2."""
     logits = torch.tensor([[math.log(2), 0.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    positive = torch.tensor([[1, 1, 0], [1, 1, 0], [0, 0, 1]], dtype=torch.bool)
-    similar = Similarities(logits, torch.zeros(3, 3))
+    positives = find_positives(torch.tensor([0, 0, 2]), torch.arange(3))
+    similar = Similarities(logits, torch.zeros(3, 3), torch.eye(3), torch.eye(3), torch.ones(1))
     first = -(math.log(2 / 4) + math.log(1 / 4)) / 2
     image_to_text = (first + math.log(3) + math.log(3)) / 3
-    assert similar.loss(Positives(positive, positive)).item() == pytest.approx((image_to_text + math.log(3)) / 2)
+    assert similar.loss(positives).item() == pytest.approx((image_to_text + math.log(3)) / 2)
 
 
 def test_gradient_pulls_pairs_together() -> None:
     image, text = (x.requires_grad_() for x in features())
     scale = torch.ones(1, requires_grad=True)
-    one = torch.eye(5, dtype=torch.bool)
-    similarities(image, text, scale).loss(Positives(one, one)).backward()
+    similarities(image, text, scale).loss(find_positives(torch.arange(5), torch.arange(5))).backward()
     assert image.grad is not None and text.grad is not None and scale.grad is not None
     assert ((image.grad * text).sum(1) < 0).all() and scale.grad.any()
 
@@ -73,8 +78,7 @@ def test_a_share_of_the_gradient_leaves_the_loss_and_the_temperature(share: floa
     for part in (1.0, share):
         image, text = (x.requires_grad_() for x in features())
         scale = torch.tensor([3.0], requires_grad=True)
-        one = torch.eye(5, dtype=torch.bool)
-        loss = similarities(image, text, scale, part).loss(Positives(one, one))
+        loss = similarities(image, text, scale, part).loss(find_positives(torch.arange(5), torch.arange(5)))
         gradients.append((loss.detach(), *torch.autograd.grad(loss, (scale, image, text))))
     whole, some = gradients
     assert_close(some[:2], whole[:2])
@@ -104,9 +108,9 @@ def test_own_columns_of_one_process_are_all() -> None:
 
 @pytest.mark.parametrize("allowed", [[0, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1]])
 def test_draws_follow_the_softmax_of_the_allowed(allowed: list[int]) -> None:
-    torch.manual_seed(0)
     logits, mask = torch.tensor([2.0, -1.0, 0.0, 1.5, 1.0, -3.0]), torch.tensor(allowed, dtype=torch.bool)
-    drawn, has_any = draw_negatives(logits.expand(DRAWS, -1), mask.expand(DRAWS, -1))
+    noise = gumbel(0, torch.arange(DRAWS), 6)
+    drawn, has_any = draw_negatives(logits.expand(DRAWS, -1), mask.expand(DRAWS, -1), noise)
     assert has_any.all()
     counts = torch.bincount(drawn, minlength=6).double()
     weights = [math.exp(logit) * ok for logit, ok in zip(logits.tolist(), allowed, strict=True)]
@@ -117,34 +121,51 @@ def test_draws_follow_the_softmax_of_the_allowed(allowed: list[int]) -> None:
 
 
 def test_rows_are_drawn_independently() -> None:
-    torch.manual_seed(0)
-    drawn, _ = draw_negatives(torch.zeros(DRAWS, 2), torch.ones(DRAWS, 2, dtype=torch.bool))
-    pairs = torch.bincount(drawn[::2] * 2 + drawn[1::2], minlength=4) / (DRAWS / 2)
-    assert pairs.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+    """Of neighbouring rows, and of one row in two steps."""
+    rows, allowed = torch.arange(DRAWS), torch.ones(DRAWS, 2, dtype=torch.bool)
+    drawn, again = (draw_negatives(torch.zeros(DRAWS, 2), allowed, gumbel(key, rows, 2))[0] for key in (5, 6))
+    for one, other in ((drawn[::2], drawn[1::2]), (drawn, again)):
+        pairs = torch.bincount(one * 2 + other, minlength=4) / len(one)
+        assert pairs.tolist() == pytest.approx([0.25] * 4, abs=0.02)
+
+
+def test_noise_is_gumbels() -> None:
+    """Mean and variance are known numbers: Euler's constant, and a sixth of the square of pi."""
+    noise = gumbel(3, torch.arange(500), 400).double()
+    assert noise.isfinite().all()
+    assert noise.mean().item() == pytest.approx(0.5772, abs=0.01)
+    assert noise.var().item() == pytest.approx(math.pi**2 / 6, abs=0.03)
+    correlation = torch.corrcoef(noise[:20])
+    assert (correlation - torch.eye(20)).abs().max() < 0.25
+
+
+def test_noise_of_a_row_does_not_depend_on_the_others() -> None:
+    whole = gumbel(9, torch.arange(8), 5)
+    assert torch.equal(gumbel(9, torch.tensor([6, 2]), 5), whole[[6, 2]])
+    assert not torch.equal(gumbel(8, torch.arange(8), 5), whole)
 
 
 def test_a_positive_is_never_drawn() -> None:
     """Even where it is the most similar by far, and wrong ones are hopeless: the softmax underflows to zero."""
-    torch.manual_seed(0)
     positive = find_positives(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 4])).images_of_texts
     logits = 1e4 * positive.float() + torch.tensor([0.0, 0.0, 0.0, 3.0, 0.0])
-    for _ in range(200):
-        drawn, has_any = draw_negatives(logits, ~positive)
+    for key in range(200):
+        drawn, has_any = draw_negatives(logits, ~positive, gumbel(key, torch.arange(5), 5))
         assert has_any.all() and not positive[torch.arange(5), drawn].any()
 
 
 def test_a_gap_too_wide_for_the_softmax_keeps_the_order() -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4, -2e4], [0.0, 1e4, -2e4, -1e4]])
     allowed = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
-    for _ in range(50):
-        assert draw_negatives(logits, allowed)[0].tolist() == [2, 3]
+    for key in range(50):
+        assert draw_negatives(logits, allowed, gumbel(key, torch.arange(2), 4))[0].tolist() == [2, 3]
 
 
 def test_a_row_without_candidates_says_so() -> None:
     allowed = torch.tensor([[False, False], [True, False]])
-    drawn, has_any = draw_negatives(torch.zeros(2, 2), allowed)
+    drawn, has_any = draw_negatives(torch.zeros(2, 2), allowed, gumbel(0, torch.arange(2), 2))
     assert has_any.tolist() == [False, True] and 0 <= drawn[0] < 2 and drawn[1] == 0
-    alone, has_any = draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool))
+    alone, has_any = draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     assert alone.tolist() == [0] and has_any.tolist() == [False]
 
 
