@@ -215,7 +215,7 @@ def all_with_all(number: int) -> tuple[Tensor, Tensor]:
     return everyone.repeat_interleave(number), everyone.repeat(number)
 
 
-def first_allowed(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
+def first_allowed(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     """Stands for drawing wrong pictures, so that both candidates have the same."""
     return allowed.long().argmax(1), allowed.any(1)
 

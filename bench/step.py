@@ -141,8 +141,8 @@ def _with_gradients(task: Pairs, loss: Callable[[], Tensor]) -> tuple[float, Ten
     return value.item(), torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
 
 
-def _largest(logits: Tensor, allowed: Tensor) -> tuple[Tensor, Tensor]:
-    return draw_negatives(logits, allowed, noise=torch.zeros_like(logits))
+def _largest(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    return draw_negatives(logits, allowed, torch.zeros_like(noise))
 
 
 def peak(options: Options) -> float:

@@ -15,21 +15,27 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
+from dualfuse.tasks.captioning import CaptioningConfig
 from dualfuse.tasks.entailment import EntailmentConfig
 from dualfuse.tasks.image_classes import ImageClassesConfig
 from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.masked_text import MaskedTextConfig
 from dualfuse.tasks.nlvr2 import NLVR2Config
 from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.segmentation import SegmentationConfig
+from dualfuse.tasks.teacher import TaughtImageConfig
 from dualfuse.tasks.vqa import VQAConfig
 
 CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
 PIPELINES = (
     (VQAConfig, "visual-question-answering"),
+    (CaptioningConfig, "image-to-text"),
     (PairsConfig, "feature-extraction"),
     (MaskedTextConfig, "fill-mask"),
     (MaskedImageConfig, "image-feature-extraction"),
+    (TaughtImageConfig, "image-feature-extraction"),
     (ImageClassesConfig, "image-classification"),
+    (SegmentationConfig, "image-segmentation"),
 )
 """What the Hugging Face hub calls the tasks; for the others it has no word."""
 PAPERS = {"VLMo": "2111.02358", "BridgeTower": "2206.08657", "METER": "2111.02387"}
@@ -187,7 +193,7 @@ def _scores(scores: Scores | None) -> str:
 def _score(name: str, value: float) -> str:
     if not math.isfinite(value):
         return str(value)
-    return f"{value:.3f}" if name.endswith("loss") else f"{100 * value:.1f} %"
+    return f"{value:.3f}" if name.endswith(("loss", "CIDEr-D")) else f"{100 * value:.1f} %"
 
 
 def _use(recipe: Recipe) -> str:
@@ -197,6 +203,8 @@ def _use(recipe: Recipe) -> str:
             names, line = "load, predict", 'print(predict(model, image="a.jpg", text="a red apple on a table"))'
         case VQAConfig():
             names, line = "load, predict", 'print(predict(model, image="a.jpg", text="what colour is the car?"))'
+        case CaptioningConfig():
+            names, line = "load, predict", 'print(predict(model, image="a.jpg"))'
         case NLVR2Config():
             names, line = "load, predict", 'print(predict(model, image=("a.jpg", "b.jpg"), text="both are red"))'
         case MaskedTextConfig():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -10,6 +11,7 @@ import tyro
 
 from dualfuse import __version__
 from dualfuse.commands import COMMANDS, train
+from dualfuse.disk import says_full
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,9 +24,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tyro.cli(COMMANDS[name], args=rest, prog=f"dualfuse {name}")
     except KeyboardInterrupt as error:
         print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
-        return 130
+        return 128 + getattr(error, "number", signal.SIGINT)  # reason for getattr: only a run says which signal it was
     except (ValueError, OSError, ImportError) as error:
-        print(f"dualfuse {name}: {error}", file=sys.stderr)
+        room = "; make room, then give the same command again" if says_full(error) else ""
+        print(f"dualfuse {name}: {error}{room}", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        print(
+            f"dualfuse {name}: a loader process has died: {error} Most often memory ran out: give fewer --data.workers "
+            "(train) or --workers, then the same command again",
+            file=sys.stderr,
+        )
         return 1
     return 0
 

@@ -23,6 +23,18 @@ Model = Annotated[
     ),
 ]
 
+Names = Annotated[
+    str,
+    arg(
+        metavar="NAMES",
+        help="tell classes apart by their names, without having learnt them: a file with one a line, the folder of "
+        'shards that prepare named classes in, or "cat, dog"',
+    ),
+]
+Templates = Annotated[
+    str, arg(metavar="FILE", help="with --zero-shot: sentences, {} for the name, one a line; or clip for eight of CLIP")
+]
+
 
 def prepare(
     source: Annotated[
@@ -101,34 +113,39 @@ def evaluate(
     exclude_broken: Annotated[bool, arg(help="leave out and report samples that cannot be read")] = False,
     out: Annotated[Path | None, arg(help="json file for the numbers")] = None,
     answers: Annotated[
-        Path | None, arg(help="file for what the model answers: .json as VQAv2 wants it, .csv as NLVR2, .jsonl for all")
+        Path | None,
+        arg(help="file for its answers, or captions: .json as VQAv2 or COCO wants them, .csv as NLVR2, .jsonl for all"),
     ] = None,
-    sheet: Annotated[Path | None, arg(help="picture to draw, of what a tokenizer makes of pictures")] = None,
+    sheet: Annotated[
+        Path | None, arg(help="picture to draw: what a tokenizer makes of pictures, or the classes of their pixels")
+    ] = None,
+    zero_shot: Names = "",
+    templates: Templates = "",
 ) -> None:
     """Judge a model by what it was trained for.
 
     Pairs: retrieval both ways, alone and re-ranked, matching, masked words; every picture of DATA is searched with all
     its captions, in chunks whose memory does not grow with pictures times captions. Questions: how many are answered
-    right.
+    right. With --zero-shot: how often the right one of these names is the first, and among the first five.
     """
     from dualfuse import dist
     from dualfuse.convert.load import load
     from dualfuse.engine.evaluate import Plan
-    from dualfuse.engine.judge import check_wishes, draw_codes, judge_whole
+    from dualfuse.engine.judge import check_wishes, draw, judge_whole
     from dualfuse.engine.memory import keep_big_blocks
-    from dualfuse.engine.score import write_answers
+    from dualfuse.engine.name_classes import ByName, named
 
     keep_big_blocks()
-    loaded = load(model, device=dist.device())
+    loaded = named(load(model, device=dist.device()), ByName(zero_shot, templates))
     check_wishes(loaded.task, answers=answers, sheet=sheet)
     judged = judge_whole(loaded, data, Plan(batch, rerank, workers, exclude_broken))
     print("\n".join(judged.lines()))
     if out:
         out.write_text(json.dumps(judged.metrics, indent=1) + "\n")
     if sheet:
-        draw_codes(loaded, data, sheet)
+        draw(loaded, data, sheet)
     if answers:
-        write_answers(judged.answers, answers)
+        judged.write(answers)
 
 
 def search(
@@ -158,11 +175,15 @@ def predict(
     top: Annotated[int, arg(help="answers, or words for each mask")] = 5,
     out: Annotated[Path | None, arg(help=".jsonl or .csv for the answers to a table")] = None,
     batch: Annotated[int, arg(help="rows of a table at a time")] = 32,
+    zero_shot: Names = "",
+    templates: Templates = "",
 ) -> None:
     """Answer for a picture and a text: whatever the model has learnt to say."""
+    from dualfuse.engine.name_classes import ByName
     from dualfuse.use.command import predict_command
 
-    predict_command(model, image=image, text=text, top=top, table=table, out=out, batch=batch)
+    names = ByName(zero_shot, templates)
+    predict_command(model, image=image, text=text, top=top, table=table, out=out, batch=batch, names=names)
 
 
 def explain(

@@ -13,12 +13,30 @@ JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 IS = "is"
 """The key under which a dataclass writes its "module:Class"."""
 
+_trusted: set[str] = set()
+
+
+def trust(config: Any) -> None:  # Any: whatever a config holds
+    """Lets files name frozen dataclasses of the modules that the classes of ``config``, a value or a class, are from.
+
+    For whoever has configs of his own: ``trust(MyModelConfig)`` before a model folder that names it is opened.
+    Training does it for the recipes that it is given.
+    """
+    if isinstance(config, tuple):
+        for item in config:  # pyright: ignore[reportUnknownVariableType]  of whatever
+            trust(item)
+    elif is_dataclass(config):
+        _trusted.add(config.__module__)
+        if not isinstance(config, type):
+            for field in fields(config):
+                trust(getattr(config, field.name))
+
 
 def to_json(value: Any) -> JSON:  # Any: whatever a config holds
     """Gives a config as JSON values; tuples become lists, a dataclass says its module and name."""
     if is_dataclass(value) and not isinstance(value, type):
         name = f"{type(value).__module__}:{type(value).__qualname__}"
-        _named(name)  # raises now, not when the file is read
+        _checked(_found(name), name)  # raises now, not when the file is read
         return {IS: name} | {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
         return list(map(to_json, value))  # pyright: ignore[reportUnknownArgumentType]  of whatever
@@ -30,8 +48,9 @@ def to_json(value: Any) -> JSON:  # Any: whatever a config holds
 def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
     """Gives back what :func:`to_json` was given.
 
-    A file may come from anywhere: it can name frozen dataclasses of this package and of modules that are already
-    imported, and nothing else is ever imported or called on its behalf. Raises ``ValueError`` for anything else.
+    A file may come from anywhere: it can name frozen dataclasses that are defined in this package or in a module that
+    was given to :func:`trust`, and nothing else is ever imported or called on its behalf. Raises ``ValueError`` for
+    anything else, and for values that such a class does not take.
     """
     if isinstance(data, list):
         return tuple(from_json(item) for item in data)
@@ -47,24 +66,34 @@ def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
         )
     try:
         return kind(**values)
-    except TypeError as error:
+    except Exception as error:  # it may look into values that are of another type than it says
         raise ValueError(f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}") from error
 
 
 def _named(name: object) -> Any:  # Any: a dataclass type
-    module_name, _, class_name = name.partition(":") if isinstance(name, str) else ("", "", "")
-    if module_name.startswith("dualfuse.") and module_name != "dualfuse.__main__":  # which runs when it is imported
-        with suppress(ImportError):
+    module_name = name.partition(":")[0] if isinstance(name, str) else ""
+    is_own = module_name.startswith("dualfuse.") and module_name != "dualfuse.__main__"  # which runs when imported
+    if is_own:
+        with suppress(ImportError, ValueError):  # ValueError: for a name that no module can have
             importlib.import_module(module_name)
-    module = sys.modules.get(module_name)
-    kind = vars(module).get(class_name) if module else None
+    return _checked(_found(name) if is_own or module_name in _trusted else None, name)
+
+
+def _found(name: object) -> Any:  # Any: whatever is called so
+    """Gives what a module that was imported has under "module:name", if it was defined there."""
+    module_name, _, class_name = name.partition(":") if isinstance(name, str) else ("", "", "")
+    found = vars(sys.modules[module_name]).get(class_name) if module_name in sys.modules else None
+    return found if getattr(found, "__module__", None) == module_name else None  # reason for getattr: any value
+
+
+def _checked(kind: Any, name: object) -> Any:  # Any: whatever was found; a dataclass type
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
         raise ValueError(
-            f'"{IS}": {name!r} names no frozen dataclass of dualfuse or of an imported module; '
-            "if it is yours, define it at the top of a module and import that first"
+            f'"{IS}": {name!r} names no frozen dataclass of dualfuse or of a module that was trusted; if it is yours, '
+            "define it at the top of a module, import that, and call dualfuse.config.trust(THE_CLASS) first"
         )
     return kind
 
 
 def _is_frozen(kind: type) -> bool:
-    return vars(kind)["__dataclass_params__"].frozen
+    return getattr(kind, "__dataclass_params__").frozen  # noqa: B009 - as it is not in any type

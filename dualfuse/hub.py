@@ -6,7 +6,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,10 +17,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
+from dualfuse.disk import room_for
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Prep, Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+NO_ROOM = "What was there before is whole; make room and give the same command again"
 
 MODELS = ("*.json", "merges.txt", "model*.safetensors", "unused.safetensors")
 """Files of a model on the hub; where weights are pickles, those too."""
@@ -37,16 +40,20 @@ class Loaded:
     recipe: Recipe
 
 
-def save(folder: Path, task: Task, recipe: Recipe) -> Path:
-    """Writes a model folder: a new one, or one that replaces ``folder`` as a whole."""
+def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Path:
+    """Writes a model folder: a new one, or one that replaces ``folder`` as a whole.
+
+    ``weights`` are those of a task that is shared out among processes, put together.
+    """
     partial, aside = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old.partial"))
     for left in (partial, aside):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
-    partial.mkdir(parents=True)
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    safetensors.torch.save_file(state, partial / WEIGHTS)
-    recipe.data.text.save(partial)
-    (partial / CONFIG).write_text(json.dumps(to_json(recipe), indent=1) + "\n")
+    weights = task.state_dict() if weights is None else weights
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    with room_for(partial, state.values(), NO_ROOM):
+        safetensors.torch.save_file(state, partial / WEIGHTS)
+        recipe.data.text.save(partial)
+        (partial / CONFIG).write_text(json.dumps(to_json(recipe), indent=1) + "\n")
     if folder.exists():  # renamed first: one that is removed by half must not look complete
         os.replace(folder, aside)
     os.replace(partial, folder)
@@ -58,7 +65,10 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
     """Reads a model folder that :func:`save` wrote."""
     folder = Path(folder)
     recipe = read_recipe(folder)
-    task = recipe.task.build(recipe.model.build())
+    try:
+        task = recipe.task.build(recipe.model.build())
+    except Exception as error:  # whatever values of another type than a config says lead to
+        raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
     try:
         task.load_state_dict(read_tensors(folder))
     except RuntimeError as error:

@@ -102,6 +102,9 @@ class Run:
     """Steps between evaluations on ``data.validation``; 0: only at the end."""
     eval_rerank: int = 0
     """Candidates per query that these evaluations re-rank; 0: none."""
+    best: str = ""
+    """Validation number by which the best model is kept in OUT/best, such as accuracy; a pattern like */R@* means the
+    mean of several. Less is better if it ends in loss or error. Empty: only the last model is kept."""
     save_every: int = 1000
     """Steps between checkpoints; there is always one at the end."""
     keep: int = 2
@@ -109,6 +112,16 @@ class Run:
     recompute: bool = False
     """Keep what blocks compute on the way only where they begin, and compute it again in the backward pass: a third
     more work, a fraction of the memory."""
+    shard: bool = False
+    """Many processes: each holds its part of every weight, gradient and moment only (FSDP2), for models that are too
+    large for one device, and writes its part of checkpoints while training goes on."""
+    compile: bool = False
+    """Compile each block (torch.compile), once for each shape: texts are padded to a multiple of 16 for few shapes."""
+    patience: float = 30.0
+    """Minutes that a process waits for the others before the run ends."""
+    nonfinite: Literal["stop", "skip"] = "stop"
+    """A step whose loss or gradient is no finite number: the run stops and saves nothing more; or the step is left out
+    (which waits for the device in every step) and its samples are noted, up to ten such steps in a row."""
     tensorboard: bool = False
 
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from dualfuse import recipes
-from dualfuse.config import from_json, to_json
+from dualfuse import config, recipes
+from dualfuse.config import from_json, to_json, trust
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Data, Optim
 
@@ -44,8 +44,44 @@ class Changing:
     value: int = 0
 
 
-def test_configs_of_others_need_no_registration() -> None:
-    assert from_json(json.loads(json.dumps(to_json(Mine())))) == Mine()
+@dataclass(frozen=True)
+class Outer:
+    inside: tuple[Mine, ...] = (Mine(),)
+
+
+@pytest.fixture
+def untrusting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing was trusted before."""
+    monkeypatch.setattr(config, "_trusted", set())
+
+
+@pytest.mark.parametrize("named", [Mine, Mine(), (1, (Outer(),))], ids=["class", "value", "inside"])
+@pytest.mark.usefixtures("untrusting")
+def test_configs_of_others_are_named_by_the_caller(named: object) -> None:
+    data = json.loads(json.dumps(to_json(Mine())))
+    with pytest.raises(ValueError, match=r"or of a module that was trusted; .* call dualfuse\.config\.trust"):
+        from_json(data)
+    trust(named)
+    assert from_json(data) == Mine()
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Looks into a value that may be of any type."""
+
+    size: tuple[int, int] = (1, 1)
+
+    def __post_init__(self) -> None:
+        if self.size[0] != self.size[1]:
+            raise ValueError("no square")
+
+
+@pytest.mark.parametrize("size", [3, None, [], "x", {"is": "dualfuse.recipe:Data"}])
+@pytest.mark.usefixtures("untrusting")
+def test_values_of_another_type(size: object) -> None:
+    trust(Looking)
+    with pytest.raises(ValueError, match="Looking cannot be made of size: "):
+        from_json({"is": f"{__name__}:Looking", "size": size})  # type: ignore[dict-item]
 
 
 @pytest.mark.parametrize("value", [{"a": 1}, [1], {1}, b"x", lambda: 1, Data])
@@ -78,6 +114,18 @@ def test_a_config_that_no_reader_would_find_is_not_written() -> None:
         "dualfusion.recipe:Recipe",
         "antigravity:x",
         "dualfuse.engine.train:State",
+        "dualfuse.recipes:os",
+        "dualfuse.recipes:Path",
+        "dualfuse.recipes:Recipe",  # defined elsewhere
+        "dualfuse.recipe:Recipe.name",
+        "dualfuse.recipe:os:system",
+        "dualfuse:Recipe",
+        "dualfuse.\0:Recipe",
+        "dualfuse.recipe\n:Recipe",
+        "dualfuse/recipe:Recipe",
+        "dualfuse.models:vlmo",
+        "tyro.conf._confstruct:_ArgConfig",  # a frozen dataclass of a module that is imported
+        "__main__:Recipe",
         "Recipe",
         "",
         None,
@@ -85,6 +133,7 @@ def test_a_config_that_no_reader_would_find_is_not_written() -> None:
         ["dualfuse.recipe:Data"],
     ],
 )
+@pytest.mark.usefixtures("untrusting")
 def test_a_hostile_name_is_refused(name: object) -> None:
     for data in ({"is": name}, {"is": "dualfuse.recipe:Data", "train": [{"is": name, "args": ["ls"]}]}):
         with pytest.raises(ValueError, match=r'"is": .* names no frozen dataclass of dualfuse'):

@@ -28,8 +28,16 @@ BATCH, RUN = 64, Run(steps=2000)
 
 def read_foreign(path: Path, tokenizer: str = "") -> Foreign:
     """Gives what a folder of Hugging Face (BridgeTower, BEiT) or a file (VLMo, BEiT, BridgeTower, METER) holds."""
-    if path.is_dir():
-        return _folder(path, tokenizer)
+    try:
+        return _folder(path, tokenizer) if path.is_dir() else _file(path, tokenizer)
+    except (ValueError, OSError, ImportError):  # these say what is wrong
+        raise
+    except Exception as error:  # a file may say what nobody would
+        said = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} looks like a checkpoint that is known, but is damaged ({said})") from error
+
+
+def _file(path: Path, tokenizer: str) -> Foreign:
     weights = read_weights(path)
     if official.is_official(weights.tensors):
         return _official(path, weights.tensors, weights.hyper_parameters, tokenizer)

@@ -60,7 +60,7 @@ KINDS = (
     Kind("vqa", "vqa_classifier.0.weight", _classifier("vqa_classifier"), _EARLIER),
     Kind("nlvr2", "nlvr2_classifier.0.weight", _classifier("nlvr2_classifier"), _EARLIER),
     Kind("entailment", "snli_classifier.0.weight", _classifier("snli_classifier"), _EARLIER),
-    Kind("ranking", "rank_output.weight", WORDS | _RANK, ("itm_score.fc.*", "temperature")),
+    Kind("ranking", "rank_output.weight", _RANK, _EARLIER),
 )
 """Fine-tuned checkpoints."""
 

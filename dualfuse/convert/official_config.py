@@ -16,6 +16,7 @@ from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.heads import Projection
 from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.ranking import RankingConfig
 
 EPSILON = 1e-12  # the official code makes these layers of a default configuration of RoBERTa
 CONTRAST_WIDTH = 256
@@ -71,8 +72,10 @@ def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig
 
 def task_of(tensors: Mapping[str, Tensor], kind: Kind) -> TaskConfig:
     """Gives the task whose heads the checkpoint holds."""
-    if kind.name in ("pairs", "ranking"):
+    if kind.name == "pairs":
         return _pairs(tensors)
+    if kind.name == "ranking":
+        return RankingConfig()
     from_shapes.required(tensors, "classifier.0.weight", "classifier.3.weight")
     hidden, _ = tensors["classifier.0.weight"].shape
     classes = len(tensors["classifier.3.weight"])

@@ -14,10 +14,10 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.convert.torchscript import is_torchscript, read_torchscript
+from dualfuse.data.modest_pickle import check_archive
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -96,12 +96,14 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:  # its own, and what torch raises for shapes that do not fit
         raise ValueError(f"{path} is damaged or no safetensors file ({_look(path)}): {error}") from error
 
 
 def _read_pickle(path: Path) -> Weights:
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         if is_torchscript(path):
             content = read_torchscript(path)
         else:  # a file of torch before 1.6 is no archive, and cannot be mapped
@@ -109,7 +111,7 @@ def _read_pickle(path: Path) -> Weights:
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         raise ValueError(_unsafe(path, str(error))) from error
-    except (RuntimeError, EOFError, OSError, LookupError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged pickle can raise whatever its instructions lead to
         raise ValueError(f"{path} is damaged or no checkpoint of torch ({_look(path)}): {_first(error)}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__} where a checkpoint holds tensors by name")

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dualfuse.data.modest_pickle import check_pickle
+
 _STORAGES = {
     f"{name}Storage": dtype
     for name, dtype in (
@@ -57,7 +59,9 @@ class _Module:
 
 class _Reader(pickle.Unpickler):
     def __init__(self, archive: zipfile.ZipFile, root: str) -> None:
-        super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")))
+        file = io.BytesIO(archive.read(f"{root}/data.pkl"))
+        check_pickle(file)
+        super().__init__(file)
         self.archive, self.root = archive, root
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # Any: as the base class has it

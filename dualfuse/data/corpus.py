@@ -59,7 +59,7 @@ class PackedFile:
         record = self.documents.record(place)
         if stop == BROKEN:
             raise ValueError(f"the line at byte {start:,} is no UTF-8")
-        return " ".join(record[start:stop].decode().split())
+        return b" ".join(record[start:stop].split()).decode()  # words as packing has counted them
 
 
 class Corpus(Numbered):
@@ -98,6 +98,11 @@ class Corpus(Numbered):
         """Gives the key of row ``index``, "FILE/NUMBER", which no other row has; reads no text."""
         file, number = self.locate(index)
         return f"{self._labels[file]}/{number}"
+
+    def digests(self) -> dict[str, str]:
+        """Gives what stands for the places of all rows of each file."""
+        rows = (np.ascontiguousarray(file.rows).data for file in self._files)
+        return {label: blake2b(part, digest_size=8).hexdigest() for label, part in zip(self._labels, rows, strict=True)}
 
     def read(self, file: int, number: int, key: str) -> Sample:
         """Reads one row of a file."""

@@ -55,7 +55,7 @@ class FileState:
         return FileState(path, found.st_size, found.st_mtime_ns)
 
     def bytes(self) -> mmap.mmap:
-        """Gives the contents, which must not be empty; OSError if the file has changed."""
+        """Gives the contents, which must not be empty; ``ChangedFile`` if the file has changed or gone."""
         return mapped(self.path, self.size, self.mtime_ns)
 
 
@@ -121,11 +121,16 @@ class Parquet:
 
     def record(self, place: int) -> bytes:
         """Gives the text of a row."""
+        self.file.bytes()  # to see that it has not changed
         metadata, group, first = _parquet(self.file).metadata, 0, 0
-        while place >= first + metadata.row_group(group).num_rows:
-            first += metadata.row_group(group).num_rows
-            group += 1
-        return _text({COLUMN: _row_group(self.file, group)[place - first].as_py()}, f"row {place:,}")
+        try:
+            while place >= first + metadata.row_group(group).num_rows:
+                first += metadata.row_group(group).num_rows
+                group += 1
+            row = _row_group(self.file, group)[place - first]
+        except IndexError as error:
+            raise ValueError(f"row {place:,} is not there, though the file says so") from error
+        return _text({COLUMN: row.as_py()}, f"row {place:,}")
 
 
 @dataclass(frozen=True)
@@ -192,10 +197,13 @@ def _parquet(file: FileState) -> ParquetFile:
         raise ImportError(f'{file.path}: Parquet needs pyarrow; pip install "dualfuse[arrow]"') from error
     try:
         return ParquetFile(file.path, memory_map=True)
-    except (ValueError, OSError) as error:  # pyarrow's own errors are ValueErrors
+    except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
         raise ValueError(f"{file.path} is no Parquet file: {error}") from error
 
 
 @lru_cache(maxsize=ROW_GROUPS)
 def _row_group(file: FileState, group: int) -> Any:  # Any: pyarrow has no types
-    return _parquet(file).read_row_group(group, columns=[COLUMN]).column(0)
+    try:
+        return _parquet(file).read_row_group(group, columns=[COLUMN]).column(0)
+    except Exception as error:  # as above
+        raise ValueError(f"row group {group} cannot be decoded: {error}") from error

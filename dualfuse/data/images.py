@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dualfuse.data.randaugment import rand_augment
+from dualfuse.data import randaugment, randaugment_timm
 from dualfuse.data.resize import MAX_PIXELS, Resampling, centre, crop, hugging_face, resize
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -38,6 +38,8 @@ class Augment:
     """Probability of a horizontal flip."""
     rand_augment: bool = True
     """Whether to apply RandAugment: two random changes of tone or geometry, each with probability 0.5."""
+    changes: Literal["vlmo", "timm"] = "vlmo"
+    """Whose: VLMo's, of one strength; or timm's rand-m9-mstd0.5-inc1, stronger, with which BEiT is fine-tuned."""
     colour: float = 0.0
     """Strength (0 to 1) of random brightness, contrast and saturation; 0 leaves colours as they are."""
 
@@ -178,9 +180,14 @@ def vary(
         image = image.flip(2)
     if augment.colour > 0:
         image = jitter(image, augment.colour, rng)
-    if augment.rand_augment:
-        image = rand_augment(image, rng)
-    return image
+    return random_changes(image, augment, rng)
+
+
+def random_changes(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
+    """Gives you ``image`` (3, H, W) uint8 after what ``augment`` has of RandAugment."""
+    if not augment.rand_augment:
+        return image
+    return (randaugment if augment.changes == "vlmo" else randaugment_timm).rand_augment(image, rng)
 
 
 def random_box(shape: tuple[int, ...], augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from dualfuse.data.order import Draw, Order, sample_rng
-from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.sample import BrokenSample, ChangedFile, Sample
 
 Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
 Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
@@ -68,7 +68,8 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
 
     In the place of a broken sample comes the next of its set in file order, read with the random state of the
     draw, so that batches keep their size on every rank. ``read`` turns a sample into a row; whatever ValueError
-    (``BrokenSample`` is one) or OSError it raises makes the sample a broken one.
+    (``BrokenSample`` is one) or OSError it raises makes the sample a broken one, but for ``ChangedFile``, which ends
+    the run.
     """
 
     sets: tuple[Samples, ...]
@@ -110,8 +111,9 @@ def training_batches(
 ) -> Iterator[Delivery]:
     """Gives you the batches of one rank from step ``start`` on, without end, one per micro-batch.
 
-    The rows of all ranks, in rank order, are the global batch of ``order``; the micro-batches of a step (0: one of all
-    the rank's rows) follow each other and say its number. ``workers`` processes read ahead (0: none); they end when
+    The micro-batches of a step (0: one of all the rank's rows) follow each other and say its number. The n-th ones of
+    all ranks, in rank order, are the n-th part of the global batch of ``order``: the same samples side by side for any
+    number of ranks whose micro-batches are as large together. ``workers`` processes read ahead (0: none); they end when
     the iterator is closed or forgotten. Raises ValueError, at once, for a batch that cannot be divided.
     """
     lengths = tuple(len(shards) for shards in reader.sets)
@@ -119,11 +121,20 @@ def training_batches(
         raise ValueError(f"the order is over sets of {order.lengths} samples, the reader has sets of {lengths}")
     if not 0 <= rank < world:
         raise ValueError(f"rank is {rank} of {world}; ranks count from 0")
-    local = _divide(order.batch, by=world, what="processes")
+    parts = places(order.batch, rank, world, micro_batch)
+    chunks = ((step, tuple(draws[place] for place in part)) for step, draws in _steps(order, start) for part in parts)
+    return _deliveries(_Worker(reader, collate), chunks, workers)
+
+
+def places(batch: int, rank: int, world: int, micro_batch: int) -> tuple[range, ...]:
+    """Gives you the places in a global batch that one rank takes, one range per micro-batch.
+
+    Raises ValueError for a batch that cannot be divided.
+    """
+    local = _divide(batch, by=world, what="processes")
     micro = micro_batch or local
     _divide(local, by=micro, what="samples per micro-batch")
-    chunks = _chunks(order, start, range(rank * local, (rank + 1) * local), micro)
-    return _deliveries(_Worker(reader, collate), chunks, workers)
+    return tuple(range(first, first + micro) for first in range(rank * micro, batch, world * micro))
 
 
 def evaluation_batches(
@@ -162,7 +173,7 @@ class _Once(Dataset[tuple[Row | None, tuple[Skipped, ...]]]):
 
 
 @dataclass(frozen=True)
-class _Worker(Dataset[Delivery | ValueError]):
+class _Worker(Dataset[Delivery | ValueError | ChangedFile]):
     """What a loader process does: ``worker[step, items]`` is a delivery, or the error that the main process raises.
 
     An error travels as a value because torch would bury its message in a traceback, and lose its type.
@@ -171,11 +182,13 @@ class _Worker(Dataset[Delivery | ValueError]):
     rows: Reader | _Once
     collate: Collate
 
-    def __getitem__(self, chunk: tuple[int, Sequence[Any]]) -> Delivery | ValueError:  # Any: draws or numbers
+    def __getitem__(
+        self, chunk: tuple[int, Sequence[Any]]
+    ) -> Delivery | ValueError | ChangedFile:  # Any: draws or numbers
         step, items = chunk
         try:
             found = [self.rows[item] for item in items]
-        except ValueError as error:
+        except (ValueError, ChangedFile) as error:
             return error
         rows = [row for row, _ in found if row is not None]
         skipped = tuple(itertools.chain.from_iterable(skips for _, skips in found))
@@ -186,7 +199,7 @@ def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> 
     """Reads one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
     try:
         return read(shards[number], rng)
-    except BrokenSample:
+    except (BrokenSample, ChangedFile):
         raise
     except (OSError, ValueError) as error:
         raise BrokenSample(shards.key(number), f"{type(error).__name__}: {error}") from error
@@ -199,12 +212,10 @@ def _divide(batch: int, by: int, what: str) -> int:
     return batch // by
 
 
-def _chunks(order: Order, start: int, places: range, micro: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
-    """Lists the micro-batches of one rank, which has these ``places`` of each global batch."""
+def _steps(order: Order, start: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
+    """Gives all draws of each step, without end."""
     for step in itertools.count(start):
-        draws = order.draws(step)
-        for first in range(places.start, places.stop, micro):
-            yield step, draws[first : first + micro]
+        yield step, order.draws(step)
 
 
 def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], workers: int) -> Iterator[Delivery]:
@@ -220,7 +231,7 @@ def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], wo
     deliveries = iter(loader)
     try:
         for delivery in deliveries:
-            if isinstance(delivery, ValueError):
+            if isinstance(delivery, ValueError | ChangedFile):
                 raise delivery
             yield delivery
     finally:
@@ -244,6 +255,11 @@ def _with_rows(deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
 
 
 def _settle(worker: int) -> None:
-    """Prepares a loader process: one thread, and Ctrl-C is for the main process, which then ends it."""
+    """Prepares a loader process: one thread, and signals are for the main process, which then ends it.
+
+    Schedulers send SIGTERM to all processes at once; a loader that died would cost the checkpoint. The second one, by
+    which the main process ends a loader that does not answer, works.
+    """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))

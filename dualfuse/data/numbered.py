@@ -23,6 +23,10 @@ class Numbered(Sequence[Sample]):
         """Gives the key of sample ``index``, which no other one has, without reading it."""
 
     @abstractmethod
+    def digests(self) -> dict[str, str]:
+        """Gives what stands for the contents of each file, by the name that it has in keys."""
+
+    @abstractmethod
     def read(self, file: int, number: int, key: str) -> Sample:
         """Reads sample ``number`` of a file; raises ``BrokenSample`` for one that cannot be used."""
 

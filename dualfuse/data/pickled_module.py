@@ -19,6 +19,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from dualfuse.data.modest_pickle import check_archive, check_pickle
+
 SHELLS = ("dall_e.", "torch.nn.modules.")
 """Beginnings of the names of classes of which only the attributes are kept."""
 
@@ -44,6 +46,8 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"{path} is no file")
     try:
+        if zipfile.is_zipfile(path):
+            check_archive(path)
         with path.open("rb") as file:
             content = _read_archive(file) if zipfile.is_zipfile(file) else _read_stream(file)
         tensors = dict(_named(content, ""))
@@ -79,9 +83,10 @@ class _Shell:
 class _Reader(pickle.Unpickler):
     """Builds tensors, dicts and shells; where storages come later, tensors look into what is filled then."""
 
-    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile | None = None, root: str = "") -> None:
+    def __init__(self, file: BinaryIO, archive: zipfile.ZipFile | None = None, root: str = "", size: int = 0) -> None:
+        check_pickle(file)
         super().__init__(file)
-        self.archive, self.root = archive, root
+        self.archive, self.root, self.size = archive, root, size
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # Any: as the base class has it
@@ -106,7 +111,7 @@ class _Reader(pickle.Unpickler):
             return pid[1]
         _, dtype, key, _, count = pid[:5]
         if key not in self.storages:
-            self.storages[key] = self._read(dtype, str(key)) if self.archive else _room(dtype, count)
+            self.storages[key] = self._read(dtype, str(key)) if self.archive else _room(dtype, count, self.size)
         return self.storages[key]
 
     def _read(self, dtype: torch.dtype, key: str) -> Tensor:
@@ -123,11 +128,12 @@ def _read_archive(file: BinaryIO) -> object:
 
 def _read_stream(file: BinaryIO) -> object:
     """Reads what torch.save wrote before archives: three headers, the object, and then the storages."""
+    size = file.seek(0, io.SEEK_END)
     file.seek(0)
     _, protocol, _ = (_Reader(file).load() for _ in range(3))
     if protocol != PROTOCOL:
         raise ValueError(f"its protocol is {protocol}")
-    reader = _Reader(file)
+    reader = _Reader(file, size=size)
     content = reader.load()
     for key in _Reader(file).load():
         storage = reader.storages[key]
@@ -137,7 +143,9 @@ def _read_stream(file: BinaryIO) -> object:
     return content
 
 
-def _room(dtype: torch.dtype, count: int) -> Tensor:
+def _room(dtype: torch.dtype, count: int, size: int) -> Tensor:
+    if not 0 <= count <= size:
+        raise ValueError(f"it has {size:,} bytes, and speaks of a storage of {count:,} numbers")
     return torch.zeros(count, dtype=dtype)
 
 

@@ -15,7 +15,8 @@ class Sample:
 
     ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for a picture that is to
     be searched only), ``meta`` whatever else the source said (JSON values), ``source`` the number of its set among
-    those that are trained on together, ``others`` further pictures that the texts speak of, in order.
+    those that are trained on together, ``others`` further pictures that the texts speak of, in order, ``label_map`` a
+    PNG with the number of a class for each pixel of ``image`` (empty: there is none).
     """
 
     key: str
@@ -24,6 +25,11 @@ class Sample:
     meta: Mapping[str, object] = field(default_factory=dict)
     source: int = 0
     others: tuple[bytes, ...] = ()
+    label_map: bytes = b""
+
+
+class ChangedFile(OSError):
+    """A file of a set has gone, or is no longer what it was when the set was opened: nothing of the set is right."""
 
 
 class BrokenSample(ValueError):

@@ -13,7 +13,10 @@ from dualfuse.data.tar_index import TarIndex
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 OTHERS = 9  # further pictures of a sample, at most: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
-READ = frozenset((*IMAGES, *(f"{n}.{image}" for n in range(1, OTHERS + 1) for image in IMAGES), "txt", "json"))
+LABEL_MAP = "labels.png"  # a class for each pixel: KEY.labels.png beside KEY.jpg
+LONG = 19  # digits that are no number of a class
+FURTHER = tuple(f"{n}.{image}" for n in range(1, OTHERS + 1) for image in IMAGES)
+READ = frozenset((*IMAGES, *FURTHER, LABEL_MAP, "txt", "json", "cls"))
 
 
 class Shards(Numbered):
@@ -51,6 +54,10 @@ class Shards(Numbered):
         tar, number = self.locate(index)
         return f"{self._labels[tar]}/{self._tars[tar].key(number)}"
 
+    def digests(self) -> dict[str, str]:
+        """Gives what stands for names and sizes of the members of each tar."""
+        return {label: tar.digest() for label, tar in zip(self._labels, self._tars, strict=True)}
+
     def read(self, file: int, number: int, key: str) -> Sample:
         """Reads one sample of a tar."""
         try:
@@ -74,8 +81,11 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
             raise BrokenSample(key, f"broken json: {error}") from error
         if not isinstance(meta, dict):
             raise BrokenSample(key, f"json holds a {type(meta).__name__}; an object is needed")
+    if "cls" in parts:
+        meta = {"label": class_in(parts["cls"].decode("utf-8-sig")), **meta}
     lines = _strings(parts["txt"].decode("utf-8-sig").split("\n")) if "txt" in parts else ()
-    return Sample(key, image, lines or _captions(meta), meta, others=_others(key, parts))
+    label_map = parts.get(LABEL_MAP, b"")
+    return Sample(key, image, lines or _captions(meta), meta, others=_others(key, parts), label_map=label_map)
 
 
 def _picture(parts: Mapping[str, bytes], number: str = "") -> bytes | None:
@@ -90,6 +100,12 @@ def _others(key: str, parts: Mapping[str, bytes]) -> tuple[bytes, ...]:
     if None in found[: len(others)]:
         raise BrokenSample(key, f"further pictures are numbered from 1 on; number {1 + found.index(None)} is missing")
     return others
+
+
+def class_in(said: str) -> int | str:
+    """Gives the class that a member .cls holds: a number, or else a name."""
+    said = said.strip()
+    return int(said) if said.isdecimal() and len(said) < LONG else said
 
 
 def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:

@@ -3,27 +3,33 @@
 The layout is that of the webdataset package (and of img2dataset): the members of a sample stand side by side and share
 their name up to the first dot of its file part. A tar file is walked once, header by header; where its members lie is
 kept beside it as ``NAME.tar.index.npz``, and the tar itself is memory-mapped. No member is ever extracted by name.
+
+A hard link is a member too: the bytes of the one it names, which came before it in the same tar. So questions about one
+picture share it. Links of any other kind, which may lead out of the tar, are none.
 """
 
 from __future__ import annotations
 
 import contextlib
 import mmap
-import os
 import re
 import secrets
 import tarfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from dualfuse.data.sample import ChangedFile
+
 MAX_MEMBER = 256 << 20  # bytes; a larger member is an accident, and would take the loader worker's memory with it
+MAX_NAME = 4096  # characters; no file system knows longer paths
 OPEN_TARS = 256  # mapped at once in one process: each holds a file descriptor, and 1024 of those is a usual limit
-INDEX_FORMAT = 1
+INDEX_FORMAT = 2
 END = bytes(tarfile.BLOCKSIZE)  # a tar ends with blocks of zeros
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<extension>[^/]*)", re.DOTALL)
@@ -89,6 +95,13 @@ class TarIndex:
                 parts[extension] = self._bytes(member)
         return parts
 
+    def digest(self) -> str:
+        """Gives what stands for names and sizes of all members; contents are not read."""
+        content = blake2b(digest_size=8)
+        for part in (self.names, self.name_ends, self.sizes, self.first):
+            content.update(np.ascontiguousarray(part).data)
+        return content.hexdigest()
+
     def _bytes(self, member: int) -> bytes:
         offset, size = int(self.offsets[member]), int(self.sizes[member])
         if size > MAX_MEMBER:
@@ -145,11 +158,11 @@ def _walk(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """Lists name, offset and size of all plain files in a tar; ValueError for anything but a whole tar."""
+    """Lists name, offset and size of all plain files and hard links; ValueError for anything but a whole tar."""
     with path.open("rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 - file is closed
-        except tarfile.TarError as error:
+        except Exception as error:  # TarError, or whatever a hostile header makes tarfile raise
             file.seek(0)
             packed = COMPRESSED.get(file.read(2))
             reason = f"compressed with {packed}; unpack it" if packed else f"no tar file: {error}"
@@ -160,27 +173,44 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
 def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
     """Follows the headers up to the block of zeros that ends a tar; tarfile itself would stop at a damaged one."""
     total, start = path.stat().st_size, 0
+    files: dict[str, tuple[int, int]] = {}
     file.seek(0)
     while file.read(tarfile.BLOCKSIZE) != END:
         file.seek(start)
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
-        except tarfile.HeaderError as error:
+        except Exception as error:  # HeaderError, or whatever a hostile header makes tarfile raise
             raise ValueError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
-        if member.size < 0:  # would lead back to headers before
-            raise ValueError(
-                f"{path} is damaged at byte {start:,} of {total:,}: {member.size:,} bytes in {member.name}"
-            )
+        if not start < tar.offset < total or member.size < 0 or len(member.name) > MAX_NAME:
+            # leads back, or to where the tar ends without saying so
+            said = f"{member.size:,} bytes in {member.name[:100]}"
+            raise ValueError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {said}")
         start = file.seek(tar.offset)
         if member.isreg() and not member.issparse():
-            yield member.name, member.offset_data, member.size
+            files[member.name] = member.offset_data, member.size
+        elif member.islnk() and member.linkname in files:
+            files[member.name] = files[member.linkname]
+        else:
+            continue
+        yield member.name, *files[member.name]
+
+
+def mapped(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
+    """Gives the bytes of a file; ``ChangedFile`` for one that is not as it was, by size and time stamp, or has gone.
+
+    It is looked at every time: to read what was cut off from a mapped file would kill the process.
+    """
+    try:
+        found = path.stat()
+    except OSError as error:
+        raise ChangedFile(f"{path} cannot be read any more: {error.strerror}; put it back and start again") from error
+    if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
+        raise ChangedFile(f"{path} has changed since it was opened; start again")
+    return _opened(path, size, mtime_ns)
 
 
 @lru_cache(maxsize=OPEN_TARS)
-def mapped(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
-    """Gives the bytes of a tar file; size and time stamp guard against one that has changed since it was indexed."""
+def _opened(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
+    """Maps a file; size and time stamp tell one that was opened before from what has its name now."""
     with path.open("rb") as file:
-        found = os.fstat(file.fileno())
-        if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
-            raise OSError(f"{path} has changed since it was opened; start again")
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)

@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
 BERT_UNKNOWN = 100
+BEGINNING = 50  # characters a token that are looked at first; words have five or so
 IGNORE = -100  # the label cross-entropy leaves out
 
 
@@ -64,8 +65,8 @@ class Text:
         Names of special tokens inside ``text`` ("[SEP]") are read as ordinary characters.
         """
         loaded = load(self.tokenizer)
-        encoding = loaded.tokenizer.encode(text, add_special_tokens=False)
         kept = self.length - 2
+        encoding = _encode_beginning(loaded.tokenizer, text, kept)
         words = (-1 if word is None else word for word in encoding.word_ids[:kept])
         return Words(
             ids=np.array((loaded.start, *encoding.ids[:kept], loaded.end), dtype=np.int64),
@@ -79,7 +80,10 @@ class Text:
 
     def save(self, folder: Path) -> None:
         """Writes tokenizer.json into ``folder``, for use as ``Text(tokenizer=...)`` and by other libraries."""
-        load(self.tokenizer).tokenizer.save(str(folder / "tokenizer.json"))
+        try:
+            load(self.tokenizer).tokenizer.save(str(folder / "tokenizer.json"))
+        except Exception as error:  # the library raises bare Exception
+            raise OSError(f"{folder / 'tokenizer.json'}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,22 @@ def load(path: str) -> Loaded:
         f"tokenizer {path} lacks special tokens: it needs all of {', '.join(BERT_SPECIAL)} (BERT) "
         f"or all of {', '.join(ROBERTA_SPECIAL)} (RoBERTa); add them before saving it"
     )
+
+
+def _encode_beginning(tokenizer: Tokenizer, text: str, kept: int) -> Encoding:
+    """Encodes as much of a long text as its first ``kept`` tokens take, and at least one more.
+
+    A whole megabyte would cost seconds. Where a text is cut off, its last word may be another one; no token of that is
+    among these.
+    """
+    stop = BEGINNING * kept
+    while stop < len(text):
+        encoding = tokenizer.encode(text[:stop], add_special_tokens=False)
+        words = encoding.word_ids
+        if len(words) > kept and words[kept] != words[-1]:
+            return encoding
+        stop *= 4
+    return tokenizer.encode(text, add_special_tokens=False)
 
 
 def read(path: Path) -> Tokenizer:

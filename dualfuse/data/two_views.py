@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dualfuse.data.images import Augment, ImageTransform, decode, jitter, random_box
-from dualfuse.data.randaugment import rand_augment
+from dualfuse.data.images import Augment, ImageTransform, decode, jitter, random_box, random_changes
 from dualfuse.data.resize import resize
 
 
@@ -47,7 +46,7 @@ def varied(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
         image = image.flip(2)
     if augment.colour > 0:
         image = jitter(image, augment.colour, rng)
-    return rand_augment(image, rng) if augment.rand_augment else image
+    return random_changes(image, augment, rng)
 
 
 def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:

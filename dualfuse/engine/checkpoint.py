@@ -1,4 +1,7 @@
-"""Checkpoints: weights, optimiser state and step in a folder that is there as a whole or not at all."""
+"""Checkpoints: weights, optimiser state and step in a folder that is there as a whole or not at all.
+
+Those of a task that is shared out among processes are written by ``sharded_checkpoint``, and read here as well.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,18 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dualfuse import dist
+from dualfuse.disk import room_for
+from dualfuse.engine.file_kind import describe
+
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-PARTIAL = ".partial"
+SHARDS, OF_OPTIMIZER, PARTIAL = "shards", "optimizer.", ".partial"
+NO_ROOM = (
+    "Earlier checkpoints are whole. Make room for run.keep + 1 checkpoints (--run.keep 1 keeps the fewest), then give "
+    "the same command again: it goes on from the newest"
+)
 
 
 @dataclass(frozen=True)
@@ -44,24 +55,42 @@ def save(
     Everything is first written and synced to disk under another name, so a process killed at any moment leaves the
     earlier checkpoints as they were. ``extra`` comes back from :func:`restore`.
     """
+    partial = begin(folder, step, keep)
+    weights, moments = _apart(task.state_dict()), _apart(moments_of(task, optimizer))
+    with room_for(partial, (*weights.values(), *moments.values()), NO_ROOM):
+        safetensors.torch.save_file(weights, partial / MODEL)
+        safetensors.torch.save_file(moments, partial / OPTIMIZER)
+        describe_state(partial, step, trained(task, optimizer), extra)
+    return complete(partial, keep)
+
+
+def begin(folder: Path, step: int, keep: int) -> Path:
+    """Gives the path that a checkpoint is written to until :func:`complete`; what a kill left there is removed."""
     if keep < 1:
         raise ValueError(f"run.keep is {keep}, but the newest checkpoint is always kept; set it to 1 or more")
-    target = folder / f"step-{step:08d}"
-    partial = target.with_name(target.name + PARTIAL)
-    shutil.rmtree(partial, ignore_errors=True)  # left by a kill
-    partial.mkdir(parents=True)
-    safetensors.torch.save_file(_apart(task.state_dict()), partial / MODEL)
-    safetensors.torch.save_file(_apart(_moments(task, optimizer)), partial / OPTIMIZER)
-    sizes = {name: (partial / name).stat().st_size for name in (MODEL, OPTIMIZER)}
-    state = State(step, sizes, list(_names(task, optimizer).values()), dict(extra))
+    partial = folder / f"step-{step:08d}{PARTIAL}"
+    shutil.rmtree(partial, ignore_errors=True)
+    return partial
+
+
+def describe_state(partial: Path, step: int, names: list[str], extra: Mapping[str, JSON]) -> None:
+    """Writes state.json beside the tensors of ``partial``, and lets the disk have all of it."""
+    files = [path for path in partial.rglob("*") if path.is_file()]
+    sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
+    state = State(step, sizes, names, dict(extra))
     (partial / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-    for path in (partial / MODEL, partial / OPTIMIZER, partial / STATE, partial):
+    for path in (*files, partial / STATE, partial):
         _sync(path)
+
+
+def complete(partial: Path, keep: int) -> Path:
+    """Makes ``partial`` the newest checkpoint, and removes all but ``keep``; gives its new path."""
+    target = partial.with_name(partial.name.removesuffix(PARTIAL))
     if target.exists():  # the same step once more, by a run that was started anew
         _set_aside(target)
     os.replace(partial, target)
-    _sync(folder)
-    _tidy(folder, target, keep)
+    _sync(target.parent)
+    _tidy(target.parent, target, keep)
     return target
 
 
@@ -74,62 +103,49 @@ def latest(folder: Path) -> Path | None:
 def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, JSON]]:
     """Loads the checkpoint ``path`` into ``task`` and ``optimizer``; gives its step and what ``save`` got as extra.
 
-    Nothing is changed before all three files are known to be whole and to fit. The optimiser keeps its own
-    settings (decay, betas); what comes from the file is its moments. Raises ``ValueError`` otherwise.
+    Nothing is changed before all files are known to be whole and to fit. The optimiser keeps its own
+    settings (decay, betas); what comes from the file is its moments. Raises ``ValueError`` otherwise. Whether it was
+    written shared out among processes, and among how many, does not matter; all processes must take part.
     """
     state = _read_state(path)
-    weights, moments = _read_tensors(path / MODEL, state), _read_tensors(path / OPTIMIZER, state)
-    _compare(path / MODEL, _forms(weights), _forms(task.state_dict()))
-    names = _names(task, optimizer)
+    places, names = task.state_dict(), _names(task, optimizer)
+    weights, moments = _read(path, state, places)
+    _compare(path / MODEL, _forms(weights), _forms(places))
     _compare(path / STATE, dict.fromkeys(state.trained, "trained"), dict.fromkeys(names.values(), "trained"))
     numbers = {name: number for number, name in enumerate(names.values())}
     numbered: dict[int, dict[str, Tensor]] = {}
     for key, tensor in moments.items():
-        name, _, field = key.removeprefix("optimizer.").rpartition(".")
+        name, field = _owner(key)
+        place = places[name]
         # load_file maps the file into memory: a copy lets a deleted checkpoint go
-        numbered.setdefault(numbers[name], {})[field] = tensor.clone()
-    task.load_state_dict(weights)
+        own = dist.like(tensor, place) if tensor.shape == place.shape else tensor
+        numbered.setdefault(numbers[name], {})[field] = own.clone()
+    task.load_state_dict({name: dist.like(tensor, places[name]) for name, tensor in weights.items()})
     optimizer.load_state_dict({"state": numbered, "param_groups": optimizer.state_dict()["param_groups"]})
     return state.step, state.extra
 
 
-def describe(path: Path) -> str:
-    """Says what a file is that should have held tensors, in words that complete "it is …"."""
-    if not path.exists():
-        return "not there"
-    if path.is_dir():
-        return "a folder"
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        head = file.read(512)
-    kinds = (
-        (not head, "an empty file"),
-        (head.startswith(b"version https://git-lfs"), "a git-lfs pointer, not the file itself (run: git lfs pull)"),
-        (head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")), "an HTML page (a login or error page?)"),
-        (head.startswith(b"PK\x03\x04"), "a zip archive, as torch.save writes"),
-        (re.match(rb"\x80[\x02-\x05]", head), "a Python pickle, as older torch.save wrote"),
-        (head[257:262] == b"ustar", "a tar archive"),
-        (head.startswith(b"\x1f\x8b"), "a gzip archive"),
-    )
-    for fits, words in kinds:
-        if fits:
-            return f"{words} ({size} bytes)"
-    return _describe_safetensors(path, head, size)
+def _read(path: Path, state: State, places: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Gives weights and moments, each as a whole or shared out as the weight in ``places`` that it belongs to."""
+    if not (path / SHARDS).is_dir():
+        return _read_tensors(path / MODEL, state), _read_tensors(path / OPTIMIZER, state)
+    for name, size in state.sizes.items():
+        if not (path / name).is_file() or (path / name).stat().st_size != size:
+            raise ValueError(f"{path / name} is {describe(path / name)}, but {size} bytes were saved; {_advice(path)}")
+
+    def wanted(name: str, shape: torch.Size) -> Tensor | None:
+        place = places.get(name if name in places else _owner(name)[0])
+        return place if place is not None and place.shape == shape else None
+
+    tensors = dist.read_shards(path / SHARDS, wanted)
+    weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(OF_OPTIMIZER)}
+    return weights, {name: tensor for name, tensor in tensors.items() if name not in weights}
 
 
-def _describe_safetensors(path: Path, head: bytes, size: int) -> str:
-    """A safetensors file is the length of its header (8 bytes), the header (JSON), and the numbers."""
-    length = int.from_bytes(head[:8], "little")
-    if not head[8:].startswith(b"{"):
-        return f"truncated or not a safetensors file ({size} bytes)"
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(8 + min(length, size))[8:])
-        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    except (ValueError, KeyError, TypeError):
-        return f"a truncated or damaged safetensors file ({size} bytes)"
-    whole = 8 + length + end
-    return f"a {'' if size == whole else 'truncated '}safetensors file ({size} of {whole} bytes)"
+def _owner(key: str) -> tuple[str, str]:
+    """Gives the parameter that a tensor of the optimiser belongs to, and which of its tensors it is."""
+    name, _, field = key.removeprefix(OF_OPTIMIZER).rpartition(".")
+    return name, field
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -149,10 +165,15 @@ def _names(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, st
     return {parameter: names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
 
 
-def _moments(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def trained(task: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Gives the names of the parameters that an optimiser trains, in its own order."""
+    return list(_names(task, optimizer).values())
+
+
+def moments_of(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Gives the optimiser's tensors by name; a parameter that never had a gradient has none."""
     return {
-        f"optimizer.{name}.{field}": value
+        f"{OF_OPTIMIZER}{name}.{field}": value
         for parameter, name in _names(task, optimizer).items()
         for field, value in optimizer.state.get(parameter, {}).items()
     }

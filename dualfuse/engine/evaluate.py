@@ -84,17 +84,19 @@ class Pass:
         self.device = next(self.task.model.parameters()).device
 
     def pictures(self, what: str) -> Iterator[Delivery]:
-        """Gives the pictures in file order, in batches."""
-        batch = self.plan.batch
-        deliveries = evaluation_batches(
+        """Gives the pictures in file order, in batches, and shows how far it is."""
+        return following(self.batches(), total=-(-len(self.shards) // self.plan.batch), what=what)
+
+    def batches(self) -> Iterator[Delivery]:
+        """Gives them without a word."""
+        return evaluation_batches(
             self.shards,
             self.gallery.read,
             self.gallery.collate,
-            batch=batch,
+            batch=self.plan.batch,
             workers=self.plan.workers,
             exclude_broken=self.plan.exclude_broken,
         )
-        return following(deliveries, total=-(-len(self.shards) // batch), what=what)
 
     def features(self) -> tuple[Tensor, Tensor, Texts, Tensor]:
         """Gives vectors of pictures (N, D) and texts (M, D), the texts, and the picture of each text (M,)."""

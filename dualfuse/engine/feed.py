@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dualfuse import dist
+from dualfuse.data.buckets import in_buckets
 from dualfuse.data.corpus import Corpus, pack_share
-from dualfuse.data.loader import Delivery, Reader, Row, Samples, training_batches
+from dualfuse.data.loader import Delivery, Reader, Row, places, training_batches
+from dualfuse.data.numbered import Numbered
 from dualfuse.data.order import Order
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.engine.checkpoint import JSON
 from dualfuse.engine.log import say
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
 from dualfuse.tasks.masked_text import MaskedTextConfig
+
+PASS = "samples_in_a_pass"  # what checkpoints call it
 
 
 def deliveries(recipe: Recipe, *, start: int) -> Iterator[Delivery]:
@@ -28,11 +34,10 @@ def deliveries(recipe: Recipe, *, start: int) -> Iterator[Delivery]:
     if not data.train:
         raise ValueError(f"no training data: give --data.train {_wanted(recipe)}")
     sets = open_sets(recipe, data.train)
-    order = Order(tuple(map(len, sets)), batch=data.batch, seed=run.seed, weights=data.weights, block=data.block)
     return training_batches(
         Reader(sets, partial(read_row, recipe), run.seed),
-        order,
-        recipe.task.collate,
+        _order(recipe, sets),
+        partial(collate, recipe),
         start=start,
         rank=dist.rank(),
         world=dist.world(),
@@ -41,10 +46,34 @@ def deliveries(recipe: Recipe, *, start: int) -> Iterator[Delivery]:
     )
 
 
+def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
+    """Gives the keys of the samples that this process was to have at ``step``, counted from 0."""
+    sets = open_sets(recipe, recipe.data.train)
+    draws = _order(recipe, sets).draws(step)
+    parts = places(recipe.data.batch, dist.rank(), dist.world(), recipe.run.micro_batch)
+    return tuple(sets[draws[place].source].key(draws[place].index) for part in parts for place in part)
+
+
 def micro_steps(recipe: Recipe) -> int:
     """Gives the number of micro-batches of a step."""
     local = recipe.data.batch // dist.world()
     return local // (recipe.run.micro_batch or local)
+
+
+def passes(recipe: Recipe) -> dict[str, JSON]:
+    """Gives what a checkpoint keeps of how a batch is cut: the samples, of all processes, in one forward pass."""
+    return {PASS: (recipe.run.micro_batch or recipe.data.batch // dist.world()) * dist.world()}
+
+
+def check_passes(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
+    """Raises ``ValueError`` where contrast would see other samples side by side than in the run that goes on."""
+    before, now = extra.get(PASS), passes(recipe)[PASS]
+    if isinstance(before, int) and before != now:
+        raise ValueError(
+            f"the run had {before} samples in each forward pass, over all processes; {dist.world()} processes with "
+            f"run.micro_batch={recipe.run.micro_batch} have {now}, and contrast would see others side by side. "
+            f"Give --run.micro-batch {before // dist.world()}"
+        )
 
 
 def check_data(recipe: Recipe) -> None:
@@ -57,7 +86,7 @@ def check_data(recipe: Recipe) -> None:
             say(f"{source}: {len(opened) - opened.broken:,} rows of text; {opened.broken:,} lines cannot be read")
 
 
-def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[Samples, ...]:
+def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[Numbered, ...]:
     """Gives the sets a recipe learns from: rows of text where it learns from text alone, else the samples of shards.
 
     All processes take part: each packs its share of the files of text.
@@ -68,6 +97,12 @@ def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[Samples, ...]:
         pack_share(source, recipe.data.text, part=dist.rank(), of=dist.world(), tell=say)
     dist.barrier()
     return tuple(Corpus.open(source, recipe.data.text) for source in sources)
+
+
+def _order(recipe: Recipe, sets: tuple[Numbered, ...]) -> Order:
+    data = recipe.data
+    lengths = tuple(map(len, sets))
+    return Order(lengths, batch=data.batch, seed=recipe.run.seed, weights=data.weights, block=data.block)
 
 
 def _wanted(recipe: Recipe) -> str:
@@ -84,6 +119,12 @@ def first_rows(recipe: Recipe) -> Batch:
 def read_row(recipe: Recipe, sample: Sample, rng: np.random.Generator) -> Row:
     """Reads one training sample, in a loader worker."""
     return recipe.task.read(sample, recipe.data.prep(), rng)
+
+
+def collate(recipe: Recipe, rows: Sequence[Any]) -> Batch:  # Any: what the task's read gives
+    """Makes a batch of rows, in a loader worker; for compiled blocks one of few shapes."""
+    batch = recipe.task.collate(rows)
+    return in_buckets(batch, recipe.data.text_length) if recipe.run.compile else batch
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

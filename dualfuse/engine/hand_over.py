@@ -19,10 +19,12 @@ from dualfuse.recipe import Recipe
 from dualfuse.tasks.image_classes import ImageClassesConfig
 from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.reconstruction import ReconstructionConfig
+from dualfuse.tasks.segmentation import SegmentationConfig
+from dualfuse.tasks.teacher import TaughtImageConfig
 
 Shape = tuple[int, ...]
 BOTH = "both"
-PICTURES_ALONE = (ImageClassesConfig, MaskedImageConfig, ReconstructionConfig)
+PICTURES_ALONE = (ImageClassesConfig, MaskedImageConfig, ReconstructionConfig, SegmentationConfig, TaughtImageConfig)
 """Tasks that look at no text; whatever their model has for words is as it began."""
 EXPERTS = {"language": "text", "vision": "image"}
 

@@ -14,19 +14,28 @@ ECHO = 1.0
 """Seconds in which further signals are taken for the same one: torchrun passes Ctrl-C on to processes that had it."""
 
 
+class Interrupted(KeyboardInterrupt):
+    """A run was stopped between two steps, after a checkpoint; the same command goes on from there."""
+
+    def __init__(self, said: str, number: int) -> None:
+        """Takes the message, and the number of the signal that asked."""
+        super().__init__(said)
+        self.number = number
+
+
 @dataclass
 class Stop:
-    """Whether the loop was asked to stop, and when first."""
+    """Which signal asked the loop to stop, and when first; 0: none."""
 
-    asked: bool = False
+    asked: int = 0
     since: float = math.inf
 
-    def ask(self) -> None:
+    def ask(self, number: int) -> None:
         """Asks; interrupts at once when asked again, after ``ECHO`` seconds."""
         if time.monotonic() - self.since > ECHO:
-            raise KeyboardInterrupt
+            raise Interrupted("at once, without a checkpoint", number)
         if not self.asked:
-            self.asked, self.since = True, time.monotonic()
+            self.asked, self.since = number, time.monotonic()
 
 
 @contextmanager
@@ -36,7 +45,9 @@ def stop_asked() -> Iterator[Stop]:
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread can take signals
         return
-    before = {number: signal.signal(number, lambda *_: stop.ask()) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {
+        number: signal.signal(number, lambda number, _: stop.ask(number)) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -13,38 +13,55 @@ import torch
 from dualfuse.data.loader import Delivery, Row, Samples, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.engine.captions import Written, save_captions, write_all
 from dualfuse.engine.evaluate import Plan, evaluate
+from dualfuse.engine.every_pair import rank_recall
 from dualfuse.engine.feed import open_sets, to_device
+from dualfuse.engine.map_score import draw_maps, score_maps
 from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.engine.progress import following
-from dualfuse.engine.score import Answer, score
+from dualfuse.engine.score import Answer, score, write_answers
 from dualfuse.engine.word_accuracy import word_accuracy
 from dualfuse.hub import Loaded
 from dualfuse.tasks.base import Task
+from dualfuse.tasks.captioning import Captioning
 from dualfuse.tasks.classification import Classification
 from dualfuse.tasks.codebook_sheet import codebook_sheet
 from dualfuse.tasks.masked_text import MaskedText
 from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.ranking import Ranking
 from dualfuse.tasks.reconstruction import Reconstruct
 from dualfuse.tasks.retrieval import can_retrieve, retriever
+from dualfuse.tasks.segmentation import Segmentation
 
+NO_SHARES = ("loss", "CIDEr-D")  # how numbers are called that are no shares of one
 DRAWN = 256  # pictures whose codes are counted on a sheet
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Numbers by name, most of them shares of one; how many of what was judged; what was left out; answers."""
+    """Numbers by name, most of them shares of one; how many of what; what was left out; answers or captions."""
 
     metrics: dict[str, float]
     size: str
     excluded: tuple[Skipped, ...] = ()
     answers: tuple[Answer, ...] = ()
+    captions: tuple[Written, ...] = ()
+    by_class: dict[str, float] = field(default_factory=dict[str, float])
+    """More shares, one for each of many classes: too many for the log of a run."""
+
+    def write(self, path: Path) -> None:
+        """Writes the answers or captions in the form that the ending of ``path`` says."""
+        if self.captions:
+            save_captions(self.captions, path)
+        else:
+            write_answers(self.answers, path)
 
     def lines(self) -> list[str]:
         """Gives what people read: a line for each number, and what was left out."""
         width = max(map(len, self.metrics), default=0)
         numbers = (
-            f"{name:{width}}  {value:7.3f}" if name.endswith("loss") else f"{name:{width}}  {100 * value:5.1f} %"
+            f"{name:{width}}  {value:7.3f}" if name.endswith(NO_SHARES) else f"{name:{width}}  {100 * value:5.1f} %"
             for name, value in self.metrics.items()
         )
         excluded = (f"  excluded {skipped.key}: {skipped.reason}" for skipped in self.excluded)
@@ -68,17 +85,29 @@ def judge(model: Loaded, data: str, plan: Plan) -> Judged:
         scored = score(task, prep, shards, plan)
         size = f"{len(scored.answers)} questions, {scored.judged} of them with a known answer"
         return Judged(scored.metrics, size, scored.excluded, scored.answers)
+    if isinstance(task, Captioning):
+        written = write_all(task, prep, shards, plan)
+        size = f"{len(written.captions)} pictures, {written.judged} of them with captions of people"
+        return Judged(written.metrics, size, written.excluded, captions=written.captions)
+    if isinstance(task, Segmentation):
+        mapped = score_maps(task, prep, shards, plan)
+        size = f"{mapped.pictures} pictures, {mapped.pixels:,} pixels"
+        return Judged(mapped.metrics, size, mapped.excluded, by_class=mapped.by_class)
     if isinstance(task, Pairs) and not task.can_search:
         return Judged(pair_accuracy(task, prep, shards, plan), f"{len(shards)} pairs")
     if can_retrieve(task):
-        found = evaluate(retriever(task), prep, shards, plan)
+        found = (rank_recall if isinstance(task, Ranking) else evaluate)(retriever(task), prep, shards, plan)
         return Judged(found.metrics, f"{found.pictures} pictures, {found.texts} texts", found.excluded)
     return Judged(learning(model, shards, plan), f"{len(shards)} samples")
 
 
 def judge_whole(model: Loaded, data: str, plan: Plan) -> Judged:
-    """As :func:`judge`, and for pairs that learnt contrast also matching and masked words, which take as long again."""
+    """As :func:`judge`, with the numbers of each class among the others.
+
+    For pairs that learnt contrast also matching and masked words, which take as long again.
+    """
     judged, task = judge(model, data, plan), model.task
+    judged = replace(judged, metrics=judged.metrics | judged.by_class)
     if not (isinstance(task, Pairs) and task.can_search):
         return judged
     return replace(judged, metrics=judged.metrics | pair_accuracy(task, model.prep, Shards.open(data), plan))
@@ -87,10 +116,13 @@ def judge_whole(model: Loaded, data: str, plan: Plan) -> Judged:
 def check_wishes(task: Task, *, answers: Path | None, sheet: Path | None) -> None:
     """Raises ``ValueError``, before anything is judged, for what such a model does not give."""
     kind = type(task).__name__
-    if answers and not isinstance(task, Classification):
-        raise ValueError(f"--answers {answers}: a {kind} model answers no questions; leave it out")
-    if sheet and not isinstance(task, Reconstruct):
-        raise ValueError(f"--sheet {sheet}: it shows what a tokenizer makes of pictures, this is a {kind} model")
+    if answers and not isinstance(task, Classification | Captioning):
+        raise ValueError(f"--answers {answers}: a {kind} model answers no questions and writes nothing; leave it out")
+    if sheet and not isinstance(task, Reconstruct | Segmentation):
+        raise ValueError(
+            f"--sheet {sheet}: it shows what a tokenizer makes of pictures, or which class their pixels are of; "
+            f"this is a {kind} model"
+        )
 
 
 @torch.inference_mode()
@@ -105,9 +137,17 @@ def learning(model: Loaded, samples: Samples, plan: Plan) -> dict[str, float]:
     return {name: total / number for name, total in sums.items()}
 
 
-def draw_codes(model: Loaded, data: str, path: Path) -> None:
-    """Draws what a tokenizer of visual words makes of the first pictures of ``data``, and how it uses its codes."""
+def draw(model: Loaded, data: str, path: Path) -> None:
+    """Draws what a model makes of the first pictures of ``data``: a tokenizer of visual words, or one of label maps."""
     check_wishes(model.task, answers=None, sheet=path)
+    if isinstance(model.task, Segmentation):
+        draw_maps(model.task, model.prep, Shards.open(data), path)
+    else:
+        draw_codes(model, data, path)
+
+
+def draw_codes(model: Loaded, data: str, path: Path) -> None:
+    """Draws pictures beside what their codes tell, and how a tokenizer uses its codes."""
     assert isinstance(model.task, Reconstruct)  # checked above
     plan = Plan(batch=DRAWN, workers=0, exclude_broken=True)
     views = next(_batches(model, Shards.open(data), plan)).batch["view"]

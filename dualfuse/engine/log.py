@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -50,7 +51,7 @@ class Log:
         self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("a", encoding="utf-8")
         self._console = _console(steps, start) if self._is_first else _Silent()
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
-        self._earlier = earlier[-1]["seconds"] if earlier else 0.0
+        self._earlier = earlier[-1].get("seconds", 0.0) if earlier else 0.0
         self._began = self._before = time.perf_counter()
         self._step = start
 
@@ -61,7 +62,8 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Closes the file and the console's progress line."""
         self._console.close()
-        self._file.close()
+        with suppress(OSError):  # a full disk was told when the line was written
+            self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 
@@ -138,6 +140,10 @@ def say(text: str) -> None:
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Gives the lines of ``folder``/log.jsonl, oldest first; a number that was not finite is nan."""
     lines = _read_lines(folder / LOG)
+    if odd := [
+        line for line in lines if not all(value is None or isinstance(value, int | float) for value in line.values())
+    ]:
+        raise ValueError(f"{folder / LOG} holds more than numbers in {odd[0]}; delete that line, or the file")
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
@@ -158,9 +164,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        return [json.loads(line) for line in lines[:-1]]  # what follows the last line break was never finished
-    except ValueError as error:
+        read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was never finished
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds a line that is not JSON ({error}); delete that line, or the file") from error
+    for number, line in enumerate(read, start=1):
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            raise ValueError(f"line {number} of {path} does not say its step; delete that line, or the file")
+    return read
 
 
 def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
@@ -168,8 +178,11 @@ def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
-    file.write(json.dumps(finite) + "\n")
-    file.flush()
+    try:
+        file.write(json.dumps(finite) + "\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
 
 
 def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+SHAPES = 4096
+"""Variants of compiled blocks, over all layers; beyond that they run as they are written."""
+
+Backend = str | Callable[..., Any]  # Any: a compiled function, of whatever the module takes and gives
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
@@ -25,6 +33,25 @@ def keep_big_blocks() -> None:
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, 1 << 30)
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def compile_each(units: Iterable[nn.Module], backend: Backend = "inductor") -> None:
+    """Lets modules be compiled, each by itself, when they are first run, and again for every new shape.
+
+    Their names and weights stay what they are. Evaluation, whose shapes are many, should run under
+    :func:`uncompiled`. ``backend`` is torch.compile's.
+    """
+    from torch._dynamo import config  # reason for a private module: these limits are public nowhere
+
+    # all blocks are one code to it: layers x modalities x lengths of text
+    config.recompile_limit, config.accumulated_recompile_limit = SHAPES, SHAPES
+    for unit in units:
+        unit.forward = torch.compile(unit.forward, dynamic=False, backend=backend)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Lets what was compiled run as it is written."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def recompute(units: Iterable[nn.Module]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dualfuse import dist
 from dualfuse.layers.blocks import Expert
 from dualfuse.layers.embeddings import Patches
 from dualfuse.models.base import VisionLanguageModel
@@ -175,5 +176,4 @@ def clip_gradients(module: nn.Module, limit: float) -> Tensor:
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     if limit > 0:
         nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-    whole = getattr(norm, "full_tensor", None)  # sharded gradients give a DTensor, whose type only dist.py imports
-    return norm if whole is None else whole()
+    return dist.whole(norm)

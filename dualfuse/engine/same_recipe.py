@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dualfuse import dist, hub
 from dualfuse.config import JSON, from_json, to_json
+from dualfuse.disk import write_text
 from dualfuse.engine import checkpoint
 from dualfuse.recipe import Recipe
 
-FINAL, CHECKPOINTS, RECIPE = "final", "checkpoints", "recipe.json"
+FINAL, BEST, CHECKPOINTS, RECIPE = "final", "best", "checkpoints", "recipe.json"
 
 
 def is_finished(recipe: Recipe, out: Path) -> bool:
@@ -29,10 +29,7 @@ def is_finished(recipe: Recipe, out: Path) -> bool:
 def write_recipe(recipe: Recipe, out: Path) -> None:
     """Keeps the recipe beside the checkpoints, from the first process; a reader sees a whole file or none."""
     if dist.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        partial = out / f"{RECIPE}.partial"
-        partial.write_text(json.dumps(to_json(recipe), indent=1) + "\n")
-        os.replace(partial, out / RECIPE)
+        write_text(out / RECIPE, json.dumps(to_json(recipe), indent=1) + "\n")
 
 
 def _read(path: Path) -> object:
@@ -56,11 +53,12 @@ def _compare(stored: object, recipe: Recipe, out: Path) -> None:
 
 
 def _essence(recipe: object) -> object:
-    """Leaves out what does not change the result."""
+    """Leaves out what does not change the result; what of ``micro_batch`` does is compared with the checkpoint."""
     if not isinstance(recipe, Recipe):
         return recipe
-    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep": 1}
-    run = replace(recipe.run, **kept, recompute=False, tensorboard=False)
+    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep": 1, "best": ""}
+    how = {"recompute": False, "shard": False, "compile": False, "patience": 30.0, "micro_batch": 0}
+    run = replace(recipe.run, **kept, **how, tensorboard=False, nonfinite="stop")
     return replace(recipe, run=run, data=replace(recipe.data, workers=0, validation=""))
 
 

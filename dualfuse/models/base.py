@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from dualfuse.layers.attention import Remembered, take_rows
 from dualfuse.layers.embeddings import Hidden
 
 
@@ -31,6 +32,21 @@ class Tokens:
     def __len__(self) -> int:
         """The number of rows B."""
         return len(self.mask)
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.mask.device
+
+    @property
+    def first(self) -> Tensor:
+        """The position (B, 1) of the first token of each row."""
+        return torch.zeros(len(self), 1, dtype=torch.long, device=self.device)
+
+    def keep(self, places: Tensor) -> Tokens:
+        """Gives the tokens at ``places`` (B, K) of each row; what is left of a picture has no ``grid`` any more."""
+        states = tuple(take_rows(state, places) for state in self.states)
+        return Tokens(self.modality, states, self.mask.gather(1, places))
 
     def take(self, index: Tensor) -> Tokens:
         """Gives the rows ``index`` (K,), in that order: negatives, candidates, repeats."""
@@ -65,6 +81,30 @@ class Fused:
         return self.pool()
 
 
+@dataclass(frozen=True)
+class Past:
+    """Pictures and the words so far, layer by layer: what comes next sees them, and they are not computed again.
+
+    ``image`` are the B pictures; row r of R texts is about the picture ``about[r]``. ``words`` (R, t, D) are their
+    first t tokens, none at the start. ``bias`` (L, H, T, P + T) are the biases of texts of up to T tokens, whose keys
+    are the picture, then the text; None for a model without.
+    """
+
+    image: tuple[Remembered, ...]
+    about: Tensor
+    bias: Tensor | None = None
+    words: tuple[Remembered, ...] = ()
+
+    def __len__(self) -> int:
+        """The number of words t."""
+        return len(self.words[0]) if self.words else 0
+
+    def take(self, index: Tensor) -> Past:
+        """Gives the texts ``index`` (K,), in that order; pictures are not copied."""
+        words = tuple(layer.take(index) for layer in self.words)
+        return replace(self, about=self.about.index_select(0, index), words=words)
+
+
 class VisionLanguageModel(nn.Module, ABC):
     """A model that works as a dual encoder and as a fusion encoder, through four verbs."""
 
@@ -78,6 +118,10 @@ class VisionLanguageModel(nn.Module, ABC):
     """Number of word pieces that :meth:`embed_text` knows, and the word head predicts."""
     head_epsilon: float = 1e-12
     """Of the LayerNorm of a word head, which published weights have in common with their model."""
+    can_write: bool = False
+    """Whether words can see earlier words alone: whether :meth:`fuse` takes ``sees``, and :meth:`go_on` goes on."""
+    can_drop_patches: bool = False
+    """Whether :meth:`encode` reads pictures of which :meth:`Tokens.keep` has left patches out."""
 
     @abstractmethod
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
@@ -92,11 +136,14 @@ class VisionLanguageModel(nn.Module, ABC):
         """Gives one vector (B, width) for one modality alone."""
 
     @abstractmethod
-    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
+    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None, sees: Tensor | None = None) -> Fused:
         """Lets both modalities see each other.
 
         ``rows`` (B, R) are the positions of the text tokens whose states are wanted; the last layer then computes
         only those and what ``pooled`` needs. R may be 0. Without ``rows`` every state is computed.
+
+        ``sees`` (T + P, T + P) is True where a token, the text's first and the picture's after them, may see another;
+        padding is never seen. Without it all see each other. ``ValueError`` if this model cannot (``can_write``).
         """
 
     @abstractmethod
@@ -121,6 +168,10 @@ class VisionLanguageModel(nn.Module, ABC):
         """
         return self.encode(image)
 
+    def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
+        """Gives maps (B, D, h, w) of the states of patches after some layers, counted from 1, for pictures alone."""
+        raise ValueError(f"{type(self).__name__} gives no states of patches after its layers; take a VLMo")
+
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the vectors that the contrastive objective compares, one per view, the plain one first."""
         return (self.encode(tokens),)
@@ -137,6 +188,35 @@ class VisionLanguageModel(nn.Module, ABC):
     def states(self, tokens: Tokens, rows: Tensor) -> Tensor:
         """Gives the final states (B, R, width) of the positions ``rows`` (B, R) of one modality alone."""
         raise ValueError(_learns_no_modality_alone(self))
+
+    def begin(self, image: Tokens, longest: int) -> Past:
+        """Runs pictures, which see themselves alone, for texts of up to ``longest`` tokens about them."""
+        raise ValueError(cannot_write(self))
+
+    def go_on(self, past: Past, text: Tokens) -> tuple[Tensor, Past]:
+        """Gives the final state (R, D) of the last token of each text, and the past with all tokens before it.
+
+        Every token sees its picture, earlier tokens and itself. ``text`` (R, t) are all tokens so far, without
+        padding; those in the ``past`` are not computed again, and the last is not kept.
+        """
+        raise ValueError(cannot_write(self))
+
+
+def reading_order(words: int, patches: int, device: torch.device | None = None) -> Tensor:
+    """Gives UniLM's ``sees``: pictures see pictures; a word sees the picture, earlier words and itself."""
+    sees = torch.ones(words + patches, words + patches, dtype=torch.bool, device=device)
+    sees[:, :words] = sees[:, :words].tril()
+    sees[words:, :words] = False
+    return sees
+
+
+def cannot_write(model: VisionLanguageModel) -> str:
+    """Says why a model writes no text."""
+    return (
+        f"{type(model).__name__} writes no captions: its pictures see whole texts from the first cross-modal layer on, "
+        "so every word would know those after it, and without that cross-attention it is not the model that was "
+        "pre-trained. Take a VLMo, whose pictures can be told to see themselves alone"
+    )
 
 
 def _learns_no_modality_alone(model: VisionLanguageModel) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dualfuse.layers.bridges import AddLinear, AllLayers, BridgeKind, bridge
 from dualfuse.layers.post_norm import CrossLayer
-from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.models.base import Fused, Tokens, VisionLanguageModel, cannot_write
 from dualfuse.models.towers import ImageTower, ImageTowerConfig, TextTower, TextTowerConfig
 
 MODALITIES = ("text", "image")
@@ -140,12 +140,14 @@ class BridgeTower(VisionLanguageModel):
         """Gives the final state (B, W) of the tower's first token."""
         return tokens.states[0][:, 0]
 
-    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
-        """Lets words and patches attend to each other in the cross-modal layers.
+    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None, sees: Tensor | None = None) -> Fused:
+        """Lets words and patches attend to each other in the cross-modal layers; they see no less than all others.
 
         ``pooled`` is tanh(W x + b) of the first word, and of the class token behind it. The last layer of the pictures
         is run when it is asked for.
         """
+        if sees is not None:
+            raise ValueError(cannot_write(self))
         (_, x, *text_feeds), (_, y, *image_feeds) = text.states, image.states
         if self.first_norms is not None:
             x, y = self.first_norms[TEXT](x), self.first_norms[IMAGE](y)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from dualfuse.layers.blocks import SHARED, Block, Route
+from dualfuse.layers.blocks import SHARED, Block, Route, one_expert
 from dualfuse.layers.embeddings import Hidden, Patches, Stem, Words
 from dualfuse.layers.initial import initialise, initialise_as_beit
 from dualfuse.layers.relative_bias import Grid, RelativeBias
-from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.models.base import Fused, Past, Tokens, VisionLanguageModel
+from dualfuse.models.word_by_word import Stack, go_on, remember
 
 TEXT, IMAGE, BOTH = "text", "image", "both"
 """The experts: language, vision, vision-language."""
@@ -82,6 +83,8 @@ class VLMo(VisionLanguageModel):
     The three modes of the paper are three routes through the same blocks; in pairs the text comes first.
     """
 
+    can_write = True
+
     def __init__(self, cfg: VLMoConfig) -> None:
         """Draws initial weights by the rule of the released code (its std is 0.02; the bias table starts at zero)."""
         super().__init__()
@@ -96,6 +99,7 @@ class VLMo(VisionLanguageModel):
         self.has_both = cfg.experts == "modality" and cfg.both_from < cfg.depth
         window = (cfg.image_size[0] // cfg.patch, cfg.image_size[1] // cfg.patch)
         relative = cfg.positions == "relative"
+        self.can_drop_patches = not relative  # relative positions speak of whole grids
         self.patches = Patches(cfg.width, patch=cfg.patch, stem=cfg.stem, positions=None if relative else window)
         self.words = Words(
             cfg.width,
@@ -137,7 +141,7 @@ class VLMo(VisionLanguageModel):
 
     def encode(self, tokens: Tokens) -> Tensor:
         """Gives the final state (B, D) of the first token, through the modality's own experts in every layer."""
-        return self.states(tokens, _first(tokens))[:, 0]
+        return self.states(tokens, tokens.first)[:, 0]
 
     def states(self, tokens: Tokens, rows: Tensor) -> Tensor:
         """Gives the final states (B, R, D) of ``rows`` (B, R), through the modality's own experts in every layer.
@@ -152,6 +156,19 @@ class VLMo(VisionLanguageModel):
         """Gives the mean (B, D) over the patches of what the last layer gives, the class token left out."""
         return self._alone(image, self._bias(image), until=len(self.blocks))[:, 1:].mean(1)
 
+    def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
+        """Gives maps (B, D, h, w) of the states of patches after some layers, counted from 1, before the last norm."""
+        if not 1 <= min(after) <= max(after) <= len(self.blocks):
+            raise ValueError(
+                f"states after the layers {tuple(after)} are wanted; this model has 1 to {len(self.blocks)}"
+            )
+        x, bias, maps = image.states[0], self._bias(image), dict[int, Tensor]()
+        for layer in range(max(after)):
+            x = self.blocks[layer](x, one_expert(IMAGE, x), bias=_layer(bias, layer))
+            if layer + 1 in after:
+                maps[layer + 1] = x[:, 1:].transpose(1, 2).unflatten(2, image.grid)
+        return tuple(maps[layer] for layer in after)
+
     def views(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Gives the plain vector, and the one whose upper layers are the vision-language experts'.
 
@@ -161,7 +178,7 @@ class VLMo(VisionLanguageModel):
             return (self.encode(tokens),)
         bias = self._bias(tokens)
         x = self._alone(tokens, bias, until=self.both_from)
-        first, start = _first(tokens), self.both_from
+        first, start = tokens.first, self.both_from
         return tuple(
             self._finish(x, tokens, bias, first, start=start, expert=name)[:, 0] for name in (tokens.modality, BOTH)
         )
@@ -171,19 +188,21 @@ class VLMo(VisionLanguageModel):
         """Two if any layer has a vision-language expert, else one."""
         return 2 if self.has_both else 1
 
-    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None) -> Fused:
+    def fuse(self, image: Tokens, text: Tokens, rows: Tensor | None = None, sees: Tensor | None = None) -> Fused:
         """Lets words and patches attend to each other; ``pooled`` is tanh(W x + b) of the first word's state."""
         length = text.mask.shape[1]
         bias = self._bias(image, text)
         words, patches = text.states[0], image.states[0]
+        word_mask = text.mask if sees is None else text.mask[:, None] & sees[:length, :length]
         for layer, block in enumerate(self.blocks[: self.separate_until]):
             word_bias, patch_bias = _layer(bias, layer), _layer(bias, layer)
             if bias is not None:
                 word_bias, patch_bias = bias[layer, :, :length, :length], bias[layer, :, length:, length:]
-            words = block(words, _route(TEXT, words), mask=text.mask, bias=word_bias)
-            patches = block(patches, _route(IMAGE, patches), bias=patch_bias)
+            words = block(words, one_expert(TEXT, words), mask=word_mask, bias=word_bias)
+            patches = block(patches, one_expert(IMAGE, patches), bias=patch_bias)
         x = torch.cat([words, patches], dim=1)
         mask = torch.cat([text.mask, image.mask], dim=1)
+        mask = mask if sees is None else mask[:, None] & sees
         for layer in range(self.separate_until, len(self.blocks) - 1):
             x = self.blocks[layer](x, self._route(layer, text, image), mask=mask, bias=_layer(bias, layer))
         last = len(self.blocks) - 1
@@ -191,9 +210,22 @@ class VLMo(VisionLanguageModel):
             x = self.norm(self.blocks[last](x, self._route(last, text, image), mask=mask, bias=_layer(bias, last)))
             return Fused(x[:, :length], x[:, length:], lambda: self.pool(x[:, 0]))
         rows = torch.cat([rows.new_zeros(len(rows), 1), rows], dim=1)
-        route = _route(BOTH if last >= self.both_from else TEXT, rows)
+        route = one_expert(BOTH if last >= self.both_from else TEXT, rows)
         x = self.norm(self.blocks[last](x, route, mask=mask, bias=_layer(bias, last), rows=rows))
         return Fused(x[:, 1:], x[:, :0], lambda: self.pool(x[:, 0]))
+
+    def begin(self, image: Tokens, longest: int) -> Past:
+        """Remembers pictures layer by layer, through the experts of pairs."""
+        bias, of_image, of_words = self._biases(longest, image.grid), None, None
+        if bias is not None:  # keys of words: the picture, then the text
+            of_image, of_words = bias[:, :, longest:, longest:], bias[:, :, :longest].roll(-longest, dims=3)
+        pictures = remember(self._stack(IMAGE), image.states[0], of_image)
+        return Past(pictures, torch.arange(len(image), device=image.device), of_words)
+
+    def go_on(self, past: Past, text: Tokens) -> tuple[Tensor, Past]:
+        """Runs the words that are new, through the experts of pairs."""
+        x, past = go_on(self._stack(TEXT), past, text.states[0][:, len(past) :])
+        return self.norm(x[:, -1]), past
 
     def pool(self, x: Tensor) -> Tensor:
         """Gives tanh(W x + b)."""
@@ -209,13 +241,19 @@ class VLMo(VisionLanguageModel):
 
     def _bias(self, tokens: Tokens, text: Tokens | None = None) -> Tensor | None:
         """Gathers the bias of all layers once for one mode: (L, H, N, N)."""
+        words = text if text is not None else tokens
+        return self._biases(words.mask.shape[1] if words.modality == TEXT else 0, tokens.grid)
+
+    def _biases(self, length: int, grid: tuple[int, ...]) -> Tensor | None:
         if self.relative_bias is None:
             return None
-        words = text if text is not None else tokens
-        length = words.mask.shape[1] if words.modality == TEXT else 0
-        grid: Grid | tuple[()] = (tokens.grid[0], tokens.grid[1]) if tokens.grid else ()
-        bias = self.relative_bias(text=length, grid=grid)
+        bias = self.relative_bias(text=length, grid=(grid[0], grid[1]) if grid else ())
         return bias.mean(0, keepdim=True).expand_as(bias) if self.biased_alike else bias
+
+    def _stack(self, modality: str) -> Stack:
+        """Gives the blocks with the experts that a modality passes in pairs."""
+        layers = ((layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block))  # all are
+        return tuple((block, BOTH if layer >= self.both_from else modality) for layer, block in layers)
 
     def _route(self, layer: int, text: Tokens, image: Tokens) -> Route:
         lengths = text.mask.shape[1], image.mask.shape[1]
@@ -224,7 +262,7 @@ class VLMo(VisionLanguageModel):
     def _alone(self, tokens: Tokens, bias: Tensor | None, *, until: int) -> Tensor:
         x, mask = tokens.states[0], _mask(tokens)
         for layer in range(until):
-            x = self.blocks[layer](x, _route(tokens.modality, x), mask=mask, bias=_layer(bias, layer))
+            x = self.blocks[layer](x, one_expert(tokens.modality, x), mask=mask, bias=_layer(bias, layer))
         return x
 
     def _finish(
@@ -233,8 +271,8 @@ class VLMo(VisionLanguageModel):
         """Runs the layers from ``start`` with one expert; the last computes ``rows`` (B, R) only."""
         mask, last = _mask(tokens), len(self.blocks) - 1
         for layer in range(start, last):
-            x = self.blocks[layer](x, _route(expert, x), mask=mask, bias=_layer(bias, layer))
-        return self.norm(self.blocks[last](x, _route(expert, rows), mask=mask, bias=_layer(bias, last), rows=rows))
+            x = self.blocks[layer](x, one_expert(expert, x), mask=mask, bias=_layer(bias, layer))
+        return self.norm(self.blocks[last](x, one_expert(expert, rows), mask=mask, bias=_layer(bias, last), rows=rows))
 
 
 def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
@@ -248,15 +286,6 @@ def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
             layer_scale=cfg.initial.layer_scale,
             drop_path=cfg.drop_path * layer / max(1, cfg.depth - 1),
         )
-
-
-def _first(tokens: Tokens) -> Tensor:
-    """Gives the rows (B, 1) of the first token."""
-    return torch.zeros(len(tokens), 1, dtype=torch.long, device=tokens.mask.device)
-
-
-def _route(expert: str, x: Tensor) -> Route:
-    return ((expert, x.shape[1]),)
 
 
 def _layer(bias: Tensor | None, layer: int) -> Tensor | None:

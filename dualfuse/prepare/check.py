@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
+from dualfuse.data.images import decode
+from dualfuse.data.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.picture_file import Fitted, TooLarge, fit
 from dualfuse.data.split import Shares, split_by_content
 from dualfuse.prepare.sources.item import Item, Slice
@@ -19,6 +22,8 @@ class Ready:
     texts: tuple[str, ...]
     split: str
     others: tuple[Fitted, ...] = ()
+    label_map: bytes = b""
+    """As large as the picture; empty: there is none."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,10 @@ class Check:
             raise ValueError(f"the source puts {item.name} into {item.split}: it has splits already; leave out --split")
         if item.problem:
             return LeftOut(item.problem)
+        if not _is_unicode(item):
+            return LeftOut("half a character", "what is said about it cannot be written as UTF-8")
         texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
-        if not texts and not self.pictures_only:
+        if not texts and not self.pictures_only and not item.label_map:
             return LeftOut("no caption")
         pictures = []
         for source in (item.image, *item.others):
@@ -56,7 +63,10 @@ class Check:
             pictures.append((data, picture))
         (data, first), *rest = pictures
         split = item.split or split_by_content(data, self.shares)
-        return Ready(first, texts, split, tuple(picture for _, picture in rest))
+        label_map = _label_map(item.label_map, data, first) if item.label_map else b""
+        if isinstance(label_map, LeftOut):
+            return label_map
+        return Ready(first, texts, split, tuple(picture for _, picture in rest), label_map)
 
     def _judge(self, data: bytes) -> Fitted | LeftOut:
         try:
@@ -67,11 +77,37 @@ class Check:
             return LeftOut("unreadable picture", str(error))
 
 
+def _label_map(source: Slice | bytes, data: bytes, picture: Fitted) -> bytes | LeftOut:
+    """Gives a label map of the size that the picture in ``data`` has in the shard, or why it cannot be used."""
+    found = _bytes(source)
+    if isinstance(found, LeftOut):
+        return LeftOut("unreadable label map", found.detail)
+    try:
+        labels = decode_labels(found)
+    except ValueError as error:
+        return LeftOut("unreadable label map", str(error))
+    size = picture.height, picture.width
+    before = tuple(decode(data).shape[1:]) if picture.change else size
+    if labels.shape != before:
+        sizes = (" x ".join(map(str, shape)) for shape in (labels.shape, before))
+        return LeftOut("label map of another size", "{} pixels, the picture {}".format(*sizes))
+    return found if before == size else encode_labels(resize_labels(labels, size))
+
+
+def _is_unicode(item: Item) -> bool:
+    """False for half of a surrogate pair, which json can hold and no file can."""
+    try:
+        json.dumps((item.name, item.texts, {**item.meta, **item.truth}), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _bytes(source: Slice | bytes) -> bytes | LeftOut:
     try:
         data = source if isinstance(source, bytes) else source.read()
     except FileNotFoundError:
         return LeftOut(MISSING, str(source))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
         return LeftOut("unreadable picture", str(error))
     return data or LeftOut(MISSING if source == b"" else "unreadable picture", "empty")

@@ -116,7 +116,7 @@ class PreparedFolder:
         others = tuple(other.data for other in ready.others)
         if split not in self._writers:
             self._writers[split] = ShardWriter(self.folder, split, limit=self._limit)
-        self._writers[split].add(Sample(key, picture.data, ready.texts, meta, others=others))
+        self._writers[split].add(Sample(key, picture.data, ready.texts, meta, others=others, label_map=ready.label_map))
         tally.captions[split] = tally.captions.get(split, 0) + len(ready.texts)
         for change in filter(None, (fitted.change for fitted in (picture, *ready.others))):
             tally.changed[change] = tally.changed.get(change, 0) + 1
@@ -125,7 +125,7 @@ class PreparedFolder:
     def _leave_out(self, key: str, item: Item, why: LeftOut) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
-        self._left_out.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+        self._left_out.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         self.tally.leave_out(item.title, why.reason)
         if self.tally.left_out.get(MISSING) == PATIENCE and not self._writers:
             raise self._nothing()

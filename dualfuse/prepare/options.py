@@ -22,7 +22,10 @@ class PrepareOptions:
     text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()
     """Columns of a table that hold captions; empty: by their usual names."""
     label_column: Annotated[str, arg(name="label")] = ""
-    """Column of a table with the label of picture and text, or with a list of answers; each row is then a sample."""
+    """Column of a table with the label of picture and text, or with a list of answers; each row is then a sample. Of a
+    folder of pictures the word folder: it has a sub-folder for each class, also below train, val and test."""
+    names: Path | None = None
+    """With --label folder: what the classes are called, a folder's name and that of its class in each line."""
     split_column: str = ""
     """Column of a table that says train, val or test; empty: the column called split, if there is one."""
     split: str = ""

@@ -29,9 +29,12 @@ from dualfuse.prepare.folder import PreparedFolder
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.sources import (
     captions,
+    class_folders,
+    easy_vqa,
     folder,
     img2dataset,
     karpathy,
+    label_maps,
     nlvr2,
     snli_ve,
     tables,
@@ -40,11 +43,12 @@ from dualfuse.prepare.sources import (
 )
 from dualfuse.prepare.sources.columns import Columns
 from dualfuse.prepare.sources.recognise import recognise
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.source import Source, of_others, readable
 from dualfuse.prepare.summary import Summary
 from dualfuse.tasks.answers import read_vocabulary
 
 _AS_IT_IS = PrepareOptions()
+FOLDER = "folder"  # of --label: the name of a picture's folder is its label
 
 
 def prepare(source: Path, out: Path, options: PrepareOptions = _AS_IT_IS) -> Summary:
@@ -55,10 +59,15 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _AS_IT_IS) -> Sum
     that is not recognised, for options that do not fit it, and if ``out`` holds something else.
     """
     kind, path = recognise(source)
+    if kind == "table" and path != source and options.label_column == FOLDER:
+        kind, path = "folder", source  # the table that lies in it is of no interest
     _refuse_idle(kind, options)
-    check = Check(parse_shares(options.split), options.longest_side, options.pictures_only)
+    mute = options.pictures_only or _in_classes(kind, options)  # a picture with a class needs no caption
+    check = Check(parse_shares(options.split), options.longest_side, mute)
     limit = (options.shard_samples, options.shard_megabytes << 20)
-    opened = _open(kind, path, options)
+    with of_others(path, kind):
+        opened = _open(kind, path, options)
+    items = readable(opened.items, path, kind)
     with (
         closing(PreparedFolder(out, _request(kind, path, options), limit=limit)) as prepared,
         _progress() as progress,
@@ -66,7 +75,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _AS_IT_IS) -> Sum
     ):
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too many pixels are a reason of our own
         task = progress.add_task(f"{path.name} ({kind})", total=opened.total, left_out=0)
-        for item, outcome in ordered_map(check, prepared.skip(opened.items), options.workers):
+        for item, outcome in ordered_map(check, prepared.skip(items), options.workers):
             prepared.take(item, outcome)
             left_out = sum(prepared.tally.left_out.values())
             progress.update(task, completed=prepared.tally.consumed, left_out=left_out)
@@ -85,6 +94,12 @@ def _open(kind: str, path: Path, options: PrepareOptions) -> Source:
             return nlvr2.load(path, options.images)
         case "snli-ve":
             return snli_ve.load(path, options.images)
+        case "easy-vqa":
+            return easy_vqa.load(path)
+        case "folder" if options.label_column:
+            return class_folders.load(path, options.names)
+        case "label-maps":
+            return label_maps.load(path)
         case "folder":
             names = folder.picture_names(path)
             return Source(folder.read(path, names), len(names))
@@ -101,21 +116,34 @@ def _open(kind: str, path: Path, options: PrepareOptions) -> Source:
             return Source(tables.read(path, options.images, Columns(*named)))
 
 
+def _in_classes(kind: str, options: PrepareOptions) -> bool:
+    return kind == "folder" and options.label_column == FOLDER
+
+
 def _refuse_idle(kind: str, options: PrepareOptions) -> None:
     """Raises ``ValueError`` for an option that says something about another kind of source."""
-    columns = (options.image_column, options.text_columns, options.split_column, options.label_column)
+    by_folder = _in_classes(kind, options)
+    if kind == "folder" and options.label_column and not by_folder:
+        raise ValueError(
+            f"--label {options.label_column} names a column of a table, but this source is a folder of pictures; if it "
+            "has a sub-folder for each class, give --label folder"
+        )
+    if options.names and not by_folder:
+        raise ValueError("--names says what folders of classes are called; it needs --label folder and such a folder")
+    label = "" if by_folder else options.label_column
+    columns = (options.image_column, options.text_columns, options.split_column, label)
     if any(columns) and kind != "table":
         names = "--image, --text, --label and --split-column"
         raise ValueError(f"{names} are for tables, but this source is of the kind {kind!r}")
     if options.vocabulary and kind not in ("vqav2", "visual-genome"):
         raise ValueError(f"--vocabulary is for VQAv2 and Visual Genome, but this source is of the kind {kind!r}")
-    if options.images and kind in ("folder", "tar"):
+    if options.images and kind in ("folder", "tar", "easy-vqa", "label-maps"):
         raise ValueError(f"--images is for tables and json files, but this source, of the kind {kind!r}, has pictures")
 
 
 def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object]:
     """Gives all that decides about the output, as JSON values; not where the source lies, so it may be moved."""
-    places = {"images": options.images, "vocabulary": options.vocabulary}
+    places = {"images": options.images, "vocabulary": options.vocabulary, "names": options.names}
     values = asdict(options) | {name: place.name if place else "" for name, place in places.items()} | {"workers": 0}
     values["text_columns"] = list(options.text_columns)
     return {"source": path.name, "kind": kind, **values}

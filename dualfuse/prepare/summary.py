@@ -16,7 +16,7 @@ from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.write import Mark
 
 EXAMPLES = 3
-MOST_LABELS = 1000
+MOST_LABELS = 30_000  # ImageNet has 21,841
 SHOWN_LABELS = 20
 
 

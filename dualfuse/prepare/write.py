@@ -1,4 +1,7 @@
-"""Writes samples into tar shards (WebDataset layout), byte for byte the same every time."""
+"""Writes samples into tar shards (WebDataset layout), byte for byte the same every time.
+
+Where several samples of a shard ask about one picture, the first holds it, and the others a hard link of the tar.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,9 @@ from pathlib import Path
 
 from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import OTHERS
+from dualfuse.data.shards import LABEL_MAP, OTHERS
 from dualfuse.data.tar_index import TarIndex
+from dualfuse.prepare.stored import Stored
 
 SAMPLES_PER_SHARD = 10_000
 BYTES_PER_SHARD = 64 << 20
@@ -50,14 +54,16 @@ class ShardWriter:
         self.folder, self.name, self._at = folder, name, start
         self.max_samples, self.max_bytes = limit or (SAMPLES_PER_SHARD, BYTES_PER_SHARD)
         folder.mkdir(parents=True, exist_ok=True)
+        self._stored = Stored()
         self._file = self._reopen() if start.size else None
 
     def add(self, sample: Sample) -> None:
         """Writes one sample, into the next shard if the open one is full."""
-        data = _members(sample)
+        data = _members(sample, self._stored)
         is_full = self._at.in_shard >= self.max_samples or self._at.size + len(data) > self.max_bytes
         if is_full and self._file is not None:
             self._finish()
+            data = _members(sample, self._stored)  # of the next shard
         if self._file is None:
             self._file = self._part.open("wb")
         self._file.write(data)
@@ -105,6 +111,7 @@ class ShardWriter:
             raise ValueError(f"{self._part} has gone or is cut off; remove the folder {self.folder} and start again")
         file = self._part.open("r+b")
         file.truncate(self._at.size)
+        self._stored = Stored.of(file)
         file.seek(self._at.size)
         return file
 
@@ -114,7 +121,7 @@ class ShardWriter:
         self._file.write(bytes(end if end >= 2 * tarfile.BLOCKSIZE else end + tarfile.RECORDSIZE))
         _sync(self._file)
         self._file.close()
-        self._file = None
+        self._file, self._stored = None, Stored()
         self._part.replace(self._shard)
         TarIndex.of(self._shard)  # so that no reader has to make it
         self._at = Mark(self._at.shards + 1, 0, 0, self._at.samples)
@@ -134,8 +141,8 @@ def write_shards(
     return writer.shards
 
 
-def _members(sample: Sample) -> bytes:
-    """Gives the tar members of one sample: picture, further pictures, texts (one a line) and meta."""
+def _members(sample: Sample, stored: Stored) -> bytes:
+    """Gives the tar members of one sample: picture, further pictures, label map, texts (one a line) and meta."""
     if not sample.key.isascii() or not 0 < len(sample.key) <= 90 or set(sample.key) & set("./ "):
         raise ValueError(f"the key {sample.key!r} must be 1 to 90 ASCII characters without dot, slash and space")
     if len(sample.others) > OTHERS:
@@ -144,19 +151,28 @@ def _members(sample: Sample) -> bytes:
     meta = json.dumps(dict(sample.meta), sort_keys=True, ensure_ascii=False)
     return b"".join(
         (
-            _picture(sample.key, "", sample.image),
-            *(_picture(sample.key, f"{number}.", other) for number, other in enumerate(sample.others, start=1)),
+            _picture(sample, "", sample.image, stored),
+            *(_picture(sample, f"{number}.", other, stored) for number, other in enumerate(sample.others, start=1)),
+            *([_member(f"{sample.key}.{LABEL_MAP}", sample.label_map)] if sample.label_map else []),
             _member(f"{sample.key}.txt", lines.encode()),
             _member(f"{sample.key}.json", meta.encode()),
         )
     )
 
 
-def _picture(key: str, number: str, data: bytes) -> bytes:
+def _picture(sample: Sample, number: str, data: bytes, stored: Stored) -> bytes:
     suffix = picture_suffix(data)
     if not suffix:
-        raise ValueError(f"{key}: shards hold JPEG, PNG or WebP, this picture is none of them; convert it first")
-    return _member(f"{key}.{number}{suffix}", data)
+        raise ValueError(f"{sample.key}: shards hold JPEG, PNG or WebP, this picture is none of them; convert it first")
+    name = f"{sample.key}.{number}{suffix}"
+    holder = stored.member(sample, name, data)
+    return _member(name, data) if holder == name else _link(name, holder)
+
+
+def _link(name: str, holder: str) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = tarfile.LNKTYPE, holder
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 def _member(name: str, data: bytes) -> bytes:

@@ -1,9 +1,9 @@
 """VLMo tells pictures apart: ImageNet, by BEiT's recipes (VLMo's paper, Table 3, gives no others).
 
 Numbers are those of the released code (microsoft/unilm, beit: README.md, get_started_for_image_classification.md).
-Where it has a position bias for each layer, which learns as its layer, VLMo's one table learns as the head; and two
-random changes of a picture are VLMo's (see data/randaugment.py), not timm's rand-m9-mstd0.5-inc1. Give the start with
---start-from, the data with --data.train, and with --task.labels the names of the classes, where samples have names.
+Where it has a position bias for each layer, which learns as its layer, VLMo's one table learns as the head. Give the
+start with --start-from, the data with --data.train, and with --task.labels the names of the classes, where samples have
+names.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from dualfuse.tasks.image_classes import ImageClassesConfig
 
 Classes = Recipe[VLMoConfig, ImageClassesConfig]
 
-AUGMENT = Augment(crop=(0.08, 1.0))
-"""Crops of 8 to 100 %, flips of every second picture, two random changes."""
+AUGMENT = Augment(crop=(0.08, 1.0), changes="timm")
+"""Crops of 8 to 100 %, flips of every second picture, two random changes (rand-m9-mstd0.5-inc1)."""
 MIDDLE = Looks("crop", kept=224 / 256)
 """In evaluation: the middle 224 of 256 pixels."""
 OPTIM = Optim(

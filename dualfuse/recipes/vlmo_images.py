@@ -17,6 +17,7 @@ from dualfuse.recipes.small import NANO, QUICK
 from dualfuse.recipes.vlmo import BASE, LARGE
 from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.reconstruction import ReconstructionConfig
+from dualfuse.tasks.teacher import TaughtImageConfig
 
 IMAGENET = Looks(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 PICTURES_22K, PICTURES_1K = 14_197_122, 1_281_167
@@ -80,6 +81,20 @@ def nano_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
         optim=QUICK,
         run=Run(steps=2000, save_every=500),
     )
+
+
+def base_images_taught() -> Recipe:
+    """VLMo-Base on pictures alone with a teacher's features for targets: give --task.teacher, such as a converted CLIP.
+
+    The teacher is the only difference from ``vlmo-base-images``; EVA and BEiT v2 have further ones.
+    """
+    return replace(base_images(), task=TaughtImageConfig())
+
+
+def nano_images_taught() -> Recipe:
+    """VLMo-nano on your pictures alone, taught by another VLMo-nano: give --task.teacher; minutes on a laptop."""
+    recipe = nano_images()
+    return replace(recipe, task=TaughtImageConfig(channels=recipe.model.width, mask=recipe.task.mask))
 
 
 def tokenizer() -> Recipe:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.small import nano_pairs
 from dualfuse.recipes.vlmo import base_pairs, large_pairs
-from dualfuse.recipes.vlmo_images import base_images, large_images, nano_images
+from dualfuse.recipes.vlmo_images import base_images, large_images, nano_images, nano_tokenizer
 from dualfuse.recipes.vlmo_text import base_text, large_text, nano_text
 
 
@@ -25,8 +25,13 @@ def large() -> tuple[Recipe, ...]:
 
 
 def nano() -> tuple[Recipe, ...]:
-    """VLMo-nano in three stages, for a laptop: the flags of vlmo-base."""
-    return _chain(nano_images(), nano_text(), nano_pairs())
+    """VLMo-nano in three stages, and its tokenizer first: give --data.train to each of the four; for a laptop.
+
+    With --images.task.tokenizer no tokenizer is trained.
+    """
+    tokenizer, images = nano_tokenizer(), nano_images()
+    images = replace(images, task=replace(images.task, tokenizer=tokenizer.name))
+    return tokenizer, *_chain(images, nano_text(), nano_pairs())
 
 
 def _chain(images: Recipe, text: Recipe, pairs: Recipe) -> tuple[Recipe, ...]:

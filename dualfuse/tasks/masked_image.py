@@ -49,7 +49,8 @@ class MaskedImageConfig:
     """Which patches are hidden, and who names them; the defaults are BEiT's."""
 
     tokenizer: str = ""
-    """What names the patches: the folder of a tokenizer trained here, or DALL-E's encoder.pkl, .pt or .safetensors."""
+    """What names the patches: the name of an earlier recipe of the same tuple, the folder of a tokenizer trained here,
+    or DALL-E's encoder.pkl, .pt or .safetensors."""
     codes: int = 8192
     """Visual words that the tokenizer knows."""
     patch: int = 16

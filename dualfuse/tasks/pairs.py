@@ -9,18 +9,18 @@ from typing import Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualfuse import dist
-from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import MASKING_RULES
+from dualfuse.data.sample import Sample
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task, detached
-from dualfuse.tasks.chunks import in_chunks
+from dualfuse.tasks.chunks import Later, Rows, in_chunks, read
 from dualfuse.tasks.contrast import Positives, Similarities, find_positives, similarities
-from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, unit
-from dualfuse.tasks.negatives import Chosen, Everyone, Place, choose
-from dualfuse.tasks.pair_rows import PairBatch, PairRow, as_long_everywhere, identity, together
+from dualfuse.tasks.dropped_patches import check_patches_kept, some_patches
+from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, match_loss, unit
+from dualfuse.tasks.negatives import Chosen, Draw, Everyone, Place, choose
+from dualfuse.tasks.pair_reading import Masking, Reading
+from dualfuse.tasks.pair_rows import PairBatch, PairRow, as_long_everywhere, together
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,15 @@ class PairsConfig:
     one half gets a wrong image in the place of its own (pre-training of METER and BridgeTower)."""
     match_sees_masked: bool = False
     """Match on the masked texts: right pairs then share the pass of the masked words. Not the paper's."""
+    patches_kept: float = 1.0
+    """Share of a picture's patches that contrast sees while it learns, drawn anew each time; fusion sees all. Below 1
+    it is not the paper's, and absolute positions alone can do it."""
     rows_at_once: int = 0
     """Rows that the model takes at a time; 0: all. A small number costs a third more work and saves much memory, and
     contrast and hard negatives still see the whole batch."""
     gather: Literal["gradient", "released"] = "gradient"
     """"released": gathered features carry no gradient, so that W processes weigh contrast 1 / W in the encoders."""
-    masking: Literal["words", "tokens", "released"] = "words"
+    masking: Masking = "words"
     """"tokens": each token by itself, as RoBERTa; "released": VLMo's, where padding counts as a candidate. With both a
     caption can end with no masked word."""
     mask_share: float = 0.15
@@ -72,28 +75,7 @@ class PairsConfig:
 
     def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> PairRow:
         """Draws one of the captions, masks words, and transforms the picture."""
-        if not sample.texts:
-            raise BrokenSample(sample.key, "it has no text")
-        caption = sample.texts[rng.integers(len(sample.texts))]
-        words = prep.text.encode(self._tagged(caption, sample, rng))
-        hide = MASKING_RULES[self.masking]
-        masked_ids, labels = hide(words, prep.text.vocabulary, prep.text.mask, rng, self.mask_share)
-        return {
-            "image": prep.image(sample.image, rng),
-            "ids": words.ids,
-            "masked_ids": masked_ids,
-            "labels": labels,
-            "image_id": identity(sample.image),
-            "text_id": identity(caption.casefold().encode()),  # tags make no other text of it
-            "source": sample.source,
-        }
-
-    def _tagged(self, caption: str, sample: Sample, rng: np.random.Generator) -> str:
-        tags = sample.meta.get(self.tags)
-        if not (isinstance(tags, list) and tags) or rng.random() < 0.5:
-            return caption
-        some = " ".join(map(str, rng.permutation(tags)[: rng.integers(1, 5)]))
-        return some if rng.random() < 1 / 3 else f"{caption} {some}"
+        return Reading(self.masking, self.mask_share, self.tags).read(sample, prep, rng)
 
     def collate(self, rows: Sequence[PairRow]) -> PairBatch:
         """Pads the texts to the longest of them."""
@@ -110,6 +92,7 @@ class Pairs(Task):
     def __init__(self, cfg: PairsConfig, model: VisionLanguageModel) -> None:
         """Heads: one pair of projections per view, match / no match, and the word head."""
         super().__init__()
+        check_patches_kept(cfg.patches_kept, model)
         self.cfg, self.model = cfg, model
         self.projections = nn.ModuleList(
             Projections(cfg.projection, model.width, fused_width=model.fused_width, std=cfg.initial_std)
@@ -128,8 +111,8 @@ class Pairs(Task):
         """Embeds once, contrasts, draws negatives by similarity, fuses all combinations in one pass, and adds up."""
         batch = as_long_everywhere(batch)
         reads_whole = self.needs_similarity or (self.cfg.match > 0 and not self.cfg.match_sees_masked)
-        image = self.model.embed_image(batch["image"])
-        text = self.model.embed_text(batch["ids" if reads_whole else "masked_ids"], batch["mask"])
+        image = self.reader.embed_image(batch["image"])
+        text = self.reader.embed_text(batch["ids" if reads_whole else "masked_ids"], batch["mask"])
 
         positives = find_positives(batch["image_id"], batch["text_id"])
         vectors, similar, contrast = self.alike(image, text, positives)
@@ -139,7 +122,7 @@ class Pairs(Task):
             return Output(loss, detached({"loss": loss} | log))
 
         needs_masked = reads_whole and (self.cfg.words or self.cfg.match_sees_masked)
-        masked = self.model.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
+        masked = self.reader.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
         passes = [(masked, image)] if self.cfg.words else []
         chosen = Chosen()
         if self.cfg.match or self.contrasts_pairs:
@@ -155,7 +138,7 @@ class Pairs(Task):
             log |= {"contrast": contrast}
         loss = self.cfg.contrast * contrast
         if self.cfg.words:
-            words, accuracy = self.word_head.loss(states[: len(image)], batch["targets"])
+            words, accuracy = self.word_head.loss(states[: len(image)], batch["targets"], self.cfg.rows_at_once)
             loss = loss + self.cfg.words * words
             log |= {"words": words, "accuracy/words": accuracy}
         if self.cfg.match:
@@ -163,6 +146,11 @@ class Pairs(Task):
             loss = loss + self.cfg.match * match
             log |= {"match": match} | accuracies
         return Output(loss, detached({"loss": loss} | log))
+
+    @property
+    def reader(self) -> VisionLanguageModel | Later:
+        """What embeds: at once, or a few rows at a time where they are used."""
+        return Later(self.model) if self.cfg.rows_at_once else self.model
 
     @property
     def needs_similarity(self) -> bool:
@@ -175,21 +163,21 @@ class Pairs(Task):
         return self.cfg.contrast > 0 and self.cfg.projection.fused
 
     def alike(
-        self, image: Tokens, text: Tokens, positives: Positives
+        self, image: Rows, text: Rows, positives: Positives
     ) -> tuple[list[tuple[Tensor, Tensor]], Similarities, Tensor]:
         """Gives unit vectors of every view, the plain one's similarities, and the contrastive loss of all views."""
         if not self.needs_similarity:
-            nothing = torch.zeros(positives.texts_of_images.shape, device=image.mask.device)
-            return [], Similarities(nothing, nothing), nothing.sum()
+            own, all_ = (torch.zeros(rows, 1, device=image.device) for rows in (len(image), len(positives.images)))
+            return [], Similarities(own, own, all_, all_, own.sum()), own.sum()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.contrast > 0):
             vectors = self.vectors(image, text)
             similar = self.contrast(vectors)
-            return vectors, similar[0], torch.stack([view.loss(positives) for view in similar]).mean()
+            losses = [view.loss(positives, self.cfg.rows_at_once) for view in similar]
+            return vectors, similar[0], torch.stack(losses).mean()
 
-    def vectors(self, image: Tokens, text: Tokens) -> list[tuple[Tensor, Tensor]]:
+    def vectors(self, image: Rows, text: Rows) -> list[tuple[Tensor, Tensor]]:
         """Gives unit vectors of images and texts, both (B, D), in every view, the plain one first."""
-        views = self.model.views if self.cfg.views == "all" else self._plain_view
-        of_image, of_text = (in_chunks(views, self.cfg.rows_at_once, tokens) for tokens in (image, text))
+        of_image, of_text = self._views_of_images(image), in_chunks(self._views, self.cfg.rows_at_once, text)
         return [
             (unit(head.image(one)), unit(head.text(other)))
             for head, one, other in zip(self.views, of_image, of_text, strict=True)
@@ -209,45 +197,51 @@ class Pairs(Task):
         pairs = dist.gather(unit(head.fused(pooled)))
         return similar.loss_with_pairs(head.scale * text @ pairs.T, head.scale * image @ pairs.T, positives)
 
-    def _plain_view(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        return (self.model.encode(tokens),)
+    def _views(self, rows: Rows) -> tuple[Tensor, ...]:
+        tokens = read(rows)
+        return self.model.views(tokens) if self.cfg.views == "all" else (self.model.encode(tokens),)
 
-    def choose(
-        self, batch: PairBatch, image: Tokens, seen: Tokens, similar: Similarities, positives: Positives
-    ) -> Chosen:
+    def _views_of_images(self, image: Rows) -> tuple[Tensor, ...]:
+        share, at_once = self.cfg.patches_kept, self.cfg.rows_at_once
+        if share == 1 or not self.training:
+            return in_chunks(self._views, at_once, image)
+        numbers = dist.rank() * len(image) + torch.arange(len(image), device=image.device)
+        key = dist.draw_alike()
+        return in_chunks(
+            lambda rows, some: self._views(some_patches(read(rows), some, share, key)), at_once, image, numbers
+        )
+
+    def choose(self, batch: PairBatch, image: Rows, seen: Rows, similar: Similarities, positives: Positives) -> Chosen:
         """Gives the pairs that matching tells apart; ``seen`` are the texts it sees."""
         if not self.cfg.match:
             return Chosen(((seen, image),))
         ids = "masked_ids" if self.cfg.match_sees_masked else "ids"
-        everyone = Everyone(self.model, batch, image, seen, ids, self.cfg.negatives)
-        per_pair, hardness = self.cfg.negatives_per_pair, self.cfg.hardness
-        return choose(everyone, similar, positives, per_pair=per_pair, hardness=hardness)
+        everyone = Everyone(self.reader, batch, image, seen, ids, self.cfg.negatives)
+        how = Draw(self.cfg.negatives_per_pair, self.cfg.hardness, self.cfg.rows_at_once)
+        return choose(everyone, similar, positives, how)
 
-    def fuse(self, passes: Sequence[tuple[Tokens, Tokens]], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Fuses (text, image) batches as one; gives pooled vectors, and the states at ``rows`` (B, R) of the first."""
-        text, image = (Tokens.join([pair[side] for pair in passes]) for side in (0, 1))
-        nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
-        pooled, states = in_chunks(self._fuse, self.cfg.rows_at_once, image, text, torch.cat([rows, nothing]))
-        return pooled, states
+    def fuse(self, passes: Sequence[tuple[Rows, Rows]], rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuses (text, image) batches; gives pooled vectors, and the states at ``rows`` (B, R) of the first."""
+        if not self.cfg.rows_at_once:  # one batch: fewer and bigger matrix products
+            text, image = (Tokens.join([read(pair[side]) for pair in passes]) for side in (0, 1))
+            nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
+            return self._fuse(text, image, torch.cat([rows, nothing]))
+        wanted = [rows, *(rows.new_zeros(len(text), 0) for text, _ in passes[1:])]
+        parts = [
+            in_chunks(self._fuse, self.cfg.rows_at_once, text, image, some)
+            for (text, image), some in zip(passes, wanted, strict=True)
+        ]
+        return torch.cat([pooled for pooled, _ in parts]), parts[0][1]
 
-    def _fuse(self, image: Tokens, text: Tokens, rows: Tensor) -> tuple[Tensor, Tensor]:
-        fused = self.model.fuse(image, text, rows=rows)
+    def _fuse(self, text: Rows, image: Rows, rows: Tensor) -> tuple[Tensor, Tensor]:
+        words = read(text)
+        fused = self.model.fuse(read(image), words, rows=rows)
         needs_pooled = self.cfg.match or self.contrasts_pairs
-        return fused.pooled if needs_pooled else fused.text.new_empty(len(text), 0), fused.text
+        return fused.pooled if needs_pooled else fused.text.new_empty(len(words), 0), fused.text
 
     def matching(self, pooled: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Gives the mean loss over right pairs and the wrong ones that could be ``drawn``, and both accuracies."""
-        logits = self.match_head(pooled).float()
-        right = len(pooled) - len(drawn)
-        counts = torch.cat([drawn.new_ones(right), drawn])
-        is_right = torch.arange(len(pooled), device=pooled.device) < right
-        losses = F.cross_entropy(logits, is_right.long(), reduction="none") * counts
-        correct = (logits.argmax(1) == is_right.long()) & counts
-        accuracies = {
-            "accuracy/match_right": correct[:right].sum() / max(1, right),
-            "accuracy/match_wrong": correct[right:].sum() / drawn.sum().clamp(min=1),
-        }
-        return losses.sum() / dist.mean(counts.sum().float()).clamp(min=1), accuracies
+        return match_loss(self.match_head(pooled).float(), drawn)
 
     def image_features(self, image: Tokens) -> Tensor:
         """Gives unit vectors (B, D) that :meth:`text_features` can be compared with."""

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor
 
-from dualfuse.config import from_json
 from dualfuse.data.pickled_module import read_pickled_module
 from dualfuse.layers.dalle import DalleEncoder
 from dualfuse.layers.visual_tokens import VisualTokenizer
-
-PREFIX = "model."  # of a model's tensors in the folder of a task
+from dualfuse.tasks.frozen import frozen, read
 
 
 @lru_cache(maxsize=2)
@@ -41,7 +35,7 @@ def _of_file(path: Path) -> VisualTokenizer:
         raise ValueError(
             f"{path} is neither a file nor a folder; a tokenizer is a model folder, or DALL-E's encoder.pkl"
         )
-    tensors = _read(path) if path.suffix == ".safetensors" else read_pickled_module(path)
+    tensors = read(path) if path.suffix == ".safetensors" else read_pickled_module(path)
     try:
         return DalleEncoder.of(tensors)
     except ValueError as error:
@@ -49,24 +43,7 @@ def _of_file(path: Path) -> VisualTokenizer:
 
 
 def _of_folder(folder: Path) -> VisualTokenizer:
-    try:
-        config = from_json(json.loads((folder / "config.json").read_text())["model"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder} is no model folder: its config.json names no model: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # the random weights are not kept
-        tokenizer = config.build()
+    tokenizer = frozen(folder).model
     if not isinstance(tokenizer, VisualTokenizer):
         raise ValueError(f"{folder} holds a {type(tokenizer).__name__}, which makes no visual tokens of pictures")
-    tensors = _read(folder / "model.safetensors")
-    try:
-        tokenizer.load_state_dict({name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()})
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return tokenizer
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing, truncated or no safetensors file: {error}") from error

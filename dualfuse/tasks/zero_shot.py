@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import islice
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dualfuse.data.text import pad
 from dualfuse.tasks.answered import Metric, TopAccuracy
+from dualfuse.tasks.answers import read_vocabulary
 from dualfuse.tasks.base import Prep, Task
 from dualfuse.tasks.classification import Classification
 from dualfuse.tasks.heads import unit
 from dualfuse.tasks.image_classes import ImageBatch, ImageClassesConfig
 from dualfuse.tasks.retrieval import Retriever, retriever
 
-TEMPLATES = (
-    "a photo of a {}.",
+PLAIN = ("a photo of a {}.",)
+CLIP = (
+    *PLAIN,
     "itap of a {}.",
     "a bad photo of the {}.",
     "a origami {}.",
@@ -27,11 +30,13 @@ TEMPLATES = (
     "a photo of the small {}.",
 )
 """CLIP's first template, and the seven that its authors chose for ImageNet."""
+NAMES_FILE = "labels.txt"
+"""Names of the classes of a data set, in the folder of its shards, where prepare writes them."""
 AT_ONCE = 64  # sentences that are encoded together
 
 
 @torch.no_grad()
-def zero_shot(task: Task, prep: Prep, names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
+def zero_shot(task: Task, prep: Prep, names: Sequence[str], templates: Sequence[str] = PLAIN) -> Tensor:
     """Gives the vectors (C, D) of classes, in evaluation: the mean over all sentences about each, of length one.
 
     Each template names the class where it has ``{}``. Raises ``ValueError`` for a task that learnt no contrast, and
@@ -47,6 +52,33 @@ def zero_shot(task: Task, prep: Prep, names: Sequence[str], templates: Sequence[
     sentences = (template.replace("{}", name) for name in names for template in templates)
     vectors = torch.cat(list(_encoded(task, prep, sentences)))
     return unit(vectors.unflatten(0, (len(names), len(templates))).mean(1))
+
+
+def class_names(said: str) -> tuple[str, ...]:
+    """Gives the names in a file, one a line, or in the labels.txt of a folder; or those of a list: "cat, red fox".
+
+    Raises ``ValueError`` for fewer than two, and for one that comes twice.
+    """
+    path = Path(said).expanduser()
+    path = path / NAMES_FILE if path.is_dir() else path
+    if not path.is_file() and ("," not in said or path.name == NAMES_FILE):
+        raise ValueError(
+            f"{said!r} names no classes: give a file with one name a line, the folder that prepare wrote its "
+            f'{NAMES_FILE} into, or a list such as "cat, dog, red fox"'
+        )
+    names = read_vocabulary(path) if path.is_file() else tuple(filter(None, map(str.strip, said.split(","))))
+    if len(set(names)) < max(2, len(names)):
+        raise ValueError(f"{said} has {len(names)} names, {len(set(names))} of them different; give two or more")
+    return names
+
+
+def read_templates(said: str) -> tuple[str, ...]:
+    """Gives the sentences in a file, one a line; or of "clip" those of CLIP, of nothing the plain one."""
+    if said in ("", "clip"):
+        return CLIP if said else PLAIN
+    if not Path(said).expanduser().is_file():
+        raise ValueError(f'there is no file {said}; give one with sentences such as "a photo of a {{}}.", or clip')
+    return read_vocabulary(Path(said).expanduser())
 
 
 class ZeroShot(Classification):

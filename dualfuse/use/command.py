@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from dualfuse.convert.load import load
+from dualfuse.engine.name_classes import NO_NAMES, ByName, named
 from dualfuse.hub import Loaded
 from dualfuse.use.predict import at_least_one, predict
 from dualfuse.use.table import RowAnswer, followed, predict_table, writer
@@ -25,8 +26,11 @@ def predict_command(
     table: Path | None = None,
     out: Path | None = None,
     batch: int = 32,
+    names: ByName = NO_NAMES,
 ) -> None:
     """Prints what a ``model`` that :func:`load` knows says of pictures and a text, or of every row of a ``table``.
+
+    With ``names``, which of them a picture shows.
 
     Answers about a table go to ``out`` (.jsonl or .csv), or to the console, one JSON object a line. The device is the
     GPU if there is one.
@@ -40,7 +44,7 @@ def predict_command(
         raise ValueError(f"there is no table {table}; give a csv, tsv, json, jsonl or parquet file")
     if table and out and out.resolve() == table.resolve():
         raise ValueError(f"{out} would replace the table itself; give another file")
-    loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = named(load(model, device="cuda" if torch.cuda.is_available() else "cpu"), names)
     if table:
         _answer_table(loaded, table, out, top=top, batch=batch)
         return

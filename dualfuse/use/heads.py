@@ -1,4 +1,4 @@
-"""How the head of a checkpoint is asked: questions and labels, pairs, masked words."""
+"""How the head of a checkpoint is asked: questions and labels, pairs, masked words, captions."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.engine.feed import to_device
 from dualfuse.hub import Loaded
 from dualfuse.tasks.base import Prep
+from dualfuse.tasks.captioning import Captioning
 from dualfuse.tasks.classification import Classification, PairClassification
 from dualfuse.tasks.masked_text import MaskedText
 from dualfuse.tasks.pairs import Pairs
@@ -43,9 +44,11 @@ def head_of(model: Loaded) -> Head:
             return PairAnswers(task, model.prep)
         case MaskedText() as task:
             return Words(task, model.prep)
+        case Captioning() as task:
+            return Captions(task, model.prep)
     raise ValueError(
         f"a {type(model.task).__name__} model answers nothing about a picture and a text; give one trained for "
-        "questions, labels (entailment, NLVR2), pairs, or masked words"
+        "questions, labels (entailment, NLVR2), pairs, masked words, or captions"
     )
 
 
@@ -165,6 +168,30 @@ class Words:
         batch = BlankBatch.of(rows, next(self.task.parameters()).device)
         states = self.task.model.states(self.task.model.embed_text(batch.ids, batch.mask), batch.places)
         return fill(rows, self.task.word_head(states), self.prep.text, top)
+
+
+class Captions:
+    """Asks what is on a picture."""
+
+    def __init__(self, task: Captioning, prep: Prep) -> None:
+        """``task`` is in evaluation mode."""
+        self.task, self.prep = task, prep
+
+    def read(self, sample: Sample) -> Tensor:
+        """Reads one picture (3, H, W)."""
+        _refuse_no_picture(sample)
+        _refuse_more(sample, 1)
+        if sample.texts:
+            raise ValueError("this model writes captions and reads none; leave out the text")
+        return self.prep.image(sample.image, np.random.default_rng(0))
+
+    def answer(self, rows: Sequence[Tensor], top: int) -> list[Prediction]:
+        """Gives the best captions, at most as many as the beam keeps."""
+        images = torch.stack(list(rows)).to(next(self.task.parameters()).device)
+        return [
+            Prediction(tuple(Guess(each.text, each.probability) for each in captions[:top]))
+            for captions in self.task.write(images, self.prep.text)
+        ]
 
 
 def text_of(sample: Sample) -> str:

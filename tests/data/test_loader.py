@@ -98,7 +98,17 @@ def test_ranks_change_nothing(sets: tuple[Shards, ...], world: int) -> None:
 def test_micro_batches_are_pieces_of_the_batch(sets: tuple[Shards, ...]) -> None:
     pieces = take(sets, 12, micro_batch=2, world=2, rank=1)
     assert [delivery.step for delivery in pieces] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
-    assert rows(pieces) == rows(take(sets, 6, world=2, rank=1))
+    others = take(sets, 12, micro_batch=2, world=2, rank=0)
+    together = [rows([delivery]) for both in zip(others, pieces, strict=True) for delivery in both]
+    assert list(itertools.chain.from_iterable(together)) == rows(take(sets, 6))
+
+
+def test_ranks_have_the_same_samples_side_by_side(sets: tuple[Shards, ...]) -> None:
+    """Micro-batches of one on each of four ranks are those of two on two, and of four on one."""
+    for world in (2, 4):
+        ranks = [take(sets, 6, micro_batch=4 // world, rank=rank, world=world) for rank in range(world)]
+        for alone, parts in zip(take(sets, 6, micro_batch=4), zip(*ranks, strict=True), strict=True):
+            assert list(itertools.chain.from_iterable(rows([part]) for part in parts)) == rows([alone])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

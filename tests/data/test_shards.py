@@ -207,7 +207,7 @@ def test_reads_more_tars_than_are_kept_open(tmp_path: Path) -> None:
     shards = Shards.open(tmp_path)
     for _ in range(2):
         assert [sample.image[-1] for sample in shards] == [number % 256 for number in range(many)]
-    assert tar_index.mapped.cache_info().currsize == tar_index.OPEN_TARS
+    assert tar_index._opened.cache_info().currsize == tar_index.OPEN_TARS
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 1300, 2300, 2560])  # the members end at 1024 and 2560

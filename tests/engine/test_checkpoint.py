@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dualfuse.engine.checkpoint import describe, latest, restore, save
+from dualfuse.engine.checkpoint import latest, restore, save
+from dualfuse.engine.file_kind import describe
 from dualfuse.engine.optim import build_optimizer
 from dualfuse.recipe import Optim
 

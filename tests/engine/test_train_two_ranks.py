@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import signal
-import socket
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from many import start
 from tiny import BRIDGETOWER, at_step, changed, lines, recipe, samples, weights
 
 from dualfuse import dist
-from dualfuse.data.order import Draw, Order
 from dualfuse.data.sample import Sample
 from dualfuse.engine import checkpoint, train
 from dualfuse.recipe import Recipe
-from dualfuse.tasks import contrast, negatives
 from dualfuse.tasks.heads import Projection
 from dualfuse.tasks.pairs import PairsConfig
-
-draw, all_draws = contrast.draw_negatives, Order.draws
-
-
-def most_similar(logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    return draw(logits, allowed, torch.zeros_like(logits))
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +33,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 def on_two_ranks(work: Callable[[], None]) -> list[int | None]:
     """Runs ``work`` in two processes and gives their exit codes."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-
-    def enter(rank: int) -> None:
-        names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in names.items()})
-        work()
-
-    context = multiprocessing.get_context("fork")
-    processes = [context.Process(target=enter, args=(rank,)) for rank in (0, 1)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    return [process.exitcode for process in processes]
+    return start(2, work)
 
 
 def assert_close(out: Path, alone: Path) -> None:
@@ -74,21 +51,12 @@ def keys(out: Path) -> set[tuple[int, str]]:
     return {(line["step"], line["key"]) for line in found}
 
 
-def as_two_would_group_them(order: Order, step: int) -> tuple[Draw, ...]:
-    draws = all_draws(order, step)
-    return tuple(draws[place] for place in (0, 1, 4, 5, 2, 3, 6, 7)) if len(draws) == 8 else draws
-
-
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_the_same_as_one_process(
-    steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], micro_batch: int
+    steady: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str], micro_batch: int
 ) -> None:
     """With accumulation, two micro-batches of two on each of two processes are two of four on one."""
-    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
-    with monkeypatch.context() as patch:
-        if micro_batch:
-            patch.setattr(Order, "draws", as_two_would_group_them)
-        train.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
+    train.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
     together = tmp_path / "together"
     capfd.readouterr()
     assert on_two_ranks(lambda: print(train.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
@@ -106,10 +74,7 @@ def test_the_same_as_one_process(
     ],
     ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
 )
-def test_bridgetower_is_the_same_as_in_one_process(
-    steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cfg: PairsConfig
-) -> None:
-    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
+def test_bridgetower_is_the_same_as_in_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     recipe = replace(steady, model=BRIDGETOWER, task=cfg)
     train.train((recipe,), tmp_path / "alone")
     assert on_two_ranks(lambda: print(train.train((recipe,), tmp_path / "together"))) == [0, 0]
@@ -117,7 +82,6 @@ def test_bridgetower_is_the_same_as_in_one_process(
 
 
 def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(negatives, "draw_negatives", most_similar)
     train.train((steady,), tmp_path / "alone")
     out, save = tmp_path / "out", checkpoint.save
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
+from dualfuse.models.base import reading_order
 from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
 
 Vector = list[float]
@@ -71,6 +72,7 @@ class Naive:
         for token in range(len(x)):
             is_word = token < words
             keys = [key for key in range(len(x)) if seen[key] and (not own or (key < words) == is_word)]
+            keys = [key for key in keys if self.may_see(token, key, words)]
             attention = ("text" if is_word else "image") if own else "shared"
             update = self.attention(layer, f"blocks.{layer}.attention.{attention}", x, token, keys, words)
             after.append(added(x[token], self.scaled(update, f"blocks.{layer}.scale_1")))
@@ -78,6 +80,9 @@ class Naive:
             added(token, self.scaled(self.expert(layer, token, number < words), f"blocks.{layer}.scale_2"))
             for number, token in enumerate(after)
         ]
+
+    def may_see(self, query: int, key: int, words: int) -> bool:
+        return True
 
     def attention(self, layer: int, name: str, x: Matrix, query: int, keys: list[int], words: int) -> Vector:
         width, heads = self.cfg.width, self.cfg.heads
@@ -146,6 +151,13 @@ class Naive:
         return [(v - mean) / spread * w + b for v, w, b in zip(x, weight, bias, strict=True)]
 
 
+class OneWay(Naive):
+    """A picture sees itself; a word sees the picture, the words before it, and itself."""
+
+    def may_see(self, query: int, key: int, words: int) -> bool:
+        return key >= words or (query < words and key <= query)
+
+
 def dot(one: Vector, other: Vector) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
@@ -169,6 +181,31 @@ def test_pairs(variant: str) -> None:
     assert_close(fused.pooled[0], torch.tensor(pooled, dtype=torch.float64), atol=1e-10, rtol=1e-10)
     assert_close(fused.text[0], wanted[:4], atol=1e-10, rtol=1e-10)
     assert_close(fused.image[0], wanted[4:], atol=1e-10, rtol=1e-10)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_words_that_see_no_later_ones(variant: str) -> None:
+    """All at once under a mask, some rows of it, and word by word with what is remembered."""
+    torch.manual_seed(3)
+    cfg = VARIANTS[variant]
+    model = cfg.build().double().eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    ids, pixels = [3, 7, 1, 5], torch.randn(3, 4, 6, dtype=torch.float64)
+    _, states = OneWay(cfg, model).fuse(ids, [True] * 4, pixels.tolist())
+    wanted = torch.tensor(states, dtype=torch.float64)
+    image, text = model.embed_image(pixels[None]), model.embed_text(torch.tensor([ids]), torch.ones(1, 4))
+    fused = model.fuse(image, text, sees=reading_order(4, 7))
+    assert_close(fused.text[0], wanted[:4], atol=1e-10, rtol=1e-10)
+    assert_close(fused.image[0], wanted[4:], atol=1e-10, rtol=1e-10)
+    some = model.fuse(image, text, rows=torch.tensor([[3, 1]]), sees=reading_order(4, 7))
+    assert_close(some.text[0], wanted[[3, 1]], atol=1e-10, rtol=1e-10)
+    past = model.begin(image, longest=6)
+    for length in range(1, 5):
+        said = model.embed_text(torch.tensor([ids[:length]]), torch.ones(1, length))
+        state, past = model.go_on(past, said)
+        assert len(past) == length - 1
+        assert_close(state[0], wanted[length - 1], atol=1e-10, rtol=1e-10)
 
 
 def test_drop_path_rises_with_depth_and_is_the_dropout_of_words() -> None:

@@ -79,7 +79,7 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = contrast_module.draw_negatives
     monkeypatch.setattr(
         "dualfuse.tasks.negatives.draw_negatives",
-        lambda logits, allowed: draw(logits, allowed, torch.zeros_like(logits)),
+        lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
     )
 
 
@@ -139,7 +139,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     task, batch = golden.task, golden.batch()
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
-    positives = contrast_module.Positives(positive, positive)
+    positives = contrast_module.find_positives(torch.arange(4), torch.arange(4))
     plain, other = task.contrast(task.vectors(image, text))
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -173,6 +174,16 @@ def test_vqav2(tmp_path: Path) -> None:
     assert "1 questions of test2015 are those of test-dev2015" in said
     assert f"1 kept: {vqav2.UNKNOWN}, such as val2014/COCO_val2014_000000000007.jpg (7000)" in said
     assert "1 left out: nobody answered it, such as train2014/COCO_train2014_000000000003.jpg (3001)" in said
+
+
+def test_a_picture_lies_once_beside_all_its_questions(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    prepare(vqa(tmp_path / "vqa"), out, ONE)
+    [shard] = out.glob("train-*.tar")
+    with tarfile.open(shard) as tar:
+        pictures = [member for member in tar if member.name.endswith(".png")]
+    assert sum(member.isreg() for member in pictures) == 3 and len(pictures) == 18
+    assert {sample.image for sample in Shards.open(shard)[9:17]} == {picture(2)}
 
 
 def test_vqav2_is_read_by_its_task(tmp_path: Path, prep: Prep) -> None:

@@ -54,7 +54,7 @@ def batch() -> dict[str, torch.Tensor]:
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "dualfuse.tasks.negatives.draw_negatives",
-        lambda logits, allowed: draw_negatives(logits, allowed, torch.zeros_like(logits)),
+        lambda logits, allowed, _: draw_negatives(logits, allowed, torch.zeros_like(logits)),
     )
 
 

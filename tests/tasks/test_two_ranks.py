@@ -28,7 +28,7 @@ TINY = VLMoConfig(
 draw = contrast.draw_negatives
 
 
-def largest(logits: torch.Tensor, allowed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def largest(logits: torch.Tensor, allowed: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return draw(logits, allowed, torch.zeros_like(logits))
 
 

@@ -22,7 +22,7 @@ from dualfuse.models.vlmo import Initial
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.entailment import EntailmentConfig
 from dualfuse.tasks.pairs import Pairs, PairsConfig
-from dualfuse.tasks.zero_shot import TEMPLATES, ZeroShot, zero_shot
+from dualfuse.tasks.zero_shot import CLIP, PLAIN, ZeroShot, class_names, read_templates, zero_shot
 
 NAMES = ("red cat", "blue dog", "green fish that runs")
 CONTRAST = PairsConfig(match=0.0, words=0.0, views="plain")
@@ -55,7 +55,8 @@ def test_vectors_against_one_sentence_at_a_time(task: Pairs, prep: Prep) -> None
     assert_close(found, torch.stack(wanted), atol=1e-5, rtol=1e-5)
     many = zero_shot(task, prep, NAMES * 20, templates)  # more than are encoded at once
     assert_close(many, found.repeat(20, 1), atol=1e-5, rtol=1e-5)
-    assert zero_shot(task, prep, NAMES).shape == (3, 32) and len(TEMPLATES) == 8
+    assert_close(zero_shot(task, prep, NAMES), zero_shot(task, prep, NAMES, ("a photo of a {}.",)))
+    assert len(CLIP) == 8 and CLIP[:1] == PLAIN
 
 
 def test_answers_of_what_contrast_learnt(task: Pairs, prep: Prep, tmp_path: Path) -> None:
@@ -84,7 +85,7 @@ def test_answers_of_what_contrast_learnt(task: Pairs, prep: Prep, tmp_path: Path
 def test_what_cannot_be_told_apart(task: Pairs, prep: Prep) -> None:
     with pytest.raises(ValueError, match=r"'a photo' has no \{\} for the name"):
         zero_shot(task, prep, NAMES, ("a photo",))
-    with pytest.raises(ValueError, match="0 names and 8 templates"):
+    with pytest.raises(ValueError, match="0 names and 1 templates"):
         zero_shot(task, prep, ())
     with pytest.raises(ValueError, match="3 vectors of classes and 2 labels"):
         ZeroShot(task, zero_shot(task, prep, NAMES), ("a", "b"))
@@ -95,6 +96,26 @@ def test_what_cannot_be_told_apart(task: Pairs, prep: Prep) -> None:
         zero_shot(matching, prep, NAMES)
     with pytest.raises(ValueError, match="PairClassification cannot search"):
         zero_shot(EntailmentConfig().build(MODEL.build()).eval(), prep, NAMES)
+
+
+def test_names_in_a_file_in_a_folder_of_shards_or_in_words(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("red cat\ndog, brown\n")
+    for said in (str(tmp_path), str(tmp_path / "labels.txt")):
+        assert class_names(said) == ("red cat", "dog, brown")
+    assert class_names("red cat, dog,fish ,") == ("red cat", "dog", "fish")
+    for said, match in (
+        ("names.txt", r"'names.txt' names no classes: give a file with one name a line, the folder .* labels.txt"),
+        (str(tmp_path.parent), "names no classes"),
+        ("cat, cat", "has 2 names, 1 of them different; give two or more"),
+        ("cat,", "has 1 names"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            class_names(said)
+    (tmp_path / "templates.txt").write_text("a {} here\nsee the {}\n")
+    assert read_templates(str(tmp_path / "templates.txt")) == ("a {} here", "see the {}")
+    assert (read_templates(""), read_templates("clip")) == (PLAIN, CLIP)
+    with pytest.raises(ValueError, match=r"there is no file gone\.txt; give one with sentences such as"):
+        read_templates("gone.txt")
 
 
 def test_braces_in_names_are_letters(task: Pairs, prep: Prep) -> None:

@@ -119,7 +119,7 @@ def test_recorded_is_softmax_of_queries_and_keys(name: str) -> None:
 
 def unpacked(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     if hasattr(module, "qkv"):
-        x, mask, bias, rows = given
+        x, mask, bias, rows, _ = given
         assert rows is None
         return x, x, mask, bias.detach()
     x, context, mask = given

@@ -59,6 +59,6 @@ def _meta(path: Path) -> tuple[Mapping[str, object], str]:
         return {}, ""
     try:
         meta = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}, "unreadable json beside the picture"
     return (meta, "") if isinstance(meta, dict) else ({}, "")

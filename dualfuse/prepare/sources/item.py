@@ -56,6 +56,8 @@ class Item:
     """What is to be learnt, for the meta: a ``label``, or ``answers``, or one certain ``answer``."""
     note: str = ""
     """What people should know of it although it is kept; counted like a problem."""
+    label_map: Slice | bytes = b""
+    """A PNG with the number of a class for each pixel; empty: there is none."""
 
     @property
     def title(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dualfuse.prepare.sources.item import Slice
@@ -29,6 +30,6 @@ class PictureFinder:
         bare = name.replace("\\", "/").rpartition("/")[2]
         for candidate in (name.replace("\\", "/"), bare):
             for folder in self.folders:
-                if (folder / candidate).is_file():
+                if os.path.isfile(folder / candidate):  # Path.is_file raises OSError for a name that is too long
                     return Slice(folder / candidate)
         return Slice(self.folders[0] / name)

@@ -20,7 +20,7 @@ def read_json(path: Path, short: Callable[[dict[str, Any]], object] | None = Non
         return json.loads(path.read_bytes(), object_hook=short)
     except KeyError as error:
         raise ValueError(f"{path} has an entry without {error}; is it the file that its owners publish?") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no json file, or is cut off ({error}); download it again") from None
 
 

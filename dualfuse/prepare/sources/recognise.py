@@ -8,14 +8,17 @@ from collections import Counter
 from pathlib import Path
 
 from dualfuse.prepare.sources.captions import caption_files
+from dualfuse.prepare.sources.easy_vqa import easy_vqa_folder
 from dualfuse.prepare.sources.folder import is_picture_name
+from dualfuse.prepare.sources.label_maps import has_label_maps
 from dualfuse.prepare.sources.nlvr2 import sentence_files
 from dualfuse.prepare.sources.snli_ve import pair_files
 from dualfuse.prepare.sources.visual_genome import is_visual_genome
 from dualfuse.prepare.sources.vqav2 import question_files
 
 FORMATS = {
-    "folder": "a folder of pictures, each with a .txt of captions beside it (also the files output of img2dataset)",
+    "folder": "a folder of pictures, each with a .txt of captions beside it (also the files output of img2dataset), "
+    "or, with --label folder, with a sub-folder for each class",
     "table": "a .csv, .tsv, .jsonl, .json or .parquet table with a picture and a caption in each row, or parquet files",
     "karpathy": "a json of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
     "captions": "a json of COCO captions such as annotations/captions_train2017.json, or the folder around several",
@@ -23,6 +26,8 @@ FORMATS = {
     "visual-genome": "question_answers.json of Visual Genome, or the folder around it",
     "nlvr2": "train.json, dev.json, test1.json of NLVR2, or the folder around them",
     "snli-ve": "snli_ve_train.jsonl and so on, or the folder around them",
+    "easy-vqa": "the folder of the package easy_vqa: data/train/images, data/train/questions.json, data/answers.txt",
+    "label-maps": "the folder around images/…/NAME.jpg and annotations/…/NAME.png (ADE20K: ADEChallengeData2016)",
     "tar": "tar shards in the WebDataset layout (also what img2dataset writes)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
@@ -53,7 +58,9 @@ def _published(source: Path) -> tuple[str, Path] | None:
         "visual-genome": genome if genome.suffix == ".json" and is_visual_genome(genome) else None,
         "nlvr2": source if sentence_files(source) else None,
         "snli-ve": source if pair_files(source) else None,
+        "easy-vqa": easy_vqa_folder(source),
     }
+    found["label-maps"] = source if in_folder and has_label_maps(source) else None
     kinds = [(kind, path) for kind, path in found.items() if path]
     if len(kinds) > 1:
         names = ", ".join(kind for kind, _ in kinds)
@@ -81,7 +88,7 @@ def _has_header(path: Path) -> bool:
 def _json(path: Path) -> str:
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no json file ({error}); for one json object a line call it .jsonl") from None
     match content:
         case {"images": [{"sentences": _}, *_]}:

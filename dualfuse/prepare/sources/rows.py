@@ -28,7 +28,15 @@ def _separated(path: Path) -> Iterator[Row | None]:
         header = file.readline()
         file.seek(0)
         delimiter = max(",\t;|", key=header.count)  # Flickr30k's results.csv is separated by "|"
-        for row in csv.DictReader(file, delimiter=delimiter, skipinitialspace=True):
+        rows = csv.DictReader(file, delimiter=delimiter, skipinitialspace=True)
+        while True:
+            try:
+                row = next(rows)
+            except StopIteration:
+                return
+            except csv.Error:  # a field of more than 128 KB, above all where a quotation mark is left open
+                yield None
+                continue
             has_all = None not in row and None not in row.values()
             yield row if has_all else None
 
@@ -39,7 +47,7 @@ def json_lines(path: Path) -> Iterator[Row | None]:
         for line in filter(None, map(bytes.strip, file)):
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 row = None
             yield row if isinstance(row, dict) else None
 
@@ -49,6 +57,9 @@ def _parquet(path: Path) -> Iterator[Row]:
         import pyarrow.parquet
     except ImportError:
         raise ImportError(f'reading {path} needs pyarrow: pip install "dualfuse[arrow]"') from None
-    with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=256):
-            yield from batch.to_pylist()
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
+    except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
+        raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error

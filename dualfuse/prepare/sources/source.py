@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from dualfuse.prepare.sources.item import Item
 
@@ -19,3 +21,28 @@ class Source:
     """Texts that are written beside the shards, by name."""
     remarks: tuple[str, ...] = ()
     """What people should know of the source, such as parts that are not there."""
+
+
+@contextmanager
+def of_others(path: Path, kind: str) -> Iterator[None]:
+    """Turns what a file of somebody else makes its reader stumble over into a ``ValueError`` that names the file."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError):  # these say what is wrong
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"{path} looks like the kind {kind!r}, but is damaged or another version of it ({type(error).__name__}: "
+            f"{error}); download it again, or look at the entry"
+        ) from error
+
+
+def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:
+    """Gives the items of a file of somebody else; ``ValueError`` where it is not what it seems.
+
+    A caption that is no text is none.
+    """
+    with of_others(path, kind):
+        for item in items:
+            texts = tuple(text for text in item.texts if isinstance(text, str))
+            yield item if len(texts) == len(item.texts) else replace(item, texts=texts)

@@ -1,0 +1,288 @@
+"""Do VLMo's first two stages help at small size? Equal steps on pairs, equal processor time; a table and a plot.
+
+::
+
+    OMP_NUM_THREADS=1 python bench/stages.py --pairs PAIRS --text TEXT.txt --plot docs/images/stages.png
+
+trains every arm for every seed, one after the other, and judges it on the test split. PAIRS is a folder of shards whose
+names hold train-, val- and test-; its pictures are what stage one sees too. TEXT is what stage two reads. Stages that
+are finished are not repeated. Steps were chosen once so that all arms but the first take as much processor time; what
+they took is in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from stages_plot import Points, draw
+from tokenizers import BertWordPieceTokenizer
+
+from dualfuse import hub
+from dualfuse.data.corpus import Corpus
+from dualfuse.data.shards import Shards
+from dualfuse.engine.evaluate import Plan, evaluate
+from dualfuse.engine.log import read_log
+from dualfuse.engine.pair_accuracy import pair_accuracy
+from dualfuse.engine.train import train
+from dualfuse.recipe import Recipe, Run
+from dualfuse.recipes.small import NANO, QUICK, nano_pairs
+from dualfuse.recipes.vlmo_images import nano_images, nano_tokenizer
+from dualfuse.recipes.vlmo_text import nano_text
+from dualfuse.tasks.pairs import Pairs
+
+ROWS = {
+    "text_to_image/R@1": "text to image R@1",
+    "text_to_image/R@5": "text to image R@5",
+    "text_to_image/R@10": "text to image R@10",
+    "image_to_text/R@1": "image to text R@1",
+    "image_to_text/R@5": "image to text R@5",
+    "image_to_text/R@10": "image to text R@10",
+    "match/right": "right pairs accepted",
+    "match/random": "random wrong pairs rejected",
+    "match/hard": "hardest wrong pairs rejected",
+    "match/right_beats_hard": "right pair above the hardest wrong one",
+    "words": "masked words found",
+    "words/other_picture": "masked words found beside another picture",
+    "R@10": "R@10, mean of both ways",
+    "match": "right and random pairs told apart",
+}
+BATCH, ROWS_OF_TEXT = 64, 32
+"""Samples of a step: pictures or pairs, and rows of text."""
+CONTRAST, JOINT = 380, 220
+"""Steps of contrast alone, then of all objectives."""
+VOCABULARY, TOKENIZER = 4096, 150
+"""Word pieces: of BERT's 30,522 a text stage of two minutes sees most too seldom. Steps of the tokenizer of pictures,
+128 pictures each."""
+WAYS = ("text_to_image", "image_to_text")
+SECONDS, RESULTS = "seconds.txt", "results.json"
+
+
+ALONE = replace(NANO, vocabulary=VOCABULARY, both_from=NANO.depth)
+"""Without vision-language experts, which only all objectives together train."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What comes before pairs, in steps; how much longer pairs are learnt; what vision-language experts begin as."""
+
+    images: int = 0
+    text: int = 0
+    longer: float = 1.0
+    both: Literal["random", "language", "vision"] = "random"
+
+
+ARMS = {
+    "pairs alone": Arm(),
+    "pairs alone, longer": Arm(longer=2.0),
+    "pictures, pairs": Arm(images=820),
+    "text, pairs": Arm(text=1680),
+    "pictures, text, pairs": Arm(images=410, text=950),
+}
+EXPERTS = {
+    "random": ARMS["pictures, text, pairs"],
+    "language": replace(ARMS["pictures, text, pairs"], both="language"),
+    "vision": replace(ARMS["pictures, text, pairs"], both="vision"),
+}
+"""What the last arm is repeated with: vision-language experts that begin as copies."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the data is, and where runs go."""
+
+    pairs: Path
+    text: str
+    out: Path
+
+    def split(self, name: str) -> str:
+        """Gives the shards of a split."""
+        return str(self.pairs / f"*{name}-*.tar")
+
+    @property
+    def words(self) -> Path:
+        """Where the vocabulary is."""
+        return self.out / "words.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Where the tokenizer of pictures is."""
+        return self.out / "tokenizer"
+
+
+def prepare(place: Place) -> None:
+    """Makes what all arms share: word pieces of the text, and visual words of the pictures."""
+    if not place.words.exists():
+        pieces = BertWordPieceTokenizer()
+        pieces.train([place.text], vocab_size=VOCABULARY, show_progress=False)
+        place.words.parent.mkdir(parents=True, exist_ok=True)
+        pieces.save(str(place.words))
+    recipe = nano_tokenizer()
+    data = replace(recipe.data, train=(place.split("train"),), workers=0)
+    spend(place.tokenizer, replace(recipe, data=data, run=Run(steps=TOKENIZER)))
+    Corpus.open(place.text, _text(1, place, alone=True).data.text)  # keeps its rows beside it, at nobody's cost
+
+
+def stages(arm: Arm, seed: int, place: Place) -> list[tuple[Path, Recipe]]:
+    """Lists the recipes of an arm, each with its folder; arms that begin alike share folders."""
+    recipes = [_images(arm.images, place)] if arm.images else []
+    recipes += [_text(arm.text, place, alone=not arm.images)] if arm.text else []
+    recipes += _pairs(arm, place)
+    folder, found = place.out / f"seed-{seed}", []
+    for recipe in recipes:
+        start = str(folder / "final") if found else ""
+        folder = folder / f"{recipe.name}-{recipe.run.steps}"
+        run = replace(recipe.run, seed=seed, log_every=25, save_every=recipe.run.steps, keep=1)
+        found.append((folder, replace(recipe, run=run, start_from=start)))
+    if arm.both != "random":
+        folder, recipe = found[-1]
+        found[-1] = folder.with_name(f"{folder.name}-{arm.both}"), replace(recipe, both_experts=arm.both)
+    return found
+
+
+def _images(steps: int, place: Place) -> Recipe:
+    recipe = nano_images()
+    data = replace(recipe.data, train=(place.split("train"),), batch=BATCH, workers=0)
+    task = replace(recipe.task, tokenizer=str(place.tokenizer / "final"))
+    return replace(recipe, model=ALONE, task=task, data=data, run=Run(steps=steps))
+
+
+def _text(steps: int, place: Place, *, alone: bool) -> Recipe:
+    """Without a stage of pictures attention is random, and frozen it would stay so: then all that texts pass learns."""
+    recipe = nano_text()
+    data = replace(recipe.data, train=(place.text,), tokenizer=str(place.words), batch=ROWS_OF_TEXT, workers=0)
+    model = replace(recipe.model, vocabulary=VOCABULARY)
+    trained = () if alone else recipe.train_only
+    return replace(recipe, model=model, data=data, train_only=trained, run=Run(steps=steps))
+
+
+def _pairs(arm: Arm, place: Place) -> list[Recipe]:
+    """Contrast alone, then all objectives, as in the demo; vision-language experts come in with the latter."""
+    recipe, contrast, joint = nano_pairs(), round(CONTRAST * arm.longer), round(JOINT * arm.longer)
+    data = replace(recipe.data, train=(place.split("train"),), validation=place.split("val"), batch=BATCH, workers=0)
+    recipe = replace(recipe, data=replace(data, tokenizer=str(place.words)))
+    return [
+        replace(
+            recipe,
+            name="contrast",
+            model=ALONE,
+            task=replace(recipe.task, match=0.0, words=0.0),
+            run=Run(steps=contrast, eval_every=contrast // 6),
+        ),
+        replace(
+            recipe,
+            name="joint",
+            model=replace(ALONE, both_from=NANO.both_from),
+            optim=replace(QUICK, lr=1e-3, warmup=0.1),
+            run=Run(steps=joint, eval_every=joint // 2),
+        ),
+    ]
+
+
+def spend(folder: Path, recipe: Recipe) -> None:
+    """Trains one stage and writes down the processor seconds it took; one that was interrupted begins anew."""
+    if not (folder / SECONDS).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        before = time.process_time()
+        train((recipe,), folder)
+        (folder / SECONDS).write_text(f"{time.process_time() - before:.1f}\n")
+
+
+def run(arm: Arm, seed: int, place: Place) -> dict[str, float]:
+    """Trains and judges one arm, or reads what an earlier run reached; shares are in percent."""
+    found = stages(arm, seed, place)
+    for folder, recipe in found:
+        spend(folder, recipe)
+    results = found[-1][0] / RESULTS
+    if not results.exists():
+        results.write_text(json.dumps(judge(found[-1][0] / "final", place), indent=1) + "\n")
+    seconds = sum(float((folder / SECONDS).read_text()) for folder, _ in found)
+    return json.loads(results.read_text()) | {"seconds": seconds}
+
+
+def curve(arm: Arm, seed: int, place: Place) -> Points:
+    """Gives R@10 on the validation pictures while an arm learns pairs, by all processor seconds so far."""
+    points, before = [], 0.0
+    for folder, recipe in stages(arm, seed, place):
+        seconds = float((folder / SECONDS).read_text())
+        points += [(before + seconds * step / recipe.run.steps, found) for step, found in validated(folder)]
+        before += seconds
+    return tuple(points)
+
+
+def validated(folder: Path) -> Points:
+    """Gives (steps, R@10 on the validation pictures in percent, the mean of both ways) of one stage."""
+    lines = [line for line in read_log(folder) if f"validation/{WAYS[0]}/R@10" in line]
+    return tuple(
+        (line["step"], 100 * statistics.mean(line[f"validation/{way}/R@10"] for way in WAYS)) for line in lines
+    )
+
+
+def judge(model: Path, place: Place) -> dict[str, float]:
+    """Gives retrieval and accuracies on the test split, in percent."""
+    loaded, shards, plan = hub.load(model), Shards.open(place.split("test")), Plan(workers=0)
+    assert isinstance(loaded.task, Pairs)
+    found = evaluate(loaded.task, loaded.prep, shards, plan).metrics
+    found |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    found["R@10"] = statistics.mean(found[f"{way}/R@10"] for way in WAYS)
+    found["match"] = (found["match/right"] + found["match/random"]) / 2
+    return {name: 100 * found[name] for name in ROWS}
+
+
+def table(reached: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
+    """Gives a Markdown table of means and standard deviations."""
+    lines = [f"| test split, % | {' | '.join(reached)} |", f"|---|{'---:|' * len(reached)}"]
+    for name, words in (ROWS | {"seconds": "processor seconds of training"}).items():
+        cells = []
+        for runs in reached.values():
+            values = [numbers[name] for numbers in runs]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def arguments(purpose: str) -> argparse.ArgumentParser:
+    """Gives the arguments that say where the data is, and where runs go."""
+    parser = argparse.ArgumentParser(description=purpose)
+    parser.add_argument("--pairs", type=Path, default=Path("openpics"), help="folder of shards, all splits")
+    parser.add_argument("--text", default="wordnet/wordnet-train.txt", help="what stage two reads")
+    parser.add_argument("--out", type=Path, default=Path("runs/bench-stages"))
+    return parser
+
+
+def main() -> None:
+    """Runs what is missing, prints the tables, and draws."""
+    parser = arguments("Compares pairs alone with VLMo's stages before them, at equal processor time.")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--plot", type=Path, help="where the picture goes; needs matplotlib")
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    place = Place(chosen.pairs, chosen.text, chosen.out)
+    prepare(place)
+    reached = [_all(arms, chosen.seeds, place) for arms in (ARMS, EXPERTS)]
+    print("\n\n".join(map(table, reached)))
+    if chosen.plot:
+        curves = {name: [curve(arm, seed, place) for seed in chosen.seeds] for name, arm in ARMS.items()}
+        draw(curves, {name: [run["R@10"] for run in runs] for name, runs in reached[0].items()}, chosen.plot)
+
+
+def _all(arms: Mapping[str, Arm], seeds: Sequence[int], place: Place) -> dict[str, list[dict[str, float]]]:
+    """Takes all arms of a seed first: an interrupted comparison is a fair one."""
+    reached: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
+    for seed in seeds:
+        for name, arm in arms.items():
+            reached[name].append(run(arm, seed, place))
+    return reached
+
+
+if __name__ == "__main__":
+    main()
