@@ -86,6 +86,7 @@ ARMS = {
     "pictures, pairs": Arm(images=820),
     "text, pairs": Arm(text=1680),
     "pictures, text, pairs": Arm(images=410, text=950),
+    "fewer pictures, pairs longer": Arm(images=410, longer=1.4),
 }
 EXPERTS = {
     "random": ARMS["pictures, text, pairs"],

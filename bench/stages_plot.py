@@ -11,12 +11,12 @@ from matplotlib.figure import Figure
 
 Points = tuple[tuple[float, float], ...]
 """(processor seconds, R@10 in percent), one run's."""
-COLOURS = ("#9a9a9a", "#333333", "#1f5fa8", "#c2571a", "#2e7d4f")
+COLOURS = ("#9a9a9a", "#333333", "#1f5fa8", "#c2571a", "#2e7d4f", "#6fa8dc")
 
 
 def draw(curves: Mapping[str, Sequence[Points]], reached: Mapping[str, Sequence[float]], picture: Path) -> None:
     """Draws, by arm, the curve of every seed and R@10 of every seed on the test split."""
-    figure = Figure((9.5, 4.2), layout="constrained")
+    figure = Figure((9.5, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.7, 1), sharey=True)
     for (name, runs), colour in zip(curves.items(), COLOURS, strict=True):
         _curves(left, name, runs, colour)
@@ -28,7 +28,7 @@ def draw(curves: Mapping[str, Sequence[Points]], reached: Mapping[str, Sequence[
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-    left.legend(frameon=False, fontsize=8, loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=6, frameon=False, fontsize=8)
     figure.savefig(picture, dpi=130, metadata={"Software": ""})
 
 
@@ -44,5 +44,5 @@ def _ends(axes: Axes, reached: Mapping[str, Sequence[float]]) -> None:
     for place, (values, colour) in enumerate(zip(reached.values(), COLOURS, strict=True)):
         axes.plot([place - 0.25, place + 0.25], 2 * [statistics.mean(values)], color=colour, linewidth=2)
         axes.plot(len(values) * [place], values, "o", color=colour, ms=5, alpha=0.7)
-    axes.set_xticks(range(len(reached)), [name.replace(", ", ",\n") for name in reached], fontsize=7)
+    axes.set_xticks(range(len(reached)), [name.replace(" ", "\n") for name in reached], fontsize=7)
     axes.set_xlim(-0.6, len(reached) - 0.4)

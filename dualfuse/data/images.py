@@ -164,7 +164,7 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.mode in ("I", "F"):
         raise ValueError(f"mode {picture.mode} (32 bits a pixel) has no fixed white; save it with 8 or 16 bits")
     if not picture.has_transparency_data:
-        return picture.convert("RGB")
+        return picture if picture.mode == "RGB" else picture.convert("RGB")  # which would copy
     picture = picture.convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture).convert("RGB")

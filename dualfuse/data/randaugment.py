@@ -95,7 +95,9 @@ def rotate(picture: Image.Image, sign: float) -> Image.Image:
 
 def affine(picture: Image.Image, inverse: tuple[float, ...]) -> Image.Image:
     """Gives you the picture whose point (x, y) comes from (a x + b y + c, d x + e y + f), grey if that is outside."""
-    return picture.transform(picture.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=FILL)
+    between = not all(float(number).is_integer() for number in inverse)  # whole numbers: each pixel is one of before
+    resampling = Image.Resampling.BILINEAR if between else Image.Resampling.NEAREST
+    return picture.transform(picture.size, Image.Transform.AFFINE, inverse, resampling, fillcolor=FILL)
 
 
 TONES: tuple[Callable[[Image.Image], Image.Image], ...] = (identity, auto_contrast, equalize, brighten, sharpen)

@@ -57,6 +57,15 @@ def test_sharpen_goes_away_from_the_smoothed_picture() -> None:
     assert np.abs(np.asarray(ra.sharpen(Image.fromarray(noise(12, 14)))) - expected).max() <= 1
 
 
+@pytest.mark.parametrize("side", [32, 224])
+@pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-7, 7)])
+def test_moves_by_whole_pixels_are_those_of_interpolation(side: int, shift: tuple[int, int]) -> None:
+    picture, inverse = Image.fromarray(noise(side, side)), (1, 0, float(shift[0]), 0, 1, float(shift[1]))
+    how = Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
+    interpolated = picture.transform(picture.size, *how, fillcolor=ra.FILL)
+    np.testing.assert_array_equal(np.asarray(ra.affine(picture, inverse)), np.asarray(interpolated))
+
+
 def test_translate_moves_one_pixel_of_32_and_seven_of_224() -> None:
     pixels = noise(32, 64)
     right = np.asarray(ra.translate_x(Image.fromarray(pixels), -1))

@@ -34,6 +34,7 @@ WORDS, MASKED, PAIRS = 10, 2, 4
 
 TASKS = {
     "contrast": PairsConfig(match=0.0, words=0.0, views="plain"),
+    "half the patches": PairsConfig(match=0.0, words=0.0, patches_kept=0.5),
     "both views": PairsConfig(match=0.0, words=0.0),
     "words": PairsConfig(contrast=0.0, match=0.0),
     "match": PairsConfig(contrast=0.0, words=0.0, hardness=0.0),
@@ -64,8 +65,9 @@ def done(model: VLMoConfig | BridgeTowerConfig, task: PairsConfig) -> float:
     return flops.counted(lambda: built(pairs).loss.backward()) / PAIRS
 
 
-@pytest.mark.parametrize("positions", ["relative", "absolute"])
-@pytest.mark.parametrize("name", TASKS)
+@pytest.mark.parametrize(
+    ("name", "positions"), [*((name, "absolute") for name in TASKS), ("paper", "relative"), ("contrast", "relative")]
+)
 def test_vlmo(name: str, positions: str) -> None:
     """What is done beyond need: word rows in passes without words, and the similarities of the batch: 4 %."""
     model = replace(VLMO, positions=positions)
@@ -73,7 +75,7 @@ def test_vlmo(name: str, positions: str) -> None:
     assert 0.9999 < done(model, TASKS[name]) / needed < 1.04
 
 
-@pytest.mark.parametrize("name", [name for name in TASKS if name != "both views"])
+@pytest.mark.parametrize("name", [name for name in TASKS if name not in ("both views", "half the patches")])
 def test_bridgetower(name: str) -> None:
     """Beyond need: the image tower's last layer for all patches where contrast alone reads one of them."""
     needed = flops.bridgetower(TOWERS, TASKS[name], flops.Lengths.of(batch()))
