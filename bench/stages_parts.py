@@ -43,7 +43,9 @@ STARTS = {
     "text": ARMS["text, pairs"],
     "pictures, text": ARMS["pictures, text, pairs"],
 }
+"""What comes before pairs, whole."""
 PICTURES = 383
+"""Of the validation split, at most."""
 PARTS = {
     "pictures, half as long: all": Part(ARMS["pictures, text, pairs"], ("*",)),
     "text: words": Part(ARMS["text, pairs"], WORDS),
@@ -52,6 +54,7 @@ PARTS = {
     "pictures: stem": Part(ARMS["pictures, pairs"], STEM),
     "pictures: all but the stem": Part(ARMS["pictures, pairs"], SHARED + VISION),
 }
+"""The stem is what makes patches: here convolutions."""
 
 
 def reached(name: str, part: Part, seed: int, place: Place) -> float:
