@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from many import start
 from safetensors.torch import load_file
 from tiny import at_step, changed, interrupt, lines, shards
-from two_ranks import on_two_ranks
 
 from dualfuse import hub
 from dualfuse.data.shards import Shards
@@ -87,7 +87,7 @@ def test_a_run_that_was_stopped_keeps_the_same(
 
 def test_two_processes_agree(judged: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "out"
-    assert on_two_ranks(lambda: print(train.train((changed(judged, steps=3),), out))) == [0, 0]
+    assert start(2, lambda: print(train.train((changed(judged, steps=3),), out))) == [0, 0]
     step = assert_best(out)
     assert capfd.readouterr().err.count(f"step {step} is the best so far: */R@* 0.") == 1
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from many import start
 from tiny import BRIDGETOWER, changed, lines, picture, shards, weights
-from two_ranks import on_two_ranks
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
@@ -119,7 +119,7 @@ def test_two_processes_rank_as_one(ranker: Recipe, tmp_path: Path, rows: int) ->
     ranker = changed(ranker, rows_at_once=rows)
     train.train((ranker,), tmp_path / "alone")
     together = tmp_path / "together"
-    assert on_two_ranks(lambda: print(train.train((ranker,), together))) == [0, 0]
+    assert start(2, lambda: print(train.train((ranker,), together))) == [0, 0]
     for here, there in zip(lines(together), lines(tmp_path / "alone"), strict=True):
         assert here == pytest.approx(there, abs=1e-5, rel=1e-4)
     assert lines(together)[-1]["false_texts"] == 3 and lines(together)[-1]["count/false_negatives_avoided"] > 0

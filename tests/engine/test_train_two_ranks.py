@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,11 +30,6 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return changed(made, drop_path=0.0, steps=3, save_every=2, eps=1e-3)
 
 
-def on_two_ranks(work: Callable[[], None]) -> list[int | None]:
-    """Runs ``work`` in two processes and gives their exit codes."""
-    return start(2, work)
-
-
 def assert_close(out: Path, alone: Path) -> None:
     assert [line["step"] for line in lines(out)] == [line["step"] for line in lines(alone)]
     for here, there in zip(lines(out), lines(alone), strict=True):
@@ -59,7 +53,7 @@ def test_the_same_as_one_process(
     train.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
     together = tmp_path / "together"
     capfd.readouterr()
-    assert on_two_ranks(lambda: print(train.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
+    assert start(2, lambda: print(train.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
     assert_close(together, tmp_path / "alone")
     assert keys(together) == keys(tmp_path / "alone")
     assert capfd.readouterr().err.count("step 3/3") == 1  # only one process speaks
@@ -77,7 +71,7 @@ def test_the_same_as_one_process(
 def test_bridgetower_is_the_same_as_in_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     recipe = replace(steady, model=BRIDGETOWER, task=cfg)
     train.train((recipe,), tmp_path / "alone")
-    assert on_two_ranks(lambda: print(train.train((recipe,), tmp_path / "together"))) == [0, 0]
+    assert start(2, lambda: print(train.train((recipe,), tmp_path / "together"))) == [0, 0]
     assert_close(tmp_path / "together", tmp_path / "alone")
 
 
@@ -100,7 +94,7 @@ def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", only_the_first_saves)
         patch.setattr(train, "seed_step", at_step(1, ask))
-        assert on_two_ranks(work) == [0, 0]
+        assert start(2, work) == [0, 0]
     assert checkpoint.latest(out / "checkpoints").name == "step-00000002"  # type: ignore[union-attr]
     train.train((steady,), out)
     assert_close(out, tmp_path / "alone")
@@ -121,5 +115,5 @@ def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monk
 def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     """What the loss does not reach is frozen: otherwise the second step would wait for its gradient, and raise."""
     some = replace(steady, task=cfg)
-    assert on_two_ranks(lambda: print(train.train((some,), tmp_path))) == [0, 0]
+    assert start(2, lambda: print(train.train((some,), tmp_path))) == [0, 0]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
