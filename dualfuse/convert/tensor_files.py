@@ -87,7 +87,10 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
     for file in files:
         if Path(file).name != file or file.endswith(".index.json"):
             raise ValueError(f"{index} lists {file!r}, which is no file beside it")
-        tensors |= read_weights(index.with_name(file)).tensors
+        try:
+            tensors |= read_weights(index.with_name(file)).tensors
+        except OSError as error:  # such as a name that is too long
+            raise ValueError(f"{index} lists {file[:80]!r}, which cannot be read: {error.strerror}") from error
     if missing := sorted(parts.keys() - tensors.keys()):
         raise ValueError(f"{index} lists {len(missing)} tensors that its files do not hold, such as {missing[0]}")
     return tensors

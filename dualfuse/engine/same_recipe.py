@@ -11,7 +11,7 @@ from dualfuse import dist, hub
 from dualfuse.config import JSON, from_json, to_json
 from dualfuse.disk import write_text
 from dualfuse.engine import checkpoint
-from dualfuse.recipe import Recipe
+from dualfuse.recipe import Data, Recipe, Run
 
 FINAL, BEST, CHECKPOINTS, RECIPE = "final", "best", "checkpoints", "recipe.json"
 
@@ -54,8 +54,8 @@ def _compare(stored: object, recipe: Recipe, out: Path) -> None:
 
 def _essence(recipe: object) -> object:
     """Leaves out what does not change the result; what of ``micro_batch`` does is compared with the checkpoint."""
-    if not isinstance(recipe, Recipe):
-        return recipe
+    if not (isinstance(recipe, Recipe) and isinstance(recipe.run, Run) and isinstance(recipe.data, Data)):
+        return recipe  # of a file that somebody changed
     kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep": 1, "best": ""}
     how = {"recompute": False, "shard": False, "compile": False, "patience": 30.0, "micro_batch": 0}
     run = replace(recipe.run, **kept, **how, tensorboard=False, nonfinite="stop")
