@@ -67,13 +67,13 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
     recipe = read_recipe(folder)
     try:
         task = recipe.task.build(recipe.model.build())
+        prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
     except Exception as error:  # whatever values of another type than a config says lead to
         raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
     try:
         task.load_state_dict(read_tensors(folder))
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
-    prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
     return Loaded(task.to(device).eval(), prep, recipe)
 
 
