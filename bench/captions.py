@@ -10,7 +10,6 @@ repeated. The demo's models come from bench/demo_seeds.py:
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from means import mean_and_spread
 from torch import Tensor
 
 from dualfuse import Plan, Shards, hub, train
@@ -88,16 +88,15 @@ def table(runs: Mapping[str, Sequence[Metrics]]) -> str:
     """Gives a Markdown table: mean and spread over seeds, in percent but for CIDEr-D."""
     lines = [f"| | {' | '.join(SHOWN)} |", f"|---|{'---:|' * len(SHOWN)}"]
     for name, found in runs.items():
-        cells = [cell([one[metric] for one in found], 1 if metric == "CIDEr-D" else 100) for metric in SHOWN]
+        cells = [_cell([one[metric] for one in found], metric) for metric in SHOWN]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def cell(values: Sequence[float], scale: float) -> str:
-    """Gives mean ± standard deviation."""
-    digits = 3 if scale == 1 else 1
-    spread = f" ± {scale * statistics.stdev(values):.{digits}f}" if len(values) > 1 and len(set(values)) > 1 else ""
-    return f"{scale * statistics.mean(values):.{digits}f}{spread}"
+def _cell(values: Sequence[float], metric: str) -> str:
+    if metric == "CIDEr-D":
+        return mean_and_spread(values, digits=3)
+    return mean_and_spread([100 * value for value in values])
 
 
 def main() -> None:

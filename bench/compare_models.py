@@ -11,13 +11,13 @@ import argparse
 import json
 import os
 import resource
-import statistics
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from means import table
 
 from dualfuse import hub
 from dualfuse.data.shards import Shards
@@ -87,19 +87,6 @@ def judge(model: Path) -> dict[str, float]:
     return {name: 100 * found[name] for name in ROWS}
 
 
-def table(reached: dict[str, list[dict[str, float]]]) -> str:
-    """Gives a Markdown table of means and standard deviations."""
-    lines = [f"| test split, % | {' | '.join(reached)} |", f"|---|{'---:|' * len(reached)}"]
-    for name, words in (ROWS | {"seconds": "processor seconds of training"}).items():
-        cells = []
-        for runs in reached.values():
-            values = [numbers[name] for numbers in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Runs what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
@@ -112,7 +99,7 @@ def main() -> None:
         for name, contender in CONTENDERS.items():
             folder = chosen.out / f"{name.lower()}-{seed}"
             reached[name].append(run(contender, seed, folder))
-    print(table(reached))
+    print(table("test split, %", reached, ROWS | {"seconds": "processor seconds of training"}))
 
 
 if __name__ == "__main__":

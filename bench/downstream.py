@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from answer_baselines import Asks, colour_cosines, known, learnt_cosines, linear, most_frequent, scores, threshold
+from means import mean_and_spread
 from openpics_labels import FITS, NEAR, name_of, pictures_of, write_fits, write_same
 
 from dualfuse.data.shards import Shards
@@ -143,15 +144,10 @@ def table(part: Part, rows: Rows) -> str:
     """Gives a Markdown table: means and standard deviations in percent, and processor minutes of training."""
     lines = [f"| % | {' | '.join(part.columns.values())} | CPU minutes |", f"|---|{'---:|' * (1 + len(part.columns))}"]
     for name, runs in rows.items():
-        cells = [_cell([numbers[column] for numbers in runs]) for column in part.columns]
+        cells = [mean_and_spread([numbers[column] for numbers in runs]) for column in part.columns]
         minutes = [numbers["minutes"] for numbers in runs if "minutes" in numbers]
         lines.append(f"| {name} | {' | '.join(cells)} | {f'{statistics.mean(minutes):.1f}' if minutes else ''} |")
     return "\n".join(lines)
-
-
-def _cell(values: Sequence[float]) -> str:
-    mean = f"{statistics.mean(values):.1f}"
-    return f"{mean} ± {statistics.stdev(values):.1f}" if len(values) > 1 else mean
 
 
 def main() -> None:

@@ -7,13 +7,13 @@ models (seeds) give mean and spread: python bench/seen_words.py --models runs/de
 from __future__ import annotations
 
 import re
-import statistics
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 import tyro
+from means import mean_and_spread
 
 from dualfuse import hub
 from dualfuse.data.shards import Shards
@@ -86,8 +86,7 @@ def main() -> None:
     print(f"| test texts | number | text to image R@{options.at}, % |\n|---|---:|---:|")
     for name in KINDS:
         shares = [100 * sum(run[name]) / max(1, len(run[name])) for run in runs]
-        spread = f" ± {statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
-        print(f"| {name} | {len(runs[0][name])} | {statistics.mean(shares):.1f}{spread} |")
+        print(f"| {name} | {len(runs[0][name])} | {mean_and_spread(shares)} |")
 
 
 if __name__ == "__main__":

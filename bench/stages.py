@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from means import table
 from stages_plot import Points, draw
 from tokenizers import BertWordPieceTokenizer
 
@@ -238,19 +239,6 @@ def judge(model: Path, place: Place) -> dict[str, float]:
     return {name: 100 * found[name] for name in ROWS}
 
 
-def table(reached: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Gives a Markdown table of means and standard deviations."""
-    lines = [f"| test split, % | {' | '.join(reached)} |", f"|---|{'---:|' * len(reached)}"]
-    for name, words in (ROWS | {"seconds": "processor seconds of training"}).items():
-        cells = []
-        for runs in reached.values():
-            values = [numbers[name] for numbers in runs]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            cells.append(f"{statistics.mean(values):.1f} ± {spread:.1f}")
-        lines.append(f"| {words} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def arguments(purpose: str) -> argparse.ArgumentParser:
     """Gives the arguments that say where the data is, and where runs go."""
     parser = argparse.ArgumentParser(description=purpose)
@@ -270,7 +258,8 @@ def main() -> None:
     place = Place(chosen.pairs, chosen.text, chosen.out)
     prepare(place)
     reached = [_all(arms, chosen.seeds, place) for arms in (ARMS, EXPERTS)]
-    print("\n\n".join(map(table, reached)))
+    rows = ROWS | {"seconds": "processor seconds of training"}
+    print("\n\n".join(table("test split, %", arms, rows) for arms in reached))
     if chosen.plot:
         curves = {name: [curve(arm, seed, place) for seed in chosen.seeds] for name, arm in ARMS.items()}
         draw(curves, {name: [run["R@10"] for run in runs] for name, runs in reached[0].items()}, chosen.plot)

@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import dist
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import Text, Words, hide, load, pad
+from dualfuse.data.text import Text, Words, hide, load
 from dualfuse.models.base import Tokens, VisionLanguageModel, cannot_write, reading_order
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.beam_search import Beam, beam_search
@@ -65,13 +66,12 @@ class CaptioningConfig:
 
     def collate(self, rows: Sequence[CaptionRow]) -> CaptionBatch:
         """Pads the captions to the longest of them."""
-        lengths = torch.tensor([len(row["ids"]) for row in rows])
-        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+        ids, mask = pad_texts([row["ids"] for row in rows])
         places, targets = masked_rows([row["labels"] for row in rows])
         return {
             "image": torch.stack([row["image"] for row in rows]),
             "ids": ids,
-            "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+            "mask": mask,
             "rows": places,
             "targets": targets,
         }

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse.data.loader import Batch, Row
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import pad
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.answered import Accuracy, Asked, Metric
 from dualfuse.tasks.base import Output, Prep, Task
@@ -110,12 +110,11 @@ def with_target(row: QuestionRow, target: Tensor) -> QuestionRow:
 
 def together(rows: Sequence[QuestionRow]) -> QuestionBatch:
     """Makes a batch of rows that are all to be learnt or all to be answered; texts are padded to the longest."""
-    lengths = torch.tensor([len(row["ids"]) for row in rows])
-    ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+    ids, mask = pad_texts([row["ids"] for row in rows])
     batch: QuestionBatch = {
         "images": torch.stack([row["images"] for row in rows]),
         "ids": ids,
-        "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+        "mask": mask,
     }
     targets = [row["target"] for row in rows if "target" in row]
     if targets:

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import mask_words, pad
+from dualfuse.data.text import mask_words
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Output, Prep, Task
 from dualfuse.tasks.heads import WordHead
@@ -56,10 +56,9 @@ class MaskedTextConfig:
 
     def collate(self, rows: Sequence[TextRow]) -> TextBatch:
         """Pads the texts to the longest of them."""
-        lengths = torch.tensor([len(row["ids"]) for row in rows])
-        ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+        ids, mask = pad_texts([row["ids"] for row in rows])
         places, targets = masked_rows([row["labels"] for row in rows])
-        return {"ids": ids, "mask": torch.arange(ids.shape[1]) < lengths[:, None], "rows": places, "targets": targets}
+        return {"ids": ids, "mask": mask, "rows": places, "targets": targets}
 
     def build(self, model: VisionLanguageModel) -> MaskedText:
         """Gives the task with a fresh head."""

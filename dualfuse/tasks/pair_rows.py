@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import dist
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.text import pad
 
 
@@ -47,13 +48,12 @@ class PairBatch(TypedDict):
 
 def together(rows: Sequence[PairRow]) -> PairBatch:
     """Makes a batch of rows, with the texts padded to the longest of them."""
-    lengths = torch.tensor([len(row["ids"]) for row in rows])
-    ids = torch.from_numpy(pad([row["ids"] for row in rows], 0))
+    ids, mask = pad_texts([row["ids"] for row in rows])
     places, targets = masked_rows([row["labels"] for row in rows])
     return {
         "image": torch.stack([row["image"] for row in rows]),
         "ids": ids,
-        "mask": torch.arange(ids.shape[1]) < lengths[:, None],
+        "mask": mask,
         "masked_ids": torch.from_numpy(pad([row["masked_ids"] for row in rows], 0)),
         "rows": places,
         "targets": targets,

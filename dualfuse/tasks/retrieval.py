@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import pad
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Prep, Task
 
@@ -115,9 +115,7 @@ class Texts:
     @staticmethod
     def of(rows: Sequence[np.ndarray]) -> Texts:
         """Pads texts to the longest."""
-        lengths = torch.tensor([len(row) for row in rows])
-        ids = torch.from_numpy(pad(rows, 0))
-        return Texts(ids, torch.arange(ids.shape[1]) < lengths[:, None])
+        return Texts(*pad_texts(rows))
 
     def take(self, index: Tensor, device: torch.device) -> Texts:
         """Gives some of them, no wider than the longest of these."""

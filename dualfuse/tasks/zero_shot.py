@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dualfuse.data.text import pad
+from dualfuse.data.padding import pad_texts
 from dualfuse.tasks.answered import Metric, TopAccuracy
 from dualfuse.tasks.answers import read_vocabulary
 from dualfuse.tasks.base import Prep, Task
@@ -115,7 +115,5 @@ def _searching(task: Task) -> Retriever:
 def _encoded(task: Task, prep: Prep, sentences: Iterator[str]) -> Iterator[Tensor]:
     able, device = _searching(task), next(task.parameters()).device
     while some := [prep.text.encode(sentence).ids for sentence in islice(sentences, AT_ONCE)]:
-        lengths = torch.tensor([len(ids) for ids in some])
-        ids = torch.from_numpy(pad(some, 0))
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
+        ids, mask = pad_texts(some)
         yield able.text_features(task.model.embed_text(ids.to(device), mask.to(device)))

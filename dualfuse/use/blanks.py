@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualfuse.data.padding import pad_texts
 from dualfuse.data.text import Text, load, pad
 from dualfuse.use.prediction import Guess, Prediction
 
@@ -52,10 +53,8 @@ class BlankBatch:
     @staticmethod
     def of(texts: Sequence[Blanks], device: torch.device) -> BlankBatch:
         """Pads texts to the longest."""
-        ids = torch.from_numpy(pad([text.ids for text in texts], 0))
-        lengths = torch.tensor([len(text.ids) for text in texts])
+        ids, mask = pad_texts([text.ids for text in texts])
         places = torch.from_numpy(pad([text.places for text in texts], 0))
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
         return BlankBatch(ids.to(device), mask.to(device), places.to(device))
 
 

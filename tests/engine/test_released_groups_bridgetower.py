@@ -7,30 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_bridgetower import OFFICIAL
 
 from dualfuse.convert import official
 from dualfuse.convert.rename import rename
 from dualfuse.engine.optim import build_optimizer, learning_rate, set_learning_rate
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.recipe import Optim
 from dualfuse.tasks.heads import Projection
 from dualfuse.tasks.pairs import PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
-MODEL = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
-    width=64,
-    heads=4,
-    feed_forward=128,
-    layers=3,
-)
 RECORDED = {"lr": 1e-5, "weight_decay": 0.01, "head_rate": 50.0, "fusing_rate": 5.0}
 
 
 def test_the_six_groups_of_the_official_code() -> None:
-    task = PairsConfig(projection=Projection(width=24, bias=True, temperature="plain")).build(MODEL.build())
+    task = PairsConfig(projection=Projection(width=24, bias=True, temperature="plain")).build(OFFICIAL.build())
     optim = Optim(**RECORDED, decay="released", schedule="constant")  # type: ignore[arg-type]
     optimizer = build_optimizer(task, optim)
     set_learning_rate(optimizer, learning_rate(optim, 0, 1))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_bridgetower import OFFICIAL
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +19,6 @@ from dualfuse.convert.official_config import model_of
 from dualfuse.convert.rename import rename, sort
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.tasks import contrast as contrast_module
 from dualfuse.tasks.contrast import find_positives
 from dualfuse.tasks.heads import Classifier, Projection
@@ -32,16 +32,6 @@ OUTPUTS, INPUTS = (load_file(GOLDEN / f"{name}.safetensors") for name in ("outpu
 STATE = load_file(GOLDEN / "state_dict.safetensors")
 NEAR = 1e-5
 NOTHING = 1e-6  # norms below it are rounding
-MODEL = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
-    width=64,
-    heads=4,
-    feed_forward=128,
-    layers=3,
-    epsilon=1e-12,
-    contrast_image="tower",
-)
 TASK = PairsConfig(
     words=1.0,
     views="plain",
@@ -75,7 +65,7 @@ def weights(of: Kind = PAIRS) -> dict[str, Tensor]:
     return sort(STATE, of.layout).tensors
 
 
-def model(cfg: BridgeTowerConfig = MODEL) -> BridgeTower:
+def model(cfg: BridgeTowerConfig = OFFICIAL) -> BridgeTower:
     """Gives a model with the recorded weights; those that this one does not have are left out."""
     made, given = cfg.build().eval(), weights()
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
@@ -83,7 +73,7 @@ def model(cfg: BridgeTowerConfig = MODEL) -> BridgeTower:
 
 
 def task(cfg: PairsConfig = TASK) -> Pairs:
-    made, given = cfg.build(MODEL.build()).eval(), weights()
+    made, given = cfg.build(OFFICIAL.build()).eval(), weights()
     made.load_state_dict({name: given[name] for name in made.state_dict()})
     return made
 
@@ -117,7 +107,7 @@ def batch(image_id: Tensor) -> dict[str, Tensor]:
 
 def test_the_shapes_tell_the_model() -> None:
     without_gates = {name: tensor for name, tensor in weights().items() if "gates" not in name}
-    assert model_of(without_gates, heads=4) == MODEL
+    assert model_of(without_gates, heads=4) == OFFICIAL
 
 
 @torch.no_grad()
@@ -198,7 +188,7 @@ def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
 
 @torch.no_grad()
 def test_meter() -> None:
-    cfg = replace(MODEL, bridge="none")
+    cfg = replace(OFFICIAL, bridge="none")
     made = model(cfg)
     fused = made.fuse(made.embed_image(INPUTS["pixel_values"]), made.embed_text(INPUTS["input_ids"], MASK))
     same("meter.text_feats", fused.text)
@@ -228,7 +218,7 @@ def test_answers_and_entailment() -> None:
 @torch.no_grad()
 def test_two_pictures() -> None:
     """Each pair of picture and text by itself, the second one with a type of its own."""
-    made, given = replace(MODEL, image_slots=2).build().eval(), weights()
+    made, given = replace(OFFICIAL, image_slots=2).build().eval(), weights()
     given["model.types.weight"] = STATE["nlvr2_token_type_embeddings"]
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
     text = made.embed_text(INPUTS["input_ids"], MASK)
@@ -242,7 +232,7 @@ def test_two_pictures() -> None:
 @torch.no_grad()
 def test_ranking() -> None:
     """The rank of a text for a picture is the log-odds of the match head it becomes."""
-    made = replace(TASK, contrast=0.0, words=0.0).build(MODEL.build()).eval()
+    made = replace(TASK, contrast=0.0, words=0.0).build(OFFICIAL.build()).eval()
     given = as_match_head(weights(kind("ranking")))
     missing = made.load_state_dict({name: given[name] for name in made.state_dict() if name in given}, strict=False)
     assert all(name.startswith(("projections.", "word_head.")) for name in missing.missing_keys)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from official_bridgetower import OFFICIAL
 from official_vlmo import from_official
 from safetensors.torch import load_file
 from torch import Tensor
@@ -16,8 +17,6 @@ from torch.testing import assert_close
 from dualfuse.convert.official import KINDS
 from dualfuse.convert.rename import sort
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import Initial, VLMoConfig
 from dualfuse.tasks.classification import Classification, QuestionBatch, QuestionConfig
 from dualfuse.tasks.entailment import EntailmentConfig
@@ -33,16 +32,6 @@ VLMO_MODELS = {
     "rel": VLMO,
     "abs": replace(VLMO, positions="absolute", initial=Initial(layer_scale=0.0), text_length=12),
 }
-BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
-    width=64,
-    heads=4,
-    feed_forward=128,
-    layers=3,
-    epsilon=1e-12,
-    contrast_image="tower",
-)
 
 
 def loaded(cfg: QuestionConfig, model: ModelConfig, weights: dict[str, Tensor]) -> Classification:
@@ -119,7 +108,7 @@ def test_bridgetower(name: str) -> None:
     weights = sort(state, next(kind for kind in KINDS if kind.name == name).layout).tensors
     if len(pictures) == 2:
         weights["model.types.weight"] = state["nlvr2_token_type_embeddings"]
-    task = loaded(cfg, replace(BRIDGETOWER, image_slots=len(pictures)), weights)
+    task = loaded(cfg, replace(OFFICIAL, image_slots=len(pictures)), weights)
     questions = batch(inputs, pictures, ("input_ids", "attention_mask"), inputs[target])
     for what, value in (("logits", task.logits(questions)), ("loss", task(questions).loss)):
         assert_close(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from official_bridgetower import OFFICIAL
 from safetensors.torch import load_file
 from tiny import BRIDGETOWER, MODEL, caption, picture, tokenizer
 from torch.nn import functional as F
@@ -20,7 +21,6 @@ from dualfuse.data.images import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text import Text
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks import ranking
 from dualfuse.tasks.base import Prep
@@ -28,16 +28,6 @@ from dualfuse.tasks.pair_rows import PairBatch
 from dualfuse.tasks.ranking import Ranking, RankingConfig, draw_texts, rank_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
-OFFICIAL = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
-    width=64,
-    heads=4,
-    feed_forward=128,
-    layers=3,
-    epsilon=1e-12,
-    contrast_image="tower",
-)
 
 
 @pytest.fixture
