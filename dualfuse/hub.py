@@ -64,16 +64,18 @@ def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor]
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
     """Reads a model folder that :func:`save` wrote."""
     folder = Path(folder)
-    recipe = read_recipe(folder)
+    recipe, tensors = read_recipe(folder), read_tensors(folder)
     try:
-        task = recipe.task.build(recipe.model.build())
+        outline = recipe.outline()  # a config may ask for more memory than there is
         prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
     except Exception as error:  # whatever values of another type than a config says lead to
         raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
     try:
-        task.load_state_dict(read_tensors(folder))
+        outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
+    task = recipe.build()
+    task.load_state_dict(tensors)
     return Loaded(task.to(device).eval(), prep, recipe)
 
 

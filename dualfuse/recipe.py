@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+import torch
 from tyro.conf import AvoidSubcommands
 
 from dualfuse.data.images import Augment, ImageTransform, Looks
 from dualfuse.data.text import Text
 from dualfuse.models.base import ModelConfig
-from dualfuse.tasks.base import Prep, TaskConfig
+from dualfuse.tasks.base import Prep, Task, TaskConfig
 
 Model = TypeVar("Model", bound=ModelConfig, covariant=True)
 Learning = TypeVar("Learning", bound=TaskConfig, covariant=True)
@@ -150,3 +151,12 @@ class Recipe(Generic[Model, Learning]):
             raise ValueError(
                 f"both_experts={self.both_experts!r} copies from what a run starts from; set start_from too"
             )
+
+    def build(self) -> Task:
+        """Gives the task around its model, with initial weights."""
+        return self.task.build(self.model.build())
+
+    def outline(self) -> Task:
+        """Gives the task without any numbers in it: names and shapes, whatever memory those would need."""
+        with torch.device("meta"):
+            return self.build()

@@ -161,6 +161,22 @@ def test_a_hostile_config(folder: Path, path: tuple[str, ...], value: object, sa
         hub.load(folder)
 
 
+@pytest.mark.parametrize(
+    ("path", "value", "said"),
+    [
+        (("model", "width"), 1 << 24, "does not fit its own config.json"),
+        (("model", "vocabulary"), 1 << 40, "does not fit its own config.json"),
+        (("model", "image_size"), [8 << 20, 8 << 20], "does not fit its own config.json"),
+        (("model", "depth"), 1 << 40, "depth is 1099511627776, .*give 1 to 1000"),
+        (("data", "image_size"), [1 << 20, 1 << 20], "image size is 1048576 x 1048576; give 1 to"),
+    ],
+)
+def test_sizes_that_no_memory_holds(folder: Path, path: tuple[str, ...], value: object, said: str) -> None:
+    edit(folder, *path, value=value)
+    with pytest.raises(ValueError, match=rf"(?s)model/(config.json|model.safetensors)[: ].*{said}"):
+        hub.load(folder)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", '"x"', "[]", "3", "null", '{"is": "x"}'])
 def test_a_config_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)

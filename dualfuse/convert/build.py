@@ -48,11 +48,9 @@ def build(foreign: Foreign) -> Converted:
     Raises ``ValueError`` if tensors are missing or of other shapes.
     """
     recipe = foreign.recipe
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.run.seed)
-        task = recipe.task.build(recipe.model.build())
-    check_tokenizer(recipe.data.text, task.model.vocabulary)
-    wanted, given = task.state_dict(), foreign.tensors
+    outline = recipe.outline()  # a config.json may ask for more memory than there is
+    check_tokenizer(recipe.data.text, outline.model.vocabulary)
+    wanted, given = outline.state_dict(), foreign.tensors
     new = [name for name in wanted if name not in given]
     missing = [name for name in new if not name.startswith(_may_lack(given)) and not _fits(name, foreign.may_be_new)]
     if missing:
@@ -61,12 +59,17 @@ def build(foreign: Foreign) -> Converted:
             "(names of dualfuse): the file is not complete, or does not belong to its config.json"
         )
     left = {name: tensor for name, tensor in given.items() if name not in wanted}
+    used = {name: tensor for name, tensor in given.items() if name in wanted}
     try:
-        task.load_state_dict({name: tensor for name, tensor in given.items() if name in wanted}, strict=False)
+        outline.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:
         raise ValueError(
             f"the tensors of {foreign.report.source} do not have the shapes of its model: {error}"
         ) from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.run.seed)
+        task = recipe.build()
+    task.load_state_dict(used, strict=False)
     report = replace(foreign.report, new=shapes({name: wanted[name] for name in new}))
     report = replace(report, unexpected={**report.unexpected, **shapes(left)}, notes=(*report.notes, *_types(given)))
     return Converted(task.eval(), recipe, foreign.kept, report)

@@ -118,7 +118,9 @@ class ImageTransform:
     looks: Looks = Looks()
 
     def __post_init__(self) -> None:
-        """Refuses a size that the fit cannot give."""
+        """Refuses a size that the fit cannot give, or that no picture may have."""
+        if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
+            raise ValueError(f"image size is {self.size[0]} x {self.size[1]}; give 1 to {MAX_PIXELS:,} pixels in all")
         if self.looks.fit != "squeeze" and self.size[0] != self.size[1]:
             raise ValueError(
                 f"image size is {self.size[0]} x {self.size[1]}, but the fit {self.looks.fit!r} gives squares; "

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dualfuse.data.order import Draw, Order, sample_rng
@@ -60,6 +61,13 @@ class Delivery:
     step: int
     batch: Batch
     skipped: tuple[Skipped, ...] = ()
+
+    def pin_memory(self) -> Delivery:
+        """Gives it with tensors in memory from which a GPU reads by itself; torch's loader calls this, in a thread."""
+        pinned = {
+            name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.batch.items()
+        }
+        return replace(self, batch=pinned)
 
 
 @dataclass(frozen=True)
@@ -226,6 +234,7 @@ def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], wo
         sampler=chunks,
         num_workers=workers,
         worker_init_fn=_settle,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or torch would draw from the global one, and a resumed run would differ
     )
     deliveries = iter(loader)

@@ -8,8 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from dualfuse import dist
 from dualfuse.data.buckets import in_buckets
@@ -125,8 +123,3 @@ def collate(recipe: Recipe, rows: Sequence[Any]) -> Batch:  # Any: what the task
     """Makes a batch of rows, in a loader worker; for compiled blocks one of few shapes."""
     batch = recipe.task.collate(rows)
     return in_buckets(batch, recipe.data.text_length) if recipe.run.compile else batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Moves the tensors of a batch."""
-    return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}

@@ -13,10 +13,11 @@ import torch
 from dualfuse.data.loader import Delivery, Row, Samples, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.engine.ahead import to_device
 from dualfuse.engine.captions import Written, save_captions, write_all
 from dualfuse.engine.evaluate import Plan, evaluate
 from dualfuse.engine.every_pair import rank_recall
-from dualfuse.engine.feed import open_sets, to_device
+from dualfuse.engine.feed import open_sets
 from dualfuse.engine.map_score import draw_maps, score_maps
 from dualfuse.engine.pair_accuracy import pair_accuracy
 from dualfuse.engine.progress import following

@@ -16,8 +16,8 @@ import torch
 from dualfuse.data.loader import Row, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards import Shards
+from dualfuse.engine.ahead import to_device
 from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.feed import to_device
 from dualfuse.engine.progress import following
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.classification import Classification, QuestionConfig

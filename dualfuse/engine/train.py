@@ -18,6 +18,7 @@ from dualfuse.card import write_card
 from dualfuse.config import trust
 from dualfuse.data.loader import Delivery
 from dualfuse.engine import checkpoint
+from dualfuse.engine.ahead import on_device, to_device
 from dualfuse.engine.best import Best, keep_best
 from dualfuse.engine.cores import share_cores
 from dualfuse.engine.earlier import with_tokenizers
@@ -31,7 +32,6 @@ from dualfuse.engine.feed import (
     micro_steps,
     open_sets,
     passes,
-    to_device,
 )
 from dualfuse.engine.guard import Guard
 from dualfuse.engine.interrupt import Interrupted, stop_asked
@@ -83,7 +83,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
 def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     share_cores(recipe.data.workers)
     torch.manual_seed(recipe.run.seed)
-    task = recipe.task.build(recipe.model.build())
+    task = recipe.build()
     newest = checkpoint.latest(out / CHECKPOINTS)
     if start and not newest:
         begin_with(task, recipe, start, out)
@@ -98,7 +98,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
     state = State(recipe, out, task, optimizer, step, Best.restored(recipe.run.best, extra), sharded)
-    fit(state, dist.wrap(task, device), deliveries(recipe, start=step))
+    fit(state, dist.wrap(task, device), on_device(deliveries(recipe, start=step), device))
     state.settle()
     state.save_model(FINAL)
 
@@ -165,7 +165,10 @@ class State:
 
 
 def fit(state: State, forward: nn.Module, stream: Iterator[Delivery]) -> None:
-    """Trains until the recipe's last step; ``forward`` is the task or its distributed wrap."""
+    """Trains until the recipe's last step; ``forward`` is the task or its distributed wrap.
+
+    The tensors of ``stream`` are on the task's device.
+    """
     recipe, run = state.recipe, state.recipe.run
     state.task.train()
     ledger = Ledger(state.out / f"rank-{dist.rank()}" if dist.rank() else state.out, state.step)
@@ -175,7 +178,7 @@ def fit(state: State, forward: nn.Module, stream: Iterator[Delivery]) -> None:
             rate = learning_rate(recipe.optim, state.step, run.steps)
             set_learning_rate(state.optimizer, rate)
             for micro, delivery in enumerate(islice(stream, micro_steps(recipe))):
-                numbers = accumulate(state, forward, to_device(delivery.batch, state.device), micro)
+                numbers = accumulate(state, forward, delivery.batch, micro)
                 log.add(numbers)
                 guard.watch(numbers)
                 for skipped in delivery.skipped:

@@ -9,8 +9,8 @@ import torch
 
 from dualfuse.data.loader import Samples, evaluation_batches
 from dualfuse.data.sample import Sample
+from dualfuse.engine.ahead import to_device
 from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.feed import to_device
 from dualfuse.engine.progress import following
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig, TextRow

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from dualfuse.layers.attention import Remembered, take_rows
 from dualfuse.layers.embeddings import Hidden
 
+DEEPEST = 1000  # a file from outside may ask for any number of layers; each costs time before its size is known
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dualfuse.layers.bridges import AddLinear, AllLayers, BridgeKind, bridge
 from dualfuse.layers.post_norm import CrossLayer
-from dualfuse.models.base import Fused, Tokens, VisionLanguageModel, cannot_write
+from dualfuse.models.base import DEEPEST, Fused, Tokens, VisionLanguageModel, cannot_write
 from dualfuse.models.towers import ImageTower, ImageTowerConfig, TextTower, TextTowerConfig
 
 MODALITIES = ("text", "image")
@@ -57,6 +57,8 @@ class BridgeTowerConfig:
         """Refuses numbers that make no model."""
         shallowest = min(self.image.depth, self.text.depth)
         fed = self.fed
+        if self.layers > DEEPEST:
+            raise ValueError(f"layers is {self.layers}; give 1 to {DEEPEST}")
         if self.layers < 1 or len(fed) > self.layers or any(not 0 <= depth < shallowest for depth in fed):
             raise ValueError(
                 f"{self.layers} cross-modal layers cannot be fed by the layers {fed} below the top of towers that have "

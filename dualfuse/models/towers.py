@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dualfuse.layers.attention import attend
 from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
 from dualfuse.layers.post_norm import TextLayer
+from dualfuse.models.base import DEEPEST
 
 HEAD = 64  # channels of a head of the image tower, whatever its width
 
@@ -31,8 +32,10 @@ class ImageTowerConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no tower."""
-        if self.width % HEAD or self.depth < 1:
-            raise ValueError(f"width is {self.width}, depth {self.depth}; give a multiple of {HEAD}, and at least 1")
+        if self.width % HEAD or not 1 <= self.depth <= DEEPEST:
+            raise ValueError(
+                f"width is {self.width}, depth {self.depth}; give a multiple of {HEAD}, and 1 to {DEEPEST}"
+            )
         if any(side < self.patch or side % self.patch for side in self.image_size):
             raise ValueError(f"image_size {self.image_size} is no multiple of the patch, {self.patch}")
 
@@ -50,6 +53,11 @@ class TextTowerConfig:
     """Longest text the positions know."""
     pad: int = 1
     """Id of the padding token; positions count the others, from pad + 1 on."""
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that make no tower."""
+        if not 1 <= self.depth <= DEEPEST:
+            raise ValueError(f"depth is {self.depth}; give 1 to {DEEPEST}")
 
 
 class ImageTower(nn.Module):

@@ -13,7 +13,7 @@ from dualfuse.layers.blocks import SHARED, Block, Route, one_expert
 from dualfuse.layers.embeddings import Hidden, Patches, Stem, Words
 from dualfuse.layers.initial import initialise, initialise_as_beit
 from dualfuse.layers.relative_bias import Grid, RelativeBias
-from dualfuse.models.base import Fused, Past, Tokens, VisionLanguageModel
+from dualfuse.models.base import DEEPEST, Fused, Past, Tokens, VisionLanguageModel
 from dualfuse.models.word_by_word import Stack, go_on, remember
 
 TEXT, IMAGE, BOTH = "text", "image", "both"
@@ -67,8 +67,8 @@ class VLMoConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers that make no model."""
-        if self.depth < 1 or self.both_from < 0:
-            raise ValueError(f"depth is {self.depth}, both_from {self.both_from}; give at least 1, and at least 0")
+        if not 1 <= self.depth <= DEEPEST or self.both_from < 0:
+            raise ValueError(f"depth is {self.depth}, both_from {self.both_from}; give 1 to {DEEPEST}, and at least 0")
         if any(side < self.patch or side % self.patch for side in self.image_size):
             raise ValueError(f"image_size {self.image_size} is no multiple of the patch, {self.patch}")
 

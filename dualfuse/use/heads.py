@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dualfuse.data.loader import Row
 from dualfuse.data.sample import Sample
-from dualfuse.engine.feed import to_device
+from dualfuse.engine.ahead import to_device
 from dualfuse.hub import Loaded
 from dualfuse.tasks.base import Prep
 from dualfuse.tasks.captioning import Captioning

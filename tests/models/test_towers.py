@@ -154,8 +154,10 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
 @pytest.mark.parametrize(
     ("cfg", "changes", "sentence"),
     [
-        (IMAGE, {"width": 96}, "width is 96, depth 4; give a multiple of 64, and at least 1"),
-        (IMAGE, {"depth": 0}, "width is 64, depth 0; give a multiple of 64, and at least 1"),
+        (IMAGE, {"width": 96}, "width is 96, depth 4; give a multiple of 64, and 1 to 1000"),
+        (IMAGE, {"depth": 0}, "width is 64, depth 0; give a multiple of 64, and 1 to 1000"),
+        (TEXT, {"depth": 1001}, "depth is 1001; give 1 to 1000"),
+        (MODEL, {"layers": 1001}, "layers is 1001; give 1 to 1000"),
         (IMAGE, {"image_size": (16, 20)}, r"image_size \(16, 20\) is no multiple of the patch, 8"),
         (IMAGE, {"image_size": (0, 16)}, r"image_size \(0, 16\) is no multiple of the patch, 8"),
         (MODEL, {"layers": 5}, r"5 cross-modal layers cannot be fed by the layers \(4, 3, 2, 1, 0\) .* from 0 to 3"),
