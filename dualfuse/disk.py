@@ -26,13 +26,13 @@ def room_for(partial: Path, tensors: Iterable[Tensor], advice: str) -> Iterator[
     ``tensors`` are what takes the room. Raises ``OSError`` that says what could not be written and why, how much room
     it needs and how much there is, and the ``advice``.
     """
-    needed = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    needed = size_of(tensors)
     try:
         partial.mkdir(parents=True)
         yield
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(f"{partial} could not be written ({error}); {_room(partial, needed)}. {advice}") from error
+        raise OSError(f"{partial} could not be written ({error}); {room(partial, needed)}. {advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -52,8 +52,13 @@ def says_full(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno in FULL
 
 
-def _room(path: Path, needed: int) -> str:
-    """Gives "it takes 1.2 GB and 0.3 GB are free there"."""
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Gives the bytes that tensors take; of those that are shared out, as a whole."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def room(path: Path, needed: int) -> str:
+    """Gives "it takes 1.2 GB, and 0.3 GB are free there"."""
     there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     try:
         free = _size(shutil.disk_usage(there).free)

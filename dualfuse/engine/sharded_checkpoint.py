@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from dualfuse import dist
+from dualfuse.disk import room, size_of
 from dualfuse.engine.checkpoint import JSON, NO_ROOM, SHARDS, begin, complete, describe_state, moments_of, trained
 
 
@@ -18,6 +20,7 @@ class ShardedCheckpoints:
     def __init__(self) -> None:
         """All processes must take part."""
         self._shards = dist.Shards()
+        self._partial, self._needed = Path(), 0
 
     def save(
         self,
@@ -35,17 +38,22 @@ class ShardedCheckpoints:
         """
         self.wait()
         partial, names = begin(folder, step, keep), trained(task, optimizer)
+        tensors = {**task.state_dict(), **moments_of(task, optimizer)}
+        self._partial, self._needed = partial, size_of(tensors.values())
 
         def finish() -> None:
             describe_state(partial, step, names, extra)
             complete(partial, keep)
 
         dist.barrier()  # nobody writes before all have removed what a kill left
-        self._shards.write({**task.state_dict(), **moments_of(task, optimizer)}, partial / SHARDS, finish)
+        self._shards.write(tensors, partial / SHARDS, finish)
 
     def wait(self) -> None:
-        """Waits until the last one is there; raises ``OSError`` where it could not be written."""
+        """Waits until the last one is there; raises ``OSError`` where it could not be written: nothing of it stays."""
         try:
             self._shards.wait()
         except OSError as error:
-            raise OSError(f"a checkpoint could not be written: {error}. {NO_ROOM}") from error
+            said = f"{self._partial} could not be written ({error}); {room(self._partial, self._needed)}. {NO_ROOM}"
+            if dist.rank() == 0:  # which hears of it last, when the others write no more
+                shutil.rmtree(self._partial, ignore_errors=True)
+            raise OSError(said) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import signal
 import time
@@ -134,6 +135,31 @@ def test_killed_while_a_checkpoint_is_written(steady: Recipe, alone: Path, tmp_p
     run(2, changed(steady, shard=True), tmp_path)
     assert_same(tmp_path, alone)
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
+    """The parts of step 4 do not fit: those of step 2 stay, nothing of the others does, and all processes say so."""
+    folder = tmp_path / "checkpoints"
+
+    def work() -> None:
+        begin = sharded_checkpoint.begin
+
+        def fills_up(at: Path, step: int, keep: int) -> Path:
+            if step == 4:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+            return begin(at, step, keep)
+
+        sharded_checkpoint.begin = fills_up
+        with pytest.raises(
+            OSError, match=r"04\.partial could not be written \(.*process 1: .*Earlier checkpoints are whole"
+        ) as found:
+            train.train((changed(steady, shard=True),), tmp_path)
+        assert "; it takes " in str(found.value)
+
+    assert start(2, work) == [0, 0]
+    assert [path.name for path in folder.iterdir()] == ["step-00000002"]
+    run(2, changed(steady, shard=True), tmp_path)
+    assert_same(tmp_path, alone)
 
 
 @pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["ends", "hangs"])
