@@ -55,7 +55,7 @@ class Part:
         return f"{self.folder}/{split}-*.tar"
 
 
-MODELS = {"VLMo": "", "BridgeTower": "-bridgetower", "METER": "-meter"}
+MODELS = {"VLMo": "", "BridgeTower": "-bridgetower"}
 FROM_DEMO = "VLMo, from the demo's model"
 LABELS = {"test accuracy": "wrong ones at random", f"{NEAR} accuracy": "wrong ones alike"}
 KINDS = {"test accuracy": "accuracy"} | {f"test accuracy/{kind}": kind for kind in ("yes/no", "colour", "shape")}

@@ -19,7 +19,7 @@ ADVICE = {
     "tiny picture": "there is little to see; leave it out, or check that no thumbnails were taken",
     "huge picture": "decoding takes long; prepare again with --longest-side",
     "animated picture": "only its first frame is seen",
-    "same picture again": "counts several times in training; leave out all but one",
+    "same picture again": "no flaw if each has its own question; else it counts several times: leave out all but one",
     "near-same picture again": "re-encoded or resized copies, or a series; look at them",
     "same picture in two splits": "a leak: what is tested was trained on; remove it from training",
     "near-same picture in two splits": "perhaps a leak; look at them",

@@ -19,6 +19,7 @@ from dualfuse.tasks.captioning import Captioning
 from dualfuse.tasks.classification import Classification, PairClassification
 from dualfuse.tasks.masked_text import MaskedText
 from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.segmentation import Segmentation
 from dualfuse.use.blanks import BlankBatch, Blanks, fill, read_blanks
 from dualfuse.use.prediction import Guess, Prediction
 
@@ -46,6 +47,11 @@ def head_of(model: Loaded) -> Head:
             return Words(task, model.prep)
         case Captioning() as task:
             return Captions(task, model.prep)
+    if isinstance(model.task, Segmentation):
+        raise ValueError(
+            "this model names the class of every pixel, which is no line of text: dualfuse evaluate MODEL SHARDS "
+            "--sheet maps.png draws it beside the first pictures of SHARDS"
+        )
     raise ValueError(
         f"a {type(model.task).__name__} model answers nothing about a picture and a text; give one trained for "
         "questions, labels (entailment, NLVR2), pairs, masked words, or captions"

@@ -28,9 +28,11 @@ from dualfuse.models.vlmo import Initial
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.masked_image import MaskedImageConfig
 from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
 from dualfuse.tasks.nlvr2 import NLVR2Config
 from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.segmentation import SegmentationConfig
 from dualfuse.tasks.vqa import VQAConfig
 from dualfuse.use.blanks import read_blanks
 from dualfuse.use.command import predict_command
@@ -153,6 +155,13 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
         (PairsConfig(), picture(1), "a " * 10 + "[MASK]", "word piece 11 .* reads 10"),
         (MaskedTextConfig(), picture(1), "a [MASK]", "looks at no picture"),
         (MaskedTextConfig(), None, "a", "put .MASK."),
+        (
+            SegmentationConfig(labels=("sky", "sea"), after=(1, 2, 2, 2)),
+            picture(1),
+            "",
+            "class of every pixel.* --sheet",
+        ),
+        (MaskedImageConfig(), picture(1), "", "a MaskedImage model answers nothing"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
