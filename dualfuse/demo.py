@@ -11,11 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
 import dualfuse
-from dualfuse import hub
+from dualfuse import dist, hub
 from dualfuse.data.picture_file import picture_suffix
 from dualfuse.data.shards import Shards
 from dualfuse.engine.evaluate import Plan
@@ -147,7 +146,7 @@ def _finished(out: Path, finals: tuple[Path, Path]) -> DemoResults | None:
 
 def _judge(setup: Setup, finals: tuple[Path, Path]) -> DemoResults:
     out = setup.out
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = dist.device()
     joint, control = (hub.load(final, device=device) for final in finals)
     test = Shards.open(out / "data" / "test-*.tar")
     began = time.perf_counter()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from dualfuse import dist
 from dualfuse.convert.load import load
 from dualfuse.data.contact_sheet import Tile, contact_sheet
 from dualfuse.prepare.sources.folder import is_picture_name
@@ -30,7 +30,7 @@ def answer(
         raise ValueError(f"the sheet {sheet} must be called .png or .jpg")
     if rerank and isinstance(question, Path):
         raise ValueError(f"{query} is a picture, and only a text can be matched with pictures; leave out rerank")
-    loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load(model, device=dist.device())
     index = Index.build(loaded, images)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     for line in describe(index):

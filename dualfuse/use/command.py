@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 
+from dualfuse import dist
 from dualfuse.convert.load import load
 from dualfuse.engine.name_classes import NO_NAMES, ByName, named
 from dualfuse.hub import Loaded
@@ -44,7 +44,7 @@ def predict_command(
         raise ValueError(f"there is no table {table}; give a csv, tsv, json, jsonl or parquet file")
     if table and out and out.resolve() == table.resolve():
         raise ValueError(f"{out} would replace the table itself; give another file")
-    loaded = named(load(model, device="cuda" if torch.cuda.is_available() else "cpu"), names)
+    loaded = named(load(model, device=dist.device()), names)
     if table:
         _answer_table(loaded, table, out, top=top, batch=batch)
         return

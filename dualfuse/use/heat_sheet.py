@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dualfuse import dist
 from dualfuse.convert.load import load
 from dualfuse.data.contact_sheet import Tile, contact_sheet
 from dualfuse.use.explain import Explanation, Method, explain
@@ -33,7 +34,7 @@ def explain_command(
     """
     if sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise ValueError(f"the sheet {sheet} must be called .png or .jpg")
-    loaded = load(model, device="cuda" if torch.cuda.is_available() else "cpu")
+    loaded = load(model, device=dist.device())
     explanations = explain(loaded, tuple(image), text, method=method)
     sheet.parent.mkdir(parents=True, exist_ok=True)
     heat_sheet(explanations, f"{method}: {text}").save(sheet)
