@@ -1,4 +1,4 @@
-.PHONY: help demo test test-slow fuzz check bench
+.PHONY: help demo test test-slow test-device fuzz check bench
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -11,6 +11,10 @@ test: .venv/.test ## run the tests
 
 test-slow: .venv/.test ## run the tests that train for longer
 	@.venv/bin/python -m pytest -q -m slow
+
+test-device: .venv/.test ## run the tests that train and answer on a stand-in for a GPU; needs a C++ compiler
+	@PYTHONPATH=tests .venv/bin/python -m pytest -q -p stand_in.plugin -W ignore tests/engine tests/models tests/recipes \
+		tests/report tests/search tests/tasks tests/use tests/test_cli.py
 
 fuzz: .venv/.test ## look for files that break a reader, some minutes, others each time
 	@HYPOTHESIS_PROFILE=minutes .venv/bin/python -m pytest -q tests/fuzz
