@@ -3,7 +3,7 @@
 Every variant starts from the same contrast stage, of the runs that bench/demo_seeds.py left behind, reads the same
 pairs, and stops after as many processor seconds, reading included and judging left out; the learning rate falls to zero
 over those. Runs that are finished are not repeated:
-``python bench/variants.py --demos runs/demo-seeds --out runs/variants --seeds 1 2 --plot docs/images/variants.png``.
+``python bench/variants.py --demos runs/demo-seeds --out runs/variants --seeds 1 2 3 --plot docs/images/variants.png``.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Options:
     demos: Path = Path("runs/demo-seeds")
     """What bench/demo_seeds.py wrote: for every seed the data, and the model after its first stage."""
     out: Path = Path("runs/variants")
-    seeds: tuple[int, ...] = (1, 2)
+    seeds: tuple[int, ...] = (1, 2, 3)
     seconds: float = 90.0
     """Of the processor, for learning."""
     every: float = 15.0
