@@ -65,18 +65,26 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
     """Reads a model folder that :func:`save` wrote."""
     folder = Path(folder)
     recipe, tensors = read_recipe(folder), read_tensors(folder)
-    try:
+    with _building_of(folder):
         outline = recipe.outline()  # a config may ask for more memory than there is
         prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
-    except Exception as error:  # whatever values of another type than a config says lead to
-        raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
     try:
         outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise ValueError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
-    task = recipe.build()
+    with _building_of(folder):
+        task = recipe.build()
     task.load_state_dict(tensors)
     return Loaded(task.to(device).eval(), prep, recipe)
+
+
+@contextmanager
+def _building_of(folder: Path) -> Iterator[None]:
+    """Turns whatever values of another type than a config says lead to into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
 
 
 def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:

@@ -177,6 +177,13 @@ def test_sizes_that_no_memory_holds(folder: Path, path: tuple[str, ...], value: 
         hub.load(folder)
 
 
+def test_numbers_of_another_type(folder: Path) -> None:
+    """Names and shapes are as they should be: this shows when the numbers are drawn."""
+    edit(folder, "model", "initial", "std", value=None)
+    with pytest.raises(ValueError, match=r"nothing can be built of .*config.json: .*NoneType"):
+        hub.load(folder)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", '"x"', "[]", "3", "null", '{"is": "x"}'])
 def test_a_config_that_is_none(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)

@@ -15,6 +15,7 @@ BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
 BERT_UNKNOWN = 100
 BEGINNING = 50  # characters a token that are looked at first; words have five or so
+UNHEARD_OF = "\U0002ebe0"  # a rare character that hardly a vocabulary holds
 IGNORE = -100  # the label cross-entropy leaves out
 
 
@@ -105,6 +106,10 @@ def load(path: str) -> Loaded:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a caption must not smuggle in an end or mask token
+    try:
+        tokenizer.encode(UNHEARD_OF, add_special_tokens=False)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"tokenizer {path} has no token for what it does not know, and needs one: {error}") from error
     for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
         ids = [tokenizer.token_to_id(name) for name in names]
         start, end, pad, mask = ids

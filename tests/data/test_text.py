@@ -188,6 +188,10 @@ def test_unusable_tokenizers_say_why(tmp_path: Path) -> None:
     Tokenizer(models.WordLevel({"a": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3}, unk_token="a")).save(str(bare))
     with pytest.raises(ValueError, match=r"lacks special tokens.*\[MASK\].*<mask>"):
         Text(tokenizer=str(bare)).encode("a")
+    knowing = tmp_path / "knowing.json"
+    Tokenizer(models.WordPiece({"a": 0, "[CLS]": 1, "[SEP]": 2, "[PAD]": 3, "[MASK]": 4})).save(str(knowing))
+    with pytest.raises(ValueError, match=r"knowing\.json has no token for what it does not know.*Missing \[UNK\]"):
+        Text(tokenizer=str(knowing)).encode("a")
 
 
 def sentence(rng: np.random.Generator, length: int, continued: float = 0.0) -> Words:
