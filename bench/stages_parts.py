@@ -107,7 +107,7 @@ def spreads(seeds: Sequence[int], place: Place) -> str:
             validation = replace(recipe.data, train=(place.split("val"),), batch=PICTURES)
             batch = next(deliveries(replace(recipe, data=validation), start=0)).batch
             path = before[-1][0] / "final" if before else None
-            found.append(spread(path, batch, lambda recipe=recipe: recipe.task.build(recipe.model.build())))
+            found.append(spread(path, batch, lambda recipe=recipe: recipe.build()))
         means = [statistics.mean(column) for column in zip(*found, strict=True)]
         lines.append("| {} | {:.2f}, {:.1f} | {:.2f}, {:.1f} |".format(name, *means))
     return "\n".join(lines)

@@ -32,7 +32,7 @@ METER = BridgeTowerConfig(
 
 def saved(folder: Path, recipe: Recipe) -> int:
     """Gives the number of parameters, counted by torch."""
-    task = recipe.task.build(recipe.model.build())
+    task = recipe.build()
     hub.save(folder, task, recipe)
     return sum(parameter.numel() for parameter in task.parameters())
 

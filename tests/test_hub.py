@@ -37,7 +37,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def task(tiny: Recipe) -> Pairs:
     """With weights that tell things apart."""
     torch.manual_seed(3)
-    built = tiny.task.build(tiny.model.build())
+    built = tiny.build()
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

@@ -44,7 +44,7 @@ def from_towers(image: Path, text: Path, recipe: Recipe | None = None, tokenizer
     given["model.image_tower.positions"] = _resized(given["model.image_tower.positions"], model.image)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
-        task = recipe.task.build(model.build())
+        task = recipe.build()
     wanted = task.state_dict()
     _refuse(given, wanted, recipe.name)
     task.load_state_dict({name: tensor for name, tensor in given.items() if name in wanted}, strict=False)

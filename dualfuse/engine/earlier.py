@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from dualfuse.engine.hand_over import outline
+from dualfuse.engine.hand_over import model_outline
 from dualfuse.engine.log import say
 from dualfuse.layers.visual_tokens import VisualTokenizer
 from dualfuse.recipe import Recipe
@@ -46,7 +46,7 @@ def _resolved(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Pat
 
 
 def _compare(name: str, task: MaskedImageConfig, earlier: Recipe) -> None:
-    model = outline(earlier).get_submodule("model")
+    model = model_outline(earlier).get_submodule("model")
     if not isinstance(model, VisualTokenizer):
         raise ValueError(
             f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which makes "

@@ -62,7 +62,7 @@ def hand_over(
     bicubically, without the class token's; relative ones as BEiT does. Positions of texts are cut; where the task
     knows longer texts than the start, ``ValueError`` says what to do. ``both`` is the recipe's ``both_experts``.
     """
-    source, wanted = outline(start), task.state_dict()
+    source, wanted = model_outline(start), task.state_dict()
     unlearnt = () if knows_words(given, start, task) else _words(task)
     result = HandedOver({})
     for name, target in wanted.items():
@@ -84,7 +84,7 @@ def hand_over(
     return result
 
 
-def outline(recipe: Recipe) -> nn.Module:
+def model_outline(recipe: Recipe) -> nn.Module:
     """Gives a module whose ``model`` is that of a recipe, without any numbers in it."""
     with torch.device("meta"):
         return nn.ModuleDict({"model": recipe.model.build()})

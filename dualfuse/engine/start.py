@@ -15,7 +15,7 @@ from dualfuse import dist, hub
 from dualfuse.convert.convert import is_ours, locate
 from dualfuse.convert.foreign import read_foreign
 from dualfuse.data.text import load
-from dualfuse.engine.hand_over import HandedOver, hand_over, knows_words, outline
+from dualfuse.engine.hand_over import HandedOver, hand_over, knows_words, model_outline
 from dualfuse.engine.log import say
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch, Task
@@ -60,10 +60,10 @@ def check_start(recipe: Recipe, earlier: Recipe | None) -> None:
     read when they are needed.
     """
     if earlier:
-        _fitted(Start(earlier.name, earlier, outline(earlier).state_dict()), outline(recipe), recipe)
+        _fitted(Start(earlier.name, earlier, model_outline(earlier).state_dict()), model_outline(recipe), recipe)
     elif recipe.start_from and is_ours(folder := Path(recipe.start_from)):
         begun = hub.with_tokenizer(hub.read_recipe(folder), folder)
-        _fitted(Start(recipe.start_from, begun, outline(begun).state_dict()), outline(recipe), recipe)
+        _fitted(Start(recipe.start_from, begun, model_outline(begun).state_dict()), model_outline(recipe), recipe)
 
 
 def _open(source: str, recipe: Recipe) -> Start:

@@ -281,7 +281,7 @@ def test_what_transformers_does_not_have(contrastive: Path, tmp_path: Path) -> N
     loaded = hub.load(tmp_path / "ours")
     meter = replace(loaded.recipe, model=replace(loaded.recipe.model, bridge="none"))
     meter = hub.with_tokenizer(meter, tmp_path / "ours")
-    hub.save(tmp_path / "meter", meter.task.build(meter.model.build()), meter)
+    hub.save(tmp_path / "meter", meter.build(), meter)
     with pytest.raises(ValueError, match="has no METER"):
         convert(tmp_path / "meter", tmp_path / "back", to="huggingface")
     assert not list(tmp_path.glob("back*"))

@@ -53,7 +53,7 @@ def test_what_was_learnt_since_is_seen_by_what_is_read_again(
     """With a type of pictures that is not zero any more."""
     torch.manual_seed(0)
     recipe = Recipe("x", replace(MODEL, **changes), ImageClassesConfig(classes=5, features=features))
-    task = recipe.task.build(recipe.model.build()).eval()
+    task = recipe.build().eval()
     for parameter in task.parameters():
         nn.init.normal_(parameter, std=0.3)
     written = write_beit(Converted(task, recipe, {}, Report("x", {})))
@@ -70,6 +70,6 @@ def test_what_was_learnt_since_is_seen_by_what_is_read_again(
 
 def test_what_beit_does_not_have() -> None:
     recipe = Recipe("x", replace(MODEL, stem="convolution", bias="alike"), ImageClassesConfig(classes=5))
-    task = recipe.task.build(recipe.model.build())
+    task = recipe.build()
     with pytest.raises(ValueError, match="no convolutional stem, no mean bias for all layers: this model"):
         write_beit(Converted(task, recipe, {}, Report("x", {})))

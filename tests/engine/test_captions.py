@@ -31,7 +31,7 @@ PLAN = Plan(batch=4, workers=0)
 def model(tiny: Recipe) -> hub.Loaded:
     torch.manual_seed(0)
     recipe = replace(tiny, model=replace(tiny.model, drop_path=0.0), task=CaptioningConfig(beam=2))
-    task = recipe.task.build(recipe.model.build()).eval()
+    task = recipe.build().eval()
     nn.init.normal_(task.word_head.decoder.weight, std=1.0)
     prep = Prep(ImageTransform(recipe.data.image_size), Text(recipe.data.text_length, recipe.data.tokenizer))
     return hub.Loaded(task, prep, recipe)

@@ -66,7 +66,7 @@ def steps(recipe: Recipe, task: Task, number: int) -> list[tuple[torch.Tensor, .
 
 def build(recipe: Recipe) -> Task:
     torch.manual_seed(0)
-    return recipe.task.build(recipe.model.build())
+    return recipe.build()
 
 
 @pytest.mark.parametrize("recomputed", [pytest.param(False, marks=pytest.mark.slow), True])

@@ -34,7 +34,7 @@ def ranker(tiny: Recipe) -> Recipe:
 def loaded(ranker: Recipe) -> hub.Loaded:
     """Fresh weights are so small that every pair gets nearly one score; these are not."""
     torch.manual_seed(0)
-    task = ranker.task.build(ranker.model.build()).eval()
+    task = ranker.build().eval()
     with torch.no_grad():
         for parameter in task.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))

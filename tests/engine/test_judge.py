@@ -27,7 +27,7 @@ PLAN = Plan(batch=4, workers=0)
 def loaded(recipe: Recipe) -> hub.Loaded:
     torch.manual_seed(0)
     prep = Prep(ImageTransform(recipe.data.image_size), Text(recipe.data.text_length, recipe.data.tokenizer))
-    return hub.Loaded(recipe.task.build(recipe.model.build()).eval(), prep, recipe)
+    return hub.Loaded(recipe.build().eval(), prep, recipe)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from dualfuse.tasks.pairs import PairsConfig
 def random(recipe: Recipe, seed: int = 0) -> Task:
     """A task in which no number stands twice."""
     torch.manual_seed(seed)
-    task = recipe.task.build(recipe.model.build()).eval()
+    task = recipe.build().eval()
     for parameter in task.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return task

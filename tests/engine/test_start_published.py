@@ -39,7 +39,7 @@ def test_every_key_is_accounted_for(tiny: Recipe, tmp_path: Path, size: tuple[in
     torch.nn.init.normal_(given.model.relative_bias.table, std=0.3)
     hub.save(tmp_path / "start", given, start)
     end = changed(replace(start, task=EntailmentConfig(labels=("a", "b"))), image_size=size, text_length=40)
-    task = end.task.build(end.model.build()).eval()
+    task = end.build().eval()
     begin_with(task, end, str(tmp_path / "start"), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
 

@@ -96,7 +96,7 @@ def test_what_is_frozen_costs_nothing(stage: Recipe, tmp_path: Path, monkeypatch
     monkeypatch.setattr(Expert, "forward", follow)
     train.train((stage,), tmp_path)
     torch.manual_seed(stage.run.seed)
-    start, end = stage.task.build(stage.model.build()).state_dict(), weights(tmp_path)
+    start, end = stage.build().state_dict(), weights(tmp_path)
     moved = {name for name, tensor in end.items() if not torch.equal(tensor, start[name])}
     trained = ("model.words.", "model.types.", "model.norm.", "word_head.", "model.relative_bias.")
     assert moved and all(name.startswith(trained) or ".experts.text." in name for name in moved)

@@ -28,7 +28,7 @@ def test_what_the_whole_run_is(tiny: Recipe, whole: Path) -> None:
     assert [line["count/samples"] for line in said] == list(range(8, 81, 8))
     assert len({line["loss"] for line in said}) == 10
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-00000005", "step-00000010"]
-    start = tiny.task.build(tiny.model.build()).state_dict()
+    start = tiny.build().state_dict()
     assert weights(whole).keys() == start.keys()
 
 
@@ -94,7 +94,7 @@ def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
         made = changed(replace(tiny, task=cfg), steps=1, warmup=0, weight_decay=0.5, **model)
         train.train((made,), tmp_path / name)
         torch.manual_seed(made.run.seed)
-        start = made.task.build(made.model.build()).state_dict()
+        start = made.build().state_dict()
         end = weights(tmp_path / name)
         return {name for name, tensor in start.items() if torch.equal(tensor, end[name])}
 
@@ -122,7 +122,7 @@ def test_train_only(tiny: Recipe, tmp_path: Path) -> None:
     some = changed(tiny, steps=2, warmup=0, train_only=("*.experts.text.*", "model.words.*"))
     train.train((some,), tmp_path)
     torch.manual_seed(some.run.seed)
-    start = some.task.build(some.model.build()).state_dict()
+    start = some.build().state_dict()
     moved = {name for name, tensor in weights(tmp_path).items() if not torch.equal(tensor, start[name])}
     assert {name.split(".")[1] for name in moved} == {"blocks", "words"}
     assert all("experts.text" in name or name.startswith("model.words.") for name in moved)

@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def model(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return hub.save(tmp_path_factory.mktemp("model") / "model", made.task.build(made.model.build()), made)
+    return hub.save(tmp_path_factory.mktemp("model") / "model", made.build(), made)
 
 
 def tokens(path: Path) -> object:
@@ -99,7 +99,7 @@ def test_notes_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObje
     def go_on() -> None:
         is_finished(made, folder)
         if name == "state.json":
-            task = made.task.build(made.model.build())
+            task = made.build()
             checkpoint.restore(step, task, build_optimizer(task, made.optim))
         elif name != "recipe.json":
             with Log(folder, steps=9, start=2, tensorboard=False):

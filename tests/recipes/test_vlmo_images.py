@@ -40,9 +40,9 @@ def test_small_recipes_build_and_fit_each_other() -> None:
     tokenizer, images = vlmo_images.nano_tokenizer(), vlmo_images.nano_images()
     assert isinstance(tokenizer, Recipe) and from_json(to_json(tokenizer)) == tokenizer
     assert from_json(to_json(images)) == images
-    words = tokenizer.task.build(tokenizer.model.build()).model
+    words = tokenizer.build().model
     assert (words.codes, words.stride) == (images.task.codes, images.task.stride)
-    assert images.task.build(images.model.build()).head.out_features == 256
+    assert images.build().head.out_features == 256
     grid = tuple(side // images.task.patch for side in images.data.image_size)
     assert tuple(side * images.task.stride for side in grid) == tokenizer.data.image_size
     big = vlmo_images.tokenizer()
@@ -54,4 +54,4 @@ def test_taught_recipes_differ_in_their_targets_alone() -> None:
     assert replace(base, task=vlmo_images.base_images().task) == vlmo_images.base_images()
     assert from_json(to_json(nano)) == nano and nano.task.mask == vlmo_images.nano_images().task.mask
     assert (base.task.channels, base.task.mask.patches, base.task.teacher_patch) == (768, 75, 16)
-    assert nano.task.build(nano.model.build()).head.out_features == nano.model.width
+    assert nano.build().head.out_features == nano.model.width

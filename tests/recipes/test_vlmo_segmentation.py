@@ -54,7 +54,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     assert recipe.model.image_size == recipe.data.image_size
     assert recipe.task.after[-1] == recipe.model.depth
     with torch.device("meta"):
-        task = chosen.task.build(chosen.model.build())
+        task = chosen.build()
         side = recipe.data.image_size[0]
         maps = task.maps(torch.zeros(2, 3, side, side))
     assert [side // level.shape[-1] for level in maps] == [4, 8, 16, 32]

@@ -39,7 +39,7 @@ def taught(folder: Path, name: str) -> TaughtImageConfig:
     torch.manual_seed(1)
     data = Data(image_size=(16, 16), text_length=12, looks=LOOKS)
     made = Recipe(name="teacher", model=model, task=EntailmentConfig(labels=("a", "b")), data=data)
-    hub.save(folder, made.task.build(made.model.build()), made)
+    hub.save(folder, made.build(), made)
     return replace(TASK, teacher=str(folder), channels=channels)
 
 

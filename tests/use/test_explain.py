@@ -65,7 +65,7 @@ def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
     torch.manual_seed(0)
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
     recipe = Recipe(name="tiny", model=model, task=task, data=data)
-    hub.save(folder / "model", recipe.task.build(recipe.model.build()), recipe)
+    hub.save(folder / "model", recipe.build(), recipe)
     return hub.load(folder / "model")
 
 
