@@ -3,7 +3,7 @@
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: .venv/.core ## train a small model on the pictures in examples/ and search them
+demo: .venv/.core ## train a small model on the images in examples/ and search them
 	@.venv/bin/dualfuse demo
 
 test: .venv/.test ## run the tests

@@ -14,12 +14,12 @@ from torch.nn import functional as F
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import pad
-from dualfuse.tasks.answered import Asked
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.classification import QuestionRow
-from dualfuse.tasks.pairs import Pairs
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import pad_arrays
+from dualfuse.metrics.accuracy import Question
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.classification import QuestionExample
+from dualfuse.tasks.pretrain.pairs import Pairs
 
 GRID = 4
 EPOCHS, BATCH, RATES = 15, 256, (3e-3, 1e-2)
@@ -28,14 +28,14 @@ EPOCHS, BATCH, RATES = 15, 256, (3e-3, 1e-2)
 class Asks(Protocol):
     """The config of a task that answers."""
 
-    def ask(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> QuestionRow:
-        """Reads pictures, text, and the right answer."""
+    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
+        """Read images, text, and the right answer."""
         ...
 
 
 @dataclass(frozen=True)
 class Known:
-    """N questions: word pieces (N, T), colours of P pictures on a coarse grid (N, P, C), answers (N,) by number."""
+    """N questions: tokens (N, T), colours of P images on a coarse grid (N, P, C), answers (N,) by number."""
 
     ids: Tensor
     colours: Tensor
@@ -44,20 +44,20 @@ class Known:
     """By which answers are also judged apart; empty texts where there are none."""
 
 
-def known(task: Asks, prep: Prep, pattern: str, names: Sequence[str]) -> Known:
-    """Reads shards; each patch of the grid is the mean colour of its pixels."""
-    rng, colours, ids, asked = np.random.default_rng(0), list[Tensor](), list[np.ndarray](), list[Asked]()
+def known(task: Asks, processor: Processor, pattern: str, names: Sequence[str]) -> Known:
+    """Read shards; each patch of the grid is the mean colour of its pixels."""
+    rng, colours, ids, asked = np.random.default_rng(0), list[Tensor](), list[np.ndarray](), list[Question]()
     for sample in Shards.open(pattern):
-        row = task.ask(sample, prep, rng)
+        row = task.read_question(sample, processor, rng)
         colours.append(F.adaptive_avg_pool2d(row["images"], GRID).flatten(1))
         ids.append(row["ids"])
         asked.append(row["asked"])
-    answers = torch.tensor([names.index(one.truth[0]) for one in asked])
-    return Known(torch.from_numpy(pad(ids, 0)), torch.stack(colours), answers, tuple(one.kind for one in asked))
+    answers = torch.tensor([names.index(one.target[0]) for one in asked])
+    return Known(torch.from_numpy(pad_arrays(ids, 0)), torch.stack(colours), answers, tuple(one.kind for one in asked))
 
 
 def scores(said: Tensor, part: Known) -> dict[str, float]:
-    """Gives the accuracy of answers (N,) in percent, over all and over those of each kind, named as `evaluate` does."""
+    """Return the accuracy of answers (N,) in percent, over all and over those of each kind, named as `evaluate` does."""
     right = (said == part.answers).double() * 100
     kinds = {kind: torch.tensor([kind == one for one in part.kinds]) for kind in sorted(set(part.kinds)) if kind}
     by_kind = {f"accuracy/{kind}": right[of_it].mean().item() for kind, of_it in kinds.items()}
@@ -65,7 +65,7 @@ def scores(said: Tensor, part: Known) -> dict[str, float]:
 
 
 def most_frequent(train: Known, test: Known) -> Tensor:
-    """Answers (N,) what the same text was answered most often in training, whatever the picture."""
+    """Answer (N,) what the same text was answered most often in training, whatever the image."""
     said: dict[tuple[int, ...], Counter[int]] = defaultdict(Counter)
     for text, answer in zip(train.ids.tolist(), train.answers.tolist(), strict=True):
         said[_plain(text)][answer] += 1
@@ -85,14 +85,14 @@ class Linear(nn.Module):
         nn.init.zeros_(self.weights.weight)
 
     def forward(self, ids: Tensor, features: Tensor) -> Tensor:
-        """Gives logits (B, classes) of word pieces (B, T) and colours (B, C)."""
+        """Return logits (B, classes) of tokens (B, T) and colours (B, C)."""
         matrix = self.weights(ids).unflatten(1, (self.classes, -1))  # (B, classes, 1 + C)
         ones = torch.ones_like(features[:, :1])
         return torch.einsum("bkc,bc->bk", matrix, torch.cat([ones, features], dim=1))
 
 
 def linear(train: Known, validation: Known, tests: Sequence[Known], *, classes: int, seed: int) -> list[Tensor]:
-    """Learns ``train`` and answers (N,) each of ``tests``; ``validation`` chooses learning rate and epoch."""
+    """Learn ``train`` and answers (N,) each of ``tests``; ``validation`` chooses learning rate and epoch."""
     torch.manual_seed(seed)
     parts = (train, validation, *tests)
     words = torch.unique(torch.cat([torch.zeros(1, dtype=torch.long), *(part.ids.flatten() for part in parts)]))
@@ -112,7 +112,7 @@ def linear(train: Known, validation: Known, tests: Sequence[Known], *, classes: 
 
 
 def threshold(validation: Known, cosines: Sequence[Tensor]) -> list[Tensor]:
-    """Answers 1 where a cosine is at least what separates best in ``validation``, whose cosines (N,) come first."""
+    """Answer 1 where a cosine is at least what separates best in ``validation``, whose cosines (N,) come first."""
     order = cosines[0].argsort(descending=True)
     right = (validation.answers[order] * 2 - 1).cumsum(0)  # of the first n called 1: right minus wrong
     limit = cosines[0][order][right.argmax()]
@@ -120,24 +120,24 @@ def threshold(validation: Known, cosines: Sequence[Tensor]) -> list[Tensor]:
 
 
 def colour_cosines(part: Known) -> Tensor:
-    """Gives how alike the colours of two pictures are, (N,)."""
+    """Return how alike the colours of two images are, (N,)."""
     return F.cosine_similarity(part.colours[:, 0] + 1, part.colours[:, 1] + 1)  # from black, not from grey
 
 
 @torch.inference_mode()
 def learnt_cosines(folder: str, task: Asks, pattern: str) -> Tensor:
-    """Gives cosines (N,) by the dual encoder of a model folder: of both pictures, or of picture and text."""
+    """Return cosines (N,) by the dual encoder of a model folder: of both images, or of image and text."""
     model = hub.load(folder)
     assert isinstance(model.task, Pairs)
     rng, cosines = np.random.default_rng(0), list[Tensor]()
     for sample in Shards.open(pattern):
-        row = task.ask(sample, model.prep, rng)
-        vectors = model.task.image_features(model.task.model.embed_image(row["images"]))
-        if len(vectors) == 1:
+        row = task.read_question(sample, model.processor, rng)
+        embeddings = model.task.image_features(model.task.model.embed_image(row["images"]))
+        if len(embeddings) == 1:
             ids = torch.from_numpy(row["ids"])[None]
             text = model.task.text_features(model.task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool)))
-            vectors = torch.cat([vectors, text])
-        cosines.append(vectors[0] @ vectors[1])
+            embeddings = torch.cat([embeddings, text])
+        cosines.append(embeddings[0] @ embeddings[1])
     return torch.stack(cosines)
 
 
@@ -146,7 +146,7 @@ def _plain(ids: Sequence[int]) -> tuple[int, ...]:
 
 
 def _logits(model: Linear, part: Known, words: Tensor, some: Tensor) -> Tensor:
-    colours = part.colours[some]  # of two pictures their difference, whatever its sign
+    colours = part.colours[some]  # of two images their difference, whatever its sign
     features = colours[:, 0] if colours.shape[1] == 1 else (colours[:, 0] - colours[:, 1]).abs()
     return model(torch.searchsorted(words, part.ids[some]), features)
 

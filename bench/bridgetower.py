@@ -30,19 +30,21 @@ from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval,
 from dualfuse.convert.hugging_face import layout
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
-from dualfuse.data.text import Words, mask_tokens
-from dualfuse.engine.memory import keep_big_blocks
+from dualfuse.data.text.tokenizer import EncodedText, mask_tokens
+from dualfuse.layers.heads import ITCHead
 from dualfuse.models.base import Tokens
-from dualfuse.tasks.heads import Projections
-from dualfuse.tasks.pair_rows import PairBatch, together
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import PairBatch, collate_pairs
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.training.memory import keep_big_blocks
 
 START, PAD, END, MASK = 0, 1, 2, 50_264  # of RoBERTa
 PUBLISHED_LENGTH = 50
-PRETRAINING = PairsConfig(contrast=0.0, words=1.0, views="plain", hardness=0.0, negatives_per_pair=0)
-"""Of BridgeTower: masked words, and matching in which half of the pairs have a wrong picture."""
+PRETRAINING = PairsConfig(
+    itc_weight=0.0, mlm_weight=1.0, itc_features="unimodal", negative_hardness=0.0, negatives_per_pair=0
+)
+"""Of BridgeTower: masked words, and matching in which half of the pairs have a wrong image."""
 WORKS = ("match", "rank", "words", "words+match")
-"""Log-odds of pairs; of every picture with every text; a step of masked words; and one of pre-training."""
+"""Log-odds of pairs; of every image with every text; a step of masked words; and one of pre-training."""
 
 Work = Literal["match", "rank", "words", "words+match"]
 Run = tuple[Work, str]
@@ -67,24 +69,24 @@ class Ours:
     task: Pairs
 
     def do(self, work: Work, batch: PairBatch) -> Tensor:
-        """Gives log-odds or a loss; pictures and texts are embedded once, whatever they are paired with."""
+        """Return log-odds or a loss; images and texts are embedded once, whatever they are paired with."""
         if work == "words+match":
-            with mock.patch("dualfuse.tasks.negatives.draw_negatives", first_allowed):
+            with mock.patch("dualfuse.losses.hard_negatives.draw_negatives", first_allowed):
                 return self.task(batch).loss
         image = self.task.model.embed_image(batch["image"])
         if work == "words":
             return self.words(image, batch)
         text = self.task.model.embed_text(batch["ids"], batch["mask"])
         if work == "rank":
-            pictures, texts = all_with_all(len(image))
-            image, text = image.take(pictures), text.take(texts)
-        return self.task.match_score(image, text)
+            images, texts = all_with_all(len(image))
+            image, text = image.take(images), text.take(texts)
+        return self.task.match_logit(image, text)
 
     def words(self, image: Tokens, batch: PairBatch) -> Tensor:
-        """Gives the loss of masked words."""
+        """Return the loss of masked words."""
         masked = self.task.model.embed_text(batch["masked_ids"], batch["mask"])
-        states = self.task.model.fuse(image, masked, rows=batch["rows"]).text
-        return self.task.word_head.loss(states, batch["targets"])[0]
+        states = self.task.model.fuse(image, masked, positions=batch["positions"]).text
+        return self.task.mlm_head.loss(states, batch["targets"])[0]
 
     @property
     def module(self) -> nn.Module:
@@ -92,7 +94,7 @@ class Ours:
         return self.task
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gives them by our names."""
+        """Return them by our names."""
         return found_gradients(self.task)
 
 
@@ -106,33 +108,33 @@ class Theirs:
     """Of padded texts; 0: the longest of the batch."""
 
     def do(self, work: Work, batch: PairBatch) -> Tensor:
-        """Gives log-odds or a loss."""
+        """Return log-odds or a loss."""
         if work == "words":
             return self.words(batch)
         if work == "words+match":
             return self.words(batch) + self.match_loss(batch)
         everyone = torch.arange(len(batch["ids"]))
-        pictures, texts = all_with_all(len(everyone)) if work == "rank" else (everyone, everyone)
-        logits = self.matcher(**self.inputs(batch["ids"][texts], batch["mask"][texts], batch["image"][pictures])).logits
+        images, texts = all_with_all(len(everyone)) if work == "rank" else (everyone, everyone)
+        logits = self.matcher(**self.inputs(batch["ids"][texts], batch["mask"][texts], batch["image"][images])).logits
         return logits[:, 1] - logits[:, 0]
 
     def words(self, batch: PairBatch) -> Tensor:
-        """Gives the loss of masked words."""
+        """Return the loss of masked words."""
         inputs = self.inputs(batch["masked_ids"], batch["mask"], batch["image"])
         labels = torch.full_like(inputs["input_ids"], -100)
         texts, places = (batch["targets"] != -100).nonzero(as_tuple=True)
-        labels[texts, batch["rows"][texts, places]] = batch["targets"][texts, places]
+        labels[texts, batch["positions"][texts, places]] = batch["targets"][texts, places]
         return self.learner(**inputs, labels=labels).loss
 
     def match_loss(self, batch: PairBatch) -> Tensor:
-        """Gives the loss of matching; the second half of the texts gets the first picture."""
+        """Return the loss of matching; the second half of the texts gets the first image."""
         is_right = torch.arange(len(batch["ids"])) < len(batch["ids"]) // 2
-        pictures = torch.arange(len(is_right)) * is_right
-        inputs = self.inputs(batch["ids"], batch["mask"], batch["image"][pictures])
+        images = torch.arange(len(is_right)) * is_right
+        inputs = self.inputs(batch["ids"], batch["mask"], batch["image"][images])
         return self.matcher(**inputs, labels=is_right.long()).loss
 
     def inputs(self, ids: Tensor, mask: Tensor, images: Tensor) -> dict[str, Tensor]:
-        """Gives arguments, texts padded."""
+        """Return arguments, texts padded."""
         missing = max(0, self.length - ids.shape[1])
         mask = F.pad(mask, (0, missing))
         ids = F.pad(ids, (0, missing)).masked_fill(~mask, PAD)
@@ -144,12 +146,12 @@ class Theirs:
         return nn.ModuleList([self.learner, self.matcher])
 
     def gradients(self) -> dict[str, Tensor]:
-        """Gives them by our names."""
+        """Return them by our names."""
         return sort(found_gradients(self.learner) | found_gradients(self.matcher), layout("add")).tensors
 
 
 def candidates() -> dict[str, Ours | Theirs]:
-    """Gives them on the same memory; biases and norms are moved, as the zeros and ones they start at hide mistakes."""
+    """Return them on the same memory; biases and norms are moved, as the zeros and ones they start at hide mistakes."""
     torch.manual_seed(0)
     config = BridgeTowerConfig(text_config={}, vision_config={})
     learner = BridgeTowerForMaskedLM(config)
@@ -162,8 +164,8 @@ def candidates() -> dict[str, Ours | Theirs]:
     matcher.bridgetower = learner.bridgetower
     matcher.itm_score.fc = nn.Linear(2 * config.hidden_size, 2)
     found = sort(learner.state_dict() | matcher.state_dict(), layout("add"))
-    task.projections[0] = Projections(PRETRAINING.projection, task.model.width, fused_width=task.model.fused_width)
-    task.load_state_dict(task.projections.state_dict(prefix="projections.") | found.tensors, assign=True)
+    task.itc_heads[0] = ITCHead(PRETRAINING.itc_head, task.model.width, fused_width=task.model.fused_width)
+    task.load_state_dict(task.itc_heads.state_dict(prefix="itc_heads.") | found.tensors, assign=True)
     theirs = Theirs(learner, matcher)
     return {"padded to 50": replace(theirs, length=PUBLISHED_LENGTH), "transformers": theirs, "ours": Ours(task)}
 
@@ -172,7 +174,7 @@ NAMES = ("padded to 50", "transformers", "ours")
 
 
 def step(candidate: Ours | Theirs, work: Work, batch: PairBatch, *, dropout: bool = True) -> tuple[Tensor, float]:
-    """Gives what a candidate gives, and the processor seconds that took, a backward pass included where one learns."""
+    """Return what a candidate gives, and the processor seconds that took, a backward pass included where one learns."""
     learns = work.startswith("words")
     candidate.module.train(learns and dropout).zero_grad(set_to_none=True)
     before = time.process_time()
@@ -184,7 +186,7 @@ def step(candidate: Ours | Theirs, work: Work, batch: PairBatch, *, dropout: boo
 
 
 def disagreement(ours: Ours, theirs: Theirs, work: Work, batch: PairBatch) -> str:
-    """Tells how results and gradients without dropout differ, relative to the size of theirs."""
+    """Return how results and gradients without dropout differ, relative to the size of theirs."""
     results, gradients = [], []
     for candidate in (theirs, ours):
         results.append(step(candidate, work, batch, dropout=False)[0])
@@ -200,46 +202,46 @@ def disagreement(ours: Ours, theirs: Theirs, work: Work, batch: PairBatch) -> st
 
 
 def found_gradients(module: nn.Module) -> dict[str, Tensor]:
-    """Gives the gradients of the parameters that have one."""
+    """Return the gradients of the parameters that have one."""
     return {name: parameter.grad for name, parameter in module.named_parameters() if parameter.grad is not None}
 
 
 def norm(tensors: Iterable[Tensor]) -> float:
-    """Gives the norm of all of them together."""
+    """Return the norm of all of them together."""
     return math.sqrt(sum(float(tensor.double().square().sum()) for tensor in tensors))
 
 
 def all_with_all(number: int) -> tuple[Tensor, Tensor]:
-    """Gives the numbers of pictures and texts of all combinations."""
+    """Return the numbers of images and texts of all combinations."""
     everyone = torch.arange(number)
     return everyone.repeat_interleave(number), everyone.repeat(number)
 
 
 def first_allowed(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Stands for drawing wrong pictures, so that both candidates have the same."""
+    """Stands for drawing wrong images, so that both candidates have the same."""
     return allowed.long().argmax(1), allowed.any(1)
 
 
 def pairs(number: int, seed: int) -> PairBatch:
-    """Gives random pictures of 288 pixels, and random words in texts as long as captions are.
+    """Return random images of 288 pixels, and random words in texts as long as captions are.
 
-    Lengths follow those of Flickr8k's captions in word pieces: median 13, mean 14, 90 % up to 19, 99 % up to 26.
+    Lengths follow those of Flickr8k's captions in tokens: median 13, mean 14, 90 % up to 19, 99 % up to 26.
     """
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(math.log(13.2), 0.29, number)).round().astype(int).clip(5, PUBLISHED_LENGTH)
     rows = []
     for place, length in enumerate(lengths.tolist()):
         ids = np.concatenate([[START], rng.integers(END + 1, MASK, length - 2), [END]])
-        words = Words(ids, np.concatenate([[-1], np.arange(length - 2), [-1]]), False)
+        words = EncodedText(ids, np.concatenate([[-1], np.arange(length - 2), [-1]]), False)
         masked_ids, labels = mask_tokens(words, MASK + 1, MASK, rng)
         image = torch.from_numpy(rng.standard_normal((3, 288, 288), dtype=np.float32))
         texts = {"ids": ids, "masked_ids": masked_ids, "labels": labels}
         rows.append({"image": image, **texts, "image_id": place, "text_id": place, "source": 0})
-    return together(rows)
+    return collate_pairs(rows)
 
 
 def peak(options: Options) -> float:
-    """Gives the MiB by which a run raises this process's peak: activations, gradients, and what is temporary."""
+    """Return the MiB by which a run raises this process's peak: activations, gradients, and what is temporary."""
     candidate, batch = candidates()[options.peak_of], pairs(options.batch, seed=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     step(candidate, options.works[0], batch)
@@ -247,7 +249,7 @@ def peak(options: Options) -> float:
 
 
 def peaks(runs: Iterable[Run]) -> dict[Run, float]:
-    """Gives the peak of every run, each from a process of its own."""
+    """Return the peak of every run, each from a process of its own."""
     found = {}
     for work, name in runs:
         command = [sys.executable, *sys.argv, "--works", work, "--peak-of", name]
@@ -256,7 +258,7 @@ def peaks(runs: Iterable[Run]) -> dict[Run, float]:
 
 
 def report(rounds: list[dict[Run, float]], memory: Mapping[Run, float]) -> None:
-    """Prints a line per run; ratios are its seconds / ours, with the smallest and the largest of a round."""
+    """Print a line per run; ratios are its seconds / ours, with the smallest and the largest of a round."""
     print(f"{'':<26}{'CPU s':>8}{'/ ours':>8}{'(smallest to largest)':>24}{'peak MiB':>10}")
     for work, name in memory:
         seconds = statistics.median(times[work, name] for times in rounds)
@@ -267,7 +269,7 @@ def report(rounds: list[dict[Run, float]], memory: Mapping[Run, float]) -> None:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
     keep_big_blocks()

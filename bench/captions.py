@@ -1,8 +1,8 @@
-"""Does pre-training on pairs help a model to write captions? The demo's pictures, with several seeds.
+"""Does pre-training on pairs help a model to write captions? The demo's images, with several seeds.
 
 For each seed vlmo-nano-captions is trained from the demo's model of that seed and from random weights, and both are
 judged on the test split; beside them stand what needs no captioning: the most frequent caption, and by the demo's dual
-encoder the caption of the nearest training picture and the nearest training caption. Runs that are finished are not
+encoder the caption of the nearest training image and the nearest training caption. Runs that are finished are not
 repeated. The demo's models come from bench/demo_seeds.py:
 ``python bench/captions.py --seeds 1 2 3 --demos runs/demo-seeds --out runs/captions``.
 """
@@ -22,17 +22,17 @@ from torch import Tensor
 
 from dualfuse import Plan, Shards, hub, train
 from dualfuse.data.sample import Sample
-from dualfuse.engine.judge import judge
-from dualfuse.recipes.captioning import nano
-from dualfuse.tasks.caption_metrics import caption_metrics
-from dualfuse.tasks.pairs import Pairs
+from dualfuse.evaluation.runner import evaluate
+from dualfuse.metrics.captions import caption_metrics
+from dualfuse.recipes.vlmo_captioning import nano
+from dualfuse.tasks.pretrain.pairs import Pairs
 
 SHOWN = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact")
 Metrics = Mapping[str, float]
 
 
 def trained(start: str, data: Path, out: Path, seed: int, steps: int) -> Metrics:
-    """Trains from ``start``, or from random weights if it is empty, and judges on the test split."""
+    """Train from ``start``, or from random weights if it is empty, and judges on the test split."""
     recipe = nano()
     recipe = replace(
         recipe,
@@ -40,52 +40,52 @@ def trained(start: str, data: Path, out: Path, seed: int, steps: int) -> Metrics
         run=replace(recipe.run, seed=seed, steps=steps),
         start_from=start,
     )
-    return judge(hub.load(train((recipe,), out)), f"{data}/test-*.tar", Plan()).metrics
+    return evaluate(hub.load(train((recipe,), out)), f"{data}/test-*.tar", Plan()).metrics
 
 
 @torch.inference_mode()
 def without_writing(start: str, data: Path) -> dict[str, Metrics]:
-    """Gives the baselines: the most frequent caption, and the nearest ones."""
+    """Return the baselines: the most frequent caption, and the nearest ones."""
     model = hub.load(start)
     assert isinstance(model.task, Pairs)
     known, asked = (Shards.open(f"{data}/{name}-*.tar")[:] for name in ("train", "test"))
     references = [sample.texts for sample in asked]
     texts = [text for sample in known for text in sample.texts]
-    pictures, queries = features(model, known), features(model, asked)
-    nearest_picture = (queries @ pictures.T).argmax(1).tolist()
+    images, queries = features(model, known), features(model, asked)
+    nearest_picture = (queries @ images.T).argmax(1).tolist()
     nearest_text = (queries @ text_features(model, texts).T).argmax(1).tolist()
     frequent = Counter(texts).most_common(1)[0][0]
     return {
         f"the most frequent caption ({frequent})": caption_metrics([frequent] * len(asked), references),
-        "caption of the nearest training picture": caption_metrics(
+        "caption of the nearest training image": caption_metrics(
             [known[number].texts[0] for number in nearest_picture], references
         ),
         "nearest training caption": caption_metrics([texts[number] for number in nearest_text], references),
     }
 
 
-def features(model: hub.Loaded, samples: Sequence[Sample]) -> Tensor:
-    """Gives the dual encoder's vectors of pictures."""
+def features(model: hub.LoadedModel, samples: Sequence[Sample]) -> Tensor:
+    """Return the dual encoder's vectors of images."""
     assert isinstance(model.task, Pairs)
-    rng, vectors = np.random.default_rng(0), []
+    rng, embeddings = np.random.default_rng(0), []
     for first in range(0, len(samples), 64):
-        images = torch.stack([model.prep.image(sample.image, rng) for sample in samples[first : first + 64]])
-        vectors.append(model.task.image_features(model.task.model.embed_image(images)))
-    return torch.cat(vectors)
+        images = torch.stack([model.processor.image(sample.image, rng) for sample in samples[first : first + 64]])
+        embeddings.append(model.task.image_features(model.task.model.embed_image(images)))
+    return torch.cat(embeddings)
 
 
-def text_features(model: hub.Loaded, texts: Sequence[str]) -> Tensor:
-    """Gives the dual encoder's vectors of texts."""
+def text_features(model: hub.LoadedModel, texts: Sequence[str]) -> Tensor:
+    """Return the dual encoder's vectors of texts."""
     assert isinstance(model.task, Pairs)
-    vectors = []
+    embeddings = []
     for text in texts:
-        ids = torch.from_numpy(model.prep.text.encode(text).ids)[None]
-        vectors.append(model.task.text_features(model.task.model.embed_text(ids, torch.ones_like(ids).bool())))
-    return torch.cat(vectors)
+        ids = torch.from_numpy(model.processor.text.encode(text).ids)[None]
+        embeddings.append(model.task.text_features(model.task.model.embed_text(ids, torch.ones_like(ids).bool())))
+    return torch.cat(embeddings)
 
 
 def table(runs: Mapping[str, Sequence[Metrics]]) -> str:
-    """Gives a Markdown table: mean and spread over seeds, in percent but for CIDEr-D."""
+    """Return a Markdown table: mean and spread over seeds, in percent but for CIDEr-D."""
     lines = [f"| | {' | '.join(SHOWN)} |", f"|---|{'---:|' * len(SHOWN)}"]
     for name, found in runs.items():
         cells = [_cell([one[metric] for one in found], metric) for metric in SHOWN]
@@ -100,7 +100,7 @@ def _cell(values: Sequence[float], metric: str) -> str:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Run what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--demos", type=Path, default=Path("runs/demo-seeds"))

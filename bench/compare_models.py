@@ -20,10 +20,10 @@ import torch
 from means import table
 
 from dualfuse import hub
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan, evaluate
-from dualfuse.engine.pair_accuracy import pair_accuracy
-from dualfuse.tasks.pairs import Pairs
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.pairs import evaluate_pairs
+from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+from dualfuse.tasks.pretrain.pairs import Pairs
 
 TEST = "examples/openpics-mini/*-test-*.tar"
 ROWS = {
@@ -33,10 +33,10 @@ ROWS = {
     "image_to_text/R@1": "image to text R@1",
     "image_to_text/R@10": "image to text R@10",
     "image_to_text/reranked/R@1": "image to text R@1, re-ranked",
-    "match/right": "right pairs accepted",
-    "match/random": "random wrong pairs rejected",
-    "match/right_beats_hard": "right pair above the hardest wrong one",
-    "words": "masked words found",
+    "itm/positive": "right pairs accepted",
+    "itm/random_negative": "random negatives rejected",
+    "itm/positive_above_hard": "right pair above the hardest wrong one",
+    "mlm/accuracy": "masked words found",
 }
 
 
@@ -57,7 +57,7 @@ CONTENDERS = {
 
 
 def run(contender: Contender, seed: int, out: Path) -> dict[str, float]:
-    """Trains and judges one model, or reads what an earlier run reached."""
+    """Train and judges one model, or reads what an earlier run reached."""
     results = out / "results.json"
     if not results.exists():
         seconds = train(contender, seed, out)
@@ -67,10 +67,10 @@ def run(contender: Contender, seed: int, out: Path) -> dict[str, float]:
 
 
 def train(contender: Contender, seed: int, out: Path) -> float:
-    """Runs ``dualfuse train`` with one thread and gives the processor seconds it took."""
+    """Run ``dualfuse train`` with one thread and gives the processor seconds it took."""
     flags = [f"--contrast.run.steps={contender.contrast}", f"--pairs.run.steps={contender.joint}"]
     for stage in ("contrast", "pairs"):
-        flags += [f"--{stage}.run.seed={seed}", f"--{stage}.data.workers=0", f"--{stage}.data.validation="]
+        flags += [f"--{stage}.run.seed={seed}", f"--{stage}.data.num_workers=0", f"--{stage}.data.validation="]
     command = [sys.executable, "-m", "dualfuse", "train", contender.recipe, f"--out={out}", *flags]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -79,16 +79,16 @@ def train(contender: Contender, seed: int, out: Path) -> float:
 
 
 def judge(model: Path) -> dict[str, float]:
-    """Gives retrieval and accuracies on the test split, in percent."""
-    loaded, shards, plan = hub.load(model), Shards.open(TEST), Plan(batch=64, rerank=16, workers=0)
+    """Return retrieval and accuracies on the test split, in percent."""
+    loaded, shards, plan = hub.load(model), Shards.open(TEST), Plan(batch_size=64, rerank=16, num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate(loaded.task, loaded.prep, shards, plan).metrics
-    found |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    found = evaluate_retrieval(loaded.task, loaded.processor, shards, plan).metrics
+    found |= evaluate_pairs(loaded.task, loaded.processor, shards, plan)
     return {name: 100 * found[name] for name in ROWS}
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Run what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("runs/compare"))

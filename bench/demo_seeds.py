@@ -10,16 +10,16 @@ import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from dualfuse.demo import demo
-from dualfuse.report.page import FUSION
-from dualfuse.report.results import DemoResults
-from dualfuse.report.words import total_seconds
+from dualfuse.report.demo.page import FUSION
+from dualfuse.report.demo.results import DemoResults
+from dualfuse.report.demo.run import demo
+from dualfuse.report.demo.wording import total_seconds
 
 AT = (1, 5, 10)
 
 
 def metrics(results: DemoResults) -> Iterator[tuple[str, float]]:
-    """Gives the name and value of every number, recall and accuracy in percent."""
+    """Return the name and value of every number, recall and accuracy in percent."""
     found = results.retrieval
     for way in ("text_to_image", "image_to_text"):
         for name, recall in found.rows():
@@ -33,7 +33,7 @@ def metrics(results: DemoResults) -> Iterator[tuple[str, float]]:
 
 
 def table(runs: Sequence[DemoResults]) -> str:
-    """Gives a Markdown table with a row for each number: mean, standard deviation, and what each seed reached."""
+    """Return a Markdown table with a row for each number: mean, standard deviation, and what each seed reached."""
     head = f"| | mean | ± | {' | '.join(f'seed {run.seed}' for run in runs)} |\n|---|{'---:|' * (2 + len(runs))}\n"
     lines = []
     for entries in zip(*(tuple(metrics(run)) for run in runs), strict=True):
@@ -45,7 +45,7 @@ def table(runs: Sequence[DemoResults]) -> str:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Run what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("runs/demo-seeds"))

@@ -1,4 +1,4 @@
-"""Answers on small real data: easy-VQA's questions, and labels made of pictures with names; against baselines.
+"""Answers on small real data: easy-VQA's questions, and labels made of images with names; against baselines.
 
 All is done by the command line with one thread, three seeds each; runs that are finished are not repeated. Parts whose
 data are not given are left out. ``python bench/downstream.py --easy-vqa data/easy-vqa --openpics
@@ -25,13 +25,13 @@ from answer_baselines import Asks, colour_cosines, known, learnt_cosines, linear
 from means import mean_and_spread
 from openpics_labels import FITS, NEAR, name_of, pictures_of, write_fits, write_same
 
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
+from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.recipes import find
-from dualfuse.tasks.answers import read_vocabulary
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
 
 Numbers = dict[str, float]
 Rows = dict[str, list[Numbers]]  # by what a row of the table is called: one or several seeds
@@ -51,7 +51,7 @@ class Part:
     """By the split and name of a number."""
 
     def shards(self, split: str) -> str:
-        """Gives the pattern of a split."""
+        """Return the pattern of a split."""
         return f"{self.folder}/{split}-*.tar"
 
 
@@ -62,11 +62,11 @@ KINDS = {"test accuracy": "accuracy"} | {f"test accuracy/{kind}": kind for kind 
 
 
 def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Part]]:
-    """Gives what can be done with the data that are given; writes what is made of pictures with names."""
+    """Return what can be done with the data that are given; writes what is made of images with names."""
     if chosen.easy_vqa:
         names = read_vocabulary(chosen.easy_vqa / "answers.txt")
         recipes = {model: f"demo-vqa{ending}" for model, ending in MODELS.items()}
-        yield "vqa", Part(chosen.easy_vqa, VQAConfig(vocabulary=names), names, recipes, ("test",), KINDS)
+        yield "vqa", Part(chosen.easy_vqa, VQAConfig(answers=names), names, recipes, ("test",), KINDS)
     if chosen.openpics:
         made = _openpics(chosen)
         for name, task in (("entailment", EntailmentConfig(FITS)), ("nlvr2", NLVR2Config())):
@@ -76,21 +76,21 @@ def parts(chosen: argparse.Namespace) -> Iterator[tuple[str, Part]]:
 
 
 def _openpics(chosen: argparse.Namespace) -> Path:
-    """Writes labelled shards once and gives the folder around them."""
+    """Write labelled shards once and gives the folder around them."""
     folder = chosen.out / "data"
     if not (folder / "numbers.json").exists():
-        pictures, rng = pictures_of(chosen.openpics), np.random.default_rng(0)
+        images, rng = pictures_of(chosen.openpics), np.random.default_rng(0)
         seen = frozenset(map(name_of, Shards.open(chosen.seen)))
-        table = write_fits(pictures, folder / "pictures", rng)
+        table = write_fits(images, folder / "images", rng)
         columns = ["--image", "photo", "--text", "says", "--label", "verdict"]
         command("prepare", str(table), str(folder / "entailment"), *columns)
-        numbers = write_same([sample for part in pictures.values() for sample in part], seen, folder / "nlvr2", rng)
+        numbers = write_same([sample for part in images.values() for sample in part], seen, folder / "nlvr2", rng)
         (folder / "numbers.json").write_text(json.dumps(numbers) + "\n")
     return folder
 
 
 def command(*arguments: str) -> float:
-    """Runs a command of dualfuse with one thread and gives the processor seconds it took."""
+    """Run a command of dualfuse with one thread and gives the processor seconds it took."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     run = [sys.executable, "-m", "dualfuse", *arguments]
     subprocess.run(run, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -99,7 +99,7 @@ def command(*arguments: str) -> float:
 
 
 def trained(part: Part, recipe: str, start: str, *, seed: int, out: Path) -> Numbers:
-    """Trains and judges one model, or reads what an earlier run reached: numbers in percent by split and name."""
+    """Train and judges one model, or reads what an earlier run reached: numbers in percent by split and name."""
     results = out / "results.json"
     if not results.exists():
         flags = [f"--run.seed={seed}", "--data.train", part.shards("train"), "--data.validation", part.shards("val")]
@@ -107,41 +107,43 @@ def trained(part: Part, recipe: str, start: str, *, seed: int, out: Path) -> Num
         flags += ["--start-from", start] if start else []
         numbers = {"minutes": command("train", recipe, "--out", str(out), *flags) / 60}
         for split in part.tests:
-            judged = out / f"{split}.json"
-            command("evaluate", str(out / "final"), part.shards(split), "--workers", "0", "--out", str(judged))
-            found = json.loads(judged.read_text())
+            evaluated = out / f"{split}.json"
+            command("evaluate", str(out / "final"), part.shards(split), "--num-workers", "0", "--out", str(evaluated))
+            found = json.loads(evaluated.read_text())
             numbers |= {f"{split} {name}": 100 * value for name, value in found.items()}
         results.write_text(json.dumps(numbers, indent=1) + "\n")
     return json.loads(results.read_text())
 
 
 def baselines(part: Part, seeds: Sequence[int], demo: str) -> Rows:
-    """Gives what answers without a transformer that was trained for it."""
+    """Return what answers without a transformer that was trained for it."""
     recipe = find(part.recipes["VLMo"])[0]
-    prep = Prep(replace(recipe.data.image, augment=None), recipe.data.text)
-    read = {split: known(part.task, prep, part.shards(split), part.names) for split in ("train", "val", *part.tests)}
+    processor = Processor(replace(recipe.data.image_transform, augment=None), recipe.data.text_transform)
+    read = {
+        split: known(part.task, processor, part.shards(split), part.names) for split in ("train", "val", *part.tests)
+    }
     train, validation, *tests = read.values()
 
-    def judged(answers: Sequence[torch.Tensor]) -> Numbers:
+    def evaluated(answers: Sequence[torch.Tensor]) -> Numbers:
         found = zip(part.tests, answers, tests, strict=True)
         return {f"{split} {name}": share for split, said, test in found for name, share in scores(said, test).items()}
 
     words = "most frequent answer to the same words"
-    rows: Rows = {words: [judged([most_frequent(train, test) for test in tests])]}
+    rows: Rows = {words: [evaluated([most_frequent(train, test) for test in tests])]}
     learn = partial(linear, train, validation, tests, classes=len(part.names))
-    rows["linear model, words times colours"] = [judged(learn(seed=seed)) for seed in seeds]
+    rows["linear model, words times colours"] = [evaluated(learn(seed=seed)) for seed in seeds]
     if isinstance(part.task, NLVR2Config):
         cosines = [colour_cosines(each) for each in (validation, *tests)]
-        rows["cosine of colours, threshold"] = [judged(threshold(validation, cosines))]
+        rows["cosine of colours, threshold"] = [evaluated(threshold(validation, cosines))]
     for seed in seeds if demo and len(part.names) == 2 else ():
         folder = f"{demo.format(seed=seed)}/pairs/final"
         cosines = [learnt_cosines(folder, part.task, part.shards(split)) for split in ("val", *part.tests)]
-        rows.setdefault("cosine by the demo's model, threshold", []).append(judged(threshold(validation, cosines)))
+        rows.setdefault("cosine by the demo's model, threshold", []).append(evaluated(threshold(validation, cosines)))
     return rows
 
 
 def table(part: Part, rows: Rows) -> str:
-    """Gives a Markdown table: means and standard deviations in percent, and processor minutes of training."""
+    """Return a Markdown table: means and standard deviations in percent, and processor minutes of training."""
     lines = [f"| % | {' | '.join(part.columns.values())} | CPU minutes |", f"|---|{'---:|' * (1 + len(part.columns))}"]
     for name, runs in rows.items():
         cells = [mean_and_spread([numbers[column] for numbers in runs]) for column in part.columns]
@@ -151,11 +153,11 @@ def table(part: Part, rows: Rows) -> str:
 
 
 def main() -> None:
-    """Runs what is missing and prints a table for each part."""
+    """Run what is missing and prints a table for each part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--easy-vqa", type=Path, help="folder that prepare made of the package easy_vqa")
-    parser.add_argument("--openpics", default="", help="shards of pictures with names; {split} is train, val, test")
-    parser.add_argument("--seen", default="examples/openpics-mini/*-train-*.tar", help="what the demo learnt from")
+    parser.add_argument("--openpics", default="", help="shards of images with names; {split} is train, val, test")
+    parser.add_argument("--seen", default="examples/openpics-mini/*-train-*.tar", help="what the demo trained from")
     parser.add_argument("--demo", default="", help="folder of `dualfuse demo --seed`, with {seed}; empty: random only")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, default=Path("runs/downstream"))

@@ -22,11 +22,11 @@ import torch
 import tyro
 from published_step import padded, published_loss
 
-from dualfuse import dist
-from dualfuse.engine.memory import keep_big_blocks
-from dualfuse.recipes.small import NANO
-from dualfuse.tasks.pair_rows import PairBatch, together
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse import distributed as dist
+from dualfuse.recipes.small_pairs import NANO
+from dualfuse.tasks.pretrain.pair_batch import PairBatch, collate_pairs
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.memory import keep_big_blocks
 
 MASKED = 0.15
 
@@ -56,20 +56,20 @@ class Options:
 
 
 def pairs(size: Size, seed: int = 0) -> PairBatch:
-    """Gives random pairs with texts of equal length, 15 % of whose words are masked."""
+    """Return random pairs with texts of equal length, 15 % of whose words are masked."""
     rng = np.random.default_rng(seed)
     rows = []
     for number in range(size.batch):
-        ids = rng.integers(1000, NANO.vocabulary, size.text)
+        ids = rng.integers(1000, NANO.vocab_size, size.text)
         hidden = rng.permutation(np.arange(size.text) < max(1, round(MASKED * size.text)))
         image = torch.from_numpy(rng.standard_normal((3, size.pixels, size.pixels), dtype=np.float32))
         texts = {"ids": ids, "masked_ids": np.where(hidden, 103, ids), "labels": np.where(hidden, ids, -100)}
         rows.append({"image": image, **texts, "image_id": number, "text_id": number, "source": 0})
-    return together(rows)
+    return collate_pairs(rows)
 
 
 def steps(size: Size) -> dict[str, Callable[[], None]]:
-    """Gives a step of both ways."""
+    """Return a step of both ways."""
     model = replace(NANO, image_size=(size.pixels, size.pixels), text_length=size.text)
     task, batch = PairsConfig().build(model.build()), pairs(size)
 
@@ -85,14 +85,14 @@ def steps(size: Size) -> dict[str, Callable[[], None]]:
 
 
 def seconds(step: Callable[[], None]) -> float:
-    """Gives the processor seconds of a step."""
+    """Return the processor seconds of a step."""
     before = time.process_time()
     step()
     return time.process_time() - before
 
 
 def grown(kind: str, rounds: int) -> None:
-    """Prints how the cost grows with one size."""
+    """Print how the cost grows with one size."""
     sizes = GROWING[kind]
     all_steps = [steps(size) for size in sizes]
     best = [dict.fromkeys(found, float("inf")) for found in all_steps]
@@ -117,11 +117,11 @@ def _value(size: Size, kind: str) -> int:
 
 
 def joined(rank: int, world: int, port: int, rounds: int, results: multiprocessing.Queue[tuple[float, float]]) -> None:
-    """Runs some steps as one of many processes, and tells processor and clock seconds of the quickest."""
+    """Run some steps as one of many processes, and tells processor and clock seconds of the quickest."""
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in names.items()})
     torch.set_num_threads(1)
-    with dist.processes() as device:
+    with dist.process_group() as device:
         torch.manual_seed(0)
         task, batch = PairsConfig().build(NANO.build()), pairs(Size(), seed=rank)
         wrapped, found = dist.wrap(task, device), list[tuple[float, float]]()
@@ -135,7 +135,7 @@ def joined(rank: int, world: int, port: int, rounds: int, results: multiprocessi
 
 
 def together_on_one_machine(world: int, rounds: int) -> tuple[float, float]:
-    """Gives the processor seconds of all processes in a step, and those of the clock."""
+    """Return the processor seconds of all processes in a step, and those of the clock."""
     context = multiprocessing.get_context("spawn")
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -150,7 +150,7 @@ def together_on_one_machine(world: int, rounds: int) -> tuple[float, float]:
 
 
 def exchanged(worlds: Sequence[int], rounds: int) -> None:
-    """Prints what more processes cost."""
+    """Print what more processes cost."""
     for world in worlds:
         processor, clock = together_on_one_machine(world, rounds)
         pairs_in_step = world * Size().batch
@@ -158,7 +158,7 @@ def exchanged(worlds: Sequence[int], rounds: int) -> None:
 
 
 def main() -> None:
-    """Prints a table for the sizes, and one for processes."""
+    """Print a table for the sizes, and one for processes."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     torch.manual_seed(0)

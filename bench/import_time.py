@@ -21,20 +21,20 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 
 
 def children_seconds() -> float:
-    """Gives the processor time, user and system, of all child processes that have ended."""
+    """Return the processor time, user and system, of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
 def seconds(command: tuple[str, ...]) -> float:
-    """Gives the processor time of one run of ``command``; raises if it fails."""
+    """Return the processor time of one run of ``command``; raises if it fails."""
     before = children_seconds()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     return children_seconds() - before
 
 
 def main() -> None:
-    """Prints one line per command."""
+    """Print one line per command."""
     for command in COMMANDS.values():
         seconds(command)  # once without looking: compiles and warms the file cache
     rounds = [{name: seconds(command) for name, command in COMMANDS.items()} for _ in range(ROUNDS)]

@@ -1,8 +1,8 @@
 """Samples per second of one core: ours, Pillow alone, and the package webdataset, on the same tars.
 
 Ours is what a loader process does: it reads a tar at random places, draws a caption, decodes, crops, augments, splits
-into word pieces, masks, and makes batches. webdataset reads the tars from first to last through a shuffle buffer and is
-given the same work in Pillow (crop and resize in one call), with our word pieces and our RandAugment, as it has none.
+into tokens, masks, and makes batches. webdataset reads the tars from first to last through a shuffle buffer and is
+given the same work in Pillow (crop and resize in one call), with our tokens and our RandAugment, as it has none.
 Pillow alone opens, converts, resizes without augmentation, and makes an array, of bytes that are in memory. Candidates
 take turns in random order; times are processor seconds, ratios are formed within a round:
 ``python bench/loading.py --tars 'examples/openpics-mini/*-train-*.tar'``. ``--photographs`` makes tars of JPEGs of
@@ -30,19 +30,19 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from dualfuse.data.find import find_files
-from dualfuse.data.images import Augment, ImageTransform, Looks, random_box, random_changes
-from dualfuse.data.loader import Reader, training_batches
-from dualfuse.data.order import Order
+from dualfuse.data.files import find_files
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box, random_changes
+from dualfuse.data.loader import SampleReader, training_batches
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text, mask_words
-from dualfuse.engine.memory import keep_big_blocks
-from dualfuse.prepare.write import write_shards
-from dualfuse.recipes.small import OPENPICS
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.pair_rows import PairRow, identity, together
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.data.sampler import MixtureSampler
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform, mask_words
+from dualfuse.prepare.shard_writer import write_shards
+from dualfuse.recipes.small_pairs import OPENPICS
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.pair_batch import PairExample, collate_pairs, content_id
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.memory import keep_big_blocks
 
 BATCH = 64
 SETTINGS = {
@@ -50,7 +50,7 @@ SETTINGS = {
     "224": ImageTransform((224, 224), Augment(rand_augment=False)),
     "64, as the demo without colours": ImageTransform((64, 64), Augment(crop=(0.5, 1.0), rand_augment=False)),
 }
-TEXTS = Text(OPENPICS.text_length)
+TEXTS = TextTransform(OPENPICS.text_length)
 
 Batches = Iterator[object]
 
@@ -68,50 +68,50 @@ class Options:
 
 
 def ours(tars: str, transform: ImageTransform) -> Batches:
-    """Gives batches as a loader process makes them."""
-    shards, cfg, prep = Shards.open(tars), PairsConfig(), Prep(transform, TEXTS)
+    """Return batches as a loader process makes them."""
+    shards, cfg, processor = Shards.open(tars), PairsConfig(), Processor(transform, TEXTS)
 
-    def read(sample: Sample, rng: np.random.Generator) -> PairRow:
-        return cfg.read(sample, prep, rng)
+    def read(sample: Sample, rng: np.random.Generator) -> PairExample:
+        return cfg.read(sample, processor, rng)
 
-    order = Order((len(shards),), batch=BATCH, seed=1)
+    order = MixtureSampler((len(shards),), batch=BATCH, seed=1)
     place = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0}
-    return training_batches(Reader((shards,), read, 1), order, cfg.collate, **place)
+    return training_batches(SampleReader((shards,), read, 1), order, cfg.collate, **place)
 
 
 def pillow(tars: str, transform: ImageTransform) -> Batches:
-    """Gives lists of arrays: decoded and resized, and nothing else."""
+    """Return lists of arrays: decoded and resized, and nothing else."""
     shards = Shards.open(tars)
     encoded = [shards[number].image for number in range(min(len(shards), 8 * BATCH))]
     size = transform.size[1], transform.size[0]
     while True:
         for first in range(0, len(encoded) - BATCH + 1, BATCH):
-            pictures = (Image.open(io.BytesIO(data)).convert("RGB") for data in encoded[first : first + BATCH])
-            yield [np.array(picture.resize(size, Image.Resampling.BICUBIC)) for picture in pictures]
+            images = (Image.open(io.BytesIO(data)).convert("RGB") for data in encoded[first : first + BATCH])
+            yield [np.array(image.resize(size, Image.Resampling.BICUBIC)) for image in images]
 
 
 def webdataset(tars: str, transform: ImageTransform) -> Batches:
-    """Gives batches as a pipeline of webdataset makes them."""
+    """Return batches as a pipeline of webdataset makes them."""
     package = import_module("webdataset")  # it may be missing
     rng = np.random.default_rng(1)
     paths = [str(path) for path in find_files(tars, (".tar",), "tar file")]
     dataset = package.WebDataset(paths, shardshuffle=False, empty_check=False).repeat().shuffle(1000).decode("pil")
-    return iter(dataset.map(partial(_row, transform=transform, rng=rng)).batched(BATCH, collation_fn=together))
+    return iter(dataset.map(partial(_row, transform=transform, rng=rng)).batched(BATCH, collation_fn=collate_pairs))
 
 
-def _row(sample: dict[str, object], transform: ImageTransform, rng: np.random.Generator) -> PairRow:
-    picture = next(value for value in sample.values() if isinstance(value, Image.Image))
+def _row(sample: dict[str, object], transform: ImageTransform, rng: np.random.Generator) -> PairExample:
+    image = next(value for value in sample.values() if isinstance(value, Image.Image))
     texts = str(sample["txt"]).split("\n") if "txt" in sample else _captions(sample["json"])
     caption = texts[int(rng.integers(len(texts)))]
     words = TEXTS.encode(caption)
-    masked, labels = mask_words(words, TEXTS.vocabulary, TEXTS.mask, rng)
+    masked, labels = mask_words(words, TEXTS.vocab_size, TEXTS.mask_id, rng)
     return {
-        "image": _vary(picture.convert("RGB"), transform, rng),
+        "image": _vary(image.convert("RGB"), transform, rng),
         "ids": words.ids,
         "masked_ids": masked,
         "labels": labels,
-        "image_id": identity(str(sample["__key__"]).encode()),
-        "text_id": identity(caption.encode()),
+        "image_id": content_id(str(sample["__key__"]).encode()),
+        "text_id": content_id(caption.encode()),
         "source": 0,
     }
 
@@ -121,17 +121,17 @@ def _captions(meta: object) -> list[str]:
     return meta.get("captions") or [meta.get("caption") or meta["text"]]
 
 
-def _vary(picture: Image.Image, transform: ImageTransform, rng: np.random.Generator) -> Tensor:
+def _vary(image: Image.Image, transform: ImageTransform, rng: np.random.Generator) -> Tensor:
     """Crops, resizes and flips in Pillow; then RandAugment, and the normalisation that torchvision would do."""
     augment = transform.augment
     assert augment is not None  # of all SETTINGS
-    top, left, height, width = random_box((picture.height, picture.width), augment, rng)
+    top, left, height, width = random_box((image.height, image.width), augment, rng)
     box = (left, top, left + width, top + height)
-    picture = picture.resize((transform.size[1], transform.size[0]), Image.Resampling.BICUBIC, box=box)
+    image = image.resize((transform.size[1], transform.size[0]), Image.Resampling.BICUBIC, box=box)
     if rng.random() < augment.flip:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
-    return Looks().normalised(random_changes(pixels, augment, rng))
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return Preprocess().normalize(random_changes(pixels, augment, rng))
 
 
 CANDIDATES: dict[str, Callable[[str, ImageTransform], Batches]] = {
@@ -142,7 +142,7 @@ CANDIDATES: dict[str, Callable[[str, ImageTransform], Batches]] = {
 
 
 def photographs(folder: Path) -> str:
-    """Writes 512 JPEGs of 500 x 375 pixels with as much detail as photographs have: 40 KiB or so each."""
+    """Write 512 JPEGs of 500 x 375 pixels with as much detail as photographs have: 40 KiB or so each."""
     rng = np.random.default_rng(0)
 
     def made(number: int) -> Sample:
@@ -157,7 +157,7 @@ def photographs(folder: Path) -> str:
 
 
 def measure(tars: str, transform: ImageTransform, options: Options) -> list[dict[str, float]]:
-    """Gives the samples per processor second of every candidate, round by round."""
+    """Return the samples per processor second of every candidate, round by round."""
     streams = {name: start(tars, transform) for name, start in candidates().items()}
     rounds: list[dict[str, float]] = []
     for number in range(1 + options.rounds):
@@ -173,7 +173,7 @@ def measure(tars: str, transform: ImageTransform, options: Options) -> list[dict
 
 
 def candidates() -> dict[str, Callable[[str, ImageTransform], Batches]]:
-    """Gives those that are installed."""
+    """Return those that are installed."""
     if find_spec("webdataset") is None:
         print("webdataset is not installed and left out: pip install webdataset")
         return {name: start for name, start in CANDIDATES.items() if name != "webdataset"}
@@ -181,7 +181,7 @@ def candidates() -> dict[str, Callable[[str, ImageTransform], Batches]]:
 
 
 def report(setting: str, rounds: list[dict[str, float]]) -> None:
-    """Prints one line per candidate."""
+    """Print one line per candidate."""
     for name in rounds[0]:
         ratios = sorted(found["ours"] / found[name] for found in rounds)
         speed = statistics.median(found[name] for found in rounds)
@@ -190,7 +190,7 @@ def report(setting: str, rounds: list[dict[str, float]]) -> None:
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     keep_big_blocks()  # as training does before it starts its loader processes
@@ -199,8 +199,8 @@ def main() -> None:
         shards = Shards.open(tars)
         some = [shards[number].image for number in range(0, len(shards), max(1, len(shards) // 100))]
         kib, size = statistics.mean(map(len, some)) / 1024, Image.open(io.BytesIO(some[0])).size
-        print(f"{len(shards):,} pictures, {kib:.1f} KiB each, the first {size[0]} x {size[1]}")
-        print("| pictures become | | samples/s of a core | ours is … times as fast |\n|---|---|---:|---:|")
+        print(f"{len(shards):,} images, {kib:.1f} KiB each, the first {size[0]} x {size[1]}")
+        print("| images become | | samples/s of a core | ours is … times as fast |\n|---|---|---:|---:|")
         for setting, transform in SETTINGS.items():
             report(setting, measure(tars, transform, options))
 

@@ -10,13 +10,13 @@ Numbers = Mapping[str, float]
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 1) -> str:
-    """Gives mean ± standard deviation; of one run the mean alone."""
+    """Return mean ± standard deviation; of one run the mean alone."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def table(title: str, reached: Mapping[str, Sequence[Numbers]], rows: Mapping[str, str]) -> str:
-    """Gives a Markdown table: a column for each of ``reached`` with its runs, a row for each number and its words."""
+    """Return a Markdown table: a column for each of ``reached`` with its runs, a row for each number and its words."""
     lines = [f"| {title} | {' | '.join(reached)} |", f"|---|{'---:|' * len(reached)}"]
     for name, words in rows.items():
         cells = (mean_and_spread([numbers[name] for numbers in runs]) for runs in reached.values())

@@ -1,7 +1,7 @@
 """Times a pre-training step with and without a raised limit for mapped memory: python bench/memory.py --help
 
 By default glibc gives every freed block above 32 MiB back to the system, and each page of the next one faults anew;
-``dualfuse train`` raises that limit (dualfuse/engine/memory.py). Two processes take turns, in random order.
+``dualfuse train`` raises that limit (dualfuse/training/memory.py). Two processes take turns, in random order.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import tyro
 from step import Bench, Options, pairs
 
-from dualfuse.engine.memory import keep_big_blocks
+from dualfuse.training.memory import keep_big_blocks
 
 LIMITS = {"default": False, "raised": True}
 
@@ -36,12 +36,12 @@ class Worker:
     """A process that keeps its model between steps."""
 
     def __init__(self, options: Options, *, raised: bool) -> None:
-        """Builds the model in the new process."""
+        """Build the model in the new process."""
         context = multiprocessing.get_context("spawn")
         self.pool = ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(options, raised))
 
     def step(self, seed: int) -> Cost:
-        """Runs one step."""
+        """Run one step."""
         return self.pool.submit(_step, seed).result()
 
 
@@ -64,7 +64,7 @@ def _step(seed: int) -> Cost:
 
 
 def main() -> None:
-    """Prints one line per limit."""
+    """Print one line per limit."""
     options = tyro.cli(Options, description=__doc__)
     workers = {name: Worker(options, raised=raised) for name, raised in LIMITS.items()}
     rounds = []

@@ -1,6 +1,6 @@
-"""Labels made of pictures with names: does this text fit, and do these two pictures show the same thing?
+"""Labels made of images with names: does this text fit, and do these two images show the same thing?
 
-Names are compared as small letters and numbers alone. Every picture and every text of a split comes as often right as
+Names are compared as small letters and numbers alone. Every image and every text of a split comes as often right as
 wrong, so that neither tells anything by itself.
 """
 
@@ -16,25 +16,25 @@ from pathlib import Path
 import numpy as np
 
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.data.split import split_by_content
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.shard_writer import write_shards
 
 SPLITS = ("train", "val", "test")
 NEAR = "test_near"
-"""The test split with wrong ones of the same kind: of a picture that shares its most common keywords."""
+"""The test split with wrong ones of the same kind: of an image that shares its most common keywords."""
 FITS = ("differs", "fits")
-SENTENCE = "both pictures show the same thing"
+SENTENCE = "both images show the same thing"
 UNSEEN = (("test", 0.4), ("val", 0.2))  # shares of the names that pre-training did not see; the rest trains
 
 
 def name_of(sample: Sample) -> str:
-    """Gives what a picture shows: its first caption in small letters and numbers."""
+    """Return what an image shows: its first caption in small letters and numbers."""
     return " ".join(re.findall(r"[a-z0-9]+", sample.texts[0].lower()))
 
 
 def arranged(samples: Sequence[Sample], rng: np.random.Generator | None) -> list[Sample]:
-    """Gives pictures of one name side by side; the names as drawn by ``rng``, or without it by kind and keywords."""
+    """Return images of one name side by side; the names as drawn by ``rng``, or without it by kind and keywords."""
     common = Counter(word for sample in samples for word in _keywords(sample))
     places: dict[str, object] = {}
     for sample in samples:
@@ -45,14 +45,14 @@ def arranged(samples: Sequence[Sample], rng: np.random.Generator | None) -> list
 
 
 def wrong_ones(samples: Sequence[Sample], rng: np.random.Generator | None = None) -> Iterator[tuple[Sample, Sample]]:
-    """Gives each of ``samples`` with one of another name, a neighbour if without ``rng``; each comes once as such."""
+    """Return each of ``samples`` with one of another name, a neighbour if without ``rng``; each comes once as such."""
     order = arranged(samples, rng)
     longest = max(len(list(group)) for _, group in groupby(order, key=name_of))
     yield from zip(order, order[longest:] + order[:longest], strict=True)
 
 
-def write_fits(pictures: Mapping[str, Sequence[Sample]], out: Path, rng: np.random.Generator) -> Path:
-    """Writes pictures into ``out`` and ``out``/fits.csv: photo, says, verdict, split; gives the table.
+def write_fits(images: Mapping[str, Sequence[Sample]], out: Path, rng: np.random.Generator) -> Path:
+    """Write images into ``out`` and ``out``/fits.csv: photo, says, verdict, split; gives the table.
 
     Of training and validation half of the wrong texts are those of neighbours.
     """
@@ -60,24 +60,24 @@ def write_fits(pictures: Mapping[str, Sequence[Sample]], out: Path, rng: np.rand
     with (out / "fits.csv").open("w", encoding="utf-8", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(("photo", "says", "verdict", "split"))
-        for split, samples in pictures.items():
+        for split, samples in images.items():
             for sample in samples:
                 (out / _file(sample)).write_bytes(sample.image)
             for part, pairs in _wrong_of(split, samples, rng):
-                for picture, other in pairs:
-                    rows.writerow((_file(picture), picture.texts[0], FITS[1], part))
-                    rows.writerow((_file(picture), other.texts[0], FITS[0], part))
+                for image, other in pairs:
+                    rows.writerow((_file(image), image.texts[0], FITS[1], part))
+                    rows.writerow((_file(image), other.texts[0], FITS[0], part))
     return out / "fits.csv"
 
 
-def write_same(pictures: Sequence[Sample], seen: frozenset[str], out: Path, rng: np.random.Generator) -> dict[str, int]:
-    """Writes shards of two pictures and a sentence, as NLVR2's; gives the number of samples by split.
+def write_same(images: Sequence[Sample], seen: frozenset[str], out: Path, rng: np.random.Generator) -> dict[str, int]:
+    """Write shards of two images and a sentence, as NLVR2's; gives the number of samples by split.
 
-    Pictures of one name from two sources are the same thing. Validation and test have only names that are not
+    Images of one name from two sources are the same thing. Validation and test have only names that are not
     ``seen``, and the other splits have none of theirs.
     """
     by_split: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for sample in pictures:
+    for sample in images:
         name = name_of(sample)
         by_split["train" if name in seen else split_by_content(name.encode(), UNSEEN)].append(sample)
     numbers = {}
@@ -90,7 +90,7 @@ def write_same(pictures: Sequence[Sample], seen: frozenset[str], out: Path, rng:
 
 
 def _wrong_of(split: str, samples: Sequence[Sample], rng: np.random.Generator):
-    """Gives the parts that become of a split, and their pairs of a picture and a wrong one."""
+    """Return the parts that become of a split, and their pairs of an image and a wrong one."""
     if split == "test":
         yield split, wrong_ones(samples, rng)
         yield NEAR, wrong_ones(samples)
@@ -101,7 +101,7 @@ def _wrong_of(split: str, samples: Sequence[Sample], rng: np.random.Generator):
 
 
 def _same_of(split: str, samples: Sequence[Sample], rng: np.random.Generator):
-    """Gives the parts of a split, and their rows: two pictures of one name, and a wrong one in the second's place."""
+    """Return the parts of a split, and their rows: two images of one name, and a wrong one in the second's place."""
     by_sources: dict[tuple[str, ...], list[tuple[Sample, Sample]]] = {}
     for _, group in groupby(arranged(samples, None), key=name_of):
         ones = {str(sample.meta["source"]): sample for sample in group}
@@ -122,11 +122,11 @@ def _two_pictures(
         for pair, (label, shown) in enumerate((("True", second), ("False", other))):
             meta = {"id": f"{split}-{number}-{pair}-0", "label": label, "name": name_of(first)}
             images = (first.image, shown.image) if rng.random() < 0.5 else (shown.image, first.image)
-            yield Sample(f"{number:05d}-{pair}", images[0], (SENTENCE,), meta, others=images[1:])
+            yield Sample(f"{number:05d}-{pair}", images[0], (SENTENCE,), meta, other_images=images[1:])
 
 
 def pictures_of(pattern: str) -> dict[str, list[Sample]]:
-    """Gives the pictures of each split of shards called like ``pattern``, in which {split} stands for its name."""
+    """Return the images of each split of shards called like ``pattern``, in which {split} stands for its name."""
     return {split: list(Shards.open(pattern.format(split=split))) for split in SPLITS}
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.tasks.pair_rows import PairBatch
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Towers:
 
 
 class Contrast(nn.Module):
-    """Pre-norm encoders of pictures and texts, their first tokens projected and compared."""
+    """Pre-norm encoders of images and texts, their first tokens projected and compared."""
 
     def __init__(self, size: Towers) -> None:
         """Weights are drawn as torch.nn does."""
@@ -41,16 +41,16 @@ class Contrast(nn.Module):
         self.text_positions = nn.Parameter(torch.zeros(1, size.text_length, size.width))
         self.image, self.text = (_encoder(size) for _ in range(2))
         self.image_projection, self.text_projection = (nn.Linear(size.width, size.width, bias=False) for _ in range(2))
-        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+        self.logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
 
     def forward(self, batch: PairBatch) -> Tensor:
-        """Gives the symmetric contrastive loss."""
+        """Return the symmetric contrastive loss."""
         patches = self.patches(batch["image"]).flatten(2).transpose(1, 2)
         patches = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1) + self.image_positions
         words = self.words(batch["ids"]) + self.text_positions[:, : batch["ids"].shape[1]]
         image = F.normalize(self.image_projection(self.image(patches)[:, 0]), dim=-1)
         text = F.normalize(self.text_projection(self.text(words, src_key_padding_mask=~batch["mask"])[:, 0]), dim=-1)
-        logits = self.log_scale.exp() * image @ text.T
+        logits = self.logit_scale.exp() * image @ text.T
         same = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, same) + F.cross_entropy(logits.T, same)) / 2
 

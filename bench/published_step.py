@@ -2,7 +2,7 @@
 
 Every pass is run on its own, embeds its inputs anew and gathers the relative bias anew; texts are padded to the full
 length; attention is written out in float32; the last layer computes every row; the word head reads every word; and
-negatives are drawn one by one in a Python loop. Loss and gradients are those of :class:`dualfuse.tasks.pairs.Pairs`.
+negatives are drawn one by one in a Python loop. Loss and gradients are those of :class:`dualfuse.tasks.pretrain.pairs.Pairs`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch.nn import functional as F
 
 from dualfuse.layers.attention import SelfAttention
 from dualfuse.layers.blocks import SHARED, Block
+from dualfuse.layers.heads import ITCHead, normalize
 from dualfuse.models.vlmo import BOTH, IMAGE, TEXT, VLMo
-from dualfuse.tasks.heads import Projections, unit
-from dualfuse.tasks.pairs import PairBatch, Pairs
+from dualfuse.tasks.pretrain.pairs import PairBatch, Pairs
 
 Draw = Callable[[Tensor], int]
 """Picks a column by the weights (B,) of one row."""
@@ -49,28 +49,28 @@ class Inputs:
 
 
 def drawn(weights: Tensor) -> int:
-    """Draws a column by its weight."""
+    """Draw a column by its weight."""
     return int(torch.multinomial(weights, 1).item())
 
 
 def heaviest(weights: Tensor) -> int:
-    """Takes the column of the largest weight: a draw that can be repeated."""
+    """Take the column of the largest weight: a draw that can be repeated."""
     return int(weights.argmax())
 
 
 def padded(batch: PairBatch, length: int) -> PublishedBatch:
-    """Gives the same pairs with texts padded to ``length``, and labels in place of rows and targets."""
+    """Return the same pairs with texts padded to ``length``, and labels in place of rows and targets."""
     missing = length - batch["ids"].shape[1]
     ids, mask, masked_ids = (F.pad(batch[name], (0, missing)) for name in ("ids", "mask", "masked_ids"))
     labels = torch.full_like(ids, -100)
     known = batch["targets"] != -100
     pair = torch.arange(len(ids))[:, None].expand_as(known)
-    labels[pair[known], batch["rows"][known]] = batch["targets"][known]
+    labels[pair[known], batch["positions"][known]] = batch["targets"][known]
     return {"image": batch["image"], "ids": ids, "mask": mask, "masked_ids": masked_ids, "labels": labels}
 
 
 def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Tensor:
-    """Gives the sum of contrast, matching and masked words, for a task with the settings of the paper."""
+    """Return the sum of contrast, matching and masked words, for a task with the settings of the paper."""
     model = task.model
     assert isinstance(model, VLMo)
     image = alone(model, embed(model, image=batch["image"]), IMAGE)
@@ -78,41 +78,41 @@ def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Te
     contrast, plain = contrasted(task, image, text)
 
     states = fused(model, batch["masked_ids"], batch["mask"], batch["image"])[:, : batch["ids"].shape[1]]
-    words = F.cross_entropy(task.word_head(states).flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
+    words = F.cross_entropy(task.mlm_head(states).flatten(0, 1), batch["labels"].flatten(), ignore_index=-100)
 
-    wrong_image, wrong_text = negatives(plain.T, draw), negatives(plain, draw)
+    negative_image, negative_text = negatives(plain.T, draw), negatives(plain, draw)
     pooled = [
         model.pool(fused(model, ids, mask, image)[:, 0])
         for ids, mask, image in (
             (batch["ids"], batch["mask"], batch["image"]),
-            (batch["ids"], batch["mask"], torch.stack([batch["image"][row] for row in wrong_image])),
-            (*(torch.stack([batch[name][row] for row in wrong_text]) for name in ("ids", "mask")), batch["image"]),
+            (batch["ids"], batch["mask"], torch.stack([batch["image"][row] for row in negative_image])),
+            (*(torch.stack([batch[name][row] for row in negative_text]) for name in ("ids", "mask")), batch["image"]),
         )
     ]
     is_match = torch.arange(3 * len(plain)) < len(plain)
-    match = F.cross_entropy(task.match_head(torch.cat(pooled)), is_match.long())
-    return task.cfg.contrast * contrast + task.cfg.match * match + task.cfg.words * words
+    match = F.cross_entropy(task.itm_head(torch.cat(pooled)), is_match.long())
+    return task.cfg.itc_weight * contrast + task.cfg.itm_weight * match + task.cfg.mlm_weight * words
 
 
 def contrasted(task: Pairs, image: Sequence[Tensor], text: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Gives the mean loss over the views (B, D), and the first view's logits (B, B), image to text."""
+    """Return the mean loss over the views (B, D), and the first view's logits (B, B), image to text."""
     logits, losses = [], []
-    for head, one, other in zip(task.projections, image, text, strict=True):
-        assert isinstance(head, Projections)
-        logits.append(head.scale * unit(head.image(one)) @ unit(head.text(other)).T)
+    for head, one, other in zip(task.itc_heads, image, text, strict=True):
+        assert isinstance(head, ITCHead)
+        logits.append(head.scale * normalize(head.image(one)) @ normalize(head.text(other)).T)
         same = torch.arange(len(one))
         losses.append((F.cross_entropy(logits[-1], same) + F.cross_entropy(logits[-1].T, same)) / 2)
     return torch.stack(losses).mean(), logits[0].detach()
 
 
 def negatives(logits: Tensor, draw: Draw) -> list[int]:
-    """Draws one column for each row, never the diagonal."""
+    """Draw one column for each row, never the diagonal."""
     weights = logits.float().softmax(1).fill_diagonal_(0)
     return [draw(row) for row in weights]
 
 
 def embed(model: VLMo, *, ids: Tensor | None = None, mask: Tensor | None = None, image: Tensor | None = None) -> Inputs:
-    """Embeds a text, a picture or both, and gathers the bias for them."""
+    """Embed a text, an image or both, and gathers the bias for them."""
     parts, masks, grid = [], [], ()
     if ids is not None and mask is not None:
         parts.append(model.words(ids) + model.types.weight[0])
@@ -127,31 +127,31 @@ def embed(model: VLMo, *, ids: Tensor | None = None, mask: Tensor | None = None,
 
 
 def alone(model: VLMo, inputs: Inputs, modality: str) -> tuple[Tensor, Tensor]:
-    """Gives the first row of one modality's own experts, and of the branch through the vision-language experts."""
+    """Return the first row of one modality's own experts, and of the branch through the vision-language experts."""
     blocks, x = list(model.blocks), inputs.x
-    for layer in range(model.both_from):
+    for layer in range(model.vl_expert_start):
         x = run(blocks[layer], x, inputs, layer, ((modality, x.shape[1]),))
     views = []
     for expert in (modality, BOTH):
         branch = x
-        for layer in range(model.both_from, len(blocks)):
+        for layer in range(model.vl_expert_start, len(blocks)):
             branch = run(blocks[layer], branch, inputs, layer, ((expert, x.shape[1]),))
         views.append(model.norm(branch)[:, 0])
     return views[0], views[1]
 
 
 def fused(model: VLMo, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
-    """Gives every state (B, T + P, D) of a text and a picture that see each other."""
+    """Return every state (B, T + P, D) of a text and an image that see each other."""
     inputs = embed(model, ids=ids, mask=mask, image=image)
     x = inputs.x
     separate = ((TEXT, inputs.words), (IMAGE, x.shape[1] - inputs.words))
     for layer, block in enumerate(model.blocks):
-        x = run(block, x, inputs, layer, separate if layer < model.both_from else ((BOTH, x.shape[1]),))
+        x = run(block, x, inputs, layer, separate if layer < model.vl_expert_start else ((BOTH, x.shape[1]),))
     return model.norm(x)
 
 
 def run(block: nn.Module, x: Tensor, inputs: Inputs, layer: int, route: tuple[tuple[str, int], ...]) -> Tensor:
-    """Runs one block: attention for all rows, then each part's expert."""
+    """Run one block: attention for all rows, then each part's expert."""
     assert isinstance(block, Block)
     bias = None if inputs.bias is None else inputs.bias[layer]
     attended = written_out(block.attention[SHARED], block.norm(x), inputs.mask, bias)

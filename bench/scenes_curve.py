@@ -1,6 +1,6 @@
 """Draws what re-ranking adds while a model learns scenes, from the logs of a run of examples/scenes.py:scenes.
 
-``python bench/scenes_curve.py runs/scenes docs/images/scenes-curve.png`` draws recall on the validation pictures.
+``python bench/scenes_curve.py runs/scenes docs/images/scenes-curve.png`` draws recall on the validation images.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 
 from dualfuse.report.curves import History, history, joined, merged
 
-STAGES = {"contrast": "contrast\nalone", "random": "random\nwrong pairs", "hard": "hard\nwrong pairs"}
+STAGES = {"contrast": "contrast\nalone", "random": "random\nnegatives", "hard": "hard\nnegatives"}
 WAYS = {"text_to_image": "Text to image", "image_to_text": "Image to text"}
 COLOURS = {"R@1": "#1f5fa8", "R@5": "#c2571a"}
 
 
 def plot(axes: Axes, way: str, stages: tuple[History, ...]) -> None:
-    """Draws recall of one way, as the dual encoder finds it and re-ranked, and where stages began."""
+    """Draw recall of one way, as the dual encoder finds it and re-ranked, and where stages began."""
     for recall, colour in COLOURS.items():
         for place, style, label in (("", "--", "dual encoder"), ("reranked/", "-", "re-ranked")):
             curves = joined(stages, f"validation/{way}/{place}{recall}")
@@ -39,10 +39,10 @@ def plot(axes: Axes, way: str, stages: tuple[History, ...]) -> None:
 
 
 def main() -> None:
-    """Reads the logs and writes the picture."""
+    """Read the logs and writes the image."""
     parser = argparse.ArgumentParser(description="Draws validation recall, dual and re-ranked, against steps.")
     parser.add_argument("run", type=Path)
-    parser.add_argument("picture", type=Path)
+    parser.add_argument("image", type=Path)
     chosen = parser.parse_args()
     stages = tuple(history(chosen.run / name, name) for name in STAGES)
     figure = Figure((9, 4.2), layout="constrained")
@@ -50,7 +50,7 @@ def main() -> None:
         plot(axes, way, stages)
     figure.axes[0].set_ylabel("recall, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(chosen.picture, dpi=130, metadata={"Software": ""})
+    figure.savefig(chosen.image, dpi=130, metadata={"Software": ""})
 
 
 if __name__ == "__main__":

@@ -16,10 +16,10 @@ import tyro
 from means import mean_and_spread
 
 from dualfuse import hub
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Pass, Plan
-from dualfuse.tasks.pairs import Pairs
-from dualfuse.tasks.retrieval import Gallery
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.gallery import Gallery
+from dualfuse.evaluation.retrieval import GalleryReader, Plan
+from dualfuse.tasks.pretrain.pairs import Pairs
 
 SMALL = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "s", "the", "to", "with"])
 """Words that say nothing alone."""
@@ -42,12 +42,12 @@ class Options:
 
 
 def words(text: str) -> set[str]:
-    """Gives the words of a text that say something."""
+    """Return the words of a text that say something."""
     return set(re.findall(r"\w+", text.lower())) - SMALL
 
 
 def kind(text: str, seen: Counter[str]) -> str:
-    """Gives one of ``KINDS``."""
+    """Return one of ``KINDS``."""
     counts = [seen[word] for word in words(text)]
     if not any(counts):
         return KINDS[0]
@@ -56,7 +56,7 @@ def kind(text: str, seen: Counter[str]) -> str:
 
 
 def judge(model: Path, data: Path, at: int) -> dict[str, list[bool]]:
-    """Tells for each kind of test text whether its picture is among the first ``at``."""
+    """Return for each kind of test text whether its image is among the first ``at``."""
     seen: Counter[str] = Counter()
     for sample in Shards.open(str(data / "train-*.tar")):
         tags = sample.meta.get("keywords")
@@ -65,7 +65,7 @@ def judge(model: Path, data: Path, at: int) -> dict[str, list[bool]]:
     test = Shards.open(str(data / "test-*.tar"))
     assert isinstance(loaded.task, Pairs), f"{model} was not trained on pairs"
     with torch.inference_mode():
-        reading = Pass(loaded.task, Gallery(loaded.prep), test, Plan(workers=0))
+        reading = GalleryReader(loaded.task, Gallery(loaded.processor), test, Plan(num_workers=0))
         image, text, _, owner = reading.features()
         logits = text @ image.T
         better = logits > logits.gather(1, owner[:, None])
@@ -77,7 +77,7 @@ def judge(model: Path, data: Path, at: int) -> dict[str, list[bool]]:
 
 
 def main() -> None:
-    """Prints a Markdown table."""
+    """Print a Markdown table."""
     options = tyro.cli(Options, description=__doc__)
     runs = [
         judge(model, Path(options.data) if options.data else model.parents[1] / "data", options.at)

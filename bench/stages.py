@@ -5,7 +5,7 @@
     OMP_NUM_THREADS=1 python bench/stages.py --pairs PAIRS --text TEXT.txt --plot docs/images/stages.png
 
 trains every arm for every seed, one after the other, and judges it on the test split. PAIRS is a folder of shards whose
-names hold train-, val- and test-; its pictures are what stage one sees too. TEXT is what stage two reads. Stages that
+names hold train-, val- and test-; its images are what stage one sees too. TEXT is what stage two reads. Stages that
 are finished are not repeated. Steps were chosen once so that all arms but the first take as much processor time; what
 they took is in the table.
 """
@@ -28,17 +28,17 @@ from stages_plot import Points, draw
 from tokenizers import BertWordPieceTokenizer
 
 from dualfuse import hub
-from dualfuse.data.corpus import Corpus
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan, evaluate
-from dualfuse.engine.log import read_log
-from dualfuse.engine.pair_accuracy import pair_accuracy
-from dualfuse.engine.train import train
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.corpus import Corpus
+from dualfuse.evaluation.pairs import evaluate_pairs
+from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
 from dualfuse.recipe import Recipe, Run
-from dualfuse.recipes.small import NANO, QUICK, nano_pairs
+from dualfuse.recipes.small_pairs import NANO, QUICK, nano_pairs
 from dualfuse.recipes.vlmo_images import nano_images, nano_tokenizer
 from dualfuse.recipes.vlmo_text import nano_text
-from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.training.loop import train
+from dualfuse.training.run_log import read_log
 
 ROWS = {
     "text_to_image/R@1": "text to image R@1",
@@ -47,33 +47,33 @@ ROWS = {
     "image_to_text/R@1": "image to text R@1",
     "image_to_text/R@5": "image to text R@5",
     "image_to_text/R@10": "image to text R@10",
-    "match/right": "right pairs accepted",
-    "match/random": "random wrong pairs rejected",
-    "match/hard": "hardest wrong pairs rejected",
-    "match/right_beats_hard": "right pair above the hardest wrong one",
-    "words": "masked words found",
-    "words/other_picture": "masked words found beside another picture",
+    "itm/positive": "right pairs accepted",
+    "itm/random_negative": "random negatives rejected",
+    "itm/hard_negative": "hardest negatives rejected",
+    "itm/positive_above_hard": "right pair above the hardest wrong one",
+    "mlm/accuracy": "masked words found",
+    "mlm/accuracy_other_image": "masked words found beside another image",
     "R@10": "R@10, mean of both ways",
     "match": "right and random pairs told apart",
 }
 BATCH, ROWS_OF_TEXT = 64, 32
-"""Samples of a step: pictures or pairs, and rows of text."""
+"""Samples of a step: images or pairs, and rows of text."""
 CONTRAST, JOINT = 380, 220
 """Steps of contrast alone, then of all objectives."""
 VOCABULARY, TOKENIZER = 4096, 150
-"""Word pieces: of BERT's 30,522 a text stage of two minutes sees most too seldom. Steps of the tokenizer of pictures,
-128 pictures each."""
+"""Tokens: of BERT's 30,522 a text stage of two minutes sees most too seldom. Steps of the tokenizer of images,
+128 images each."""
 WAYS = ("text_to_image", "image_to_text")
 SECONDS, RESULTS = "seconds.txt", "results.json"
 
 
-ALONE = replace(NANO, vocabulary=VOCABULARY, both_from=NANO.depth)
+ALONE = replace(NANO, vocab_size=VOCABULARY, vl_expert_start=NANO.depth)
 """Without vision-language experts, which only all objectives together train."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """What comes before pairs, in steps; how much longer pairs are learnt; what vision-language experts begin as."""
+    """What comes before pairs, in steps; how much longer pairs are trained; what vision-language experts begin as."""
 
     images: int = 0
     text: int = 0
@@ -84,15 +84,15 @@ class Arm:
 ARMS = {
     "pairs alone": Arm(),
     "pairs alone, longer": Arm(longer=2.0),
-    "pictures, pairs": Arm(images=820),
+    "images, pairs": Arm(images=820),
     "text, pairs": Arm(text=1680),
-    "pictures, text, pairs": Arm(images=410, text=950),
-    "fewer pictures, pairs longer": Arm(images=410, longer=1.4),
+    "images, text, pairs": Arm(images=410, text=950),
+    "fewer images, pairs longer": Arm(images=410, longer=1.4),
 }
 EXPERTS = {
-    "random": ARMS["pictures, text, pairs"],
-    "language": replace(ARMS["pictures, text, pairs"], both="language"),
-    "vision": replace(ARMS["pictures, text, pairs"], both="vision"),
+    "random": ARMS["images, text, pairs"],
+    "language": replace(ARMS["images, text, pairs"], both="language"),
+    "vision": replace(ARMS["images, text, pairs"], both="vision"),
 }
 """What the last arm is repeated with: vision-language experts that begin as copies."""
 
@@ -106,7 +106,7 @@ class Place:
     out: Path
 
     def split(self, name: str) -> str:
-        """Gives the shards of a split."""
+        """Return the shards of a split."""
         return str(self.pairs / f"*{name}-*.tar")
 
     @property
@@ -116,25 +116,27 @@ class Place:
 
     @property
     def tokenizer(self) -> Path:
-        """Where the tokenizer of pictures is."""
+        """Where the tokenizer of images is."""
         return self.out / "tokenizer"
 
 
 def prepare(place: Place) -> None:
-    """Makes what all arms share: word pieces of the text, and visual words of the pictures."""
+    """Make what all arms share: tokens of the text, and visual words of the images."""
     if not place.words.exists():
         pieces = BertWordPieceTokenizer()
         pieces.train([place.text], vocab_size=VOCABULARY, show_progress=False)
         place.words.parent.mkdir(parents=True, exist_ok=True)
         pieces.save(str(place.words))
     recipe = nano_tokenizer()
-    data = replace(recipe.data, train=(place.split("train"),), workers=0)
+    data = replace(recipe.data, train=(place.split("train"),), num_workers=0)
     spend(place.tokenizer, replace(recipe, data=data, run=Run(steps=TOKENIZER)))
-    Corpus.open(place.text, _text(1, place, alone=True).data.text)  # keeps its rows beside it, at nobody's cost
+    Corpus.open(
+        place.text, _text(1, place, alone=True).data.text_transform
+    )  # keeps its rows beside it, at nobody's cost
 
 
 def stages(arm: Arm, seed: int, place: Place) -> list[tuple[Path, Recipe]]:
-    """Lists the recipes of an arm, each with its folder; arms that begin alike share folders."""
+    """List the recipes of an arm, each with its folder; arms that begin alike share folders."""
     recipes = [_images(arm.images, place)] if arm.images else []
     recipes += [_text(arm.text, place, alone=not arm.images)] if arm.text else []
     recipes += _pairs(arm, place)
@@ -142,26 +144,26 @@ def stages(arm: Arm, seed: int, place: Place) -> list[tuple[Path, Recipe]]:
     for recipe in recipes:
         start = str(folder / "final") if found else ""
         folder = folder / f"{recipe.name}-{recipe.run.steps}"
-        run = replace(recipe.run, seed=seed, log_every=25, save_every=recipe.run.steps, keep=1)
+        run = replace(recipe.run, seed=seed, log_every=25, save_every=recipe.run.steps, keep_last=1)
         found.append((folder, replace(recipe, run=run, start_from=start)))
     if arm.both != "random":
         folder, recipe = found[-1]
-        found[-1] = folder.with_name(f"{folder.name}-{arm.both}"), replace(recipe, both_experts=arm.both)
+        found[-1] = folder.with_name(f"{folder.name}-{arm.both}"), replace(recipe, vl_expert_init=arm.both)
     return found
 
 
 def _images(steps: int, place: Place) -> Recipe:
     recipe = nano_images()
-    data = replace(recipe.data, train=(place.split("train"),), batch=BATCH, workers=0)
+    data = replace(recipe.data, train=(place.split("train"),), batch_size=BATCH, num_workers=0)
     task = replace(recipe.task, tokenizer=str(place.tokenizer / "final"))
     return replace(recipe, model=ALONE, task=task, data=data, run=Run(steps=steps))
 
 
 def _text(steps: int, place: Place, *, alone: bool) -> Recipe:
-    """Without a stage of pictures attention is random, and frozen it would stay so: then all that texts pass learns."""
+    """Without a stage of images attention is random, and frozen it would stay so: then all that texts pass learns."""
     recipe = nano_text()
-    data = replace(recipe.data, train=(place.text,), tokenizer=str(place.words), batch=ROWS_OF_TEXT, workers=0)
-    model = replace(recipe.model, vocabulary=VOCABULARY)
+    data = replace(recipe.data, train=(place.text,), tokenizer=str(place.words), batch_size=ROWS_OF_TEXT, num_workers=0)
+    model = replace(recipe.model, vocab_size=VOCABULARY)
     trained = () if alone else recipe.train_only
     return replace(recipe, model=model, data=data, train_only=trained, run=Run(steps=steps))
 
@@ -169,20 +171,22 @@ def _text(steps: int, place: Place, *, alone: bool) -> Recipe:
 def _pairs(arm: Arm, place: Place) -> list[Recipe]:
     """Contrast alone, then all objectives, as in the demo; vision-language experts come in with the latter."""
     recipe, contrast, joint = nano_pairs(), round(CONTRAST * arm.longer), round(JOINT * arm.longer)
-    data = replace(recipe.data, train=(place.split("train"),), validation=place.split("val"), batch=BATCH, workers=0)
+    data = replace(
+        recipe.data, train=(place.split("train"),), validation=place.split("val"), batch_size=BATCH, num_workers=0
+    )
     recipe = replace(recipe, data=replace(data, tokenizer=str(place.words)))
     return [
         replace(
             recipe,
             name="contrast",
             model=ALONE,
-            task=replace(recipe.task, match=0.0, words=0.0),
+            task=replace(recipe.task, itm_weight=0.0, mlm_weight=0.0),
             run=Run(steps=contrast, eval_every=contrast // 6),
         ),
         replace(
             recipe,
             name="joint",
-            model=replace(ALONE, both_from=NANO.both_from),
+            model=replace(ALONE, vl_expert_start=NANO.vl_expert_start),
             optim=replace(QUICK, lr=1e-3, warmup=0.1),
             run=Run(steps=joint, eval_every=joint // 2),
         ),
@@ -190,7 +194,7 @@ def _pairs(arm: Arm, place: Place) -> list[Recipe]:
 
 
 def spend(folder: Path, recipe: Recipe) -> None:
-    """Trains one stage and writes down the processor seconds it took; one that was interrupted begins anew."""
+    """Train one stage and writes down the processor seconds it took; one that was interrupted begins anew."""
     if not (folder / SECONDS).exists():
         shutil.rmtree(folder, ignore_errors=True)
         before = time.process_time()
@@ -199,7 +203,7 @@ def spend(folder: Path, recipe: Recipe) -> None:
 
 
 def run(arm: Arm, seed: int, place: Place) -> dict[str, float]:
-    """Trains and judges one arm, or reads what an earlier run reached; shares are in percent."""
+    """Train and judges one arm, or reads what an earlier run reached; shares are in percent."""
     found = stages(arm, seed, place)
     for folder, recipe in found:
         spend(folder, recipe)
@@ -211,7 +215,7 @@ def run(arm: Arm, seed: int, place: Place) -> dict[str, float]:
 
 
 def curve(arm: Arm, seed: int, place: Place) -> Points:
-    """Gives R@10 on the validation pictures while an arm learns pairs, by all processor seconds so far."""
+    """Return R@10 on the validation images while an arm learns pairs, by all processor seconds so far."""
     points, before = [], 0.0
     for folder, recipe in stages(arm, seed, place):
         seconds = float((folder / SECONDS).read_text())
@@ -221,7 +225,7 @@ def curve(arm: Arm, seed: int, place: Place) -> Points:
 
 
 def validated(folder: Path) -> Points:
-    """Gives (steps, R@10 on the validation pictures in percent, the mean of both ways) of one stage."""
+    """Return (steps, R@10 on the validation images in percent, the mean of both ways) of one stage."""
     lines = [line for line in read_log(folder) if f"validation/{WAYS[0]}/R@10" in line]
     return tuple(
         (line["step"], 100 * statistics.mean(line[f"validation/{way}/R@10"] for way in WAYS)) for line in lines
@@ -229,18 +233,18 @@ def validated(folder: Path) -> Points:
 
 
 def judge(model: Path, place: Place) -> dict[str, float]:
-    """Gives retrieval and accuracies on the test split, in percent."""
-    loaded, shards, plan = hub.load(model), Shards.open(place.split("test")), Plan(workers=0)
+    """Return retrieval and accuracies on the test split, in percent."""
+    loaded, shards, plan = hub.load(model), Shards.open(place.split("test")), Plan(num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate(loaded.task, loaded.prep, shards, plan).metrics
-    found |= pair_accuracy(loaded.task, loaded.prep, shards, plan)
+    found = evaluate_retrieval(loaded.task, loaded.processor, shards, plan).metrics
+    found |= evaluate_pairs(loaded.task, loaded.processor, shards, plan)
     found["R@10"] = statistics.mean(found[f"{way}/R@10"] for way in WAYS)
-    found["match"] = (found["match/right"] + found["match/random"]) / 2
+    found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2
     return {name: 100 * found[name] for name in ROWS}
 
 
 def arguments(purpose: str) -> argparse.ArgumentParser:
-    """Gives the arguments that say where the data is, and where runs go."""
+    """Return the arguments that say where the data is, and where runs go."""
     parser = argparse.ArgumentParser(description=purpose)
     parser.add_argument("--pairs", type=Path, default=Path("openpics"), help="folder of shards, all splits")
     parser.add_argument("--text", default="wordnet/wordnet-train.txt", help="what stage two reads")
@@ -249,10 +253,10 @@ def arguments(purpose: str) -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Runs what is missing, prints the tables, and draws."""
+    """Run what is missing, prints the tables, and draws."""
     parser = arguments("Compares pairs alone with VLMo's stages before them, at equal processor time.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--plot", type=Path, help="where the picture goes; needs matplotlib")
+    parser.add_argument("--plot", type=Path, help="where the image goes; needs matplotlib")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     place = Place(chosen.pairs, chosen.text, chosen.out)
@@ -266,7 +270,7 @@ def main() -> None:
 
 
 def _all(arms: Mapping[str, Arm], seeds: Sequence[int], place: Place) -> dict[str, list[dict[str, float]]]:
-    """Takes all arms of a seed first: an interrupted comparison is a fair one."""
+    """Take all arms of a seed first: an interrupted comparison is a fair one."""
     reached: dict[str, list[dict[str, float]]] = {name: [] for name in arms}
     for seed in seeds:
         for name, arm in arms.items():

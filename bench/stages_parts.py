@@ -1,8 +1,8 @@
-"""Why do VLMo's first stages help or harm? What they make of pictures and captions, and which of their parts do it.
+"""Why do VLMo's first stages help or harm? What they make of images and captions, and which of their parts do it.
 
 ``OMP_NUM_THREADS=1 python bench/stages_parts.py --pairs PAIRS --text TEXT.txt`` after bench/stages.py with the same
-arguments. Two Markdown tables: how unlike the first tokens of validation pictures and captions are when pairs begin;
-and recall on the validation pictures after contrast alone, if it begins with some tensors of a stage, others random.
+arguments. Two Markdown tables: how unlike the first tokens of validation images and captions are when pairs begin;
+and recall on the validation images after contrast alone, if it begins with some tensors of a stage, others random.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from stages import ARMS, Arm, Place, arguments, spend, stages, validated
 from torch import Tensor
 
 from dualfuse import hub
-from dualfuse.engine.feed import deliveries
+from dualfuse.layers.heads import normalize
 from dualfuse.tasks.base import Batch, Task
-from dualfuse.tasks.heads import unit
+from dualfuse.training.dataloader import training_dataloader
 
 STEM, VISION = ("model.patches.*",), ("model.blocks.*.experts.image.*",)
 WORDS, LANGUAGE = ("model.words.*",), ("model.blocks.*.experts.text.*",)
@@ -39,26 +39,26 @@ class Part:
 
 STARTS = {
     "nothing": ARMS["pairs alone"],
-    "pictures": ARMS["pictures, pairs"],
+    "images": ARMS["images, pairs"],
     "text": ARMS["text, pairs"],
-    "pictures, text": ARMS["pictures, text, pairs"],
+    "images, text": ARMS["images, text, pairs"],
 }
 """What comes before pairs, whole."""
-PICTURES = 383
+IMAGES = 383
 """Of the validation split, at most."""
 PARTS = {
-    "pictures, half as long: all": Part(ARMS["pictures, text, pairs"], ("*",)),
+    "images, half as long: all": Part(ARMS["images, text, pairs"], ("*",)),
     "text: words": Part(ARMS["text, pairs"], WORDS),
     "text: words and language experts": Part(ARMS["text, pairs"], WORDS + LANGUAGE),
     "text: attention and final norm": Part(ARMS["text, pairs"], SHARED),
-    "pictures: stem": Part(ARMS["pictures, pairs"], STEM),
-    "pictures: all but the stem": Part(ARMS["pictures, pairs"], SHARED + VISION),
+    "images: stem": Part(ARMS["images, pairs"], STEM),
+    "images: all but the stem": Part(ARMS["images, pairs"], SHARED + VISION),
 }
 """The stem is what makes patches: here convolutions."""
 
 
 def reached(name: str, part: Part, seed: int, place: Place) -> float:
-    """Gives R@10 on the validation pictures at the end of contrast, in percent."""
+    """Return R@10 on the validation images at the end of contrast, in percent."""
     found = stages(part.arm, seed, place)
     before, (_, contrast) = found[0][0], found[-2]
     folder = place.out / f"parts-{seed}" / "".join(letter for letter in name if letter.isalpha())
@@ -69,7 +69,7 @@ def reached(name: str, part: Part, seed: int, place: Place) -> float:
 
 
 def cut(source: Path, target: Path, kept: tuple[str, ...]) -> None:
-    """Copies a model folder with some of its tensors."""
+    """Copy a model folder with some of its tensors."""
     shutil.copytree(source, target, dirs_exist_ok=True)
     tensors = hub.read_tensors(source)
     some = {name: value for name, value in tensors.items() if any(fnmatchcase(name, pattern) for pattern in kept)}
@@ -77,7 +77,7 @@ def cut(source: Path, target: Path, kept: tuple[str, ...]) -> None:
 
 
 def spread(path: Path | None, batch: Batch, make: Callable[[], Task]) -> tuple[float, ...]:
-    """Gives mean cosine and effective dimensions of pictures' first tokens, then of captions', before contrast."""
+    """Return mean cosine and effective dimensions of images' first tokens, then of captions', before contrast."""
     model = (hub.load(path).task if path else make()).model.eval()
     with torch.inference_mode():
         image = model.encode(model.embed_image(batch["image"]))
@@ -86,17 +86,17 @@ def spread(path: Path | None, batch: Batch, make: Callable[[], Task]) -> tuple[f
 
 
 def alike(states: Tensor) -> tuple[float, float]:
-    """Gives the mean cosine of two different rows of (B, D), and the participation ratio of their variances."""
-    rows, number = unit(states), len(states)
+    """Return the mean cosine of two different rows of (B, D), and the participation ratio of their variances."""
+    rows, number = normalize(states), len(states)
     cosine = ((rows @ rows.T).sum() - number) / (number * (number - 1))
     variances = torch.linalg.svdvals(states - states.mean(0)) ** 2
     return float(cosine), float(variances.sum() ** 2 / (variances**2).sum())
 
 
 def spreads(seeds: Sequence[int], place: Place) -> str:
-    """Gives a Markdown table of what pairs begin with, the means over seeds."""
+    """Return a Markdown table of what pairs begin with, the means over seeds."""
     lines = [
-        "| what pairs begin with | pictures: cosine, dimensions | captions: cosine, dimensions |",
+        "| what pairs begin with | images: cosine, dimensions | captions: cosine, dimensions |",
         "|---|---:|---:|",
     ]
     for name, arm in STARTS.items():
@@ -104,8 +104,8 @@ def spreads(seeds: Sequence[int], place: Place) -> str:
         for seed in seeds:
             *before, (_, recipe), _ = stages(arm, seed, place)
             torch.manual_seed(seed)
-            validation = replace(recipe.data, train=(place.split("val"),), batch=PICTURES)
-            batch = next(deliveries(replace(recipe, data=validation), start=0)).batch
+            validation = replace(recipe.data, train=(place.split("val"),), batch_size=IMAGES)
+            batch = next(training_dataloader(replace(recipe, data=validation), start=0)).batch
             path = before[-1][0] / "final" if before else None
             found.append(spread(path, batch, lambda recipe=recipe: recipe.build()))
         means = [statistics.mean(column) for column in zip(*found, strict=True)]
@@ -114,7 +114,7 @@ def spreads(seeds: Sequence[int], place: Place) -> str:
 
 
 def main() -> None:
-    """Runs what is missing and prints the table."""
+    """Run what is missing and prints the table."""
     parser = arguments("Hands over parts of VLMo's first stages.")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     chosen = parser.parse_args()

@@ -25,16 +25,16 @@ import tyro
 from published_step import heaviest, padded, published_loss
 from torch import Tensor
 
-from dualfuse.data.text import Words, mask_words
-from dualfuse.engine.memory import keep_big_blocks
+from dualfuse.data.text.tokenizer import EncodedText, mask_words
+from dualfuse.losses.itc import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.recipes.small import NANO, OPENPICS
+from dualfuse.recipes.small_pairs import NANO, OPENPICS
 from dualfuse.recipes.vlmo import BASE
-from dualfuse.tasks.contrast import draw_negatives
-from dualfuse.tasks.pairs import PairBatch, Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairBatch, Pairs, PairsConfig
+from dualfuse.training.memory import keep_big_blocks
 
 PAPER = PairsConfig()
-SHARED = replace(PAPER, views="plain", match_sees_masked=True)
+SHARED = replace(PAPER, itc_features="unimodal", itm_on_masked_text=True)
 RECIPES = {"published": PAPER, "ours": PAPER, "shared": SHARED, "one-negative": replace(SHARED, negatives_per_pair=1)}
 """Settings of every candidate. The last two are not the paper's: matching sees the masked texts, contrast compares one
 view only, and then one negative is drawn per pair."""
@@ -52,7 +52,7 @@ class Size:
     text_length: int
 
 
-SIZES = {"base": Size(BASE, batch=4, text_length=40), "nano": Size(NANO, OPENPICS.batch, NANO.text_length)}
+SIZES = {"base": Size(BASE, batch=4, text_length=40), "nano": Size(NANO, OPENPICS.batch_size, NANO.text_length)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Bench:
     """The candidates, on one set of weights."""
 
     def __init__(self, options: Options) -> None:
-        """Builds the model once; candidates differ in their heads and settings."""
+        """Build the model once; candidates differ in their heads and settings."""
         torch.set_num_threads(options.threads)
         torch.manual_seed(0)
         self.size = SIZES[options.size]
@@ -85,21 +85,21 @@ class Bench:
         self.tasks = {name: paper if cfg is PAPER else cfg.build(self.model) for name, cfg in RECIPES.items()}
 
     def loss(self, name: str, batch: PairBatch) -> Tensor:
-        """Gives a candidate's loss on pairs whose texts are padded to the longest of them."""
+        """Return a candidate's loss on pairs whose texts are padded to the longest of them."""
         task = self.tasks[name]
         if name == "published":
             return published_loss(task, padded(batch, self.size.text_length))
         return task(batch).loss
 
     def step(self, name: str, batch: PairBatch) -> Seconds:
-        """Runs forward and backward of a candidate."""
+        """Run forward and backward of a candidate."""
         self.tasks[name].zero_grad(set_to_none=True)
         processor, clock = time.process_time(), time.perf_counter()
         self.loss(name, batch).backward()
         return time.process_time() - processor, time.perf_counter() - clock
 
     def disagreement(self, batch: PairBatch) -> tuple[float, float]:
-        """Gives the differences of loss and gradients, published and ours, relative to their size.
+        """Return the differences of loss and gradients, published and ours, relative to their size.
 
         Drop-path is off, and both take the largest weight instead of drawing negatives.
         """
@@ -115,9 +115,9 @@ class Bench:
 
 
 def pairs(size: Size, seed: int) -> PairBatch:
-    """Gives random pictures, and random words in texts as long as captions are.
+    """Return random images, and random words in texts as long as captions are.
 
-    Lengths follow those of Flickr8k's captions in word pieces: median 13, mean 14, 90 % up to 19, 99 % up to 26.
+    Lengths follow those of Flickr8k's captions in tokens: median 13, mean 14, 90 % up to 19, 99 % up to 26.
     """
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(math.log(13.2), 0.29, size.batch)).round().astype(int).clip(5, size.text_length)
@@ -125,8 +125,8 @@ def pairs(size: Size, seed: int) -> PairBatch:
     for number, length in enumerate(lengths.tolist()):
         places = np.arange(length)
         words = np.where((places == 0) | (places == length - 1), -1, places)
-        ids = np.where(words == -1, 101, rng.integers(1000, size.model.vocabulary, length))
-        masked_ids, labels = mask_words(Words(ids, words, False), size.model.vocabulary, 103, rng)
+        ids = np.where(words == -1, 101, rng.integers(1000, size.model.vocab_size, length))
+        masked_ids, labels = mask_words(EncodedText(ids, words, False), size.model.vocab_size, 103, rng)
         image = torch.from_numpy(rng.standard_normal((3, *size.model.image_size), dtype=np.float32))
         texts = {"ids": ids, "masked_ids": masked_ids, "labels": labels}
         rows.append({"image": image, **texts, "image_id": number, "text_id": number, "source": 0})
@@ -135,18 +135,18 @@ def pairs(size: Size, seed: int) -> PairBatch:
 
 def _with_gradients(task: Pairs, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
     task.zero_grad(set_to_none=True)
-    with mock.patch("dualfuse.tasks.negatives.draw_negatives", _largest):
+    with mock.patch("dualfuse.losses.hard_negatives.draw_negatives", _largest):
         value = loss()
     value.backward()
     return value.item(), torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
 
 
 def _largest(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    return draw_negatives(logits, allowed, torch.zeros_like(noise))
+    return sample_negatives(logits, allowed, torch.zeros_like(noise))
 
 
 def peak(options: Options) -> float:
-    """Gives the MiB by which a step raises this process's peak: activations, gradients, and what is temporary."""
+    """Return the MiB by which a step raises this process's peak: activations, gradients, and what is temporary."""
     bench = Bench(options)
     batch = pairs(bench.size, seed=0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -155,7 +155,7 @@ def peak(options: Options) -> float:
 
 
 def peaks() -> dict[str, float]:
-    """Gives the peak of every candidate, each from a process of its own."""
+    """Return the peak of every candidate, each from a process of its own."""
     command = [sys.executable, *sys.argv]
     return {
         name: float(subprocess.run([*command, "--peak-of", name], check=True, capture_output=True).stdout)
@@ -164,7 +164,7 @@ def peaks() -> dict[str, float]:
 
 
 def report(rounds: list[dict[str, Seconds]], memory: Mapping[str, float]) -> None:
-    """Prints one line per candidate; ratios are published / candidate, with the smallest and the largest of a round."""
+    """Print one line per candidate; ratios are published / candidate, with the smallest and the largest of a round."""
     print(f"{'':<14}{'CPU s':>8}{'wall s':>8}{'ratio':>8}{'(smallest to largest)':>24}{'peak MiB':>10}")
     for name in RECIPES:
         processor, clock = (statistics.median(times[name][kind] for times in rounds) for kind in (0, 1))
@@ -175,7 +175,7 @@ def report(rounds: list[dict[str, Seconds]], memory: Mapping[str, float]) -> Non
 
 
 def main() -> None:
-    """Prints a table."""
+    """Print a table."""
     options = tyro.cli(Options, description=__doc__)
     keep_big_blocks()
     if options.peak_of:

@@ -29,13 +29,13 @@ from published_step import padded, published_loss
 from step import SIZES, pairs
 from torch import Tensor, nn
 
-from dualfuse.engine.memory import keep_big_blocks
 from dualfuse.recipes.bridgetower import BASE as BRIDGETOWER
-from dualfuse.tasks.pair_rows import PairBatch
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.training.memory import keep_big_blocks
 
 Name = Literal["vlmo-relative", "vlmo-absolute", "bridgetower"]
-CONTRAST = PairsConfig(match=0.0, words=0.0, views="plain")
+CONTRAST = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal")
 JOINT = PairsConfig()
 
 
@@ -75,17 +75,17 @@ class Subject:
     draw: Callable[[int], PairBatch]
     width: int
     tokens: int
-    """Of a picture and a text together."""
+    """Of an image and a text together."""
 
 
 def of_vlmo(positions: Literal["relative", "absolute"], batch: int) -> Subject:
-    """Gives VLMo base; the joint steps have the same loss and gradients."""
-    size = replace(SIZES["base"], batch=batch)
+    """Return VLMo base; the joint steps have the same loss and gradients."""
+    size = replace(SIZES["base"], batch_size=batch)
     cfg = replace(size.model, positions=positions)
     model = cfg.build()
     joint, contrast = Pairs(JOINT, model), Pairs(CONTRAST, model)
     plain = Contrast(
-        Towers(cfg.width, cfg.depth, cfg.heads, cfg.patch, cfg.image_size, cfg.vocabulary, cfg.text_length)
+        Towers(cfg.width, cfg.depth, cfg.heads, cfg.patch_size, cfg.image_size, cfg.vocab_size, cfg.text_length)
     )
 
     def needs(task: PairsConfig) -> Callable[[Lengths], float]:
@@ -103,7 +103,7 @@ def of_vlmo(positions: Literal["relative", "absolute"], batch: int) -> Subject:
 
 
 def of_bridgetower(batch: int) -> Subject:
-    """Gives BridgeTower base; the joint step of transformers runs its towers for every objective."""
+    """Return BridgeTower base; the joint step of transformers runs its towers for every objective."""
     import bridgetower as other  # reason for the place: transformers may be missing, and is slow to import
 
     image, text = BRIDGETOWER.image, BRIDGETOWER.text
@@ -112,7 +112,9 @@ def of_bridgetower(batch: int) -> Subject:
     contrast = Pairs(CONTRAST, ours.task.model) if isinstance(ours, other.Ours) else None
     assert contrast is not None
     plain = Contrast(
-        Towers(image.width, image.depth, text.heads, image.patch, image.image_size, text.vocabulary, text.text_length)
+        Towers(
+            image.width, image.depth, text.heads, image.patch_size, image.image_size, text.vocab_size, text.text_length
+        )
     )
 
     def needs(task: PairsConfig) -> Callable[[Lengths], float]:
@@ -133,7 +135,7 @@ class Bench:
     """One model on one device."""
 
     def __init__(self, name: Name, options: Options) -> None:
-        """Builds all ways."""
+        """Build all ways."""
         torch.manual_seed(0)
         self.options, self.device = options, options.place
         batch = options.batch
@@ -143,7 +145,7 @@ class Bench:
         self.words_per_pair = Lengths.of(self.subject.draw(0))
 
     def step(self, name: str, batch: PairBatch) -> float:
-        """Runs forward and backward, and gives the seconds."""
+        """Run forward and backward, and gives the seconds."""
         way = self.subject.ways[name]
         half = torch.autocast(self.device.type, torch.bfloat16) if self.options.precision == "bf16" else nullcontext()
         way.module.zero_grad(set_to_none=True)
@@ -154,14 +156,14 @@ class Bench:
         return self.clock() - before
 
     def clock(self) -> float:
-        """Gives seconds of the processor; on a GPU those of the clock, when it has done all it was given."""
+        """Return seconds of the processor; on a GPU those of the clock, when it has done all it was given."""
         if self.device.type == "cpu":
             return time.process_time()
         torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
     def product(self) -> float:
-        """Gives the operations per second of the model's widest linear layer on all tokens of a joint step."""
+        """Return the operations per second of the model's widest linear layer on all tokens of a joint step."""
         rows, width = self.options.batch * self.subject.tokens * 4, self.subject.width
         kind = torch.bfloat16 if self.options.precision == "bf16" else torch.float32
         tokens = torch.randn(rows, width, device=self.device, dtype=kind)
@@ -175,21 +177,21 @@ class Bench:
         return 8 * rows * width**2 / min(seconds)
 
     def batch(self, seed: int) -> PairBatch:
-        """Gives random pairs on the device."""
+        """Return random pairs on the device."""
         batch = self.subject.draw(seed)
         for key, value in batch.items():
             batch[key] = value.to(self.device)  # type: ignore[literal-required]  # its own keys
         return batch
 
     def first(self, name: str) -> tuple[float, int]:
-        """Gives the MiB by which a first step raises the peak, and the operations it does for a pair."""
+        """Return the MiB by which a first step raises the peak, and the operations it does for a pair."""
         if self.device.type == "cpu":  # a process of its own, whose peak starts at what it shares with this one
             with multiprocessing.get_context("fork").Pool(1, _forked.append, (self,)) as pool:
                 return pool.apply(_first_of_forked, (name,))
         return _first_of(self, name)
 
     def memory(self) -> float:
-        """Gives the peak so far in MiB."""
+        """Return the peak so far in MiB."""
         if self.device.type == "cpu":
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return torch.cuda.max_memory_allocated(self.device) / 2**20
@@ -218,7 +220,7 @@ def _positions(name: Name) -> Literal["relative", "absolute"]:
 
 
 def report(bench: Bench, firsts: Mapping[str, tuple[float, int]], rounds: list[tuple[float, dict[str, float]]]) -> None:
-    """Prints one line per way."""
+    """Print one line per way."""
     ways, batch = bench.subject.ways, bench.options.batch
     rate = statistics.median(rate for rate, _ in rounds)
     print(f"matrix product: {rate / 1e9:,.0f} GFLOP/s ({min(r for r, _ in rounds) / 1e9:,.0f} the slowest round)")
@@ -250,7 +252,7 @@ def measure(model: Name, options: Options) -> None:
 
 
 def main() -> None:
-    """Prints a table for each model."""
+    """Print a table for each model."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(options.threads)
     keep_big_blocks()

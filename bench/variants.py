@@ -20,31 +20,31 @@ import tyro
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan, evaluate
-from dualfuse.engine.feed import deliveries
-from dualfuse.engine.memory import keep_big_blocks
-from dualfuse.engine.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from dualfuse.engine.pair_accuracy import pair_accuracy
-from dualfuse.engine.start import begin_with
-from dualfuse.engine.train import seed_step
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.pairs import evaluate_pairs
+from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
 from dualfuse.recipe import Recipe
-from dualfuse.recipes.small import demo
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.recipes.small_pairs import demo
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.training.dataloader import training_dataloader
+from dualfuse.training.init_from import init_from
+from dualfuse.training.loop import seed_step
+from dualfuse.training.memory import keep_big_blocks
+from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 
 VARIANTS: Mapping[str, Callable[[PairsConfig], PairsConfig]] = {
-    "published": lambda task: replace(task, match_sees_masked=False, negatives_per_pair=2),
+    "published": lambda task: replace(task, itm_on_masked_text=False, negatives_per_pair=2),
     "match sees masked": lambda task: replace(task, negatives_per_pair=2),
     "and one negative": lambda task: task,
-    "and half the patches": lambda task: replace(task, patches_kept=0.5),
+    "and half the patches": lambda task: replace(task, patch_dropout=0.5),
 }
-"""Each adds one field to the one before; all contrast the plain view, with wrong pairs drawn at random (the demo's)."""
+"""Each adds one field to the one before; all contrast the plain view, with negatives drawn at random (the demo's)."""
 COLOURS = ("#333333", "#1f5fa8", "#c2571a", "#2f8f4e")
 PANELS = {
     "text_to_image/R@10": "Text to image, R@10",
     "image_to_text/R@10": "Image to text, R@10",
     "match": "Matching, right and random pairs",
-    "words": "Masked words",
+    "mlm/accuracy": "Masked words",
 }
 SCHEDULE = 1000  # parts that the learning rate's fall is divided in
 
@@ -65,12 +65,12 @@ class Options:
     every: float = 15.0
     """Of these between two judgements."""
     plot: Path | None = None
-    """A picture to draw."""
+    """An image to draw."""
 
 
 @dataclass
 class Learner:
-    """One variant with one seed, and how long it has learnt."""
+    """One variant with one seed, and how long it has trained."""
 
     recipe: Recipe
     task: Pairs
@@ -83,12 +83,12 @@ class Learner:
         """Starts from the contrast stage."""
         torch.manual_seed(recipe.run.seed)
         task = recipe.task.build(recipe.model.build())
-        begin_with(task, recipe, recipe.start_from, out)
+        init_from(task, recipe, recipe.start_from, out)
         return cls(recipe, task, build_optimizer(task, recipe.optim))
 
     def learn(self, whole: float, points: Sequence[float]) -> list[Point]:
-        """Learns for ``whole`` seconds, and judges when each of ``points`` has passed."""
-        found, stream = [self.judged()], deliveries(self.recipe, start=0)
+        """Learn for ``whole`` seconds, and judges when each of ``points`` has passed."""
+        found, stream = [self.evaluated()], training_dataloader(self.recipe, start=0)
         for point in points:
             while self.seconds < point:
                 before = time.process_time()
@@ -96,31 +96,33 @@ class Learner:
                 set_learning_rate(self.optimizer, learning_rate(self.recipe.optim, int(SCHEDULE * share), SCHEDULE))
                 self.step(next(stream).batch)
                 self.seconds += time.process_time() - before
-            found.append(self.judged())
+            found.append(self.evaluated())
         return found
 
     def step(self, batch: Mapping[str, torch.Tensor]) -> None:
-        """Learns from one batch."""
+        """Learn from one batch."""
         seed_step(self.recipe.run, self.steps, 0)
         self.task.train()(batch).loss.backward()
-        clip_gradients(self.task, self.recipe.optim.clip)
+        clip_grad_norm(self.task, self.recipe.optim.grad_clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.steps += 1
 
-    def judged(self) -> Point:
-        """Judges on the validation pictures."""
-        data, plan = self.recipe.data, Plan(workers=0)
-        prep = replace(data.prep(), image=replace(data.image, augment=None))
+    def evaluated(self) -> Point:
+        """Evaluate on the validation images."""
+        data, plan = self.recipe.data, Plan(num_workers=0)
+        processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
         shards, task = Shards.open(data.validation), self.task.eval()
-        found = evaluate(task, prep, shards, plan).metrics | pair_accuracy(task, prep, shards, plan)
-        found["match"] = (found["match/right"] + found["match/random"]) / 2
+        found = evaluate_retrieval(task, processor, shards, plan).metrics | evaluate_pairs(
+            task, processor, shards, plan
+        )
+        found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2
         percent = {name: 100 * value for name, value in found.items()}
-        return percent | {"seconds": self.seconds, "pairs": self.steps * data.batch}
+        return percent | {"seconds": self.seconds, "pairs": self.steps * data.batch_size}
 
 
 def curve(options: Options, variant: str, seed: int) -> list[Point]:
-    """Gives the curve of one run, or reads what an earlier one found."""
+    """Return the curve of one run, or reads what an earlier one found."""
     folder = options.out / f"{variant.replace(' ', '-')}-{seed}"
     kept = folder / "curve.json"
     if not kept.exists():
@@ -131,13 +133,13 @@ def curve(options: Options, variant: str, seed: int) -> list[Point]:
 
 
 def recipe_of(demo_run: Path, variant: str, seed: int) -> Recipe:
-    """Gives the demo's second stage with one variant of its task."""
+    """Return the demo's second stage with one variant of its task."""
     _, joint = demo()
     train, validation = str(demo_run / "data" / "train-*.tar"), str(demo_run / "data" / "val-*.tar")
     return replace(
         joint,
         task=VARIANTS[variant](joint.task),
-        data=replace(joint.data, train=(train,), validation=validation, workers=0),
+        data=replace(joint.data, train=(train,), validation=validation, num_workers=0),
         optim=replace(joint.optim, warmup=0.05),
         run=replace(joint.run, seed=seed),
         start_from=str(demo_run / "contrast" / "final"),
@@ -145,12 +147,12 @@ def recipe_of(demo_run: Path, variant: str, seed: int) -> Recipe:
 
 
 def mean(curves: Sequence[Sequence[Point]], at: int, name: str) -> float:
-    """Gives the mean over the seeds of one number of the judgement ``at``."""
+    """Return the mean over the seeds of one number of the judgement ``at``."""
     return statistics.mean(points[at][name] for points in curves)
 
 
 def table(found: Mapping[str, Sequence[Sequence[Point]]]) -> str:
-    """Gives a Markdown table of what each variant reached, half way and at the end."""
+    """Return a Markdown table of what each variant reached, half way and at the end."""
     lines = [
         f"| | pairs | {' | '.join(PANELS.values())} | right above hardest |",
         f"|---|{'---:|' * (2 + len(PANELS))}",
@@ -158,15 +160,15 @@ def table(found: Mapping[str, Sequence[Sequence[Point]]]) -> str:
     for variant, curves in found.items():
         last = len(curves[0]) - 1
         cells = [f"{mean(curves, last, 'pairs'):,.0f}"]
-        for name in (*PANELS, "match/right_beats_hard"):
+        for name in (*PANELS, "itm/positive_above_hard"):
             each = " / ".join(f"{points[last][name]:.1f}" for points in curves)
             cells.append(f"{mean(curves, last // 2, name):.1f} → **{mean(curves, last, name):.1f}** ({each})")
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(found: Mapping[str, Sequence[Sequence[Point]]], picture: Path) -> None:
-    """Draws a panel for each number: thin lines are seeds, thick ones their mean."""
+def draw(found: Mapping[str, Sequence[Sequence[Point]]], image: Path) -> None:
+    """Draw a panel for each number: thin lines are seeds, thick ones their mean."""
     figure = Figure((11, 3.6), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(1, len(PANELS)), PANELS.items(), strict=True):
         assert isinstance(axes, Axes)
@@ -183,11 +185,11 @@ def draw(found: Mapping[str, Sequence[Sequence[Point]]], picture: Path) -> None:
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     figure.axes[0].set_ylabel("validation, %")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    figure.savefig(picture, dpi=130, metadata={"Software": ""})
+    figure.savefig(image, dpi=130, metadata={"Software": ""})
 
 
 def main() -> None:
-    """Runs what is missing, prints the table, and draws."""
+    """Run what is missing, prints the table, and draws."""
     options = tyro.cli(Options, description=__doc__)
     torch.set_num_threads(1)
     keep_big_blocks()

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dualfuse.convert.load import load
-    from dualfuse.data.shards import Shards
-    from dualfuse.engine.evaluate import Plan, evaluate
-    from dualfuse.engine.train import train
-    from dualfuse.hub import Loaded
+    from dualfuse.data.shards.shards import Shards
+    from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+    from dualfuse.hub import LoadedModel
+    from dualfuse.inference.explain import explain
+    from dualfuse.inference.predict import predict
     from dualfuse.models.bridgetower import BridgeTowerConfig
     from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
     from dualfuse.models.vlmo import VLMoConfig
     from dualfuse.recipe import Data, Optim, Recipe, Run
     from dualfuse.search.index import Index
-    from dualfuse.tasks.pairs import PairsConfig
-    from dualfuse.use.explain import explain
-    from dualfuse.use.predict import predict
+    from dualfuse.tasks.pretrain.pairs import PairsConfig
+    from dualfuse.training.loop import train
 
 __version__ = "0.1.0"
 
@@ -32,18 +32,18 @@ _HOME = {
     "Index": "dualfuse.search.index",
     "Loaded": "dualfuse.hub",
     "Optim": "dualfuse.recipe",
-    "PairsConfig": "dualfuse.tasks.pairs",
-    "Plan": "dualfuse.engine.evaluate",
+    "PairsConfig": "dualfuse.tasks.pretrain.pairs",
+    "Plan": "dualfuse.evaluation.retrieval",
     "Recipe": "dualfuse.recipe",
     "Run": "dualfuse.recipe",
-    "Shards": "dualfuse.data.shards",
+    "Shards": "dualfuse.data.shards.shards",
     "TextTowerConfig": "dualfuse.models.towers",
     "VLMoConfig": "dualfuse.models.vlmo",
-    "evaluate": "dualfuse.engine.evaluate",
-    "explain": "dualfuse.use.explain",
+    "evaluate": "dualfuse.evaluation.retrieval",
+    "explain": "dualfuse.inference.explain",
     "load": "dualfuse.convert.load",
-    "predict": "dualfuse.use.predict",
-    "train": "dualfuse.engine.train",
+    "predict": "dualfuse.inference.predict",
+    "train": "dualfuse.training.loop",
 }
 
 __all__ = [
@@ -51,7 +51,7 @@ __all__ = [
     "Data",
     "ImageTowerConfig",
     "Index",
-    "Loaded",
+    "LoadedModel",
     "Optim",
     "PairsConfig",
     "Plan",
@@ -60,7 +60,7 @@ __all__ = [
     "Shards",
     "TextTowerConfig",
     "VLMoConfig",
-    "evaluate",
+    "evaluate_retrieval",
     "explain",
     "load",
     "predict",
@@ -69,7 +69,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:  # Any: whatever the name stands for
-    """Imports a public name when it is first asked for."""
+    """Import a public name when it is first asked for."""
     if name not in _HOME:
         raise AttributeError(f"module 'dualfuse' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME[name]), name)

@@ -2,6 +2,6 @@
 
 import sys
 
-from dualfuse.cli import main
+from dualfuse.cli.main import main
 
 sys.exit(main())

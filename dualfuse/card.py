@@ -15,16 +15,16 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.captioning import CaptioningConfig
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.image_classes import ImageClassesConfig
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.segmentation import SegmentationConfig
-from dualfuse.tasks.teacher import TaughtImageConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.captioning import CaptioningConfig
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.segmentation import SegmentationConfig
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
 PIPELINES = (
@@ -33,8 +33,8 @@ PIPELINES = (
     (PairsConfig, "feature-extraction"),
     (MaskedTextConfig, "fill-mask"),
     (MaskedImageConfig, "image-feature-extraction"),
-    (TaughtImageConfig, "image-feature-extraction"),
-    (ImageClassesConfig, "image-classification"),
+    (MaskedFeatureConfig, "image-feature-extraction"),
+    (ImageClassificationConfig, "image-classification"),
     (SegmentationConfig, "image-segmentation"),
 )
 """What the Hugging Face hub calls the tasks; for the others it has no word."""
@@ -52,7 +52,7 @@ class Scores:
 
     @staticmethod
     def read(path: Path, command: str) -> Scores:
-        """Reads the json file; ``ValueError`` if it holds something else than numbers by name."""
+        """Read the json file; ``ValueError`` if it holds something else than numbers by name."""
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -63,7 +63,7 @@ class Scores:
 
 
 def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
-    """Writes README.md into a model folder, and gives its path; ``ValueError`` for one that somebody has edited."""
+    """Write README.md into a model folder, and gives its path; ``ValueError`` for one that somebody has edited."""
     path = folder / CARD
     if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
         raise ValueError(f"{path} was edited by hand and is kept; move it away to have a new one written")
@@ -73,7 +73,7 @@ def write_card(folder: Path, scores: Scores | None = None, licence: str = "") ->
 
 
 def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
-    """Gives the card of a model folder in Markdown, with the front matter of the Hugging Face hub.
+    """Return the card of a model folder in Markdown, with the front matter of the Hugging Face hub.
 
     ``licence`` is an identifier of the hub, such as apache-2.0. Paths of data are shortened: a card is made to be
     shown. Raises ``ValueError`` for a folder that holds no model.
@@ -86,7 +86,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
         "## Training\n\n" + _training(folder, recipe),
         "## Scores\n\n" + _scores(scores),
         "## Use\n\n" + _use(recipe),
-        f"## Licence\n\n- Weights: {licence or TO_FILL}\n- Pictures and texts it was trained on: {TO_FILL}\n"
+        f"## Licence\n\n- Weights: {licence or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
         f"- Weights it started from: {TO_FILL if _origin(folder) else 'none'}",
         f"## Intended use and limits\n\n{TO_FILL}",
     )
@@ -117,12 +117,12 @@ def _sentence(folder: Path, recipe: Recipe) -> str:
 
 def _model(folder: Path, recipe: Recipe) -> dict[str, str]:
     height, width = recipe.data.image_size
-    words = hub.with_tokenizer(recipe, folder).data.text
+    words = hub.with_tokenizer(recipe, folder).data.text_transform
     return {
         "architecture": _architecture(recipe),
         "parameters": f"{_parameters(folder):,}, heads included",
-        "pictures": f"{height} x {width} pixels; {_values(recipe.data.looks)}",
-        "texts": f"at most {words.length} word pieces, of {words.vocabulary:,}",
+        "images": f"{height} x {width} pixels; {_values(recipe.data.preprocess)}",
+        "texts": f"at most {words.length} tokens, of {words.vocab_size:,}",
         "settings": _values(recipe.model),
     }
 
@@ -133,7 +133,7 @@ def _training(folder: Path, recipe: Recipe) -> str:
     stages = _stages(folder)
     lines = ["| stage | trained for | steps | samples a step | on |", "|---|---|---:|---:|---|"]
     lines += [
-        f"| {stage.name} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch:,} | {_sources(stage)} |"
+        f"| {stage.name} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} | {_sources(stage)} |"
         for stage in stages
     ]
     first = stages[0]
@@ -150,7 +150,7 @@ def _training(folder: Path, recipe: Recipe) -> str:
 
 
 def _stages(folder: Path) -> list[Recipe]:
-    """Gives the recipes that led to a model, the first one first, as far back as their folders are still there."""
+    """Return the recipes that led to a model, the first one first, as far back as their folders are still there."""
     recipes: list[Recipe] = []
     seen: set[Path] = set()
     while folder.resolve() not in seen:
@@ -162,7 +162,7 @@ def _stages(folder: Path) -> list[Recipe]:
 
 
 def _origin(folder: Path) -> str:
-    """Gives what a model started from or was converted from, by the reports in or beside its folder."""
+    """Return what a model started from or was converted from, by the reports in or beside its folder."""
     for report in (folder / CONVERSION, folder / START, folder.absolute().parent / START):
         if report.is_file():
             return str(json.loads(report.read_text(encoding="utf-8")).get("source", ""))
@@ -231,7 +231,7 @@ def _kind(config: object) -> str:
 
 
 def _values(config: object) -> str:
-    """Gives the fields of a config as "name value, name value", with those inside them."""
+    """Return the fields of a config as "name value, name value", with those inside them."""
     said = []
     for each in fields(config) if is_dataclass(config) else ():
         value = getattr(config, each.name)
@@ -246,7 +246,7 @@ def _short(value: object) -> str:
 
 
 def _public(path: str) -> str:
-    """Gives a path without the folders that say where somebody keeps their files."""
+    """Return a path without the folders that say where somebody keeps their files."""
     return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() or path.startswith(("~", "..")) else path
 
 

@@ -17,7 +17,7 @@ _trusted: set[str] = set()
 
 
 def trust(config: Any) -> None:  # Any: whatever a config holds
-    """Lets files name frozen dataclasses of the modules that the classes of ``config``, a value or a class, are from.
+    """Let files name frozen dataclasses of the modules that the classes of ``config``, a value or a class, are from.
 
     For whoever has configs of his own: ``trust(MyModelConfig)`` before a model folder that names it is opened.
     Training does it for the recipes that it is given.
@@ -33,7 +33,7 @@ def trust(config: Any) -> None:  # Any: whatever a config holds
 
 
 def to_json(value: Any) -> JSON:  # Any: whatever a config holds
-    """Gives a config as JSON values; tuples become lists, a dataclass says its module and name."""
+    """Return a config as JSON values; tuples become lists, a dataclass says its module and name."""
     if is_dataclass(value) and not isinstance(value, type):
         name = f"{type(value).__module__}:{type(value).__qualname__}"
         _checked(_found(name), name)  # raises now, not when the file is read
@@ -46,7 +46,7 @@ def to_json(value: Any) -> JSON:  # Any: whatever a config holds
 
 
 def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
-    """Gives back what :func:`to_json` was given.
+    """Return back what :func:`to_json` was given.
 
     A file may come from anywhere: it can name frozen dataclasses that are defined in this package or in a module that
     was given to :func:`trust`, and nothing else is ever imported or called on its behalf. Raises ``ValueError`` for
@@ -80,7 +80,7 @@ def _named(name: object) -> Any:  # Any: a dataclass type
 
 
 def _found(name: object) -> Any:  # Any: whatever is called so
-    """Gives what a module that was imported has under "module:name", if it was defined there."""
+    """Return what a module that was imported has under "module:name", if it was defined there."""
     module_name, _, class_name = name.partition(":") if isinstance(name, str) else ("", "", "")
     found = vars(sys.modules[module_name]).get(class_name) if module_name in sys.modules else None
     return found if getattr(found, "__module__", None) == module_name else None  # reason for getattr: any value

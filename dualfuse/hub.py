@@ -17,9 +17,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
-from dualfuse.disk import room_for
+from dualfuse.io import reserve
 from dualfuse.recipe import Data, Recipe
-from dualfuse.tasks.base import Prep, Task
+from dualfuse.tasks.base import Processor, Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 
@@ -32,16 +32,16 @@ TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A task in evaluation mode, how its inputs are prepared, and the recipe that made it."""
 
     task: Task
-    prep: Prep
+    processor: Processor
     recipe: Recipe
 
 
 def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """Writes a model folder: a new one, or one that replaces ``folder`` as a whole.
+    """Write a model folder: a new one, or one that replaces ``folder`` as a whole.
 
     ``weights`` are those of a task that is shared out among processes, put together.
     """
@@ -50,9 +50,9 @@ def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor]
         shutil.rmtree(left, ignore_errors=True)
     weights = task.state_dict() if weights is None else weights
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with room_for(partial, state.values(), NO_ROOM):
+    with reserve(partial, state.values(), NO_ROOM):
         safetensors.torch.save_file(state, partial / WEIGHTS)
-        recipe.data.text.save(partial)
+        recipe.data.text_transform.save(partial)
         (partial / CONFIG).write_text(json.dumps(to_json(recipe), indent=1) + "\n")
     if folder.exists():  # renamed first: one that is removed by half must not look complete
         os.replace(folder, aside)
@@ -61,13 +61,16 @@ def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor]
     return folder
 
 
-def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
-    """Reads a model folder that :func:`save` wrote."""
+def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:
+    """Read a model folder that :func:`save` wrote."""
     folder = Path(folder)
     recipe, tensors = read_recipe(folder), read_tensors(folder)
     with _building_of(folder):
-        outline = recipe.outline()  # a config may ask for more memory than there is
-        prep = Prep(image=replace(recipe.data.image, augment=None), text=with_tokenizer(recipe, folder).data.text)
+        outline = recipe.build_on_meta()  # a config may ask for more memory than there is
+        processor = Processor(
+            image=replace(recipe.data.image_transform, augment=None),
+            text=with_tokenizer(recipe, folder).data.text_transform,
+        )
     try:
         outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
@@ -75,12 +78,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Loaded:
     with _building_of(folder):
         task = recipe.build()
     task.load_state_dict(tensors)
-    return Loaded(task.to(device).eval(), prep, recipe)
+    return LoadedModel(task.to(device).eval(), processor, recipe)
 
 
 @contextmanager
 def _building_of(folder: Path) -> Iterator[None]:
-    """Turns whatever values of another type than a config says lead to into one sentence."""
+    """Turn whatever values of another type than a config says lead to into one sentence."""
     try:
         yield
     except Exception as error:
@@ -88,12 +91,12 @@ def _building_of(folder: Path) -> Iterator[None]:
 
 
 def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
-    """Gives the recipe with the tokenizer in ``folder``, wherever it had found its own."""
+    """Return the recipe with the tokenizer in ``folder``, wherever it had found its own."""
     return replace(recipe, data=replace(recipe.data, tokenizer=str(folder / TOKENIZER)))
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Gives the recipe of a model folder; ``ValueError`` says what the folder is if it is none."""
+    """Return the recipe of a model folder; ``ValueError`` says what the folder is if it is none."""
     if not (folder / CONFIG).is_file():
         inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
         found = f"holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "is no folder"
@@ -112,7 +115,7 @@ def _builds(*configs: object) -> bool:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Gives the weights of a model folder by name; ``ValueError`` for a damaged file."""
+    """Return the weights of a model folder by name; ``ValueError`` for a damaged file."""
     try:
         return safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
@@ -120,7 +123,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
-    """Gives the folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
+    """Return the folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
 
     What was downloaded before is not fetched again, and is found without network too. Raises ``ValueError`` if the
     name is not found, and ``ImportError`` without the extra hub.
@@ -140,7 +143,7 @@ def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool = True) -> str:
-    """Puts a model folder on the Hugging Face hub as OWNER/NAME, and gives its address.
+    """Put a model folder on the Hugging Face hub as OWNER/NAME, and gives its address.
 
     The token is that of ``hf auth login`` or the variable HF_TOKEN. Raises ``ValueError`` if the hub refuses.
     """
@@ -156,7 +159,7 @@ def upload(folder: Path, name: str, *, private: bool = True) -> str:
 
 @contextmanager
 def _hub(failed: str) -> Iterator[None]:
-    """Turns what goes wrong with the hub into one sentence."""
+    """Turn what goes wrong with the hub into one sentence."""
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""Pictures of two or three coloured shapes, and captions that name two of them: what re-ranking is measured on.
+"""Images of two or three coloured shapes, and captions that name two of them: what re-ranking is measured on.
 
 ``python examples/scenes.py data/scenes`` draws them, ``dualfuse train examples/scenes.py:scenes`` learns from them.
 """
@@ -17,13 +17,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from dualfuse.data.images import Augment
+from dualfuse.data.image.transform import Augment
 from dualfuse.data.sample import Sample
-from dualfuse.data.text import BERT_SPECIAL
-from dualfuse.prepare.write import write_shards
+from dualfuse.data.text.tokenizer import BERT_SPECIAL
+from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Recipe, Run
-from dualfuse.recipes.small import NANO, OPENPICS, QUICK
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.recipes.small_pairs import NANO, OPENPICS, QUICK
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 FOLDER, CELL, ZOOM = "data/scenes", 32, 4
 RADII = {"small": 6.5, "large": 12.0}
@@ -59,7 +59,7 @@ class Fact:
 
 
 def scene(rng: np.random.Generator) -> tuple[dict[int, str], tuple[Fact, ...]]:
-    """Gives two neighbours or three shapes as kinds by cell, and all that is true of neighbours among them."""
+    """Return two neighbours or three shapes as kinds by cell, and all that is true of neighbours among them."""
     three = tuple({0, 1, 2, 3} - {int(rng.integers(4))})
     cells = three if rng.random() < 0.5 else tuple(NEIGHBOURS)[rng.integers(4)]
     kinds = dict(zip(cells, rng.choice(KINDS, len(cells), replace=False).tolist(), strict=True))
@@ -68,7 +68,7 @@ def scene(rng: np.random.Generator) -> tuple[dict[int, str], tuple[Fact, ...]]:
 
 
 def draw(kinds: Mapping[int, str], rng: np.random.Generator) -> Image.Image:
-    """Gives the picture, 64 x 64, with each shape anywhere within its cell."""
+    """Return the image, 64 x 64, with each shape anywhere within its cell."""
     image = Image.new("RGB", (2 * CELL * ZOOM, 2 * CELL * ZOOM), "white")
     for cell, kind in kinds.items():
         size, colour, shape = kind.split()
@@ -80,13 +80,13 @@ def draw(kinds: Mapping[int, str], rng: np.random.Generator) -> Image.Image:
 
 
 def samples(split: str, number: int, seed: int) -> Iterator[Sample]:
-    """Gives training pictures with all that is true of them, or pictures of val or test with one caption each.
+    """Return training images with all that is true of them, or images of val or test with one caption each.
 
-    The two kinds of a held-out caption are neighbours in no training picture, and it is true of no other held-out one.
+    The two kinds of a held-out caption are neighbours in no training image, and it is true of no other held-out one.
     """
     known = sum(Fact(*pair).split == split for pair in product(KINDS, INVERSE, KINDS) if pair[0] != pair[2])
     if split != "train" and number > known:
-        raise ValueError(f"{number} pictures of {split} with a fact each: there are only {known} facts; ask for fewer")
+        raise ValueError(f"{number} images of {split} with a fact each: there are only {known} facts; ask for fewer")
     rng = np.random.default_rng((seed, ("train", "val", "test").index(split)))
     told, made = set[Fact](), 0
     while made < number:
@@ -107,35 +107,37 @@ def samples(split: str, number: int, seed: int) -> Iterator[Sample]:
 
 
 def scenes() -> tuple[Recipe, ...]:
-    """Contrast, then all objectives with random wrong pairs, then with hard ones."""
-    task = PairsConfig(views="plain", words=1.0, negatives_per_pair=1, hardness=0.0, initial_std=NANO.initial.std)
+    """Contrast, then all objectives with random negatives, then with hard ones."""
+    task = PairsConfig(
+        itc_features="unimodal", mlm_weight=1.0, negatives_per_pair=1, negative_hardness=0.0, init_std=NANO.init.std
+    )
     data = replace(
         OPENPICS,
         train=(f"{FOLDER}/train-*.tar",),
         validation=f"{FOLDER}/val-*.tar",
         augment=Augment(crop=(1.0, 1.0), aspect=(1.0, 1.0), flip=0.0, rand_augment=False),  # a flip makes left right
         tokenizer=f"{FOLDER}/tokenizer.json",
-        batch=64,
+        batch_size=64,
     )
     contrast = Recipe(
         name="contrast",
-        model=replace(NANO, vocabulary=len(VOCABULARY)),
-        task=replace(task, match=0.0, words=0.0),
+        model=replace(NANO, vocab_size=len(VOCABULARY)),
+        task=replace(task, itm_weight=0.0, mlm_weight=0.0),
         data=data,
         optim=replace(QUICK, lr=1.5e-3),
         run=Run(steps=900, eval_every=300, eval_rerank=16, save_every=300, log_every=50),
     )
     random = replace(contrast, name="random", task=task, start_from="contrast")
-    hard = replace(random, name="hard", task=replace(task, hardness=1.0), start_from="random")
+    hard = replace(random, name="hard", task=replace(task, negative_hardness=1.0), start_from="random")
     return contrast, random, replace(hard, optim=replace(QUICK, lr=1e-3), run=replace(hard.run, steps=2400))
 
 
 def main() -> None:
-    """Writes train, val and test shards, and the tokenizer."""
+    """Write train, val and test shards, and the tokenizer."""
     parser = argparse.ArgumentParser(description="Draws scenes and writes them into shards.")
     parser.add_argument("out", type=Path, help=f"the recipe reads {FOLDER}")
-    parser.add_argument("--train", type=int, default=20_000, help="pictures to learn from")
-    parser.add_argument("--test", type=int, default=500, help="pictures of val, and of test")
+    parser.add_argument("--train", type=int, default=20_000, help="images to learn from")
+    parser.add_argument("--test", type=int, default=500, help="images of val, and of test")
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     for split, number in {"train": chosen.train, "val": chosen.test, "test": chosen.test}.items():

@@ -18,7 +18,7 @@ class Endless(BaseException):
 
 @contextmanager
 def ends() -> Iterator[None]:
-    """Ends what does not end by itself."""
+    """End what does not end by itself."""
 
     def stop(*_: object) -> None:
         raise Endless
@@ -33,7 +33,7 @@ def ends() -> Iterator[None]:
 
 
 def told(read: Callable[[], Any]) -> Any:
-    """Gives what reading gives, or None for a ``ValueError`` with a message; anything else fails the test."""
+    """Return what reading gives, or None for a ``ValueError`` with a message; anything else fails the test."""
     with ends():
         try:
             return read()
@@ -80,7 +80,7 @@ SCALARS = st.one_of(
 
 
 def values(names: tuple[str, ...]) -> st.SearchStrategy[Any]:
-    """Gives JSON with such names of fields as a reader knows."""
+    """Return JSON with such names of fields as a reader knows."""
     keys = st.one_of(st.sampled_from(names), st.text(max_size=4))
     return st.recursive(
         SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(keys, inner, max_size=6), max_leaves=12
@@ -89,7 +89,7 @@ def values(names: tuple[str, ...]) -> st.SearchStrategy[Any]:
 
 @st.composite
 def changed_json(draw: st.DrawFn, whole: Any, names: tuple[str, ...] = ()) -> Any:
-    """Gives JSON in which one to three values, anywhere, are others, are gone or have another name."""
+    """Return JSON in which one to three values, anywhere, are others, are gone or have another name."""
     value = whole
     for _ in range(draw(st.integers(1, 3))):
         value = draw(_changed_once(value, names))

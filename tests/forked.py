@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def in_a_process(do: Callable[[], object]) -> int:
-    """Gives the exit code: 0, 1 where something was raised, or minus the signal that ended the process."""
+    """Return the exit code: 0, 1 where something was raised, or minus the signal that ended the process."""
     child = os.fork()
     if child:
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

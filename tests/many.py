@@ -12,7 +12,7 @@ import torch.distributed.fsdp  # noqa: F401  before the processes fork: each of 
 
 
 def start(world: int, work: Callable[[], None]) -> list[int | None]:
-    """Runs ``work`` in ``world`` processes and gives their exit codes."""
+    """Run ``work`` in ``world`` processes and gives their exit codes."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
 

@@ -6,12 +6,12 @@ from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 
 OFFICIAL = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocabulary=120, text_length=38),
+    image=ImageTowerConfig(width=64, depth=4, patch_size=8, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocab_size=120, text_length=38),
     width=64,
     heads=4,
     feed_forward=128,
     layers=3,
-    epsilon=1e-12,
-    contrast_image="tower",
+    layer_norm_eps=1e-12,
+    itc_image_feature="tower",
 )

@@ -11,17 +11,17 @@ from dualfuse.convert.vlmo import PAIRS
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Renamed:
-    """Gives the tensors of a pre-training checkpoint under the names of our ``Pairs`` task."""
+    """Return the tensors of a pre-training checkpoint under the names of our ``Pairs`` task."""
     renamed = rename(tensors, PAIRS)
     if "model.relative_bias.table" in renamed.tensors:
         # stored beside the relative bias, but no part of the released forward pass
         renamed.tensors.pop("model.words.position.weight", None)
     for name, tensor in renamed.tensors.items():
-        if name.endswith(".log_scale"):
+        if name.endswith(".logit_scale"):
             renamed.tensors[name] = tensor.reshape(1)
     return renamed
 
 
 def to_official_names(names: Mapping[str, Tensor]) -> Renamed:
-    """Gives our tensors the names of the official pre-training checkpoint."""
+    """Return our tensors the names of the official pre-training checkpoint."""
     return rename(names, inverse(PAIRS))

@@ -15,13 +15,13 @@ from dualfuse.card import Scores, card, write_card
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 
 METER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=1, patch=16, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=1, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12),
+    image=ImageTowerConfig(width=64, depth=1, patch_size=16, image_size=(32, 32)),
+    text=TextTowerConfig(width=64, depth=1, heads=2, feed_forward=64, vocab_size=MODEL.vocab_size, text_length=12),
     width=32,
     heads=2,
     feed_forward=64,
@@ -31,7 +31,7 @@ METER = BridgeTowerConfig(
 
 
 def saved(folder: Path, recipe: Recipe) -> int:
-    """Gives the number of parameters, counted by torch."""
+    """Return the number of parameters, counted by torch."""
     task = recipe.build()
     hub.save(folder, task, recipe)
     return sum(parameter.numel() for parameter in task.parameters())
@@ -39,7 +39,7 @@ def saved(folder: Path, recipe: Recipe) -> int:
 
 @pytest.fixture
 def pairs(tmp_path: Path) -> Recipe:
-    return recipe(tmp_path, pictures=2)
+    return recipe(tmp_path, images=2)
 
 
 def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
@@ -54,7 +54,7 @@ def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
     assert f"| parameters | {number:,}, heads included |" in read.text
     assert "contrast 1.0, match 1.0, words 0.25" in read.text
     assert "width 32, depth 2" in read.text
-    assert "| at most 12 word pieces, of 19 |" in read.text
+    assert "| at most 12 tokens, of 19 |" in read.text
     assert ModelCard(card(tmp_path / "final")).data.license == "unknown"
 
 
@@ -66,7 +66,9 @@ def test_where_files_are_kept_is_nobody_elses_business(tmp_path: Path, pairs: Re
     assert "| tiny | Pairs | 10 | 8 | `data/train-*.tar` |" in text
 
 
-@pytest.mark.parametrize(("task", "tag"), [(VQAConfig(answers=3), "visual-question-answering"), (NLVR2Config(), None)])
+@pytest.mark.parametrize(
+    ("task", "tag"), [(VQAConfig(num_answers=3), "visual-question-answering"), (NLVR2Config(), None)]
+)
 def test_other_heads_and_models(tmp_path: Path, pairs: Recipe, task: object, tag: str | None) -> None:
     saved(tmp_path / "final", replace(pairs, model=METER, task=task))
     read = ModelCard(card(tmp_path / "final"))
@@ -80,7 +82,7 @@ def test_stages_are_told_in_order(tmp_path: Path, pairs: Recipe) -> None:
     stages = (
         replace(pairs, name="text", task=MaskedTextConfig(), start_from="owner/beit"),
         replace(pairs, name="pairs", start_from="text"),
-        replace(pairs, name="answers", task=VQAConfig(answers=3), start_from="pairs"),
+        replace(pairs, name="answers", task=VQAConfig(num_answers=3), start_from="pairs"),
     )
     source = "/somewhere/models--owner--beit"
     for stage in stages:
@@ -126,8 +128,8 @@ def test_what_a_person_wrote_is_kept(tmp_path: Path, pairs: Recipe) -> None:
     write_card(folder)
     path = write_card(folder, licence="mit")  # what nobody touched is replaced
     assert "- Weights: mit" in path.read_text()
-    path.write_text(path.read_text().replace("*to be filled in*", "our own pictures"))
+    path.write_text(path.read_text().replace("*to be filled in*", "our own images"))
     with pytest.raises(ValueError, match="edited by hand"):
         write_card(folder)
-    assert "our own pictures" in path.read_text()
+    assert "our own images" in path.read_text()
     hub.load(folder)  # a card is nothing to a loader

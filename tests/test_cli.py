@@ -14,14 +14,15 @@ import pytest
 from safetensors.torch import load_file
 from tiny import at_step, samples
 
-from dualfuse import __version__, cli
-from dualfuse.engine import train
-from dualfuse.engine.log import read_log
-from dualfuse.prepare.write import write_shards
+from dualfuse import __version__
+from dualfuse.cli import main as cli
+from dualfuse.prepare.shard_writer import write_shards
+from dualfuse.training import loop
+from dualfuse.training.run_log import read_log
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = "examples/openpics-mini/openpics-mini-val-00000.tar"
-QUICK = ("--run.steps", "3", "--run.save-every", "2", "--data.batch", "4", "--data.validation", "")
+QUICK = ("--run.steps", "3", "--run.save-every", "2", "--data.batch_size-size", "4", "--data.validation", "")
 
 
 @pytest.fixture(autouse=True)
@@ -85,27 +86,27 @@ def test_train_evaluate_search(trained: Path, tmp_path: Path, capsys: pytest.Cap
     assert said.out == f"the model is in {trained / 'final'}\n"
     assert "ten-seconds: finished before" in said.err
 
-    pictures = samples(12)
-    write_shards(pictures, tmp_path / "data", "test")
+    images = samples(12)
+    write_shards(images, tmp_path / "data", "test")
     numbers = tmp_path / "numbers.json"
     data = tmp_path / "data" / "test-*.tar"
-    assert run("evaluate", trained / "final", data, "--rerank", 4, "--workers", 0, "--out", numbers) == 0
+    assert run("evaluate", trained / "final", data, "--rerank", 4, "--num-workers", 0, "--out", numbers) == 0
     said = capsys.readouterr().out
     metrics = json.loads(numbers.read_text())
-    assert f"12 pictures, {sum(len(each.texts) for each in pictures)} texts, 0 excluded" in said
-    for name in ("text_to_image/R@1", "image_to_text/reranked/R@10", "match/hard", "words"):
+    assert f"12 images, {sum(len(each.texts) for each in images)} texts, 0 excluded" in said
+    for name in ("text_to_image/R@1", "image_to_text/reranked/R@10", "itm/hard_negative", "mlm/accuracy"):
         (line,) = (line for line in said.splitlines() if line.split()[0] == name)
         assert float(line.split()[1]) == pytest.approx(100 * metrics[name], abs=0.05)
 
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
-    for each in pictures:
+    for each in images:
         (folder / f"{each.key}.png").write_bytes(each.image)
     query = ("search", trained / "final", folder, "a red cat", "--top", 3, "--rerank", 5)
-    assert run(*query, "--sheet", tmp_path / "sheet.png") == 0
+    assert run(*query, "--save-image", tmp_path / "sheet.png") == 0
     said = capsys.readouterr()
     assert [line.split()[0] for line in said.out.splitlines()] == ["rank", "1", "2", "3"]
-    assert "12 pictures: 12 embedded now" in said.err
+    assert "12 images: 12 embedded now" in said.err
     assert (tmp_path / "sheet.png").stat().st_size > 1000
 
 
@@ -120,7 +121,7 @@ def test_a_recipe_of_your_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     (tmp_path / "my_own_recipe.py").write_text(
         "from dataclasses import dataclass, replace\n"
         "from dualfuse.models.vlmo import VLMo, VLMoConfig\n"
-        "from dualfuse.recipes.small import ten_seconds\n\n"
+        "from dualfuse.recipes.small_pairs import ten_seconds\n\n"
         "@dataclass(frozen=True)\n"
         "class Narrow(VLMoConfig):\n"
         "    width: int = 16\n\n"
@@ -151,7 +152,7 @@ def test_a_recipe_of_your_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     [
         (("train", "tiny"), "no recipe is called 'tiny'; give file.py:function, a model folder, or one of"),
         (("train", "nowhere.py:mine"), "nowhere.py is no file; a recipe of your own is given as path/file.py:function"),
-        (("train", "dualfuse.recipes.small:nowhere"), "has no function 'nowhere' that makes a recipe"),
+        (("train", "dualfuse.recipes.small_pairs:nowhere"), "has no function 'nowhere' that makes a recipe"),
         (("train", "no.module:mine"), "No module named 'no'"),
         (("train", "vlmo-nano-pairs", "--out", "OUT"), "no training data: give --data.train SHARDS"),
         (("train", "ten-seconds", "--out", "OUT", "--data.train", "OUT/x.tar"), "no tar file matches"),
@@ -196,7 +197,7 @@ def test_wrong_flags(arguments: tuple[str, ...], capsys: pytest.CaptureFixture[s
 def test_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("train", "ten-seconds", "--out", tmp_path / "out", *QUICK)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "seed_step", at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        patch.setattr(loop, "seed_step", at_step(0, lambda: os.kill(os.getpid(), signal.SIGTERM)))
         assert run(*command) == 143
     assert "stopped after step 1; the same command goes on from there" in capsys.readouterr().err
     assert run(*command) == 0

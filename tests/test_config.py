@@ -113,7 +113,7 @@ def test_a_config_that_no_reader_would_find_is_not_written() -> None:
         "dualfuse..recipe:Recipe",
         "dualfusion.recipe:Recipe",
         "antigravity:x",
-        "dualfuse.engine.train:State",
+        "dualfuse.training.loop:State",
         "dualfuse.recipes:os",
         "dualfuse.recipes:Path",
         "dualfuse.recipes:Recipe",  # defined elsewhere

@@ -19,18 +19,18 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
-from tiny import caption, changed, picture, recipe
+from tiny import caption, changed, png_image, recipe
 from torch import Tensor
 
 from dualfuse import hub
-from dualfuse.data import text
+from dualfuse.data.text import tokenizer
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs import Pairs
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return recipe(tmp_path_factory.mktemp("tiny"), pictures=2)
+    return recipe(tmp_path_factory.mktemp("tiny"), images=2)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +50,13 @@ def folder(tiny: Recipe, task: Pairs, tmp_path: Path) -> Path:
 
 
 @torch.inference_mode()
-def answers(task: Pairs, prep: hub.Prep) -> tuple[Tensor, ...]:
-    image = task.model.embed_image(torch.stack([prep.image(picture(n), np.random.default_rng(n)) for n in range(3)]))
-    ids = torch.stack([torch.from_numpy(prep.text.encode(caption(n)).ids) for n in range(3)])
+def answers(task: Pairs, processor: hub.Processor) -> tuple[Tensor, ...]:
+    image = task.model.embed_image(
+        torch.stack([processor.image(png_image(n), np.random.default_rng(n)) for n in range(3)])
+    )
+    ids = torch.stack([torch.from_numpy(processor.text.encode(caption(n)).ids) for n in range(3)])
     words = task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
-    return task.image_features(image), task.text_features(words), task.match_score(image, words)
+    return task.image_features(image), task.text_features(words), task.match_logit(image, words)
 
 
 def test_what_is_loaded_answers_the_same(
@@ -63,23 +65,26 @@ def test_what_is_loaded_answers_the_same(
     loaded = hub.load(folder)
     assert isinstance(loaded.task, Pairs) and not loaded.task.training
     assert loaded.recipe == tiny
-    for prep in (loaded.prep, hub.Prep(loaded.prep.image, tiny.data.text)):
-        for one, other in zip(answers(loaded.task, prep), answers(task, prep), strict=True):
+    for processor in (loaded.processor, hub.Processor(loaded.processor.image, tiny.data.text_transform)):
+        for one, other in zip(answers(loaded.task, processor), answers(task, processor), strict=True):
             assert torch.equal(one, other)
-    assert loaded.prep.image.augment is None
-    assert len(set(answers(task, prep)[2].tolist())) == 3
+    assert loaded.processor.image.augment is None
+    assert len(set(answers(task, processor)[2].tolist())) == 3
     monkeypatch.chdir(folder.parent)
-    assert torch.equal(answers(hub.load(folder.name).task, prep)[0], answers(task, prep)[0])
+    assert torch.equal(answers(hub.load(folder.name).task, processor)[0], answers(task, processor)[0])
 
 
 def test_a_folder_needs_nothing_but_itself(tiny: Recipe, task: Pairs, tmp_path: Path) -> None:
-    made = recipe(tmp_path / "elsewhere", pictures=1)
+    made = recipe(tmp_path / "elsewhere", images=1)
     hub.save(tmp_path / "model", task, made)
     shutil.rmtree(tmp_path / "elsewhere")
-    text.load.cache_clear()
+    tokenizer.load_tokenizer.cache_clear()
     moved = (tmp_path / "model").rename(tmp_path / "moved")
     loaded = hub.load(moved)
-    assert loaded.prep.text.encode("a red cat").ids.tolist() == tiny.data.text.encode("a red cat").ids.tolist()
+    assert (
+        loaded.processor.text.encode("a red cat").ids.tolist()
+        == tiny.data.text_transform.encode("a red cat").ids.tolist()
+    )
     assert sorted(path.name for path in moved.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
@@ -146,11 +151,11 @@ def test_weights_of_another_model(folder: Path) -> None:
     ("path", "value", "said"),
     [
         (("model", "is"), "os:system", "names no frozen dataclass"),
-        (("task", "is"), "dualfuse.engine.checkpoint:save", "names no frozen dataclass"),
-        (("data", "is"), "dualfuse.engine.train:State", "names no frozen dataclass"),
-        (("model", "is"), "dualfuse.data.images:Augment", "Augment has no field"),
-        (("model",), {"is": "dualfuse.data.images:Augment"}, "describes no recipe"),
-        (("data",), {"is": "dualfuse.data.images:Augment"}, "describes no recipe"),
+        (("task", "is"), "dualfuse.training.checkpoint:save", "names no frozen dataclass"),
+        (("data", "is"), "dualfuse.training.loop:State", "names no frozen dataclass"),
+        (("model", "is"), "dualfuse.data.image.transform:Augment", "Augment has no field"),
+        (("model",), {"is": "dualfuse.data.image.transform:Augment"}, "describes no recipe"),
+        (("data",), {"is": "dualfuse.data.image.transform:Augment"}, "describes no recipe"),
         (("model", "wings"), 2, "VLMoConfig has no field wings"),
         (("is",), "dualfuse.recipe:Run", "Run has no field"),
     ],
@@ -178,7 +183,7 @@ def test_sizes_that_no_memory_holds(folder: Path, path: tuple[str, ...], value: 
 
 
 def test_numbers_of_another_type(folder: Path) -> None:
-    """Names and shapes are as they should be: this shows when the numbers are drawn."""
+    """Name and shapes are as they should be: this shows when the numbers are drawn."""
     edit(folder, "model", "initial", "std", value=None)
     with pytest.raises(ValueError, match=r"nothing can be built of .*config.json: .*NoneType"):
         hub.load(folder)

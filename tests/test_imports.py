@@ -41,8 +41,8 @@ def test_every_module_imports(name: str):
     ("arguments", "expected"),
     [
         (("-c", "import dualfuse"), "dualfuse"),
-        (("-m", "dualfuse", "--help"), "dualfuse.cli"),
-        ((COMMAND, "--help"), "dualfuse.cli"),
+        (("-m", "dualfuse", "--help"), "dualfuse.cli.main"),
+        ((COMMAND, "--help"), "dualfuse.cli.main"),
     ],
     ids=["import dualfuse", "python -m dualfuse --help", "dualfuse --help"],
 )
@@ -77,4 +77,4 @@ def imports_distributed(path: Path) -> bool:
 
 def test_only_dist_imports_torch_distributed():
     speaking = {module_name(path) for path in FILES if imports_distributed(path)}
-    assert speaking and all(name.startswith("dualfuse.dist.") for name in speaking)
+    assert speaking and all(name.startswith("dualfuse.distributed.") for name in speaking)

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageColor
 
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.recipes import find
 
 FILE = Path(__file__).parents[1] / "examples" / "scenes.py"
@@ -39,7 +39,7 @@ def shards(folder: Path) -> dict[str, tuple[Sample, ...]]:
 
 
 def said(caption: str) -> Fact:
-    """Reads a caption, as "left of" or "above"."""
+    """Read a caption, as "left of" or "above"."""
     words = caption.removeprefix("there is ").removeprefix("a ")
     relation = next(place for place in ("left of", "above", *BACK) if f" {place} a " in words)
     first, second = words.split(f" {relation} a ")
@@ -53,14 +53,14 @@ def kinds_of(sample: Sample) -> dict[int, str]:
 
 
 def shown(sample: Sample) -> set[Fact]:
-    """Gives what is true of a picture, from the cells of its shapes."""
+    """Return what is true of an image, from the cells of its shapes."""
     kinds = kinds_of(sample)
     near = {(0, 1): "left of", (2, 3): "left of", (0, 2): "above", (1, 3): "above"}
     return {(kinds[a], relation, kinds[b]) for (a, b), relation in near.items() if kinds.keys() >= {a, b}}
 
 
 def pixels(sample: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Finds shapes by their colour: x and y of all its pixels; shapes whose colour another one has are left out."""
+    """Find shapes by their colour: x and y of all its pixels; shapes whose colour another one has are left out."""
     image = np.asarray(Image.open(io.BytesIO(sample.image))).astype(int)
     assert image.shape == (64, 64, 3)
     colours = [kind.split()[1] for kind in kinds_of(sample).values()]
@@ -75,15 +75,15 @@ def pixels(sample: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_pixels_lie_where_captions_say(shards: dict[str, tuple[Sample, ...]], split: str) -> None:
-    judged = 0
+    evaluated = 0
     for sample in shards[split]:
         places = {kind: (x.mean(), y.mean()) for kind, (x, y) in pixels(sample).items()}
         for first, relation, second in map(said, sample.texts):
             if first in places and second in places:
                 axis = ("left of", "above").index(relation)
                 assert places[second][axis] - places[first][axis] > 5, (sample.key, sample.texts)
-                judged += 1
-    assert judged >= 30
+                evaluated += 1
+    assert evaluated >= 30
 
 
 def test_shapes_have_the_size_and_form_of_their_name(shards: dict[str, tuple[Sample, ...]]) -> None:
@@ -106,7 +106,7 @@ def test_held_out_kinds_are_neighbours_in_no_training_picture(shards: dict[str, 
         split: {frozenset(said(text)[::2]) for sample in shards[split] for text in sample.texts} for split in SPLITS
     }
     beside = {frozenset((first, second)) for sample in shards["train"] for first, _, second in shown(sample)}
-    assert beside == told["train"]  # all that is true of a training picture is said of it
+    assert beside == told["train"]  # all that is true of a training image is said of it
     assert beside.isdisjoint(told["val"] | told["test"])
     assert told["val"].isdisjoint(told["test"])
 
@@ -121,8 +121,8 @@ def test_a_held_out_caption_is_true_of_one_picture(shards: dict[str, tuple[Sampl
 def test_the_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, ...]]) -> None:
     stages = find(f"{FILE}:scenes")
     assert [stage.name for stage in stages] == ["contrast", "random", "hard"]
-    text = Text(stages[0].data.text_length, str(folder / "tokenizer.json"))
-    assert vars(stages[0].model)["vocabulary"] == text.vocabulary
+    text = TextTransform(stages[0].data.text_length, str(folder / "tokenizer.json"))
+    assert vars(stages[0].model)["vocabulary"] == text.vocab_size
     captions = {caption for sample in shards["train"] for caption in sample.texts}
     assert all(text.decode(text.encode(caption).ids) == caption for caption in captions)
 

@@ -40,7 +40,7 @@ def script(shared: Path) -> str:
         "source /YOUR/VIRTUAL/ENVIRONMENT/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH",
         "vlmo-base-pairs": "ten-seconds",
         "pairs/train-*.tar": "pairs/*-train-*.tar",
-        "--data.workers 6": "--data.workers 1",
+        "--data.num-workers 6": "--data.num-workers 1",
     }
     for name, value in filled.items():
         assert found.count(name) == 1, name

@@ -13,16 +13,16 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
-from dualfuse.data.images import Augment
+from dualfuse.data.image.transform import Augment
 from dualfuse.data.sample import Sample
-from dualfuse.engine import train
-from dualfuse.engine.log import read_log
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training import loop
+from dualfuse.training.run_log import read_log
 
 WORDS = ("a", "the", "red", "blue", "green", "small", "big", "cat", "dog", "tree", "house", "fish", "runs", "sleeps")
 CLOCKS = ("seconds", "samples_per_second")
@@ -30,18 +30,18 @@ MODEL = VLMoConfig(
     width=32,
     depth=2,
     heads=2,
-    both_from=1,
-    patch=8,
+    vl_expert_start=1,
+    patch_size=8,
     image_size=(32, 32),
-    vocabulary=5 + len(WORDS),
+    vocab_size=5 + len(WORDS),
     text_length=12,
     drop_path=0.2,
 )
 
 BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(32, 32)),
+    image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(32, 32)),
     text=TextTowerConfig(
-        width=64, depth=2, heads=2, feed_forward=64, vocabulary=MODEL.vocabulary, text_length=12, pad=0
+        width=64, depth=2, heads=2, feed_forward=64, vocab_size=MODEL.vocab_size, text_length=12, pad_id=0
     ),
     width=32,
     heads=2,
@@ -51,7 +51,7 @@ BRIDGETOWER = BridgeTowerConfig(
 )
 
 
-def picture(seed: int, size: int = 32) -> bytes:
+def png_image(seed: int, size: int = 32) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize((size, size)).save(file, "PNG")
@@ -63,9 +63,10 @@ def caption(seed: int, words: int = 5) -> str:
 
 
 def samples(number: int) -> list[Sample]:
-    """One to three captions each; from the twentieth on the pictures come again."""
+    """One to three captions each; from the twentieth on the images come again."""
     return [
-        Sample(f"{n:03d}", picture(n % 20), tuple(caption(9 * n + k) for k in range(1 + n % 3))) for n in range(number)
+        Sample(f"{n:03d}", png_image(n % 20), tuple(caption(9 * n + k) for k in range(1 + n % 3)))
+        for n in range(number)
     ]
 
 
@@ -83,28 +84,28 @@ def tokenizer(folder: Path) -> str:
     return str(folder / "tokenizer.json")
 
 
-def recipe(folder: Path, *, pictures: Sequence[Sample] | int = 40) -> Recipe:
+def recipe(folder: Path, *, images: Sequence[Sample] | int = 40) -> Recipe:
     """Ten steps of eight pairs with everything that is random: dropout, drop-path, drawn negatives, augmentation."""
     return Recipe(
         name="tiny",
         model=MODEL,
         task=PairsConfig(),
         data=Data(
-            train=(shards(folder / "data", pictures),),
+            train=(shards(folder / "data", images),),
             image_size=(32, 32),
             augment=Augment(rand_augment=False),
             text_length=12,
             tokenizer=tokenizer(folder / "words"),
-            batch=8,
-            workers=0,
+            batch_size=8,
+            num_workers=0,
         ),
-        optim=Optim(lr=2e-3, warmup=2, clip=1.0),
+        optim=Optim(lr=2e-3, warmup=2, grad_clip_norm=1.0),
         run=Run(steps=10, save_every=5, log_every=1),
     )
 
 
 def changed(recipe: Recipe, **changes: object) -> Recipe:
-    """Gives the recipe with other fields, each in whichever part has it: changed(recipe, steps=3, batch=4)."""
+    """Return the recipe with other fields, each in whichever part has it: changed(recipe, steps=3, batch=4)."""
     parts = {}
     for part in ("model", "task", "data", "optim", "run"):
         value = getattr(recipe, part)
@@ -121,8 +122,8 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 
 def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
-    """Gives a ``seed_step`` that does something in the middle of a step."""
-    seed_step = train.seed_step
+    """Return a ``seed_step`` that does something in the middle of a step."""
+    seed_step = loop.seed_step
 
     def seed(run: object, now: int, micro: int) -> None:
         if now == step:

@@ -40,7 +40,7 @@ _NAMES: Table = (
     | inside(_BLOCK, "blocks.{}.", "model.blocks.{}.")
 )
 _CLASSES = weight_and_bias({"fc_norm": "norm", "head": "head"})
-"""Of pictures: read together, or not at all."""
+"""Of images: read together, or not at all."""
 
 _LAYER = {
     "attention.attention.qkv.weight": "attn.qkv.weight",  # three in the file: see joined
@@ -74,20 +74,20 @@ PREFIX = "beit."
 
 
 def official(names: Collection[str]) -> Layout:
-    """Gives the names in a file of microsoft/unilm, or of timm, which leaves the indices out."""
+    """Return the names in a file of microsoft/unilm, or of timm, which leaves the indices out."""
     dead = ("*relative_position_index", "blocks.*.attn.k_bias", "fc_norm.*", "head.*", "fpn*")
     return Layout({**_NAMES, **(_CLASSES if "head.weight" in names else {})}, {}, dead)
 
 
 def classes() -> dict[str, str]:
-    """Gives the official names, and ours, of what tells classes apart, one to one: each layer has its own table."""
+    """Return the official names, and ours, of what tells classes apart, one to one: each layer has its own table."""
     return {
         theirs: ours for theirs, ours in _NAMES.items() if not theirs.startswith(("lm_head.", "mask_token"))
     } | _CLASSES
 
 
 def hugging_face(prefix: str, names: Collection[str]) -> Layout:
-    """Gives the names in a file of transformers, after :func:`joined`."""
+    """Return the names in a file of transformers, after :func:`joined`."""
     table = {theirs: _NAMES[official] for theirs, official in (inside(_HUGGING_FACE, prefix, "") | _HEADS).items()}
     if "classifier.weight" in names:
         rows = {f"{prefix}layernorm": "model.norm", f"{prefix}pooler.layernorm": "norm", "classifier": "head"}
@@ -109,7 +109,7 @@ def is_beit(names: Collection[str]) -> bool:
 
 
 def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stacks separate queries, keys and values of Hugging Face: ...attention.qkv.weight, rows in this order."""
+    """Stack separate queries, keys and values of Hugging Face: ...attention.qkv.weight, rows in this order."""
     stacked, parts = {}, ("query", "key", "value")
     for name, tensor in tensors.items():
         layer, middle, part = name.partition(".attention.attention.")
@@ -124,10 +124,10 @@ def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def as_vlmo(tensors: Mapping[str, Tensor], text: int) -> dict[str, Tensor]:
-    """Gives the one bias table of VLMo, for texts of up to ``text`` tokens, in the place of BEiT's.
+    """Return the one bias table of VLMo, for texts of up to ``text`` tokens, in the place of BEiT's.
 
     Tables of the layers stand side by side; one that all layers share is repeated. Rows of texts are zero, and so are
-    the types of text and picture, so that pictures are seen exactly as by BEiT.
+    the types of text and image, so that images are seen exactly as by BEiT.
     """
     left = {name: tensor for name, tensor in tensors.items() if not name.startswith("bias.")}
     types = torch.zeros(2, tensors["model.patches.class_token"].shape[-1])
@@ -138,15 +138,15 @@ def as_vlmo(tensors: Mapping[str, Tensor], text: int) -> dict[str, Tensor]:
 
 
 def window(rows: int) -> int:
-    """Gives the side of the square grid of a bias table of (2g - 1)^2 + 3 ``rows``; ``ValueError`` for no square."""
+    """Return the side of the square grid of a bias table of (2g - 1)^2 + 3 ``rows``; ``ValueError`` for no square."""
     across = math.isqrt(max(0, rows - 3))
     if not across % 2 or across**2 != rows - 3:
-        raise ValueError(f"BEiT's relative_position_bias_table has {rows} rows, which fits no square picture")
+        raise ValueError(f"BEiT's relative_position_bias_table has {rows} rows, which fits no square image")
     return (across + 1) // 2
 
 
 def copied_to_language(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the language experts that are copies of the vision experts; the released code leaves them random."""
+    """Return the language experts that are copies of the vision experts; the official code leaves them random."""
     return {
         name.replace(".experts.image.", ".experts.text."): tensor.clone()
         for name, tensor in tensors.items()
@@ -155,7 +155,7 @@ def copied_to_language(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _table(tensors: Mapping[str, Tensor], depth: int) -> list[Tensor]:
-    """Gives the bias tables of all layers, none if there are none."""
+    """Return the bias tables of all layers, none if there are none."""
     if SHARED in tensors:
         return [tensors[SHARED]] * depth
     names = [OF_LAYER.format(layer) for layer in range(depth)]

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from dualfuse.convert import from_shapes
 from dualfuse.convert.beit import OF_LAYER, SHARED, window
-from dualfuse.data.images import Looks
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.data.image.transform import Preprocess
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.image_classes import ImageClassesConfig
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 
 HEAD = 64
 """Channels of an attention head of every published BEiT."""
@@ -23,22 +23,22 @@ TEXT = 196
 """Longest text that positions are made for, as in the released stage two."""
 CODES = MaskedImageConfig.codes
 KEPT, LARGE = 224 / 256, 384
-"""BEiT is evaluated on the middle 224 of 256 pixels; pictures of 384 and more are cut out whole."""
-NEW = ("model.words.*", "model.pooler.*", "model.norm.*", "model.blocks.*.experts.text.*", "word_head.*", "head.*")
+"""BEiT is evaluated on the middle 224 of 256 pixels; images of 384 and more are cut out whole."""
+NEW = ("model.words.*", "model.pooler.*", "model.norm.*", "model.blocks.*.experts.text.*", "mlm_head.*", "head.*")
 """Of a VLMo: what BEiT does not have, or not every BEiT."""
 
 
 def recipe_of(tensors: Mapping[str, Tensor], name: str, *, tokenizer: str, heads: int = 0) -> Recipe:
-    """Gives the recipe for tensors under our names, tables still BEiT's; ``heads`` 0: of 64 channels, as published.
+    """Return the recipe for tensors under our names, tables still BEiT's; ``heads`` 0: of 64 channels, as published.
 
     What was trained by hiding patches goes on with that, stage one; what tells classes apart is judged by them, and
-    looks at pictures as it was evaluated; everything else goes on with text, stage two.
+    looks at images as it was evaluated; everything else goes on with text, stage two.
     """
-    model = model_of(tensors, vocabulary=Data(tokenizer=tokenizer).text.vocabulary, heads=heads)
-    task, looks = _task_of(tensors, model.patch), Looks("squeeze", "pillow")
-    if isinstance(task, ImageClassesConfig):
-        looks = Looks("crop", "pillow", kept=KEPT if model.image_size[0] < LARGE else 1.0)
-    data = Data(image_size=model.image_size, looks=looks, text_length=TEXT, tokenizer=tokenizer)
+    model = model_of(tensors, vocabulary=Data(tokenizer=tokenizer).text_transform.vocab_size, heads=heads)
+    task, preprocess = _task_of(tensors, model.patch_size), Preprocess("squash", "pillow")
+    if isinstance(task, ImageClassificationConfig):
+        preprocess = Preprocess("crop", "pillow", crop_fraction=KEPT if model.image_size[0] < LARGE else 1.0)
+    data = Data(image_size=model.image_size, preprocess=preprocess, text_length=TEXT, tokenizer=tokenizer)
     return Recipe(name, model, task, data)
 
 
@@ -48,11 +48,11 @@ def _task_of(tensors: Mapping[str, Tensor], patch: int) -> TaskConfig:
         return MaskedImageConfig(codes=CODES if head is None else len(head), patch=patch)
     if head is None:
         return MaskedTextConfig()
-    return ImageClassesConfig(classes=len(head), features="patches" if "norm.weight" in tensors else "first")
+    return ImageClassificationConfig(num_classes=len(head), features="patches" if "norm.weight" in tensors else "first")
 
 
 def model_of(tensors: Mapping[str, Tensor], *, vocabulary: int, heads: int) -> VLMoConfig:
-    """Gives the numbers of the model, without vision-language experts; ``ValueError`` if VLMo has no such model."""
+    """Return the numbers of the model, without vision-language experts; ``ValueError`` if VLMo has no such model."""
     from_shapes.required(
         tensors,
         "model.patches.class_token",
@@ -76,12 +76,12 @@ def model_of(tensors: Mapping[str, Tensor], *, vocabulary: int, heads: int) -> V
         width=width,
         depth=depth,
         heads=heads or (width // HEAD if table is None else table.shape[1]),
-        both_from=depth,
-        patch=patch,
+        vl_expert_start=depth,
+        patch_size=patch,
         image_size=(side * patch, side * patch),
-        vocabulary=vocabulary,
+        vocab_size=vocabulary,
         text_length=TEXT,
         positions="absolute" if table is None else "relative",
-        initial=Initial(layer_scale=0.1 if "model.blocks.0.scale_1.weight" in tensors else 0.0),
-        bias="alike" if SHARED in tensors and "mask_token" in tensors else "each",
+        init=InitConfig(layer_scale=0.1 if "model.blocks.0.scale_1.weight" in tensors else 0.0),
+        share_relative_bias=SHARED in tensors and "mask_token" in tensors,
     )

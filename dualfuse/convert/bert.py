@@ -1,7 +1,7 @@
 """BERT (arXiv 1810.04805) in the layout of Hugging Face: what VLMo's language experts may start from.
 
 The words are BERT's alike. A language expert gets a layer's feed-forward part, and the norm in front of it, which in
-BERT closes the attention. BERT's attention itself has no place: VLMo's is shared by texts and pictures.
+BERT closes the attention. BERT's attention itself has no place: VLMo's is shared by texts and images.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _LAYER = weight_and_bias({"attention.output.LayerNorm": "norm", "intermediate.de
 _TOWER = _WORDS | inside(_LAYER, "encoder.layer.{}.", "model.blocks.{}.experts.text.")
 _HEAD = weight_and_bias(
     {
-        "cls.predictions.transform.dense": "word_head.dense",
-        "cls.predictions.transform.LayerNorm": "word_head.norm",
-        "cls.predictions.decoder": "word_head.decoder",
+        "cls.predictions.transform.dense": "mlm_head.dense",
+        "cls.predictions.transform.LayerNorm": "mlm_head.norm",
+        "cls.predictions.decoder": "mlm_head.decoder",
     }
 )
 _DEAD = ("encoder.layer.*.attention.*", "encoder.layer.*.output.LayerNorm.*", "pooler.*", "embeddings.position_ids")
@@ -34,7 +34,7 @@ PREFIX = "bert."
 
 
 def sort_bert(tensors: Mapping[str, Tensor], *, depth: int, relative: bool) -> Sorted:
-    """Gives the tensors our names; ``ValueError`` for what is no BERT.
+    """Return the tensors our names; ``ValueError`` for what is no BERT.
 
     Layers above ``depth``, and the positions of words where VLMo has ``relative`` ones, are left out.
     """
@@ -50,15 +50,15 @@ def sort_bert(tensors: Mapping[str, Tensor], *, depth: int, relative: bool) -> S
     found.unused.update(above)
     if "model.words.word.weight" not in found.tensors:
         raise ValueError(f"this is no BERT of Hugging Face: it holds tensors such as {', '.join(list(tensors)[:4])}")
-    if "word_head.dense.weight" in found.tensors:  # files may leave out what is tied
-        found.tensors.setdefault("word_head.decoder.weight", found.tensors["model.words.word.weight"].clone())
+    if "mlm_head.dense.weight" in found.tensors:  # files may leave out what is tied
+        found.tensors.setdefault("mlm_head.decoder.weight", found.tensors["model.words.word.weight"].clone())
         if (bias := new.get("cls.predictions.bias")) is not None:
-            found.tensors.setdefault("word_head.decoder.bias", bias)
+            found.tensors.setdefault("mlm_head.decoder.bias", bias)
     return found
 
 
 def fitting(found: Sorted, *, width: int, text: int) -> dict[str, Tensor]:
-    """Gives the tensors for a VLMo of that width and for texts so long; ``ValueError`` if the widths differ."""
+    """Return the tensors for a VLMo of that width and for texts so long; ``ValueError`` if the widths differ."""
     words = found.tensors["model.words.word.weight"]
     if words.shape[1] != width:
         raise ValueError(
@@ -72,11 +72,11 @@ def fitting(found: Sorted, *, width: int, text: int) -> dict[str, Tensor]:
 
 
 def _layer(name: str) -> int:
-    """Gives the number of the layer that a tensor belongs to; -1 for none."""
+    """Return the number of the layer that a tensor belongs to; -1 for none."""
     number = re.match(r"encoder\.layer\.(\d+)\.", name)
     return int(number[1]) if number else -1
 
 
 def _new(name: str) -> str:
-    """Gives today's name: the first files of BERT called weight and bias of a norm gamma and beta."""
+    """Return today's name: the first files of BERT called weight and bias of a norm gamma and beta."""
     return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -15,12 +15,12 @@ from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
 
-HEADS = ("projections.0.", "projections.1.", "match_head.", "word_head.", "classifier.")
+HEADS = ("itc_heads.0.", "itc_heads.1.", "itm_head.", "mlm_head.", "classifier.")
 """Prefixes of our tensors that a file may lack altogether."""
 
 
 @dataclass(frozen=True)
-class Foreign:
+class ThirdPartyCheckpoint:
     """A checkpoint under our names, before a task is built of it."""
 
     recipe: Recipe
@@ -42,14 +42,14 @@ class Converted:
     report: Report
 
 
-def build(foreign: Foreign) -> Converted:
-    """Builds the task and gives it the weights; heads that the file lacks are new, and the same every time.
+def build(foreign: ThirdPartyCheckpoint) -> Converted:
+    """Build the task and gives it the weights; heads that the file lacks are new, and the same every time.
 
     Raises ``ValueError`` if tensors are missing or of other shapes.
     """
     recipe = foreign.recipe
-    outline = recipe.outline()  # a config.json may ask for more memory than there is
-    check_tokenizer(recipe.data.text, outline.model.vocabulary)
+    outline = recipe.build_on_meta()  # a config.json may ask for more memory than there is
+    check_tokenizer(recipe.data.text_transform, outline.model.vocab_size)
     wanted, given = outline.state_dict(), foreign.tensors
     new = [name for name in wanted if name not in given]
     missing = [name for name in new if not name.startswith(_may_lack(given)) and not _fits(name, foreign.may_be_new)]
@@ -76,7 +76,7 @@ def build(foreign: Foreign) -> Converted:
 
 
 def report_of(source: str, found: Sorted, notes: list[str]) -> Report:
-    """Gives what is known of a file before a task is built."""
+    """Return what is known of a file before a task is built."""
     return Report(source, shapes(found.used), shapes(found.unused), shapes(found.unexpected), notes=tuple(notes))
 
 
@@ -85,7 +85,7 @@ def _fits(name: str, patterns: tuple[str, ...]) -> bool:
 
 
 def _may_lack(given: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Gives the prefixes of heads that a file does not have; a temperature alone, as official ones do, is no head."""
+    """Return the prefixes of heads that a file does not have; a temperature alone, as official ones do, is no head."""
     weights = [name for name in given if name.endswith(".weight")]
     return tuple(head for head in HEADS if not any(name.startswith(head) for name in weights))
 

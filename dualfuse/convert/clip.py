@@ -88,7 +88,7 @@ BARE_HUGGING_FACE = Layout(inside(_HUGGING_FACE, "", "model.image_tower."), {}, 
 
 
 def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Stacks separate query, key and value of Hugging Face's CLIP: ...self_attn.qkv_proj, rows in this order."""
+    """Stack separate query, key and value of Hugging Face's CLIP: ...self_attn.qkv_proj, rows in this order."""
     joined = {}
     for name, tensor in tensors.items():
         layer, middle, part = name.partition(".self_attn.")

@@ -17,7 +17,7 @@ from dualfuse import hub
 from dualfuse.card import write_card
 from dualfuse.config import IS
 from dualfuse.convert.build import Converted, build
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.report import FILE, Report
 from dualfuse.convert.tensor_files import read_json
 from dualfuse.convert.towers import from_towers
@@ -28,7 +28,7 @@ from dualfuse.convert.write_hugging_face import write_hugging_face
 from dualfuse.convert.write_official import FILE as CHECKPOINT
 from dualfuse.convert.write_official import write_official
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.image_classes import ImageClasses
+from dualfuse.tasks.finetune.image_classification import ImageClassification
 
 KEPT = "unused.safetensors"
 """Beside a model folder: tensors without effect that only the way back needs."""
@@ -44,11 +44,11 @@ def convert(
     recipe: Recipe | None = None,
     language: Literal["random", "vision"] = "random",
 ) -> Report:
-    """Writes the checkpoint ``source`` to the folder ``destination``, and gives what became of every tensor.
+    """Write the checkpoint ``source`` to the folder ``destination``, and gives what became of every tensor.
 
     ``source`` is a folder of Hugging Face's BridgeTower or its name on the hub, an official checkpoint, a model folder,
     CLIP (then ``text`` is RoBERTa, and ``recipe`` may say what is built above them), or BEiT. Of BEiT, ``text`` may be
-    BERT; without it ``language`` says what the language experts begin as: random as in the released code, or copies of
+    BERT; without it ``language`` says what the language experts begin as: random as in the official code, or copies of
     the vision experts. Raises ``ValueError`` for anything that cannot be converted as a whole.
     """
     path = locate(source)
@@ -68,9 +68,9 @@ def convert(
 
 
 def open_model(path: Path, tokenizer: str = "") -> Converted:
-    """Gives the task of a model folder of ours or of a foreign checkpoint."""
+    """Return the task of a model folder of ours or of a foreign checkpoint."""
     if not is_ours(path):
-        return build(read_foreign(path, tokenizer))
+        return build(read_checkpoint(path, tokenizer))
     loaded = hub.load(path)
     kept = safetensors.torch.load_file(path / KEPT) if (path / KEPT).is_file() else {}
     report = Report(str(path), {name: tuple(tensor.shape) for name, tensor in loaded.task.state_dict().items()})
@@ -78,7 +78,7 @@ def open_model(path: Path, tokenizer: str = "") -> Converted:
 
 
 def _with_text(path: Path, text: Path, recipe: Recipe | None, tokenizer: str) -> Converted:
-    """Gives BEiT's and BERT's weights in a VLMo, or CLIP's and RoBERTa's in a BridgeTower."""
+    """Return BEiT's and BERT's weights in a VLMo, or CLIP's and RoBERTa's in a BridgeTower."""
     if not is_beit(path):
         return from_towers(path, text, recipe, tokenizer)
     if recipe is not None:
@@ -86,17 +86,17 @@ def _with_text(path: Path, text: Path, recipe: Recipe | None, tokenizer: str) ->
             "what is built of BEiT and BERT follows from their sizes; convert them without --recipe, and train the "
             "recipe with --start-from FOLDER: positions are resized there"
         )
-    return build(with_bert(read_foreign(path), text, tokenizer))
+    return build(with_bert(read_checkpoint(path), text, tokenizer))
 
 
 def _with_copied_experts(path: Path, text: str, tokenizer: str) -> Converted:
     if text or is_ours(path) or not is_beit(path):
         raise ValueError(f"language experts start as copies of vision experts in a BEiT alone, not in {text or path}")
-    return build(with_language_of_vision(read_foreign(path, tokenizer)))
+    return build(with_language_of_vision(read_checkpoint(path, tokenizer)))
 
 
 def locate(source: Path | str) -> Path:
-    """Gives the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead."""
+    """Return the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead."""
     path = Path(source)
     if path.exists():
         return path
@@ -142,7 +142,7 @@ def _write_theirs(converted: Converted, destination: Path) -> Report:
     _save(written.tensors, partial / hub.WEIGHTS)
     for name, content in written.files.items():
         (partial / name).write_text(json.dumps(content, indent=2) + "\n")
-    converted.recipe.data.text.save(partial)
+    converted.recipe.data.text_transform.save(partial)
     written.report.save(partial)
     shutil.rmtree(destination, ignore_errors=True)
     os.replace(partial, destination)
@@ -150,8 +150,8 @@ def _write_theirs(converted: Converted, destination: Path) -> Report:
 
 
 def _write_official(converted: Converted, destination: Path) -> Report:
-    """Writes one file in a folder: for the released loader as Lightning has it, or as BEiT's code has it."""
-    if isinstance(converted.task, ImageClasses):
+    """Write one file in a folder: for the released loader as Lightning has it, or as BEiT's code has it."""
+    if isinstance(converted.task, ImageClassification):
         beit = write_beit(converted)
         _save_pickled({"model": _whole(beit.tensors)}, destination / BEIT)
         beit.report.save(destination)

@@ -33,13 +33,13 @@ CROSS = {"token_type_embeddings.weight": "types.weight"} | _of("text") | _of("im
 """All between the towers and the heads."""
 
 WORDS = weight_and_bias(
-    {"mlm_score.transform.dense": "word_head.dense", "mlm_score.transform.LayerNorm": "word_head.norm"}
+    {"mlm_score.transform.dense": "mlm_head.dense", "mlm_score.transform.LayerNorm": "mlm_head.norm"}
 )
-WORDS |= {"mlm_score.decoder.weight": "word_head.decoder.weight", "mlm_score.bias": "word_head.decoder.bias"}
+WORDS |= {"mlm_score.decoder.weight": "mlm_head.decoder.weight", "mlm_score.bias": "mlm_head.decoder.bias"}
 """Masked words."""
 
-MATCH = weight_and_bias({"itm_score.fc": "match_head"})
+MATCH = weight_and_bias({"itm_score.fc": "itm_head"})
 """Match or no match."""
 
-CONTRAST = weight_and_bias({"itc_text_head.fc": "projections.0.text", "itc_image_head.fc": "projections.0.image"})
-"""Contrastive projections."""
+CONTRAST = weight_and_bias({"itc_text_head.fc": "itc_heads.0.text", "itc_image_head.fc": "itc_heads.0.image"})
+"""Contrastive itc_heads."""

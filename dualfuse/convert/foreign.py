@@ -10,24 +10,24 @@ from typing import Any
 from torch import Tensor
 
 from dualfuse.convert import beit, hugging_face, official, vlmo
-from dualfuse.convert.build import Foreign, report_of
+from dualfuse.convert.build import ThirdPartyCheckpoint, report_of
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.official_config import recipe_of
 from dualfuse.convert.rename import sort
 from dualfuse.convert.tensor_files import find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.convert.vlmo_files import read_beit, read_vlmo, says_beit
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
-FINE_TUNING = Optim(lr=1e-5, warmup=0.1, head_rate=5.0, fusing_rate=5.0)
+FINE_TUNING = Optim(lr=1e-5, warmup=0.1, head_lr_mult=5.0, fusion_lr_mult=5.0)
 BATCH, RUN = 64, Run(steps=2000)
 """What ``dualfuse train FOLDER`` starts with: BridgeTower's rates for retrieval, where a laptop can hold it."""
 
 
-def read_foreign(path: Path, tokenizer: str = "") -> Foreign:
-    """Gives what a folder of Hugging Face (BridgeTower, BEiT) or a file (VLMo, BEiT, BridgeTower, METER) holds."""
+def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
+    """Return what a folder of Hugging Face (BridgeTower, BEiT) or a file (VLMo, BEiT, BridgeTower, METER) holds."""
     try:
         return _folder(path, tokenizer) if path.is_dir() else _file(path, tokenizer)
     except (ValueError, OSError, ImportError):  # these say what is wrong
@@ -37,7 +37,7 @@ def read_foreign(path: Path, tokenizer: str = "") -> Foreign:
         raise ValueError(f"{path} looks like a checkpoint that is known, but is damaged ({said})") from error
 
 
-def _file(path: Path, tokenizer: str) -> Foreign:
+def _file(path: Path, tokenizer: str) -> ThirdPartyCheckpoint:
     weights = read_weights(path)
     if official.is_official(weights.tensors):
         return _official(path, weights.tensors, weights.hyper_parameters, tokenizer)
@@ -53,7 +53,7 @@ def _file(path: Path, tokenizer: str) -> Foreign:
     )
 
 
-def _folder(folder: Path, tokenizer: str) -> Foreign:
+def _folder(folder: Path, tokenizer: str) -> ThirdPartyCheckpoint:
     if not (folder / "config.json").is_file():
         inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
         raise ValueError(f"{folder} is no model folder: it holds {inside}, but should have a config.json")
@@ -68,43 +68,47 @@ def _folder(folder: Path, tokenizer: str) -> Foreign:
     )
 
 
-def _hugging_face(folder: Path, config: Mapping[str, Any], tokenizer: str) -> Foreign:  # Any: whatever JSON holds
+def _hugging_face(
+    folder: Path, config: Mapping[str, Any], tokenizer: str
+) -> ThirdPartyCheckpoint:  # Any: whatever JSON holds
     beside = folder / "preprocessor_config.json"
     said = read_config(config, read_json(beside) if beside.is_file() else {})
     tensors = read_weights(find_weights(folder)).tensors
     prefix = hugging_face.PREFIX if any(name.startswith(hugging_face.PREFIX) for name in tensors) else ""
     found = sort(tensors, hugging_face.layout(said.model.bridge, prefix))
     notes = list(said.notes)
-    if said.tie_words and any(name.startswith("word_head.") for name in found.tensors):
-        found.tensors["word_head.decoder.weight"] = found.tensors["model.text_tower.words.word.weight"]
+    if said.tie_words and any(name.startswith("mlm_head.") for name in found.tensors):
+        found.tensors["mlm_head.decoder.weight"] = found.tensors["model.text_tower.words.word.weight"]
         notes.append("tie_word_embeddings: the decoder of masked words is a copy of the word embedding from here on")
     data = Data(
         image_size=said.image_size,
-        looks=said.looks,
+        preprocess=said.preprocess,
         text_length=said.text_length,
         tokenizer=find_tokenizer(tokenizer, folder, ROBERTA.get(said.model.text.width, ROBERTA[768])),
-        batch=BATCH,
+        batch_size=BATCH,
     )
-    task = _pairs(found.tensors, said.contrast_width)
+    task = _pairs(found.tensors, said.itc_width)
     recipe = Recipe(folder.name, said.model, task, data, FINE_TUNING, RUN)
-    return Foreign(recipe, found.tensors, found.kept, report_of(str(folder), found, notes))
+    return ThirdPartyCheckpoint(recipe, found.tensors, found.kept, report_of(str(folder), found, notes))
 
 
 def _pairs(tensors: Mapping[str, Tensor], width: int) -> PairsConfig:
-    contrast = "projections.0.image.weight" in tensors
+    contrast = "itc_heads.0.image.weight" in tensors
     return PairsConfig(
-        contrast=float(contrast),
-        match=float("match_head.weight" in tensors),
-        words=float("word_head.dense.weight" in tensors),
-        views="plain",
-        projection=Projection(width, bias=True, fused=contrast),
-        hardness=0.0,
+        itc_weight=float(contrast),
+        itm_weight=float("itm_head.weight" in tensors),
+        mlm_weight=float("mlm_head.dense.weight" in tensors),
+        itc_features="unimodal",
+        itc_head=ITCHeadConfig(width, bias=True, fused=contrast),
+        negative_hardness=0.0,
         negatives_per_pair=1 if contrast else 0,
-        masking="tokens",
+        masking="token",
     )
 
 
-def _official(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, object], tokenizer: str) -> Foreign:
+def _official(
+    path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, object], tokenizer: str
+) -> ThirdPartyCheckpoint:
     if "vit_model.visual.conv1.weight" not in tensors:
         raise ValueError(
             f"the image tower of {path} is not CLIP's (METER also came with Swin); only CLIP is known here"
@@ -114,9 +118,9 @@ def _official(path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, obje
     ours = official.as_match_head(found.tensors) if kind.name == "ranking" else found.tensors
     recipe = recipe_of(ours, kind, said, path.stem)
     default = ROBERTA.get(tensors["text_transformer.embeddings.word_embeddings.weight"].shape[1], ROBERTA[768])
-    data = replace(recipe.data, tokenizer=find_tokenizer(tokenizer, None, default), batch=BATCH)
+    data = replace(recipe.data, tokenizer=find_tokenizer(tokenizer, None, default), batch_size=BATCH)
     notes = (
         ["rank_output became the match head: its log-odds are the rank score"] if kind.name == "ranking" else []
     ) + ([] if said else ["no hyper-parameters in the file: heads of 64 channels, as published"])
     recipe = replace(recipe, data=data, optim=FINE_TUNING, run=RUN)
-    return Foreign(recipe, ours, found.kept, report_of(str(path), found, notes))
+    return ThirdPartyCheckpoint(recipe, ours, found.kept, report_of(str(path), found, notes))

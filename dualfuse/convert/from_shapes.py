@@ -13,7 +13,7 @@ PAD = 1  # of every RoBERTa
 
 
 def image_tower(tensors: Mapping[str, Tensor]) -> ImageTowerConfig:
-    """Gives the numbers of the image tower."""
+    """Return the numbers of the image tower."""
     rows, width = tensors["model.image_tower.positions"].shape
     patch = tensors["model.image_tower.projection.weight"].shape[-1]
     side = patch * math.isqrt(rows - 1)
@@ -21,7 +21,7 @@ def image_tower(tensors: Mapping[str, Tensor]) -> ImageTowerConfig:
 
 
 def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> TextTowerConfig:
-    """Gives the numbers of the text tower; ``heads`` 0: of 64 channels, as every published one."""
+    """Return the numbers of the text tower; ``heads`` 0: of 64 channels, as every published one."""
     vocabulary, width = tensors["model.text_tower.words.word.weight"].shape
     if (types := len(tensors["model.text_tower.words.token_type.weight"])) != 1:
         raise ValueError(f"the text tower has {types} token types; RoBERTa has 1, and BERT is not known here")
@@ -30,20 +30,20 @@ def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> TextTowerConfig
         depth=count(tensors, "model.text_tower.layers."),
         heads=heads or width // HEAD,
         feed_forward=len(tensors["model.text_tower.layers.0.up.weight"]),
-        vocabulary=vocabulary,
+        vocab_size=vocabulary,
         text_length=len(tensors["model.text_tower.words.position.weight"]) - PAD - 1,
-        pad=PAD,
+        pad_id=PAD,
     )
 
 
 def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
-    """Gives how many numbered parts there are below a prefix."""
+    """Return how many numbered parts there are below a prefix."""
     return 1 + max(
         (int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix)), default=-1
     )
 
 
 def required(tensors: Mapping[str, Tensor], *names: str) -> None:
-    """Refuses tensors without those that tell the size of a model."""
+    """Refuse tensors without those that tell the size of a model."""
     if missing := [name for name in names if name not in tensors]:
         raise ValueError(f"the file has no {', no '.join(missing)} (names of dualfuse), so it is not complete")

@@ -40,13 +40,13 @@ _SCALES: Mapping[str, Table] = {
 BRIDGES = tuple(_SCALES)
 """Kinds of bridges that transformers has."""
 
-_HEADS = WORDS | MATCH | CONTRAST | weight_and_bias({"itc_cross_modal_head.fc": "projections.0.fused"})
-_HEADS |= {"logit_scale": "projections.0.log_scale"}
+_HEADS = WORDS | MATCH | CONTRAST | weight_and_bias({"itc_cross_modal_head.fc": "itc_heads.0.fused"})
+_HEADS |= {"logit_scale": "itc_heads.0.logit_scale"}
 _WITHOUT_AXES = ("logit_scale", ".scaled_factor", ".beta")
 
 
 def layout(bridge: str, prefix: str = PREFIX) -> Layout:
-    """Gives the names in a file of models with heads, or of the bare model, whose ``prefix`` is empty."""
+    """Return the names in a file of models with heads, or of the bare model, whose ``prefix`` is empty."""
     return Layout(
         names=inside(_MODEL | dict(_SCALES[bridge]), prefix, "") | _HEADS,
         kept=inside(roberta.POOLER, prefix + "text_model.", ""),
@@ -60,7 +60,7 @@ def layout(bridge: str, prefix: str = PREFIX) -> Layout:
 def to_hugging_face(
     tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor], *, bridge: str, prefix: str = PREFIX
 ) -> dict[str, Tensor]:
-    """Gives our tensors, and those kept for this, the names and shapes of a file of transformers."""
+    """Return our tensors, and those kept for this, the names and shapes of a file of transformers."""
     names = layout(bridge, prefix)
     renamed = rename(tensors, inverse(names.names)).tensors | rename(kept, inverse(names.kept)).tensors
     return {name: tensor.reshape(()) if name.endswith(_WITHOUT_AXES) else tensor for name, tensor in renamed.items()}

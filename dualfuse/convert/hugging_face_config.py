@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualfuse.convert.hugging_face import BRIDGES
-from dualfuse.data.images import HUGGING_FACE, Looks
+from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 
@@ -90,17 +90,17 @@ class Read:
     """What both files say."""
 
     model: BridgeTowerConfig
-    contrast_width: int
+    itc_width: int
     tie_words: bool
     """Whether the decoder of masked words is the word embedding."""
     image_size: tuple[int, int]
     text_length: int
-    looks: Looks
+    preprocess: Preprocess
     notes: tuple[str, ...]
 
 
 def read_config(config: Json, processor: Json) -> Read:
-    """Gives what config.json and preprocessor_config.json (or {}) say; ``ValueError`` names a field that fails."""
+    """Return what config.json and preprocessor_config.json (or {}) say; ``ValueError`` names a field that fails."""
     said = _flat(config)
     _refuse(config, said)
     text, image = _towers(said)
@@ -113,8 +113,8 @@ def read_config(config: Json, processor: Json) -> Read:
         layers=said["num_hidden_layers"],
         bridge=said["link_tower_type"],
         shared_transform=said["share_cross_modal_transformer_layers"],
-        epsilon=EPSILON,
-        contrast_image="transformed",
+        layer_norm_eps=EPSILON,
+        itc_image_feature="transformed",
         dropout=said["text_config.hidden_dropout_prob"],
     )
     notes = []
@@ -125,20 +125,20 @@ def read_config(config: Json, processor: Json) -> Read:
         )
     size = _size(processor, image.image_size[0], notes)
     length = config.get("max_text_len", processor.get("max_text_len", TEXT_LENGTH))
-    looks = _looks(processor)
+    preprocess = _looks(processor)
     return Read(
         model,
         said["contrastive_hidden_size"],
         bool(config.get("tie_word_embeddings", False)),
         (size, size),
         min(length, text.text_length),
-        looks,
+        preprocess,
         tuple(notes),
     )
 
 
 def _flat(config: Json) -> dict[str, Any]:
-    """Gives the fields that are read, defaults filled in, those of the towers under dotted names."""
+    """Return the fields that are read, defaults filled in, those of the towers under dotted names."""
     said = {}
     for prefix, defaults in _PARTS.items():
         part = config.get(prefix.rstrip("."), {}) if prefix else config
@@ -190,14 +190,14 @@ def _towers(said: Json) -> tuple[TextTowerConfig, ImageTowerConfig]:
         depth=said["text_config.num_hidden_layers"],
         heads=said["text_config.num_attention_heads"],
         feed_forward=said["text_config.intermediate_size"],
-        vocabulary=said["text_config.vocab_size"],
+        vocab_size=said["text_config.vocab_size"],
         text_length=said["text_config.max_position_embeddings"] - pad - 1,
-        pad=pad,
+        pad_id=pad,
     )
     image = ImageTowerConfig(
         width=said["vision_config.hidden_size"],
         depth=text.depth,
-        patch=said["vision_config.patch_size"],
+        patch_size=said["vision_config.patch_size"],
         image_size=(size, size),
     )
     return text, image
@@ -207,18 +207,16 @@ def _size(processor: Json, model: int, notes: list[str]) -> int:
     size = processor.get("size", model)
     shown = size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size
     if shown != model:
-        notes.append(
-            f"preprocessor_config.json gives pictures of size {size}, the model reads {model}: so it is {model}"
-        )
+        notes.append(f"preprocessor_config.json gives images of size {size}, the model reads {model}: so it is {model}")
     return model
 
 
-def _looks(processor: Json) -> Looks:
+def _looks(processor: Json) -> Preprocess:
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not processor.get(name, True):
-            raise ValueError(f"preprocessor_config.json says {name} false; pictures of all shapes need it")
-    return Looks(
-        HUGGING_FACE.fit,
+            raise ValueError(f"preprocessor_config.json says {name} false; images of all shapes need it")
+    return Preprocess(
+        HUGGING_FACE.resize_mode,
         HUGGING_FACE.resampling,
         tuple(processor.get("image_mean", HUGGING_FACE.mean)),
         tuple(processor.get("image_std", HUGGING_FACE.std)),

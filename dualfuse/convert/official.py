@@ -53,8 +53,8 @@ class Kind:
 
 
 _EARLIER = ("temperature", "itm_score.fc.*", "mlm_score.*", "itc_text_head.fc.*", "itc_image_head.fc.*")
-_RANK = weight_and_bias({"rank_output": "match_head"})  # one row: see from_official
-PAIRS = Kind("pairs", "", WORDS | MATCH | CONTRAST | {"temperature": "projections.0.temperature"})
+_RANK = weight_and_bias({"rank_output": "itm_head"})  # one row: see from_official
+PAIRS = Kind("pairs", "", WORDS | MATCH | CONTRAST | {"temperature": "itc_heads.0.temperature"})
 """Pre-training, and retrieval by contrast and matching."""
 KINDS = (
     Kind("vqa", "vqa_classifier.0.weight", _classifier("vqa_classifier"), _EARLIER),
@@ -66,7 +66,7 @@ KINDS = (
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """Gives what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
+    """Return what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
     found = [kind for kind in KINDS if kind.mark in names]
     if len(found) > 1:
         heads = " and ".join(kind.mark.partition(".")[0] for kind in found)
@@ -80,18 +80,18 @@ def is_official(names: Collection[str]) -> bool:
 
 
 def as_match_head(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Turns the single row of ``rank_output`` into the head whose log-odds are that rank: a row of zeros above it."""
-    rows = {name: tensors[name] for name in ("match_head.weight", "match_head.bias") if name in tensors}
+    """Turn the single row of ``rank_output`` into the head whose log-odds are that rank: a row of zeros above it."""
+    rows = {name: tensors[name] for name in ("itm_head.weight", "itm_head.bias") if name in tensors}
     return dict(tensors) | {name: torch.cat([torch.zeros_like(row), row]) for name, row in rows.items()}
 
 
 def as_rank_output(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undoes :func:`as_match_head`."""
-    return dict(tensors) | {name: tensors[name][1:] for name in ("match_head.weight", "match_head.bias")}
+    """Undo :func:`as_match_head`."""
+    return dict(tensors) | {name: tensors[name][1:] for name in ("itm_head.weight", "itm_head.bias")}
 
 
 def to_official(tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor], kind: Kind) -> dict[str, Tensor]:
-    """Gives our tensors, and those kept for this, the names and shapes of the official checkpoint."""
+    """Return our tensors, and those kept for this, the names and shapes of the official checkpoint."""
     ours = as_rank_output(tensors) if kind.name == "ranking" else tensors
     renamed = rename(ours, inverse(kind.layout.names)).tensors | rename(kept, inverse(kind.layout.kept)).tensors
     return {name: tensor.reshape(()) if name == "temperature" else tensor for name, tensor in renamed.items()}

@@ -9,14 +9,14 @@ from torch import Tensor
 
 from dualfuse.convert import from_shapes
 from dualfuse.convert.official import PAIRS, Kind
-from dualfuse.data.images import OFFICIAL_BLIP, OFFICIAL_CLIP
+from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import HEAD
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.ranking import RankingConfig
+from dualfuse.tasks.finetune.ranking import RankingConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 EPSILON = 1e-12  # the official code makes these layers of a default configuration of RoBERTa
 CONTRAST_WIDTH = 256
@@ -24,21 +24,21 @@ TEXT_LENGTH, RETRIEVAL_TEXT_LENGTH = 50, 40
 
 
 def recipe_of(tensors: Mapping[str, Tensor], kind: Kind, said: Mapping[str, object], name: str) -> Recipe:
-    """Gives the recipe for tensors under our names; ``said`` are the checkpoint's hyper-parameters, if it has any."""
+    """Return the recipe for tensors under our names; ``said`` are the checkpoint's hyper-parameters, if it has any."""
     model = model_of(tensors, _number(said, "num_heads", 0))
-    retrieval = kind.name == "ranking" or "projections.0.image.weight" in tensors
+    retrieval = kind.name == "ranking" or "itc_heads.0.image.weight" in tensors
     fine_tuned = retrieval or kind != PAIRS
     length = _number(said, "max_text_len", RETRIEVAL_TEXT_LENGTH if retrieval else TEXT_LENGTH)
     data = Data(
         image_size=model.image.image_size,
-        looks=OFFICIAL_BLIP if fine_tuned and model.bridge != "none" else OFFICIAL_CLIP,
+        preprocess=OFFICIAL_BLIP if fine_tuned and model.bridge != "none" else OFFICIAL_CLIP,
         text_length=min(length, model.text.text_length),
     )
     return Recipe(name, model, task_of(tensors, kind), data)
 
 
 def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig:
-    """Gives the numbers of the model; ``heads`` 0: of 64 channels, as every published one."""
+    """Return the numbers of the model; ``heads`` 0: of 64 channels, as every published one."""
     from_shapes.required(
         tensors,
         "model.types.weight",
@@ -64,14 +64,14 @@ def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig
         layers=from_shapes.count(tensors, "model.layers.text."),
         bridge="add" if "model.first_norms.text.weight" in tensors else "none",
         all_layers="model.gates.text.gate.weight" in tensors,
-        epsilon=EPSILON,
-        contrast_image=compared,
+        layer_norm_eps=EPSILON,
+        itc_image_feature=compared,
         image_slots=rows - 1,
     )
 
 
 def task_of(tensors: Mapping[str, Tensor], kind: Kind) -> TaskConfig:
-    """Gives the task whose heads the checkpoint holds."""
+    """Return the task whose heads the checkpoint holds."""
     if kind.name == "pairs":
         return _pairs(tensors)
     if kind.name == "ranking":
@@ -81,33 +81,33 @@ def task_of(tensors: Mapping[str, Tensor], kind: Kind) -> TaskConfig:
     classes = len(tensors["classifier.3.weight"])
     scale = hidden / (2 * tensors["model.types.weight"].shape[1])
     if kind.name == "vqa":
-        from dualfuse.tasks.vqa import VQAConfig
+        from dualfuse.tasks.finetune.vqa import VQAConfig
 
-        return VQAConfig(answers=classes, hidden_scale=scale)
+        return VQAConfig(num_answers=classes, hidden_scale=scale)
     if kind.name == "nlvr2":
-        from dualfuse.tasks.nlvr2 import NLVR2Config
+        from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 
         return NLVR2Config(hidden_scale=scale)
-    from dualfuse.tasks.entailment import EntailmentConfig
+    from dualfuse.tasks.finetune.entailment import EntailmentConfig
 
     return EntailmentConfig(hidden_scale=scale)
 
 
 def _pairs(tensors: Mapping[str, Tensor]) -> PairsConfig:
-    contrast = tensors.get("projections.0.image.weight")
-    learnt = contrast is not None
+    contrast = tensors.get("itc_heads.0.image.weight")
+    trained = contrast is not None
     return PairsConfig(
-        contrast=float(learnt),
-        match=float("match_head.weight" in tensors),
-        words=float("word_head.dense.weight" in tensors),
-        views="plain",
-        projection=Projection(
+        itc_weight=float(trained),
+        itm_weight=float("itm_head.weight" in tensors),
+        mlm_weight=float("mlm_head.dense.weight" in tensors),
+        itc_features="unimodal",
+        itc_head=ITCHeadConfig(
             len(contrast) if contrast is not None else CONTRAST_WIDTH, bias=True, temperature="plain"
         ),
-        negatives="own" if learnt else "source",
-        hardness=float(learnt),
-        negatives_per_pair=2 if learnt else 0,
-        masking="tokens",
+        negatives="local" if trained else "source",
+        negative_hardness=float(trained),
+        negatives_per_pair=2 if trained else 0,
+        masking="token",
     )
 
 

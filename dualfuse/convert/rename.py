@@ -45,7 +45,7 @@ class Sorted:
 
 
 def rename(tensors: Mapping[str, Tensor], table: Table) -> Renamed:
-    """Gives every tensor its name of the right column."""
+    """Return every tensor its name of the right column."""
     patterns = [(re.compile(re.escape(old).replace(r"\{\}", r"(\d+)")), new) for old, new in table.items()]
     renamed, unknown = {}, []
     for name, tensor in tensors.items():
@@ -59,7 +59,7 @@ def rename(tensors: Mapping[str, Tensor], table: Table) -> Renamed:
 
 
 def inverse(table: Table) -> dict[str, str]:
-    """Gives the table from ours to theirs; refuses one that is not one to one."""
+    """Return the table from ours to theirs; refuses one that is not one to one."""
     turned = {new: old for old, new in table.items()}
     if len(turned) != len(table):
         raise ValueError("two rows of the table have the same name on the right")
@@ -67,7 +67,7 @@ def inverse(table: Table) -> dict[str, str]:
 
 
 def sort(tensors: Mapping[str, Tensor], layout: Layout) -> Sorted:
-    """Gives the tensors our names and shapes; nothing is lost without being listed."""
+    """Return the tensors our names and shapes; nothing is lost without being listed."""
     renamed = rename(tensors, layout.names)
     left = {name: tensors[name] for name in renamed.unknown}
     kept = rename(left, layout.kept)
@@ -80,12 +80,12 @@ def sort(tensors: Mapping[str, Tensor], layout: Layout) -> Sorted:
 
 
 def weight_and_bias(rows: Table) -> dict[str, str]:
-    """Gives two rows for every one of ``rows``: of the weight, and of the bias."""
+    """Return two rows for every one of ``rows``: of the weight, and of the bias."""
     return {f"{theirs}.{part}": f"{ours}.{part}" for theirs, ours in rows.items() for part in ("weight", "bias")}
 
 
 def inside(table: Table, theirs: str, ours: str) -> dict[str, str]:
-    """Gives the table with the prefixes ``theirs`` on the left and ``ours`` on the right."""
+    """Return the table with the prefixes ``theirs`` on the left and ``ours`` on the right."""
     return {theirs + left: ours + right for left, right in table.items()}
 
 

@@ -23,7 +23,7 @@ class Report:
     used: Shapes
     """Theirs."""
     unused: Shapes = field(default_factory=dict)
-    """Without effect, or heads that were never learnt."""
+    """Without effect, or heads that were never trained."""
     unexpected: Shapes = field(default_factory=dict)
     """Theirs, that the layout does not know: either another kind of model, or a part that is lost."""
     new: Shapes = field(default_factory=dict)
@@ -32,7 +32,7 @@ class Report:
     """What else changed."""
 
     def __str__(self) -> str:
-        """Gives what a person should see."""
+        """Return what a person should see."""
         lines = [f"{self.source}: {_count(self.used)} used"]
         if self.unexpected:
             lines += [f"UNEXPECTED: {_count(self.unexpected)} that this kind of model does not have, left out:"]
@@ -40,16 +40,16 @@ class Report:
         if self.new:
             lines += [f"{_count(self.new)} new, with initial weights:", *_listed(self.new)]
         if self.unused:
-            lines += [f"{_count(self.unused)} left out, without effect or never learnt:", *_listed(self.unused)]
+            lines += [f"{_count(self.unused)} left out, without effect or never trained:", *_listed(self.unused)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, folder: Path) -> None:
-        """Writes conversion.json with all names."""
+        """Write conversion.json with all names."""
         (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Gives the shapes of tensors by name, sorted."""
+    """Return the shapes of tensors by name, sorted."""
     return {name: tuple(tensors[name].shape) for name in sorted(tensors)}
 
 

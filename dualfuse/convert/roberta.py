@@ -33,11 +33,11 @@ POOLER = weight_and_bias({"pooler.dense": "text_pooler"})
 """Computed by nobody, but part of the files."""
 
 _WORD_HEAD = {
-    "lm_head.dense.weight": "word_head.dense.weight",
-    "lm_head.dense.bias": "word_head.dense.bias",
-    "lm_head.layer_norm.weight": "word_head.norm.weight",
-    "lm_head.layer_norm.bias": "word_head.norm.bias",
-    "lm_head.bias": "word_head.decoder.bias",
+    "lm_head.dense.weight": "mlm_head.dense.weight",
+    "lm_head.dense.bias": "mlm_head.dense.bias",
+    "lm_head.layer_norm.weight": "mlm_head.norm.weight",
+    "lm_head.layer_norm.bias": "mlm_head.norm.bias",
+    "lm_head.bias": "mlm_head.decoder.bias",
 }
 
 WITH_HEAD = Layout(

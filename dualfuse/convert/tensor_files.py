@@ -44,7 +44,7 @@ class Weights:
 
 
 def find_weights(folder: Path) -> Path:
-    """Gives the file of a Hugging Face folder that holds its weights, or lists the parts that do."""
+    """Return the file of a Hugging Face folder that holds its weights, or lists the parts that do."""
     names = [name for file in FILES for name in (file, f"{file}.index.json")]
     for name in names:
         if (folder / name).is_file():
@@ -54,7 +54,7 @@ def find_weights(folder: Path) -> Path:
 
 
 def read_weights(path: Path) -> Weights:
-    """Gives the tensors of a file; ``ValueError`` says what is wrong with it, and which code it wanted to run."""
+    """Return the tensors of a file; ``ValueError`` says what is wrong with it, and which code it wanted to run."""
     if not path.is_file():
         raise ValueError(f"{path} is no file")
     if path.name.endswith(".index.json"):
@@ -67,7 +67,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def read_json(path: Path) -> dict[str, Any]:  # Any: what a file holds
-    """Gives the object in a JSON file; ``ValueError`` for anything else."""
+    """Return the object in a JSON file; ``ValueError`` for anything else."""
     try:
         said = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
@@ -144,7 +144,7 @@ def _unsafe(path: Path, error: str) -> str:
 
 
 def _look(path: Path) -> str:
-    """Says what a file looks like that is not what its name says."""
+    """Return what a file looks like that is not what its name says."""
     with path.open("rb") as file:
         start = file.read(200)
     size = f"{path.stat().st_size:,} bytes"

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from dualfuse import hub
-from dualfuse.data.text import Text, roberta
+from dualfuse.data.text.tokenizer import TextTransform, roberta_tokenizer
 
 FILE, PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 ROBERTA = {768: "roberta-base", 1024: "roberta-large"}
@@ -16,7 +16,7 @@ ROBERTA = {768: "roberta-base", 1024: "roberta-large"}
 
 
 def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
-    """Gives the path of a tokenizer.json: of what was ``given``, else of the source's own ``folder``.
+    """Return the path of a tokenizer.json: of what was ``given``, else of the source's own ``folder``.
 
     ``given`` is a file, a folder or a name on the Hugging Face hub. If there is neither, ``default`` is fetched from
     the hub; if that fails, ``ValueError`` says what to give.
@@ -35,11 +35,11 @@ def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
         ) from error
 
 
-def check_tokenizer(tokenizer: Text, vocabulary: int) -> None:
-    """Refuses a tokenizer that gives ids for which a model has no row."""
-    if tokenizer.vocabulary > vocabulary:
+def check_tokenizer(tokenizer: TextTransform, vocabulary: int) -> None:
+    """Refuse a tokenizer that gives ids for which a model has no row."""
+    if tokenizer.vocab_size > vocabulary:
         raise ValueError(
-            f"the tokenizer knows {tokenizer.vocabulary:,} tokens, the model only {vocabulary:,}; "
+            f"the tokenizer knows {tokenizer.vocab_size:,} tokens, the model only {vocabulary:,}; "
             "give the one it was trained with: --tokenizer PATH_OR_NAME"
         )
 
@@ -47,7 +47,7 @@ def check_tokenizer(tokenizer: Text, vocabulary: int) -> None:
 def _inside(folder: Path) -> str:
     if (folder / FILE).is_file():
         return str(folder / FILE)
-    tokenizer = roberta(*(folder / part for part in PARTS))
+    tokenizer = roberta_tokenizer(*(folder / part for part in PARTS))
     made = Path(tempfile.mkdtemp(prefix="dualfuse-tokenizer-"))
     atexit.register(shutil.rmtree, made, ignore_errors=True)  # texts are encoded from it until then
     tokenizer.save(str(made / FILE))

@@ -15,32 +15,32 @@ from dualfuse.convert.rename import Sorted, sort
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tensor_files import find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import ROBERTA, check_tokenizer, find_tokenizer
-from dualfuse.data.images import OFFICIAL_CLIP
+from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.layers.embeddings import resize_positions
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig
 from dualfuse.recipe import Data, Recipe
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 LAYERS = 6  # cross-modal ones, of the paper
 
 
 def from_towers(image: Path, text: Path, recipe: Recipe | None = None, tokenizer: str = "") -> Converted:
-    """Gives a task whose towers have the weights of CLIP and RoBERTa, each a file or a folder of Hugging Face.
+    """Return a task whose towers have the weights of CLIP and RoBERTa, each a file or a folder of Hugging Face.
 
     Everything else keeps its initial weights, drawn with the recipe's seed, and is reported as new. Without ``recipe``
     it is a BridgeTower of the towers' sizes, with ``LAYERS`` cross-modal layers. With one its sizes must be the
-    towers'; positions of the pictures are resized, and what lies above the recipe's depth is left out.
+    towers'; positions of the images are resized, and what lies above the recipe's depth is left out.
     """
-    pictures, words = _read_clip(image), _read_roberta(text)
-    recipe = recipe or _default(pictures.tensors, words.tensors)
+    images, words = _read_clip(image), _read_roberta(text)
+    recipe = recipe or _default(images.tensors, words.tensors)
     model = recipe.model
     if not isinstance(model, BridgeTowerConfig):
         raise ValueError(
             f"recipe {recipe.name} builds a {type(model).__name__}; CLIP and RoBERTa fit a BridgeTowerConfig"
         )
-    given = pictures.tensors | words.tensors
+    given = images.tensors | words.tensors
     given["model.image_tower.positions"] = _resized(given["model.image_tower.positions"], model.image)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.run.seed)
@@ -52,14 +52,14 @@ def from_towers(image: Path, text: Path, recipe: Recipe | None = None, tokenizer
     report = Report(
         f"{image} and {text}",
         used=shapes({name: tensor for name, tensor in given.items() if name in wanted}),
-        unused=shapes(left | pictures.unused | words.unused),
-        unexpected=shapes(pictures.unexpected | words.unexpected),
+        unused=shapes(left | images.unused | words.unused),
+        unexpected=shapes(images.unexpected | words.unexpected),
         new=shapes({name: tensor for name, tensor in wanted.items() if name not in given}),
         notes=("names of used tensors are dualfuse's",),
     )
     fetched = find_tokenizer(tokenizer, text if text.is_dir() else None, ROBERTA.get(model.text.width, ROBERTA[768]))
     recipe = replace(recipe, data=replace(recipe.data, tokenizer=fetched))
-    check_tokenizer(recipe.data.text, task.model.vocabulary)
+    check_tokenizer(recipe.data.text_transform, task.model.vocab_size)
     return Converted(task.eval(), recipe, words.kept, report)
 
 
@@ -79,8 +79,8 @@ def _read_roberta(path: Path) -> Sorted:
     prefixed = any(name.startswith("roberta.") for name in tensors)
     found = sort(tensors, roberta.WITH_HEAD if prefixed else roberta.BARE)
     found = _found(path, found, "model.text_tower.words.word.weight", "RoBERTa of Hugging Face")
-    if "word_head.dense.weight" in found.tensors:
-        found.tensors["word_head.decoder.weight"] = found.tensors["model.text_tower.words.word.weight"]  # tied there
+    if "mlm_head.dense.weight" in found.tensors:
+        found.tensors["mlm_head.decoder.weight"] = found.tensors["model.text_tower.words.word.weight"]  # tied there
     return found
 
 
@@ -101,8 +101,8 @@ def _found(path: Path, found: Sorted, mark: str, kind: str) -> Sorted:
     return found
 
 
-def _default(pictures: Mapping[str, Tensor], words: Mapping[str, Tensor]) -> Recipe:
-    image, text = from_shapes.image_tower(pictures), from_shapes.text_tower(words)
+def _default(images: Mapping[str, Tensor], words: Mapping[str, Tensor]) -> Recipe:
+    image, text = from_shapes.image_tower(images), from_shapes.text_tower(words)
     model = BridgeTowerConfig(
         image=image,
         text=text,
@@ -110,16 +110,18 @@ def _default(pictures: Mapping[str, Tensor], words: Mapping[str, Tensor]) -> Rec
         heads=text.heads,
         feed_forward=text.feed_forward,
         layers=min(LAYERS, image.depth, text.depth),
-        contrast_image="tower" if image.width == text.width else "transformed",
+        itc_image_feature="tower" if image.width == text.width else "transformed",
     )
-    task = PairsConfig(views="plain", projection=Projection(256, bias=True, temperature="plain"), masking="tokens")
-    data = Data(image_size=image.image_size, looks=OFFICIAL_CLIP, text_length=min(50, text.text_length))
+    task = PairsConfig(
+        itc_features="unimodal", itc_head=ITCHeadConfig(256, bias=True, temperature="plain"), masking="token"
+    )
+    data = Data(image_size=image.image_size, preprocess=OFFICIAL_CLIP, text_length=min(50, text.text_length))
     return Recipe("towers", model, task, data)
 
 
 def _resized(positions: Tensor, image: ImageTowerConfig) -> Tensor:
     side = round((len(positions) - 1) ** 0.5)
-    grid = (image.image_size[0] // image.patch, image.image_size[1] // image.patch)
+    grid = (image.image_size[0] // image.patch_size, image.image_size[1] // image.patch_size)
     return resize_positions(positions[None].float(), (side, side), grid)[0]
 
 

@@ -14,7 +14,7 @@ Kind = Literal["text", "pairs", "vqa", "nlvr2"]
 FINE_TUNED: tuple[Kind, ...] = ("vqa", "nlvr2")
 
 
-_EXPERTS = {"text": "text", "imag": "image", "vl": "both"}
+_EXPERTS = {"text": "text", "imag": "image", "vl": "vl"}
 
 MODEL: Table = {
     "text_embeddings.word_embeddings.weight": "model.words.word.weight",
@@ -50,26 +50,26 @@ MODEL: Table = {
 }
 
 PAIRS: Table = MODEL | {
-    "mlm_score.transform.dense.weight": "word_head.dense.weight",
-    "mlm_score.transform.dense.bias": "word_head.dense.bias",
-    "mlm_score.transform.LayerNorm.weight": "word_head.norm.weight",
-    "mlm_score.transform.LayerNorm.bias": "word_head.norm.bias",
-    "mlm_score.decoder.weight": "word_head.decoder.weight",
-    "mlm_score.bias": "word_head.decoder.bias",
-    "itm_score.fc.weight": "match_head.weight",
-    "itm_score.fc.bias": "match_head.bias",
-    "itc_image_proj.fc.weight": "projections.0.image.weight",
-    "itc_text_proj.fc.weight": "projections.0.text.weight",
-    "itc_vl_image_proj.fc.weight": "projections.1.image.weight",
-    "itc_vl_text_proj.fc.weight": "projections.1.text.weight",
-    "logit_scale": "projections.0.log_scale",
-    "logit_vl_scale": "projections.1.log_scale",
+    "mlm_score.transform.dense.weight": "mlm_head.dense.weight",
+    "mlm_score.transform.dense.bias": "mlm_head.dense.bias",
+    "mlm_score.transform.LayerNorm.weight": "mlm_head.norm.weight",
+    "mlm_score.transform.LayerNorm.bias": "mlm_head.norm.bias",
+    "mlm_score.decoder.weight": "mlm_head.decoder.weight",
+    "mlm_score.bias": "mlm_head.decoder.bias",
+    "itm_score.fc.weight": "itm_head.weight",
+    "itm_score.fc.bias": "itm_head.bias",
+    "itc_image_proj.fc.weight": "itc_heads.0.image.weight",
+    "itc_text_proj.fc.weight": "itc_heads.0.text.weight",
+    "itc_vl_image_proj.fc.weight": "itc_heads.1.image.weight",
+    "itc_vl_text_proj.fc.weight": "itc_heads.1.text.weight",
+    "logit_scale": "itc_heads.0.logit_scale",
+    "logit_vl_scale": "itc_heads.1.logit_scale",
 }
 
 WORD_POSITIONS = "text_embeddings.position_embeddings.weight"
 POSITION_NUMBERS = "text_embeddings.position_ids"
 INDICES = ("relative_position_index", "text_relative_position_index", "text_imag_relative_position_index")
-"""Rows of the bias table for pictures, texts and pairs; the released loader asks for them at another resolution."""
+"""Rows of the bias table for images, texts and pairs; the released loader asks for them at another resolution."""
 
 _KEPT: Table = {POSITION_NUMBERS: "position_numbers"} | {name: name for name in INDICES}
 _NUMBERS = ("logit_scale", "logit_vl_scale")  # without axes
@@ -82,7 +82,7 @@ def is_official(names: Collection[str]) -> bool:
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """Gives what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
+    """Return what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
     found: list[Kind] = [kind for kind in FINE_TUNED if any(name.startswith(f"{kind}_classifier.") for name in names)]
     if len(found) > 1:
         raise ValueError(
@@ -96,7 +96,7 @@ def kind_of(names: Collection[str]) -> Kind:
 
 
 def layout(kind: Kind, *, relative: bool) -> Layout:
-    """Gives the names in a checkpoint of that kind.
+    """Return the names in a checkpoint of that kind.
 
     With relative positions the absolute ones of words are stored too, but are no part of the released forward pass.
     """
@@ -113,7 +113,7 @@ def layout(kind: Kind, *, relative: bool) -> Layout:
 def to_official(
     tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor], kind: Kind, *, relative: bool
 ) -> dict[str, Tensor]:
-    """Gives our tensors, and those kept for this, the names and shapes of the official checkpoint.
+    """Return our tensors, and those kept for this, the names and shapes of the official checkpoint.
 
     Raises ``ValueError`` for tensors that it has no name for.
     """

@@ -10,25 +10,25 @@ from torch import Tensor
 
 from dualfuse.convert import from_shapes
 from dualfuse.convert.vlmo import INDICES, Kind
-from dualfuse.data.images import Looks
-from dualfuse.models.vlmo import BOTH, Initial, VLMoConfig
+from dualfuse.data.image.transform import Preprocess
+from dualfuse.models.vlmo import BOTH, InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 HEADS = {544: 16, 768: 12, 1024: 16}
 """Of the three published sizes by width: without relative positions no shape tells."""
 TEXT = 196
 """Longest text that the published relative positions know, whatever length their model was trained with."""
 PAIRS_TEXT = 40
-LOOKS = Looks("squeeze", "pillow")
+LOOKS = Preprocess("squash", "pillow")
 OPTIM: dict[Kind, Optim] = {
     "text": Optim(lr=2e-4, warmup=2500),
     "pairs": Optim(lr=3e-5, warmup=0.1),
-    "vqa": Optim(lr=3e-5, warmup=0.1, head_rate=20.0),
+    "vqa": Optim(lr=3e-5, warmup=0.1, head_lr_mult=20.0),
     "nlvr2": Optim(lr=5e-5, warmup=0.1),
 }
 """What ``dualfuse train FOLDER`` starts with: the released rates of the base size; of pairs those for retrieval."""
@@ -38,15 +38,15 @@ Said = Mapping[str, object]
 
 
 def recipe_of(tensors: Given, kept: Given, kind: Kind, said: Said, name: str) -> Recipe:
-    """Gives the recipe for tensors under our names; ``said`` are the checkpoint's hyper-parameters, if it has any."""
+    """Return the recipe for tensors under our names; ``said`` are the checkpoint's hyper-parameters, if it has any."""
     model = model_of(tensors, kept, said)
     length = _number(said, "max_text_len") or (TEXT if kind == "text" else PAIRS_TEXT)
-    data = Data(image_size=model.image_size, looks=LOOKS, text_length=min(length, model.text_length))
+    data = Data(image_size=model.image_size, preprocess=LOOKS, text_length=min(length, model.text_length))
     return Recipe(name, model, task_of(tensors, kind), data, OPTIM[kind])
 
 
 def model_of(tensors: Given, kept: Given, said: Said) -> VLMoConfig:
-    """Gives the numbers of the model; ``ValueError`` if the file does not hold them all."""
+    """Return the numbers of the model; ``ValueError`` if the file does not hold them all."""
     from_shapes.required(
         tensors,
         "model.types.weight",
@@ -60,11 +60,11 @@ def model_of(tensors: Given, kept: Given, said: Said) -> VLMoConfig:
     common = VLMoConfig(
         width=width,
         depth=depth,
-        both_from=_both_from(tensors, depth),
-        patch=patch,
+        vl_expert_start=_both_from(tensors, depth),
+        patch_size=patch,
         image_size=(patch, patch),
-        vocabulary=len(tensors["model.words.word.weight"]),
-        initial=Initial(layer_scale=0.1 if "model.blocks.0.scale_1.weight" in tensors else 0.0),
+        vocab_size=len(tensors["model.words.word.weight"]),
+        init=InitConfig(layer_scale=0.1 if "model.blocks.0.scale_1.weight" in tensors else 0.0),
         drop_path=drop_path if isinstance(drop_path, float) else VLMoConfig.drop_path,
         image_slots=rows - 1,
     )
@@ -85,7 +85,7 @@ def model_of(tensors: Given, kept: Given, said: Said) -> VLMoConfig:
 
 
 def relative_sizes(rows: int, kept: Given, said: Said) -> tuple[int, int]:
-    """Gives the side of the square grid, and the longest text, of a bias table of ``rows``: (2g - 1)^2 + 2t + 5.
+    """Return the side of the square grid, and the longest text, of a bias table of ``rows``: (2g - 1)^2 + 2t + 5.
 
     The grid's own index tells, where the file has it; else the text length that training named, or the published one.
     """
@@ -99,14 +99,14 @@ def relative_sizes(rows: int, kept: Given, said: Said) -> tuple[int, int]:
         if text and across % 2 and across**2 == rows - 2 * text - 5:
             return (across + 1) // 2, text
     raise ValueError(
-        f"relative_position_bias_table has {rows} rows, which fits no square picture with texts of {TEXT} tokens, as "
+        f"relative_position_bias_table has {rows} rows, which fits no square image with texts of {TEXT} tokens, as "
         "published; a file of other sizes must tell max_text_len_of_initckpt in its hyper_parameters, or hold "
         f"{INDICES[0]}"
     )
 
 
 def task_of(tensors: Given, kind: Kind) -> TaskConfig:
-    """Gives the task whose heads the checkpoint holds."""
+    """Return the task whose heads the checkpoint holds."""
     if kind == "pairs":
         return _pairs(tensors)
     if kind == "text":
@@ -114,22 +114,22 @@ def task_of(tensors: Given, kind: Kind) -> TaskConfig:
     from_shapes.required(tensors, "classifier.0.weight", "classifier.3.weight")
     scale = len(tensors["classifier.0.weight"]) / tensors["model.types.weight"].shape[1]
     if kind == "vqa":
-        return VQAConfig(answers=len(tensors["classifier.3.weight"]), hidden_scale=scale)
+        return VQAConfig(num_answers=len(tensors["classifier.3.weight"]), hidden_scale=scale)
     return NLVR2Config(hidden_scale=scale)
 
 
 def _pairs(tensors: Given) -> PairsConfig:
     """What was fine-tuned for retrieval has the plain view of contrast alone."""
     return PairsConfig(
-        contrast=float("projections.0.image.weight" in tensors),
-        match=float("match_head.weight" in tensors),
-        words=0.25 * ("word_head.dense.weight" in tensors),
-        views="all" if "projections.1.image.weight" in tensors else "plain",
+        itc_weight=float("itc_heads.0.image.weight" in tensors),
+        itm_weight=float("itm_head.weight" in tensors),
+        mlm_weight=0.25 * ("mlm_head.dense.weight" in tensors),
+        itc_features="all" if "itc_heads.1.image.weight" in tensors else "unimodal",
     )
 
 
 def _both_from(tensors: Given, depth: int) -> int:
-    """Gives the first layer with a vision-language expert; ``depth`` if none has one, as in stage two."""
+    """Return the first layer with a vision-language expert; ``depth`` if none has one, as in stage two."""
     has = [f"model.blocks.{layer}.experts.{BOTH}.up.weight" in tensors for layer in range(depth)]
     first = has.index(True) if True in has else depth
     if not all(has[first:]):

@@ -11,30 +11,30 @@ from typing import Any
 from torch import Tensor
 
 from dualfuse.convert import beit, beit_config, bert, vlmo, vlmo_config
-from dualfuse.convert.build import Foreign, report_of
+from dualfuse.convert.build import ThirdPartyCheckpoint, report_of
 from dualfuse.convert.rename import sort
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tensor_files import Weights, find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import find_tokenizer
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Run
-from dualfuse.tasks.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 
 BATCH, RUN = 64, Run(steps=2000)
 EPSILON = 1e-6
 """Of BEiT's norms; Hugging Face's folders say 1e-12."""
-RELEASED = "language experts are new, as in the released code; vision-language experts are for stage three"
+RELEASED = "language experts are new, as in the official code; vision-language experts are for stage three"
 
 
-def read_vlmo(path: Path, weights: Weights, tokenizer: str) -> Foreign:
-    """Gives what an official checkpoint holds; word pieces are BERT's unless a ``tokenizer`` is given."""
+def read_vlmo(path: Path, weights: Weights, tokenizer: str) -> ThirdPartyCheckpoint:
+    """Return what an official checkpoint holds; tokens are BERT's unless a ``tokenizer`` is given."""
     kind = vlmo.kind_of(weights.tensors)
     relative = "relative_position_bias_table" in weights.tensors
     found = sort(weights.tensors, vlmo.layout(kind, relative=relative))
     recipe = vlmo_config.recipe_of(found.tensors, found.kept, kind, weights.hyper_parameters, path.stem)
-    data = replace(recipe.data, tokenizer=_tokenizer(tokenizer, None), batch=BATCH)
+    data = replace(recipe.data, tokenizer=_tokenizer(tokenizer, None), batch_size=BATCH)
     report = report_of(str(path), found, [])
-    return Foreign(replace(recipe, data=data, run=RUN), found.tensors, found.kept, report)
+    return ThirdPartyCheckpoint(replace(recipe, data=data, run=RUN), found.tensors, found.kept, report)
 
 
 def read_beit(
@@ -42,9 +42,9 @@ def read_beit(
     tensors: Mapping[str, Tensor],
     tokenizer: str,
     config: Mapping[str, Any] = MappingProxyType({}),  # Any: whatever JSON holds
-) -> Foreign:
-    """Gives what a BEiT holds; ``config`` is that of its folder. The parts of VLMo for texts are new."""
-    notes = ["the types of text and picture start at zero, so that pictures are seen exactly as by BEiT"]
+) -> ThirdPartyCheckpoint:
+    """Return what a BEiT holds; ``config`` is that of its folder. The parts of VLMo for texts are new."""
+    notes = ["the types of text and image start at zero, so that images are seen exactly as by BEiT"]
     if config.get("model_type") == "beit":
         prefix = beit.PREFIX if any(name.startswith(beit.PREFIX) for name in tensors) else ""
         found = sort(beit.joined(tensors), beit.hugging_face(prefix, tensors.keys()))
@@ -58,21 +58,21 @@ def read_beit(
     if "model.norm.weight" not in found.tensors:
         notes.append("there is no norm after the last layer: it starts as new")
     notes.append(RELEASED)
-    recipe = replace(recipe, data=replace(recipe.data, batch=BATCH), run=RUN)
+    recipe = replace(recipe, data=replace(recipe.data, batch_size=BATCH), run=RUN)
     ours = beit.as_vlmo(found.tensors, beit_config.TEXT)
-    return Foreign(recipe, ours, {}, report_of(str(path), found, notes), beit_config.NEW)
+    return ThirdPartyCheckpoint(recipe, ours, {}, report_of(str(path), found, notes), beit_config.NEW)
 
 
-def with_language_of_vision(foreign: Foreign) -> Foreign:
-    """Lets the language experts of a BEiT start as copies of its vision experts, which the released code does not."""
+def with_language_of_vision(foreign: ThirdPartyCheckpoint) -> ThirdPartyCheckpoint:
+    """Let the language experts of a BEiT start as copies of its vision experts, which the official code does not."""
     copied = beit.copied_to_language(foreign.tensors)
     notes = [note for note in foreign.report.notes if note != RELEASED]
     notes.append(f"language experts are copies of the vision experts: {len(copied)} tensors")
     return replace(foreign, tensors=foreign.tensors | copied, report=replace(foreign.report, notes=tuple(notes)))
 
 
-def with_bert(foreign: Foreign, text: Path, tokenizer: str) -> Foreign:
-    """Lets words, language experts and the head for masked words of a BEiT start as those of BERT."""
+def with_bert(foreign: ThirdPartyCheckpoint, text: Path, tokenizer: str) -> ThirdPartyCheckpoint:
+    """Let words, language experts and the head for masked words of a BEiT start as those of BERT."""
     model, recipe = foreign.recipe.model, foreign.recipe
     assert isinstance(model, VLMoConfig)  # by read_beit
     if text.is_dir():
@@ -83,7 +83,7 @@ def with_bert(foreign: Foreign, text: Path, tokenizer: str) -> Foreign:
     found = bert.sort_bert(tensors, depth=model.depth, relative=model.positions == "relative")
     left = {name: tensor for name, tensor in foreign.tensors.items() if name.startswith("model.")}
     ours = bert.fitting(found, width=model.width, text=model.text_length)
-    model = replace(model, vocabulary=len(ours["model.words.word.weight"]), bias="each")
+    model = replace(model, vocab_size=len(ours["model.words.word.weight"]), share_relative_bias=False)
     data = replace(recipe.data, tokenizer=_tokenizer(tokenizer, text))
     given = foreign.report
     notes = [note for note in given.notes if note != RELEASED]

@@ -1,4 +1,4 @@
-"""What a checkpoint of BEiT, fine-tuned on classes, holds for one of our models that tells pictures apart."""
+"""What a checkpoint of BEiT, fine-tuned on classes, holds for one of our models that tells images apart."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from dualfuse.convert.beit import OF_LAYER, classes
 from dualfuse.convert.build import Converted
 from dualfuse.convert.rename import inverse, rename
 from dualfuse.convert.report import Report, shapes
-from dualfuse.layers.relative_bias import image_index, of_pictures
+from dualfuse.layers.relative_bias import image_index, of_images
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.image_classes import ImageClasses
+from dualfuse.tasks.finetune.image_classification import ImageClassification
 
 FILE = "beit.pth"
 TABLE, TYPES = "model.relative_bias.table", "model.types.weight"
@@ -30,31 +30,31 @@ class BeitFile:
 
 
 def write_beit(converted: Converted) -> BeitFile:
-    """Gives the tensors under the names of microsoft/unilm; ``ValueError`` says what of the model BEiT does not have.
+    """Return the tensors under the names of microsoft/unilm; ``ValueError`` says what of the model BEiT does not have.
 
-    What serves texts is left out. The type of pictures goes into class token and patches; where it is zero, as in a
+    What serves texts is left out. The type of images goes into class token and patches; where it is zero, as in a
     BEiT that was converted, everything else stays bit for bit.
     """
     model, task = converted.recipe.model, converted.task
-    if not isinstance(model, VLMoConfig) or not isinstance(task, ImageClasses):
-        raise ValueError(f"BEiT tells classes of pictures apart, as a VLMo for them; this is a {type(task).__name__}")
+    if not isinstance(model, VLMoConfig) or not isinstance(task, ImageClassification):
+        raise ValueError(f"BEiT tells classes of images apart, as a VLMo for them; this is a {type(task).__name__}")
     _refuse(model)
     ours = task.state_dict()
     made = _without_types(ours) | _tables(ours, model)
     renamed = rename(made, inverse(classes()))
-    left_out = set(renamed.unknown)
+    skipped = set(renamed.unknown)
     theirs = renamed.tensors
     if task.features == "patches":  # where the mean is taken of what no norm has passed
         theirs = {name: tensor for name, tensor in theirs.items() if not name.startswith("norm.")}
-        left_out |= {"model.norm.weight", "model.norm.bias"}
+        skipped |= {"model.norm.weight", "model.norm.bias"}
     new = {}
     if model.positions == "relative":
-        index = image_index((model.image_size[0] // model.patch, model.image_size[1] // model.patch))
+        index = image_index((model.image_size[0] // model.patch_size, model.image_size[1] // model.patch_size))
         new = {INDEX.format(layer): index.clone() for layer in range(model.depth)}
     report = Report(
         converted.report.source,
-        used=shapes({name: tensor for name, tensor in ours.items() if name not in left_out}),
-        unused=shapes({name: ours[name] for name in left_out}),
+        used=shapes({name: tensor for name, tensor in ours.items() if name not in skipped}),
+        unused=shapes({name: ours[name] for name in skipped}),
         new=shapes(new),
     )
     return BeitFile(theirs | new, report)
@@ -63,10 +63,10 @@ def write_beit(converted: Converted) -> BeitFile:
 def _refuse(model: VLMoConfig) -> None:
     reasons = {
         "experts that all modalities share": model.experts == "shared",
-        "layers with an attention of each modality": model.separate_until > 0,
+        "layers with an attention of each modality": model.separate_attention_until > 0,
         "convolutional stem": model.stem != "linear",
-        "mean bias for all layers": model.bias == "alike",
-        "pictures that are not square": model.image_size[0] != model.image_size[1],
+        "mean bias for all layers": model.share_relative_bias,
+        "images that are not square": model.image_size[0] != model.image_size[1],
     }
     if impossible := [reason for reason, holds in reasons.items() if holds]:
         raise ValueError(f"the official BEiT has no {', no '.join(impossible)}: this model cannot be written for it")
@@ -80,9 +80,9 @@ def _without_types(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _tables(ours: Mapping[str, Tensor], model: VLMoConfig) -> dict[str, Tensor]:
-    """Gives the bias table of each layer, of pictures alone; none beside absolute positions."""
+    """Return the bias table of each layer, of images alone; none beside absolute positions."""
     if TABLE not in ours:
         return {}
-    side = model.image_size[0] // model.patch
-    layers = ours[TABLE][: of_pictures((side, side))].chunk(model.depth, dim=1)
+    side = model.image_size[0] // model.patch_size
+    layers = ours[TABLE][: of_images((side, side))].chunk(model.depth, dim=1)
     return {OF_LAYER.format(layer): table.clone() for layer, table in enumerate(layers)}

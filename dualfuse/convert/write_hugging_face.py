@@ -15,7 +15,7 @@ from dualfuse.convert.hugging_face_config import EPSILON
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.write_hugging_face_config import write_config, write_processor
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 TOKENIZER = {
     "tokenizer_class": "RobertaTokenizer",
@@ -41,7 +41,7 @@ class Written:
 
 
 def write_hugging_face(converted: Converted) -> Written:
-    """Gives the content of the folder; ``ValueError`` says what of the model transformers does not have."""
+    """Return the content of the folder; ``ValueError`` says what of the model transformers does not have."""
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     if not isinstance(model, BridgeTowerConfig) or not isinstance(task, PairsConfig):
         raise ValueError(
@@ -58,20 +58,22 @@ def write_hugging_face(converted: Converted) -> Written:
         "config.json": write_config(
             model,
             architecture=_architecture(heads),
-            contrast_width=task.projection.width or model.text.width,
+            itc_width=task.itc_head.width or model.text.width,
             text_length=data.text_length,
         ),
         "preprocessor_config.json": write_processor(
-            model.image.image_size[0], data.looks, text_length=data.text_length
+            model.image.image_size[0], data.preprocess, text_length=data.text_length
         ),
         "tokenizer_config.json": TOKENIZER | {"model_max_length": model.text.text_length},
     }
     tensors = to_hugging_face(wanted, kept, bridge=model.bridge, prefix=PREFIX if heads else "")
-    if data.looks.fit != "huggingface":
-        notes.append(f"pictures were fitted by {data.looks.fit!r}; the processor of transformers has its own way")
-    if model.epsilon != EPSILON:
+    if data.preprocess.resize_mode != "huggingface":
         notes.append(
-            f"epsilon of the cross-modal layers was {model.epsilon}; in transformers it is {EPSILON}: logits move by "
+            f"images were fitted by {data.preprocess.resize_mode!r}; the processor of transformers has its own way"
+        )
+    if model.layer_norm_eps != EPSILON:
+        notes.append(
+            f"epsilon of the cross-modal layers was {model.layer_norm_eps}; in transformers it is {EPSILON}: logits move by "
             "some 1e-5"
         )
     report = Report(
@@ -85,37 +87,37 @@ def write_hugging_face(converted: Converted) -> Written:
 
 
 def _heads(model: BridgeTowerConfig, task: PairsConfig, notes: list[str]) -> tuple[str, ...]:
-    """Gives the prefixes of the heads that were learnt and that transformers has."""
-    heads = [prefix for prefix, weight in (("match_head.", task.match), ("word_head.", task.words)) if weight]
-    if task.contrast:
-        projection = task.projection
+    """Return the prefixes of the heads that were trained and that transformers has."""
+    heads = [prefix for prefix, weight in (("itm_head.", task.itm_weight), ("mlm_head.", task.mlm_weight)) if weight]
+    if task.itc_weight:
+        projection = task.itc_head
         reasons = {
             "without a head for fused vectors": not projection.fused,
             "without biases": not projection.bias,
             "with a plain temperature": projection.temperature != "log",
-            "on vectors of the image tower that are not transformed": model.contrast_image != "transformed",
+            "on vectors of the image tower that are not transformed": model.itc_image_feature != "transformed",
             "with a transform for each layer": not model.shared_transform,
             "with towers of two widths": model.image.width != model.width,
         }
         if impossible := [reason for reason, holds in reasons.items() if holds]:
             notes.append(f"contrast is left out: transformers has none {', '.join(impossible)}")
         else:
-            heads.append("projections.")
+            heads.append("itc_heads.")
     return tuple(heads)
 
 
 def _architecture(heads: tuple[str, ...]) -> str:
-    """Gives the class for the richest of the heads; each class leaves the others' tensors aside, with a warning."""
+    """Return the class for the richest of the heads; each class leaves the others' tensors aside, with a warning."""
     classes = {
-        "projections.": "BridgeTowerForContrastiveLearning",
-        "match_head.": "BridgeTowerForImageAndTextRetrieval",
-        "word_head.": "BridgeTowerForMaskedLM",
+        "itc_heads.": "BridgeTowerForContrastiveLearning",
+        "itm_head.": "BridgeTowerForImageAndTextRetrieval",
+        "mlm_head.": "BridgeTowerForMaskedLM",
     }
     return next((name for prefix, name in classes.items() if prefix in heads), "BridgeTowerModel")
 
 
 def _no_pooler(ours: Mapping[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
-    """Gives zeros for the pooler of the text tower, which no class of transformers reads but all have."""
+    """Return zeros for the pooler of the text tower, which no class of transformers reads but all have."""
     width = ours["model.text_tower.words.word.weight"].shape[1]
     notes.append("the text pooler, which transformers has and never reads, is zero")
     return {"text_pooler.weight": torch.zeros(width, width), "text_pooler.bias": torch.zeros(width)}

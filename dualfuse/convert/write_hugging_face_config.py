@@ -6,15 +6,13 @@ from typing import Any
 
 from dualfuse.convert.hugging_face import BRIDGES
 from dualfuse.convert.hugging_face_config import EPSILON, IMAGE, TEXT
-from dualfuse.data.images import Looks
+from dualfuse.data.image.transform import Preprocess
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig
 
 
-def write_config(
-    model: BridgeTowerConfig, *, architecture: str, contrast_width: int, text_length: int
-) -> dict[str, Any]:
-    """Gives the config.json of a model; ``ValueError`` says what of it transformers cannot do."""
+def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
+    """Return the config.json of a model; ``ValueError`` says what of it transformers cannot do."""
     _refuse_ours(model)
     return {
         "architectures": [architecture],
@@ -29,7 +27,7 @@ def write_config(
         "share_cross_modal_transformer_layers": model.shared_transform,
         "init_layernorm_from_vision_encoder": False,
         "tie_word_embeddings": False,
-        "contrastive_hidden_size": contrast_width,
+        "contrastive_hidden_size": itc_width,
         "logit_scale_init_value": 2.6592,
         "max_text_len": text_length,
         "dtype": "float32",
@@ -43,15 +41,15 @@ def _text(model: BridgeTowerConfig) -> dict[str, Any]:
     return {
         **TEXT,
         "model_type": "bridgetower_text_model",
-        "vocab_size": text.vocabulary,
+        "vocab_size": text.vocab_size,
         "hidden_size": text.width,
         "num_hidden_layers": text.depth,
         "num_attention_heads": text.heads,
         "intermediate_size": text.feed_forward,
         "hidden_dropout_prob": model.dropout,
         "attention_probs_dropout_prob": model.dropout,
-        "max_position_embeddings": text.text_length + text.pad + 1,
-        "pad_token_id": text.pad,
+        "max_position_embeddings": text.text_length + text.pad_id + 1,
+        "pad_token_id": text.pad_id,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "tie_word_embeddings": False,  # versions before 5 tie by this field alone
@@ -64,13 +62,13 @@ def _image(image: ImageTowerConfig) -> dict[str, Any]:
         "model_type": "bridgetower_vision_model",
         "hidden_size": image.width,
         "num_hidden_layers": image.depth,
-        "patch_size": image.patch,
+        "patch_size": image.patch_size,
         "image_size": image.image_size[0],
     }
 
 
-def write_processor(size: int, looks: Looks, *, text_length: int) -> dict[str, Any]:
-    """Gives the preprocessor_config.json that shows pictures as ``looks`` does, as nearly as transformers can."""
+def write_processor(size: int, preprocess: Preprocess, *, text_length: int) -> dict[str, Any]:
+    """Return the preprocessor_config.json that shows images as ``looks`` does, as nearly as transformers can."""
     return {
         "image_processor_type": "BridgeTowerImageProcessor",
         "processor_class": "BridgeTowerProcessor",
@@ -83,9 +81,9 @@ def write_processor(size: int, looks: Looks, *, text_length: int) -> dict[str, A
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": size},
         "crop_size": {"shortest_edge": size},  # without it version 5 crops to 288, whatever the size
-        "size_divisor": looks.divisor,
-        "image_mean": list(looks.mean),
-        "image_std": list(looks.std),
+        "size_divisor": preprocess.divisor,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
         "max_text_len": text_length,
     }
 
@@ -94,11 +92,12 @@ def _refuse_ours(model: BridgeTowerConfig) -> None:
     image, text = model.image, model.text
     reasons = {
         f"bridge {model.bridge!r} (it has {', '.join(BRIDGES)})": model.bridge not in BRIDGES,
-        "other layers that feed than the top ones in order": model.fed != tuple(reversed(range(model.layers))),
+        "other layers that feed than the top ones in order": model.resolved_tower_layers
+        != tuple(reversed(range(model.layers))),
         f"{image.depth} image blocks beside {text.depth} text layers": image.depth != text.depth,
         "a convolutional stem": image.stem != "linear",
-        f"pictures of {image.image_size[0]} x {image.image_size[1]}": image.image_size[0] != image.image_size[1],
-        f"{model.image_slots} pictures per text": model.image_slots != 1,
+        f"images of {image.image_size[0]} x {image.image_size[1]}": image.image_size[0] != image.image_size[1],
+        f"{model.image_slots} images per text": model.image_slots != 1,
         "cross-modal layers of other width, heads or feed-forward than the text tower's": (
             (model.width, model.heads, model.feed_forward) != (text.width, text.heads, text.feed_forward)
         ),

@@ -14,10 +14,10 @@ from dualfuse.convert.vlmo import INDICES, Kind, to_official
 from dualfuse.layers.relative_bias import joint_index
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 FILE = "vlmo.ckpt"
 KINDS: Mapping[type[TaskConfig], Kind] = {
@@ -38,7 +38,7 @@ class Checkpoint:
 
 
 def write_official(converted: Converted) -> Checkpoint:
-    """Gives the content of the file; ``ValueError`` says what of the model the official code does not have."""
+    """Return the content of the file; ``ValueError`` says what of the model the official code does not have."""
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     kind = KINDS.get(type(task))
     if not isinstance(model, VLMoConfig) or kind is None:
@@ -48,8 +48,8 @@ def write_official(converted: Converted) -> Checkpoint:
         )
     _refuse(model, task)
     ours = converted.task.state_dict()
-    unlearnt = _unlearnt(task) if isinstance(task, PairsConfig) else ()
-    wanted = {name: tensor for name, tensor in ours.items() if not name.startswith(unlearnt)}
+    untrained = _unlearnt(task) if isinstance(task, PairsConfig) else ()
+    wanted = {name: tensor for name, tensor in ours.items() if not name.startswith(untrained)}
     added = {} if converted.kept else _buffers(model, data.text_length)
     tensors = to_official(wanted, converted.kept or added, kind, relative=model.positions == "relative")
     report = Report(
@@ -64,14 +64,14 @@ def write_official(converted: Converted) -> Checkpoint:
 def _refuse(model: VLMoConfig, task: TaskConfig) -> None:
     reasons = {
         "experts that all modalities share": model.experts == "shared",
-        "layers with an attention of each modality": model.separate_until > 0,
+        "layers with an attention of each modality": model.separate_attention_until > 0,
         "convolutional stem": model.stem != "linear",
-        "mean bias for all layers": model.bias == "alike",
-        "relative positions of pictures that are not square": model.positions == "relative"
+        "mean bias for all layers": model.share_relative_bias,
+        "relative positions of images that are not square": model.positions == "relative"
         and model.image_size[0] != model.image_size[1],
     }
     if isinstance(task, PairsConfig):
-        projection = task.projection
+        projection = task.itc_head
         reasons |= {
             "projections with biases": projection.bias,
             "plain temperature": projection.temperature != "log",
@@ -83,29 +83,29 @@ def _refuse(model: VLMoConfig, task: TaskConfig) -> None:
 
 
 def _unlearnt(task: PairsConfig) -> tuple[str, ...]:
-    """Gives the prefixes of heads without objective, which official files do not hold."""
-    weights = {"projections.": task.contrast, "match_head.": task.match, "word_head.": task.words}
+    """Return the prefixes of heads without objective, which official files do not hold."""
+    weights = {"itc_heads.": task.itc_weight, "itm_head.": task.itm_weight, "mlm_head.": task.mlm_weight}
     return tuple(prefix for prefix, weight in weights.items() if not weight)
 
 
 def _buffers(model: VLMoConfig, text: int) -> dict[str, Tensor]:
-    """Gives what published files hold besides and the released loader looks for; nothing of it is learnt."""
+    """Return what published files hold besides and the released loader looks for; nothing of it is trained."""
     if model.positions == "absolute":
         return {"position_numbers": torch.arange(model.text_length)[None]}
-    grid = (model.image_size[0] // model.patch, model.image_size[1] // model.patch)
+    grid = (model.image_size[0] // model.patch_size, model.image_size[1] // model.patch_size)
     modes = ((0, grid), (text, ()), (text, grid))
     return {
         "position_numbers": torch.arange(text)[None],
         "word_positions": torch.zeros(text, model.width),
         **{
-            name: joint_index(length, pictures, grid, model.text_length).clone()
-            for name, (length, pictures) in zip(INDICES, modes, strict=True)
+            name: joint_index(length, images, grid, model.text_length).clone()
+            for name, (length, images) in zip(INDICES, modes, strict=True)
         },
     }
 
 
 def _said(model: VLMoConfig, text: int) -> dict[str, object]:
-    """Gives what shapes do not tell, under the names of the official configuration where it has one."""
+    """Return what shapes do not tell, under the names of the official configuration where it has one."""
     return {
         "num_heads": model.heads,
         "image_size": model.image_size[0] if len(set(model.image_size)) == 1 else list(model.image_size),

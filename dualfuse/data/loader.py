@@ -18,15 +18,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dualfuse.data.order import Draw, Order, sample_rng
 from dualfuse.data.sample import BrokenSample, ChangedFile, Sample
+from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
 
-Row = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
+Example = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
 Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
-Read = Callable[[Sample, np.random.Generator], Row]
+Read = Callable[[Sample, np.random.Generator], Example]
 Collate = Callable[[Sequence[Any]], Batch]  # Any: the rows of one task
 
-PATIENCE = 100  # broken samples side by side that are taken for accidents; more mean that the set is broken
+MAX_CONSECUTIVE_BROKEN = (
+    100  # broken samples side by side that are taken for accidents; more mean that the set is broken
+)
 
 
 class Samples(Protocol):
@@ -37,11 +39,11 @@ class Samples(Protocol):
         ...
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Reads one; raises ``BrokenSample`` for one that cannot be used."""
+        """Read one; raises ``BrokenSample`` for one that cannot be used."""
         ...
 
     def key(self, index: int) -> str:
-        """Gives the key of a sample, which no other of the set has; reads nothing."""
+        """Return the key of a sample, which no other of the set has; reads nothing."""
         ...
 
 
@@ -51,19 +53,19 @@ class Skipped:
 
     key: str
     reason: str
-    stand_in: str
+    replacement: str
 
 
 @dataclass(frozen=True)
-class Delivery:
+class LoadedBatch:
     """One batch, the step it belongs to (in evaluation: its number), and what was left out of it."""
 
     step: int
     batch: Batch
     skipped: tuple[Skipped, ...] = ()
 
-    def pin_memory(self) -> Delivery:
-        """Gives it with tensors in memory from which a GPU reads by itself; torch's loader calls this, in a thread."""
+    def pin_memory(self) -> LoadedBatch:
+        """Return it with tensors in memory from which a GPU reads by itself; torch's loader calls this, in a thread."""
         pinned = {
             name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.batch.items()
         }
@@ -71,7 +73,7 @@ class Delivery:
 
 
 @dataclass(frozen=True)
-class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
+class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
     """Reads training samples: ``reader[draw]`` is the row of that draw, and what had to be skipped for it.
 
     In the place of a broken sample comes the next of its set in file order, read with the random state of the
@@ -84,22 +86,22 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
     read: Read
     seed: int
 
-    def _read(self, source: int, sample: Sample, rng: np.random.Generator) -> Row:
+    def _read(self, source: int, sample: Sample, rng: np.random.Generator) -> Example:
         return self.read(replace(sample, source=source), rng)
 
-    def __getitem__(self, draw: Draw) -> tuple[Row, tuple[Skipped, ...]]:
-        """Gives you the row and the skips; ValueError when the next ``PATIENCE`` samples, or all, are broken."""
+    def __getitem__(self, draw: Draw) -> tuple[Example, tuple[Skipped, ...]]:
+        """Return the row and the skips; ValueError when the next ``PATIENCE`` samples, or all, are broken."""
         shards = self.sets[draw.source]
         broken: list[BrokenSample] = []
-        for ahead in range(min(PATIENCE, len(shards))):
+        for ahead in range(min(MAX_CONSECUTIVE_BROKEN, len(shards))):
             number = (draw.index + ahead) % len(shards)
             try:
                 row = _row(shards, number, partial(self._read, draw.source), sample_rng(self.seed, draw))
             except BrokenSample as error:
                 broken.append(error)
                 continue
-            stand_in = shards.key(number)
-            return row, tuple(Skipped(error.key, error.reason, stand_in) for error in broken)
+            replacement = shards.key(number)
+            return row, tuple(Skipped(error.key, error.reason, replacement) for error in broken)
         raise ValueError(
             f"set {draw.source} is broken: none of {len(broken)} samples in a row from {shards.key(draw.index)} can be "
             f"used; the first: {'; '.join(map(str, broken[:3]))}. Repair the set or take it out of the recipe's data"
@@ -107,8 +109,8 @@ class Reader(Dataset[tuple[Row, tuple[Skipped, ...]]]):
 
 
 def training_batches(
-    reader: Reader,
-    order: Order,
+    reader: SampleReader,
+    order: MixtureSampler,
     collate: Collate,
     *,
     start: int,
@@ -116,8 +118,8 @@ def training_batches(
     world: int,
     micro_batch: int,
     workers: int,
-) -> Iterator[Delivery]:
-    """Gives you the batches of one rank from step ``start`` on, without end, one per micro-batch.
+) -> Iterator[LoadedBatch]:
+    """Return the batches of one rank from step ``start`` on, without end, one per micro-batch.
 
     The micro-batches of a step (0: one of all the rank's rows) follow each other and say its number. The n-th ones of
     all ranks, in rank order, are the n-th part of the global batch of ``order``: the same samples side by side for any
@@ -135,7 +137,7 @@ def training_batches(
 
 
 def places(batch: int, rank: int, world: int, micro_batch: int) -> tuple[range, ...]:
-    """Gives you the places in a global batch that one rank takes, one range per micro-batch.
+    """Return the places in a global batch that one rank takes, one range per micro-batch.
 
     Raises ValueError for a batch that cannot be divided.
     """
@@ -147,8 +149,8 @@ def places(batch: int, rank: int, world: int, micro_batch: int) -> tuple[range, 
 
 def evaluation_batches(
     shards: Samples, read: Read, collate: Collate, *, batch: int, workers: int, exclude_broken: bool
-) -> Iterator[Delivery]:
-    """Gives you every sample once, in file order, ``batch`` rows at a time.
+) -> Iterator[LoadedBatch]:
+    """Return every sample once, in file order, ``batch`` rows at a time.
 
     A broken sample raises ``BrokenSample``, which names it; with ``exclude_broken`` it is left out and reported. A
     batch of which nothing is left is not delivered: its exclusions come with a neighbour. The random state a row is
@@ -163,36 +165,36 @@ def evaluation_batches(
 
 
 @dataclass(frozen=True)
-class _Once(Dataset[tuple[Row | None, tuple[Skipped, ...]]]):
+class _Once(Dataset[tuple[Example | None, tuple[Skipped, ...]]]):
     """Reads evaluation samples: ``once[number]`` is a row, or None and why it is excluded."""
 
     shards: Samples
     read: Read
     exclude_broken: bool
 
-    def __getitem__(self, number: int) -> tuple[Row | None, tuple[Skipped, ...]]:
+    def __getitem__(self, number: int) -> tuple[Example | None, tuple[Skipped, ...]]:
         try:
             rng = sample_rng(0, Draw(source=0, index=number, step=0))
             return _row(self.shards, number, self.read, rng), ()
         except BrokenSample as error:
             if not self.exclude_broken:
                 raise
-            return None, (Skipped(error.key, error.reason, stand_in=""),)
+            return None, (Skipped(error.key, error.reason, replacement=""),)
 
 
 @dataclass(frozen=True)
-class _Worker(Dataset[Delivery | ValueError | ChangedFile]):
+class _Worker(Dataset[LoadedBatch | ValueError | ChangedFile]):
     """What a loader process does: ``worker[step, items]`` is a delivery, or the error that the main process raises.
 
     An error travels as a value because torch would bury its message in a traceback, and lose its type.
     """
 
-    rows: Reader | _Once
+    rows: SampleReader | _Once
     collate: Collate
 
     def __getitem__(
         self, chunk: tuple[int, Sequence[Any]]
-    ) -> Delivery | ValueError | ChangedFile:  # Any: draws or numbers
+    ) -> LoadedBatch | ValueError | ChangedFile:  # Any: draws or numbers
         step, items = chunk
         try:
             found = [self.rows[item] for item in items]
@@ -200,11 +202,11 @@ class _Worker(Dataset[Delivery | ValueError | ChangedFile]):
             return error
         rows = [row for row, _ in found if row is not None]
         skipped = tuple(itertools.chain.from_iterable(skips for _, skips in found))
-        return Delivery(step, self.collate(rows) if rows else {}, skipped)
+        return LoadedBatch(step, self.collate(rows) if rows else {}, skipped)
 
 
-def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> Row:
-    """Reads one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
+def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> Example:
+    """Read one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
     try:
         return read(shards[number], rng)
     except (BrokenSample, ChangedFile):
@@ -214,20 +216,20 @@ def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> 
 
 
 def _divide(batch: int, by: int, what: str) -> int:
-    """Gives ``batch`` / ``by``; ValueError if there is a remainder."""
+    """Return ``batch`` / ``by``; ValueError if there is a remainder."""
     if by < 1 or batch % by:
         raise ValueError(f"a batch of {batch} cannot be divided by {by} {what}; choose a divisor of {batch}")
     return batch // by
 
 
-def _steps(order: Order, start: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
-    """Gives all draws of each step, without end."""
+def _steps(order: MixtureSampler, start: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
+    """Return all draws of each step, without end."""
     for step in itertools.count(start):
         yield step, order.draws(step)
 
 
-def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], workers: int) -> Iterator[Delivery]:
-    """Lets ``workers`` processes make the deliveries, in order; ends them when closed."""
+def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], workers: int) -> Iterator[LoadedBatch]:
+    """Let ``workers`` processes make the deliveries, in order; ends them when closed."""
     loader = DataLoader(
         worker,
         batch_size=None,  # an item is a whole delivery already, which torch hands on as it is
@@ -237,26 +239,26 @@ def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], wo
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or torch would draw from the global one, and a resumed run would differ
     )
-    deliveries = iter(loader)
+    loaded_batches = iter(loader)
     try:
-        for delivery in deliveries:
-            if isinstance(delivery, ValueError | ChangedFile):
-                raise delivery
-            yield delivery
+        for loaded_batch in loaded_batches:
+            if isinstance(loaded_batch, ValueError | ChangedFile):
+                raise loaded_batch
+            yield loaded_batch
     finally:
-        del deliveries  # an error's traceback keeps this frame; the processes should not live as long
+        del loaded_batches  # an error's traceback keeps this frame; the processes should not live as long
 
 
-def _with_rows(deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
-    """Joins deliveries without rows to a neighbour; ValueError if there are no rows at all."""
-    held: Delivery | None = None
-    for delivery in deliveries:
-        if held is None or (held.batch and delivery.batch):
+def _with_rows(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+    """Join deliveries without rows to a neighbour; ValueError if there are no rows at all."""
+    held: LoadedBatch | None = None
+    for loaded_batch in loaded_batches:
+        if held is None or (held.batch and loaded_batch.batch):
             if held is not None:
                 yield held
-            held = delivery
+            held = loaded_batch
         else:
-            held = Delivery(held.step, held.batch or delivery.batch, held.skipped + delivery.skipped)
+            held = LoadedBatch(held.step, held.batch or loaded_batch.batch, held.skipped + loaded_batch.skipped)
     if held is None or not held.batch:
         reasons = "; ".join(f"{skip.key}: {skip.reason}" for skip in (held.skipped if held else ())[:3])
         raise ValueError(f"nothing to evaluate: all samples are broken; the first: {reasons}")
@@ -264,7 +266,7 @@ def _with_rows(deliveries: Iterator[Delivery]) -> Iterator[Delivery]:
 
 
 def _settle(worker: int) -> None:
-    """Prepares a loader process: one thread, and signals are for the main process, which then ends it.
+    """Prepare a loader process: one thread, and signals are for the main process, which then ends it.
 
     Schedulers send SIGTERM to all processes at once; a loader that died would cost the checkpoint. The second one, by
     which the main process ends a loader that does not answer, works.

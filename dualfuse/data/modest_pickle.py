@@ -13,7 +13,7 @@ LARGER = 10  # than the archive: what becomes of all its members
 
 
 def check_pickle(file: BinaryIO) -> None:
-    """Raises ``ValueError`` for numbers that no honest pickle of that length has, and for one that is cut off.
+    """Raise ``ValueError`` for numbers that no honest pickle of that length has, and for one that is cut off.
 
     Looks at the instructions up to the end of one pickle, runs none, and leaves ``file`` where it was.
     """
@@ -25,7 +25,7 @@ def check_pickle(file: BinaryIO) -> None:
 
 
 def check_archive(path: Path) -> None:
-    """Raises ``ValueError`` for an archive whose members are far larger than it is.
+    """Raise ``ValueError`` for an archive whose members are far larger than it is.
 
     torch compresses nothing but the code and the notes of a TorchScript archive, which are small.
     """

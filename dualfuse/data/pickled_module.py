@@ -38,7 +38,7 @@ PROTOCOL = 1001  # of torch.save before it wrote archives
 
 
 def read_pickled_module(path: Path) -> dict[str, Tensor]:
-    """Gives you parameters and buffers by their dotted names, or the entries of a plain state dict.
+    """Return parameters and buffers by their dotted names, or the entries of a plain state dict.
 
     Reads both forms that torch.save has written. Raises ValueError for a file that is neither, that is damaged, or
     that asks for anything but tensors and the modules of a network: it is then named, and has not been run.
@@ -71,7 +71,7 @@ class _Shell:
     """An object of some class: its attributes, and nothing that could be called."""
 
     def __new__(cls, *_: object) -> _Shell:
-        """Takes whatever the class would have been called with."""
+        """Take whatever the class would have been called with."""
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
@@ -127,7 +127,7 @@ def _read_archive(file: BinaryIO) -> object:
 
 
 def _read_stream(file: BinaryIO) -> object:
-    """Reads what torch.save wrote before archives: three headers, the object, and then the storages."""
+    """Read what torch.save wrote before archives: three headers, the object, and then the storages."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
     _, protocol, _ = (_Reader(file).load() for _ in range(3))
@@ -154,7 +154,7 @@ def _tensor(storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[i
 
 
 def _named(part: object, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Lists the tensors of a module, of its modules, or of a dict of either."""
+    """List the tensors of a module, of its modules, or of a dict of either."""
     if isinstance(part, _Shell):
         for kind in ("_parameters", "_buffers", "_modules"):
             yield from _named(vars(part).get("attributes", {}).get(kind), prefix)

@@ -1,4 +1,4 @@
-"""What a data set is made of: one picture, or several, with its texts."""
+"""What a data set is made of: one image, or several, with its texts."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture with its texts, still encoded as they lie in the shard.
+    """One image with its texts, still encoded as they lie in the shard.
 
-    Whatever is learnt or judged by itself is a sample of its own: where a picture has several questions, each of them
+    Whatever is trained or judged by itself is a sample of its own: where an image has several questions, each of them
     is one, so that all are read equally often and each has a key.
 
-    ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for a picture that is to
+    ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for an image that is to
     be searched only), ``meta`` whatever else the source said (JSON values), ``source`` the number of its set among
-    those that are trained on together, ``others`` further pictures that the texts speak of, in order, ``label_map`` a
+    those that are trained on together, ``others`` further images that the texts speak of, in order, ``label_map`` a
     PNG with the number of a class for each pixel of ``image`` (empty: there is none).
     """
 
@@ -24,7 +24,7 @@ class Sample:
     texts: tuple[str, ...] = ()
     meta: Mapping[str, object] = field(default_factory=dict)
     source: int = 0
-    others: tuple[bytes, ...] = ()
+    other_images: tuple[bytes, ...] = ()
     label_map: bytes = b""
 
 
@@ -41,5 +41,5 @@ class BrokenSample(ValueError):
         self.key, self.reason = key, reason
 
     def __reduce__(self) -> tuple[type[BrokenSample], tuple[str, str]]:
-        """Lets loader workers send it to the main process."""
+        """Let loader workers send it to the main process."""
         return BrokenSample, (self.key, self.reason)

@@ -1,4 +1,4 @@
-"""Which split a picture belongs to: as its source says, or by a hash of the picture."""
+"""Which split an image belongs to: as its source says, or by a hash of the image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _USUAL = ("train", "val", "test", *_SYNONYMS)
 
 
 def split_name(text: str) -> str:
-    """Gives the split that ``text`` means: ``validation`` is ``val``, ``train2017`` is ``train``.
+    """Return the split that ``text`` means: ``validation`` is ``val``, ``train2017`` is ``train``.
 
     Karpathy's ``restval`` joins ``train``, as all published recipes have it. A name that means no usual split stays
     as it is, in small letters.
@@ -35,14 +35,14 @@ def is_split_name(text: str) -> bool:
 
 
 def split_in_name(stem: str) -> str:
-    """Gives the split in a file name such as ``captions_train2017`` or ``food-val-00000``; empty: none or several."""
+    """Return the split in a file name such as ``captions_train2017`` or ``food-val-00000``; empty: none or several."""
     words = re.split(r"[^a-z0-9]+", stem.lower())
     found = {split_name(word) for word in words if is_split_name(word)}
     return found.pop() if len(found) == 1 else ""
 
 
 def parse_shares(text: str) -> Shares:
-    """Gives the shares in ``"val=0.05,test=0.05"``; empty text has none. Raises ``ValueError`` for anything else."""
+    """Return the shares in ``"val=0.05,test=0.05"``; empty text has none. Raises ``ValueError`` for anything else."""
     shares = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"([a-z][a-z0-9_]*)\s*=\s*(0?\.\d+)", part)
@@ -56,7 +56,7 @@ def parse_shares(text: str) -> Shares:
 
 
 def split_by_content(image: bytes, shares: Shares) -> str:
-    """Gives the split of a picture by a hash of its bytes: equal files never straddle two splits."""
+    """Return the split of an image by a hash of its bytes: equal files never straddle two splits."""
     place = int.from_bytes(hashlib.sha256(image).digest()[:8], "big") / 2**64
     for name, share in shares:
         if place < share:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.doctor.findings import ADVICE, Finding
 from dualfuse.doctor.fingerprint import group, near_pairs
-from dualfuse.doctor.look import Seen
+from dualfuse.doctor.inspect import SampleFindings
 
 KEPT = 100  # examples of each finding
 
@@ -42,8 +42,8 @@ class Evidence:
     examples: dict[str, list[tuple[str, tuple[int, ...]]]] = field(default_factory=lambda: defaultdict(list))
     """Of each finding: what to print, and the samples it speaks of."""
 
-    def add(self, seen: Seen) -> None:
-        """Keeps what was seen of the next sample."""
+    def add(self, seen: SampleFindings) -> None:
+        """Keep what was seen of the next sample."""
         number = len(self.content)
         self.content.append(seen.content)
         self.look.append(seen.look)
@@ -54,41 +54,41 @@ class Evidence:
             self.note(name, f"{self.key(number)}: {detail}".removesuffix(": "), (number,))
 
     def note(self, name: str, example: str, numbers: tuple[int, ...] = (), count: int = 1) -> None:
-        """Counts ``count`` flaws called ``name``, and keeps the example if there are not yet many."""
+        """Count ``count`` flaws called ``name``, and keeps the example if there are not yet many."""
         self.counts[name] += count
         if len(self.examples[name]) < KEPT:
             self.examples[name].append((example, numbers))
 
     def compare(self) -> None:
-        """Compares all samples with one another; to be called once, when all were added."""
+        """Compare all samples with one another; to be called once, when all were added."""
         content = np.array(self.content, np.uint64)
         same = list(_equal(content))
         copies = {number for group_ in same for number in group_[1:]}
         singles = np.array([n for n in range(len(content)) if content[n] and n not in copies], np.int64)
         colours = np.frombuffer(self.colours, np.uint8).reshape(-1, 48)
         alike = group(near_pairs(np.array(self.look, np.uint64)[singles], colours[singles]))
-        self._note_groups(same, "same picture again", "same picture in two splits")
+        self._note_groups(same, "same image again", "same image in two splits")
         near = (singles[numbers].tolist() for numbers in alike)
-        self._note_groups(near, "near-same picture again", "near-same picture in two splits")
+        self._note_groups(near, "near-same image again", "near-same image in two splits")
         owners = (sorted({self.owners[n] for n in numbers}) for numbers in _equal(np.array(self.texts, np.uint64)))
-        self._note_groups(owners, "same text on several pictures", "same text in two splits")
+        self._note_groups(owners, "same text on several images", "same text in two splits")
 
     def findings(self) -> tuple[Finding, ...]:
-        """Gives what was found, in the order of ``ADVICE``."""
+        """Return what was found, in the order of ``ADVICE``."""
         names = sorted(self.counts, key=list(ADVICE).index)
         return tuple(Finding(name, self.counts[name], tuple(text for text, _ in self.examples[name])) for name in names)
 
     def part(self, number: int) -> Part:
-        """Gives the tar in which sample ``number`` lies."""
+        """Return the tar in which sample ``number`` lies."""
         return self.parts[bisect_right(self.parts, number, key=lambda part: part.first) - 1]
 
     def key(self, number: int) -> str:
-        """Gives the key of sample ``number``."""
+        """Return the key of sample ``number``."""
         part = self.part(number)
         return part.shards.key(number - part.first)
 
     def _note_groups(self, groups: Iterable[Sequence[int]], within: str, across: str) -> None:
-        """Notes groups: ``within`` where a split has several members, ``across`` where several splits have some."""
+        """Note groups: ``within`` where a split has several members, ``across`` where several splits have some."""
         for numbers in groups:
             by_split: dict[str, list[int]] = defaultdict(list)
             for number in numbers:
@@ -106,7 +106,7 @@ class Evidence:
 
 
 def _equal(values: np.ndarray) -> Iterator[list[int]]:
-    """Gives the places of equal ``values`` (N,), wherever there are several; 0 stands for no value."""
+    """Return the places of equal ``values`` (N,), wherever there are several; 0 stands for no value."""
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order])) + 1
     runs = zip(np.append(0, ends).tolist(), np.append(ends, len(order)).tolist(), strict=True)

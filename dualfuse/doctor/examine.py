@@ -1,4 +1,4 @@
-"""Checks a data set: bad pictures, bad texts, copies, and leaks between its splits."""
+"""Checks a data set: bad images, bad texts, copies, and leaks between its splits."""
 
 from __future__ import annotations
 
@@ -14,54 +14,54 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from dualfuse.data.contact_sheet import Tile, contact_sheet
-from dualfuse.data.ordered import ordered_map
+from dualfuse.data.image.image_grid import Tile, image_grid
+from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.data.split import split_in_name
-from dualfuse.data.text import Text
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.doctor.evidence import Evidence, Part
 from dualfuse.doctor.findings import Report
-from dualfuse.doctor.look import Seen, examine_sample
+from dualfuse.doctor.inspect import SampleFindings, examine_sample
 
 TILES = 48  # on the contact sheet
 FLAWED_TILES = 24  # at most so many of them
 SEED = 1
 
 
-def examine(path: Path, *, text_length: int = 40, sheet: Path | None = None) -> Report:
-    """Looks at every sample of the shards at ``path``: a tar, a folder of tars, or a pattern.
+def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None) -> Report:
+    """Look at every sample of the shards at ``path``: a tar, a folder of tars, or a pattern.
 
     Splits are told by the names of the tars: ``train-00000.tar``, ``food-val-00003.tar``. Texts are over-long if they
-    have more than ``text_length`` word pieces, start and end included. Draws some samples, those with flaws first, on
-    ``sheet`` (.png or .jpg) and writes the report beside it as json. Only hashes are kept in memory.
+    have more than ``text_length`` tokens, start and end included. Draws some samples, those with flaws first, on
+    ``save_image`` (.png or .jpg) and writes the report beside it as json. Only hashes are kept in memory.
     """
-    if sheet and sheet.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the sheet {sheet} must be called .png or .jpg")
+    if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ValueError(f"the sheet {save_image} must be called .png or .jpg")
     tars = find_tars(path)
     evidence = Evidence()
     for tar in tars:
         _open(tar, evidence)
-    text = Text(text_length)
+    text = TextTransform(text_length)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too many pixels are a finding of our own
         look = partial(_look, evidence, text=text)
         total = sum(len(part.shards) for part in evidence.parts)
         numbers = track(range(total), "looking", total, console=Console(stderr=True), transient=True)
-        for _, seen in ordered_map(look, numbers):
+        for _, seen in parallel_map(look, numbers):
             evidence.add(seen)
     evidence.compare()
     report = Report(str(path), _splits(evidence), evidence.findings())
-    if sheet:
-        sheet.parent.mkdir(parents=True, exist_ok=True)
+    if save_image:
+        save_image.parent.mkdir(parents=True, exist_ok=True)
         if evidence.content:
-            draw(evidence, str(path)).save(sheet)
-        report.save(sheet.with_suffix(".json"))
+            draw(evidence, str(path)).save(save_image)
+        report.save(save_image.with_suffix(".json"))
     return report
 
 
 def find_tars(path: Path) -> tuple[Path, ...]:
-    """Gives the tars that ``path`` means; raises ``ValueError`` if there are none."""
+    """Return the tars that ``path`` means; raises ``ValueError`` if there are none."""
     if path.is_file():
         return (path,)
     found = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
@@ -72,12 +72,12 @@ def find_tars(path: Path) -> tuple[Path, ...]:
 
 
 def split_of(tar: Path) -> str:
-    """Gives the split in the name of a tar, or that name without its number."""
+    """Return the split in the name of a tar, or that name without its number."""
     return split_in_name(tar.stem) or re.sub(r"[-_]?\d+$", "", tar.stem) or "all"
 
 
 def draw(evidence: Evidence, heading: str) -> Image.Image:
-    """Gives you a sheet of samples: those with flaws first, a few of each kind, then some by chance."""
+    """Return a sheet of samples: those with flaws first, a few of each kind, then some by chance."""
     notes: dict[int, list[str]] = {}
     kinds = [(name, [n for _, numbers in evidence.examples[name] for n in numbers]) for name in evidence.counts]
     for turn in range(FLAWED_TILES):
@@ -89,11 +89,11 @@ def draw(evidence: Evidence, heading: str) -> Image.Image:
     others = [number for number in chance if number not in notes][: TILES - len(notes)]
     tiles = [_tile(evidence, number, tuple(dict.fromkeys(names))) for number, names in notes.items()]
     tiles += [_tile(evidence, number, ()) for number in sorted(others)]
-    return contact_sheet(tiles, columns=8, cell=176, heading=f"{heading}: {len(tiles)} of {total:,}")
+    return image_grid(tiles, columns=8, cell=176, heading=f"{heading}: {len(tiles)} of {total:,}")
 
 
 def _open(tar: Path, evidence: Evidence) -> None:
-    """Adds a tar to the set, or notes that it cannot be read."""
+    """Add a tar to the set, or notes that it cannot be read."""
     try:
         shards = Shards.open(tar)
     except ValueError as error:
@@ -103,19 +103,19 @@ def _open(tar: Path, evidence: Evidence) -> None:
     evidence.parts.append(Part(split_of(tar), shards, last.first + len(last.shards) if last else 0))
 
 
-def _look(evidence: Evidence, number: int, *, text: Text) -> Seen:
+def _look(evidence: Evidence, number: int, *, text: TextTransform) -> SampleFindings:
     part = evidence.part(number)
     return examine_sample(part.shards, number - part.first, text)
 
 
 def _splits(evidence: Evidence) -> dict[str, dict[str, int]]:
-    """Counts shards, pictures and texts of each split."""
+    """Count shards, images and texts of each split."""
     texts = Counter(evidence.part(owner).split for owner in evidence.owners)
     splits: dict[str, dict[str, int]] = {}
     for part in evidence.parts:
-        counts = splits.setdefault(part.split, {"shards": 0, "pictures": 0, "texts": texts[part.split]})
+        counts = splits.setdefault(part.split, {"shards": 0, "images": 0, "texts": texts[part.split]})
         counts["shards"] += 1
-        counts["pictures"] += len(part.shards)
+        counts["images"] += len(part.shards)
     return splits
 
 

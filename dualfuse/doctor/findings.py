@@ -15,18 +15,18 @@ SHOWN = 3  # examples in the printed table; the json has more
 
 ADVICE = {
     "unreadable shard": "cut off or no tar; copy or prepare it again",
-    "unreadable picture": "training skips it, evaluation stops at it; prepare the set again to leave it out",
-    "tiny picture": "there is little to see; leave it out, or check that no thumbnails were taken",
-    "huge picture": "decoding takes long; prepare again with --longest-side",
-    "animated picture": "only its first frame is seen",
-    "same picture again": "no flaw if each has its own question; else it counts several times: leave out all but one",
-    "near-same picture again": "re-encoded or resized copies, or a series; look at them",
-    "same picture in two splits": "a leak: what is tested was trained on; remove it from training",
-    "near-same picture in two splits": "perhaps a leak; look at them",
-    "no text": "of no use for pairs; training on pictures alone can use it",
+    "unreadable image": "training skips it, evaluation stops at it; prepare the set again to leave it out",
+    "tiny image": "there is little to see; leave it out, or check that no thumbnails were taken",
+    "huge image": "decoding takes long; prepare again with --longest-side",
+    "animated image": "only its first frame is seen",
+    "same image again": "no flaw if each has its own question; else it counts several times: leave out all but one",
+    "near-same image again": "re-encoded or resized copies, or a series; look at them",
+    "same image in two splits": "a leak: what is tested was trained on; remove it from training",
+    "near-same image in two splits": "perhaps a leak; look at them",
+    "no text": "of no use for pairs; training on images alone can use it",
     "over-long text": "its end is cut off; raise --text-length (here and in the recipe) or shorten it",
-    "same text on several pictures": "no flaw if it fits them all; retrieval cannot tell these pictures apart by it",
-    "same text in two splits": "perhaps a leak; look at the pictures",
+    "same text on several images": "no flaw if it fits them all; retrieval cannot tell these images apart by it",
+    "same text in two splits": "perhaps a leak; look at the images",
 }
 
 
@@ -37,7 +37,7 @@ class Finding:
     name: str
     """One of ``ADVICE``."""
     count: int
-    """How many pictures, texts or groups of them have it."""
+    """How many images, texts or groups of them have it."""
     examples: tuple[str, ...]
     """Keys of the first, with what there is to say; several keys that belong together are joined by " = "."""
 
@@ -48,15 +48,15 @@ class Report:
 
     path: str
     splits: Mapping[str, Mapping[str, int]]
-    """Of each split, how many shards, pictures and texts it has."""
+    """Of each split, how many shards, images and texts it has."""
     findings: tuple[Finding, ...]
     """Only what was found at least once, in the order of ``ADVICE``."""
 
     def render(self, console: Console) -> None:
-        """Prints the splits, then each finding with a few examples and what to do."""
-        splits = Table("split", "shards", "pictures", "texts", title=Text(self.path), title_justify="left")
+        """Print the splits, then each finding with a few examples and what to do."""
+        splits = Table("split", "shards", "images", "texts", title=Text(self.path), title_justify="left")
         for name, counts in self.splits.items():
-            splits.add_row(name, *(f"{counts[what]:,}" for what in ("shards", "pictures", "texts")))
+            splits.add_row(name, *(f"{counts[what]:,}" for what in ("shards", "images", "texts")))
         console.print(splits)
         if not self.findings:
             console.print("nothing is wrong with it")
@@ -70,6 +70,6 @@ class Report:
             console.print(Text("\n    ".join(lines)), soft_wrap=True)  # unbroken: keys are there to be copied
 
     def save(self, path: Path) -> None:
-        """Writes the report as json."""
+        """Write the report as json."""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

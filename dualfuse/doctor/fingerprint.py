@@ -1,4 +1,4 @@
-"""Tells near-same pictures: re-encoded, resized or slightly touched copies of one another."""
+"""Tells near-same images: re-encoded, resized or slightly touched copies of one another."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ NEIGHBOURS = 32
 
 
 def fingerprint(pixels: np.ndarray) -> tuple[int, bytes]:
-    """Gives you a 64-bit hash and the mean colours of 4 x 4 fields (48 bytes) of a picture, uint8 (H, W, 3).
+    """Return a 64-bit hash and the mean colours of 4 x 4 fields (48 bytes) of an image, uint8 (H, W, 3).
 
     The hash (dHash) says for 8 x 8 places whether it gets darker to the right. Alone it takes all pictograms on white
     for the same; the colours tell them apart.
     """
-    picture = Image.fromarray(pixels)
-    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # (8, 9)
+    image = Image.fromarray(pixels)
+    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)  # (8, 9)
     falls = grey[:, :-1] > grey[:, 1:] + NOISE  # (8, 8)
-    return int.from_bytes(np.packbits(falls).tobytes(), "big"), picture.resize((4, 4), Image.Resampling.BOX).tobytes()
+    return int.from_bytes(np.packbits(falls).tobytes(), "big"), image.resize((4, 4), Image.Resampling.BOX).tobytes()
 
 
 def near_pairs(hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Gives the pairs of near-same pictures, some more than once, from hashes (N,) uint64 and colours (N, 48) uint8.
+    """Return the pairs of near-same images, some more than once, from hashes (N,) uint64 and colours (N, 48) uint8.
 
-    Pictures are sorted by the hash, turned by 8 bits again and again, and compared with the next few: the effort grows
+    Images are sorted by the hash, turned by 8 bits again and again, and compared with the next few: the effort grows
     with N and not with its square. In a crowd of alike hashes some pair may be missed, though hardly the whole crowd.
     """
     for turn in range(TURNS):
@@ -45,7 +45,7 @@ def near_pairs(hashes: np.ndarray, colours: np.ndarray) -> Iterator[tuple[int, i
 
 
 def group(pairs: Iterator[tuple[int, int]]) -> list[list[int]]:
-    """Gives the groups that ``pairs`` connect, each sorted, in the order of their first members."""
+    """Return the groups that ``pairs`` connect, each sorted, in the order of their first members."""
     root: dict[int, int] = {}
 
     def find(number: int) -> int:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
-class Remembered:
+class LayerKVCache:
     """Keys and values, (B, N, D) each, of tokens that need not be computed again."""
 
     key: Tensor
@@ -20,14 +20,14 @@ class Remembered:
         """The number of tokens N."""
         return self.key.shape[1]
 
-    def then(self, *later: Remembered) -> Remembered:
-        """Puts later tokens of the same rows behind these."""
+    def append(self, *later: LayerKVCache) -> LayerKVCache:
+        """Put later tokens of the same rows behind these."""
         parts = (self, *later)
-        return Remembered(torch.cat([part.key for part in parts], 1), torch.cat([part.value for part in parts], 1))
+        return LayerKVCache(torch.cat([part.key for part in parts], 1), torch.cat([part.value for part in parts], 1))
 
-    def take(self, index: Tensor) -> Remembered:
-        """Gives the rows ``index`` (K,), in that order."""
-        return Remembered(self.key.index_select(0, index), self.value.index_select(0, index))
+    def take(self, index: Tensor) -> LayerKVCache:
+        """Return the rows ``index`` (K,), in that order."""
+        return LayerKVCache(self.key.index_select(0, index), self.value.index_select(0, index))
 
 
 class SelfAttention(nn.Module):
@@ -49,33 +49,33 @@ class SelfAttention(nn.Module):
         x: Tensor,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
-        rows: Tensor | None = None,
-        before: Remembered | None = None,
+        positions: Tensor | None = None,
+        before: LayerKVCache | None = None,
     ) -> Tensor:
-        """Gives (B, N, D), or (B, R, D) for the query positions ``rows`` (B, R) alone.
+        """Return (B, N, D), or (B, R, D) for the query positions ``positions`` (B, R) alone.
 
         ``mask`` is True at keys that may be seen: (B, N), or (B, N, N) where each query sees others; None if all may.
         ``bias`` (H, N, N) is added to the scores. Keys of M tokens that came ``before`` lie in front of those of x;
         keys are then M + N.
         """
-        if rows is None:
+        if positions is None:
             no_key_bias = torch.zeros_like(self.q_bias)
             qkv = F.linear(x, self.qkv.weight, torch.cat([self.q_bias, no_key_bias, self.v_bias]))
             query, key, value = qkv.chunk(3, dim=-1)
         else:
             weight = self.qkv.weight.split([x.shape[-1], 2 * x.shape[-1]])
-            query = F.linear(take_rows(x, rows), weight[0], self.q_bias)
+            query = F.linear(gather_positions(x, positions), weight[0], self.q_bias)
             key, value = self._keys_and_values(x, weight[1])
-            bias = None if bias is None else bias[:, rows].transpose(0, 1)  # (B, H, R, N)
-            mask = take_rows(mask, rows) if mask is not None and mask.ndim == 3 else mask
+            bias = None if bias is None else bias[:, positions].transpose(0, 1)  # (B, H, R, N)
+            mask = gather_positions(mask, positions) if mask is not None and mask.ndim == 3 else mask
         if before is not None:
-            seen = before.then(Remembered(key, value))
+            seen = before.append(LayerKVCache(key, value))
             key, value = seen.key, seen.value
         return self.projection(attend(query, key, value, heads=self.heads, mask=mask, bias=bias))
 
-    def remember(self, x: Tensor) -> Remembered:
-        """Gives the keys and values of x (B, N, D)."""
-        return Remembered(*self._keys_and_values(x, self.qkv.weight[x.shape[-1] :]))
+    def keys_and_values(self, x: Tensor) -> LayerKVCache:
+        """Return the keys and values of x (B, N, D)."""
+        return LayerKVCache(*self._keys_and_values(x, self.qkv.weight[x.shape[-1] :]))
 
     def _keys_and_values(self, x: Tensor, weight: Tensor) -> tuple[Tensor, ...]:
         bias_of_keys_and_values = torch.cat([torch.zeros_like(self.v_bias), self.v_bias])
@@ -92,7 +92,7 @@ def attend(
     bias: Tensor | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Gives (B, R, D) for ``query`` (B, R, D), ``key`` and ``value`` (B, N, D), each split over ``heads`` H.
+    """Return (B, R, D) for ``query`` (B, R, D), ``key`` and ``value`` (B, N, D), each split over ``heads`` H.
 
     ``mask`` (B, N) or (B, R, N) is True at keys that may be seen; ``bias`` (H, R, N) or (B, H, R, N) is added to the
     scores; ``dropout`` is the share of attention weights that is dropped.
@@ -103,9 +103,9 @@ def attend(
     return attended.transpose(1, 2).flatten(2)
 
 
-def take_rows(x: Tensor, rows: Tensor) -> Tensor:
-    """Gives x[b, rows[b]]: (B, N, D) and (B, R) to (B, R, D)."""
-    return x.gather(1, rows[..., None].expand(-1, -1, x.shape[-1]))
+def gather_positions(x: Tensor, positions: Tensor) -> Tensor:
+    """Return x[b, rows[b]]: (B, N, D) and (B, R) to (B, R, D)."""
+    return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def _added_to_scores(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:

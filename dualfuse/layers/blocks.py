@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.layers.attention import Remembered, SelfAttention, take_rows
+from dualfuse.layers.attention import LayerKVCache, SelfAttention, gather_positions
 
 Route = tuple[tuple[str, int], ...]
 """Which expert takes how many tokens, in the order of the sequence: (("text", 40), ("image", 197))."""
@@ -18,7 +18,7 @@ SHARED = "shared"
 
 
 def one_expert(name: str, x: Tensor) -> Route:
-    """Gives the route on which one expert takes all of x (B, N, ...)."""
+    """Return the route on which one expert takes all of x (B, N, ...)."""
     return ((name, x.shape[1]),)
 
 
@@ -31,7 +31,7 @@ class DropPath(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives x (B, N, D) with some rows set to zero while training."""
+        """Return x (B, N, D) with some rows set to zero while training."""
         if not self.training or self.rate == 0:
             return x
         keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.rate)
@@ -47,7 +47,7 @@ class LayerScale(nn.Module):
         self.weight = nn.Parameter(torch.full((width,), initial))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives x * weight."""
+        """Return x * weight."""
         return x * self.weight
 
 
@@ -62,7 +62,7 @@ class Expert(nn.Module):
         self.down = nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Gives (B, N, D)."""
+        """Return (B, N, D)."""
         return self.down(F.gelu(self.up(self.norm(x))))
 
 
@@ -101,27 +101,27 @@ class Block(nn.Module):
         *,
         mask: Tensor | None = None,
         bias: Tensor | None = None,
-        rows: Tensor | None = None,
-        before: Remembered | None = None,
+        positions: Tensor | None = None,
+        before: LayerKVCache | None = None,
     ) -> Tensor:
-        """Gives (B, N, D), or (B, R, D) for the positions ``rows`` (B, R) alone; ``route`` then speaks of those.
+        """Return (B, N, D), or (B, R, D) for the positions ``positions`` (B, R) alone; ``route`` then speaks of those.
 
         ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and what came ``before`` are the attention's.
         """
         attention = _part(self.attention, route[0][0])
-        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, rows, before)))
-        x = (x if rows is None else take_rows(x, rows)) + attended
+        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, positions, before)))
+        x = (x if positions is None else gather_positions(x, positions)) + attended
         parts = x.split([length for _, length in route], dim=1)
         widened = (_part(self.experts, name)(part) for part, (name, _) in zip(parts, route, strict=True))
-        # each part draws its own drop-path mask, as in the released code
+        # each part draws its own drop-path mask, as in the official code
         done = [part + self.drop_path(self.scale_2(wide)) for part, wide in zip(parts, widened, strict=True)]
         return done[0] if len(done) == 1 else torch.cat(done, dim=1)
 
-    def remember(self, x: Tensor, expert: str) -> Remembered:
-        """Gives the keys and values of x (B, N, D), by which later tokens see it; ``expert`` says whose they are."""
+    def keys_and_values(self, x: Tensor, expert: str) -> LayerKVCache:
+        """Return the keys and values of x (B, N, D), by which later tokens see it; ``expert`` says whose they are."""
         attention = _part(self.attention, expert)
         assert isinstance(attention, SelfAttention)  # all of them are
-        return attention.remember(self.norm(x))
+        return attention.keys_and_values(self.norm(x))
 
 
 def _part(parts: nn.ModuleDict, name: str) -> nn.Module:

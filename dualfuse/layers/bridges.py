@@ -36,11 +36,11 @@ class Bridge(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives (B, N, D); ``mask`` (B, N), True at tokens, matters to bridges that attend."""
+        """Return (B, N, D); ``mask`` (B, N), True at tokens, matters to bridges that attend."""
         return self.norm(self.join(u, z, mask))
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives what is normalised."""
+        """Return what is normalised."""
         return u + z
 
 
@@ -53,7 +53,7 @@ class ScaledAdd(Bridge):
         self.scale = nn.Parameter(torch.ones(1))
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives s u + z."""
+        """Return s u + z."""
         return self.scale * u + z
 
 
@@ -66,7 +66,7 @@ class Interpolate(Bridge):
         self.scale = nn.Parameter(torch.full((numbers,), 0.5))
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives (1 - b) u + b z."""
+        """Return (1 - b) u + b z."""
         return (1 - self.scale) * u + self.scale * z
 
 
@@ -74,7 +74,7 @@ class Multiply(Bridge):
     """The product of u and z."""
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives u z."""
+        """Return u z."""
         return u * z
 
 
@@ -87,7 +87,7 @@ class Linear(Bridge):
         self.linear = nn.Linear(2 * width, width)
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives W [u; z] + b."""
+        """Return W [u; z] + b."""
         return self.linear(torch.cat([u, z], dim=-1))
 
 
@@ -95,7 +95,7 @@ class InterpolateGated(Linear):
     """(1 - g) u + g z with a gate g = sigmoid(W [u; z]) for every channel of every token."""
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives (1 - g) u + g z."""
+        """Return (1 - g) u + g z."""
         return torch.lerp(u, z, super().join(u, z, mask).sigmoid())
 
 
@@ -103,12 +103,12 @@ class AddLinear(Linear):
     """u + z + W [u; z]; W starts at zero, so that the bridge starts as a sum."""
 
     def start(self) -> None:
-        """Sets W and its bias to zero."""
+        """Set W and its bias to zero."""
         nn.init.zeros_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives u + z + W [u; z]."""
+        """Return u + z + W [u; z]."""
         return u + z + super().join(u, z, mask)
 
 
@@ -121,7 +121,7 @@ class MLP(Linear):
         self.first = nn.Linear(2 * width, 2 * width)
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives W2 GELU(W1 [u; z])."""
+        """Return W2 GELU(W1 [u; z])."""
         return self.linear(F.gelu(self.first(torch.cat([u, z], dim=-1))))
 
 
@@ -134,7 +134,7 @@ class CrossAttention(Bridge):
         self.attention = Attention(width, heads=heads, dropout=0.0)
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives the attended z."""
+        """Return the attended z."""
         return self.attention(u, z, mask)
 
 
@@ -147,12 +147,12 @@ class CrossAttentionMLP(CrossAttention):
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives FFN(attention(u, z))."""
+        """Return FFN(attention(u, z))."""
         return self.down(F.gelu(self.up(super().join(u, z, mask))))
 
 
 def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
-    """Gives a bridge of that kind."""
+    """Return a bridge of that kind."""
     match kind:
         case "add":
             return Bridge(width)
@@ -187,7 +187,7 @@ class AllLayers(nn.Module):
         self.gate = nn.Linear(width, width)
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """Gives (B, N, D) for the outputs (B, N, D) of all layers, the first one first."""
+        """Return (B, N, D) for the outputs (B, N, D) of all layers, the first one first."""
         *lower, top = layers
         stacked = torch.stack(lower)
         return top + (self.gate(stacked).softmax(0) * stacked).sum(0)

@@ -1,4 +1,4 @@
-"""From pixels and word pieces to tokens."""
+"""From pixels and tokens to tokens."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ Stem = Literal["linear", "convolution"]
 
 
 @dataclass(frozen=True)
-class Hidden:
+class MaskedPatches:
     """Patches that a model must not see: ``token`` (1, 1, D) stands in for those where ``mask`` (B, P) is True."""
 
     mask: Tensor
     token: Tensor
 
 
-class Patches(nn.Module):
-    """A picture as a class token followed by its patches, row by row."""
+class PatchEmbedding(nn.Module):
+    """An image as a class token followed by its patches, row by row."""
 
     def __init__(self, width: int, *, patch: int, stem: Stem, positions: tuple[int, int] | None) -> None:
         """``positions`` is the grid of learned absolute positions, None for none."""
@@ -33,12 +33,12 @@ class Patches(nn.Module):
         if positions is not None:
             self.position = nn.Parameter(torch.empty(1, 1 + positions[0] * positions[1], width))
 
-    def forward(self, images: Tensor, hidden: Hidden | None = None) -> tuple[Tensor, tuple[int, int]]:
-        """Turns (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches, of which some may be ``hidden``."""
+    def forward(self, images: Tensor, hidden: MaskedPatches | None = None) -> tuple[Tensor, tuple[int, int]]:
+        """Turn (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches, of which some may be ``hidden``."""
         height, width = images.shape[-2:]
         if height % self.patch or width % self.patch:
             raise ValueError(
-                f"pictures of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
+                f"images of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
                 f"resize them to multiples of {self.patch}"
             )
         grid = (height // self.patch, width // self.patch)
@@ -54,20 +54,20 @@ class Patches(nn.Module):
 
 
 def _pixels(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
-    """Gives (B, 1, H, W), True at the pixels of the patches where ``mask`` (B, P) is True."""
+    """Return (B, 1, H, W), True at the pixels of the patches where ``mask`` (B, P) is True."""
     if mask.shape[1] != grid[0] * grid[1]:
         raise ValueError(
-            f"{mask.shape[1]} patches can be hidden, but the pictures have {grid[0]} x {grid[1]}; give the task the "
+            f"{mask.shape[1]} patches can be hidden, but the images have {grid[0]} x {grid[1]}; give the task the "
             f"model's patch, {patch}"
         )
     return mask.unflatten(1, grid)[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
 
 
 def convolutions(width: int, patch: int) -> nn.Module:
-    """Stride-2 convolutions down to one vector per patch: learns quicker from few pictures than one matrix."""
+    """Stride-2 convolutions down to one vector per patch: learns quicker from few images than one matrix."""
     steps = patch.bit_length() - 1
     if 2**steps != patch:
-        raise ValueError(f"a convolutional stem halves the picture step by step: patch {patch} is no power of two")
+        raise ValueError(f"a convolutional stem halves the image step by step: patch {patch} is no power of two")
     channels = [3, *(max(16, width >> (steps - 1 - step)) for step in range(steps))]
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -76,7 +76,7 @@ def convolutions(width: int, patch: int) -> nn.Module:
 
 
 def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Gives absolute positions (1, 1 + hw, D) for another grid: bicubic, the class token's as it is."""
+    """Return absolute positions (1, 1 + hw, D) for another grid: bicubic, the class token's as it is."""
     if source == target:
         return position
     first, rest = position[:, :1], position[:, 1:]
@@ -85,8 +85,8 @@ def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[in
     return torch.cat([first, resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-class Words(nn.Module):
-    """Word pieces as BERT embeds them: LayerNorm(word + type row 0 (+ position)), epsilon 1e-12, then dropout."""
+class TextEmbedding(nn.Module):
+    """Tokens as BERT embeds them: LayerNorm(word + type row 0 (+ position)), epsilon 1e-12, then dropout."""
 
     def __init__(self, width: int, *, vocabulary: int, positions: int, dropout: float) -> None:
         """``positions`` is the number of learned absolute positions, 0 for none."""
@@ -98,7 +98,7 @@ class Words(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Turns ids (B, T) into (B, T, D)."""
+        """Turn ids (B, T) into (B, T, D)."""
         embedded = self.word(ids) + self.token_type.weight[0]
         if self.position is not None:
             if ids.shape[1] > self.position.num_embeddings:

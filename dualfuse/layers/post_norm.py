@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.layers.attention import attend, take_rows
+from dualfuse.layers.attention import attend, gather_positions
 
 
 class Attention(nn.Module):
@@ -20,7 +20,7 @@ class Attention(nn.Module):
         self.query, self.key, self.value, self.projection = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives (B, R, D) for queries from x (B, R, D), keys and values from the ``context`` (B, N, D).
+        """Return (B, R, D) for queries from x (B, R, D), keys and values from the ``context`` (B, N, D).
 
         ``mask`` (B, N) is True where the context has a token; None: everywhere.
         """
@@ -43,13 +43,13 @@ class PostNorm(nn.Module):
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x: Tensor, mask: Tensor | None, rows: Tensor | None = None) -> Tensor:
-        """Does the first part, for the positions ``rows`` (B, R) alone if they are given."""
-        wanted = x if rows is None else take_rows(x, rows)
+    def attend(self, x: Tensor, mask: Tensor | None, positions: Tensor | None = None) -> Tensor:
+        """Do the first part, for the positions ``positions`` (B, R) alone if they are given."""
+        wanted = x if positions is None else gather_positions(x, positions)
         return self.attention_norm(wanted + self.dropout(self.attention(wanted, x, mask)))
 
     def widen(self, x: Tensor) -> Tensor:
-        """Does the last part."""
+        """Do the last part."""
         return self.norm(x + self.dropout(self.down(F.gelu(self.up(x)))))
 
 
@@ -57,7 +57,7 @@ class TextLayer(PostNorm):
     """A layer of BERT and RoBERTa."""
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """Gives (B, N, D); ``mask`` (B, N) is True at tokens."""
+        """Return (B, N, D); ``mask`` (B, N) is True at tokens."""
         return self.widen(self.attend(x, mask))
 
 
@@ -77,12 +77,12 @@ class CrossLayer(PostNorm):
         *,
         mask: Tensor | None = None,
         context_mask: Tensor | None = None,
-        rows: Tensor | None = None,
+        positions: Tensor | None = None,
     ) -> Tensor:
-        """Gives (B, N, D), or (B, R, D) for the positions ``rows`` (B, R) alone.
+        """Return (B, N, D), or (B, R, D) for the positions ``positions`` (B, R) alone.
 
         ``mask`` (B, N) and ``context_mask`` (B, M) are True at tokens of x (B, N, D) and of ``context`` (B, M, D).
         """
-        x = self.attend(x, mask, rows)
+        x = self.attend(x, mask, positions)
         x = self.cross_norm(x + self.dropout(self.cross_attention(x, context, context_mask)))
         return self.widen(x)

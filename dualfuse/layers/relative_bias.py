@@ -1,4 +1,4 @@
-"""VLMo's relative position bias: the index, the table, and resizing it to pictures of another size."""
+"""VLMo's relative position bias: the index, the table, and resizing it to images of another size."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 Grid = tuple[int, int]
-"""Height and width of a picture in patches."""
+"""Height and width of an image in patches."""
 
 
 class RelativeBias(nn.Module):
     """One table of biases for a whole model, read through an index of relative positions (spec of BEiT and VLMo).
 
-    Rows of the table: (2h-1)(2w-1) distances between patches, 3 for the picture's class token, 2 between the
+    Rows of the table: (2h-1)(2w-1) distances between patches, 3 for the image's class token, 2 between the
     modalities, 2t-3 distances between words and 3 for the text's class token. Columns: layers x heads.
     """
 
@@ -27,9 +27,9 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(_distances(window) + 3 + 2 * text + 2, layers * heads))
 
     def forward(self, *, text: int = 0, grid: Grid | tuple[()] = ()) -> Tensor:
-        """Gives (L, H, N, N) for ``text`` words followed by a picture of ``grid``; either may be missing.
+        """Return (L, H, N, N) for ``text`` words followed by an image of ``grid``; either may be missing.
 
-        A picture of another grid than the window reads a table resized on the fly, with gradient.
+        An image of another grid than the window reads a table resized on the fly, with gradient.
         """
         if text > self.text:
             raise ValueError(f"a text of {text} tokens is longer than the {self.text} the position bias knows")
@@ -46,7 +46,7 @@ def _distances(grid: Grid) -> int:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # what is kept from judging must serve training too
 def joint_index(text: int, grid: Grid | tuple[()], window: Grid, longest_text: int) -> Tensor:
-    """Gives the table rows (N, N) of query i and key j for ``text`` words followed by a picture of ``grid``."""
+    """Return the table rows (N, N) of query i and key j for ``text`` words followed by an image of ``grid``."""
     patches = _distances(window)
     text_to_image, image_to_text = patches + 3, patches + 4
     words = text_index(text) + patches + longest_text + 3
@@ -55,14 +55,14 @@ def joint_index(text: int, grid: Grid | tuple[()], window: Grid, longest_text: i
         words[0, :], words[:, 0], words[0, 0] = last - 2, last - 1, last
     if not grid:
         return words
-    picture = image_index(grid)
-    right = torch.full((text, len(picture)), text_to_image)
-    left = torch.full((len(picture), text), image_to_text)
-    return torch.cat([torch.cat([words, right], dim=1), torch.cat([left, picture], dim=1)])
+    image = image_index(grid)
+    right = torch.full((text, len(image)), text_to_image)
+    left = torch.full((len(image), text), image_to_text)
+    return torch.cat([torch.cat([words, right], dim=1), torch.cat([left, image], dim=1)])
 
 
 def image_index(grid: Grid) -> Tensor:
-    """Gives (1 + hw, 1 + hw) rows for a class token and its patches: query minus key, row by row."""
+    """Return (1 + hw, 1 + hw) rows for a class token and its patches: query minus key, row by row."""
     height, width = grid
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
     rows, columns = y[:, None] - y[None, :] + height - 1, x[:, None] - x[None, :] + width - 1
@@ -74,13 +74,13 @@ def image_index(grid: Grid) -> Tensor:
 
 
 def text_index(text: int) -> Tensor:
-    """Gives (T, T) distances between words, key minus query: the opposite sign of the picture's."""
+    """Return (T, T) distances between words, key minus query: the opposite sign of the image's."""
     position = torch.arange(text)
     return position[None, :] - position[:, None]
 
 
 def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Gives the table (R, C) for pictures of another grid; rows that do not speak of patches stay as they are.
+    """Return the table (R, C) for images of another grid; rows that do not speak of patches stay as they are.
 
     The rule of BEiT's loader: distances of the source lie on a geometric axis, a cubic spline through them is read
     at the whole-number distances of the target. It is linear in the table, so gradients pass.
@@ -92,13 +92,13 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     return torch.cat([resized.flatten(0, 1), table[count:]])
 
 
-def of_pictures(window: Grid) -> int:
-    """Gives the number of rows, the first ones of a table, that speak of pictures alone."""
+def of_images(window: Grid) -> int:
+    """Return the number of rows, the first ones of a table, that speak of images alone."""
     return _distances(window) + 3
 
 
 def cut_texts(table: Tensor, window: Grid, known: int, wanted: int) -> Tensor:
-    """Gives the table (R, C) for shorter texts: distances between words that cannot occur any more are left out."""
+    """Return the table (R, C) for shorter texts: distances between words that cannot occur any more are left out."""
     first, last = _distances(window) + 5, len(table) - 3  # of the distances between words
     cut = known - wanted
     return torch.cat([table[:first], table[first + cut : last - cut], table[last:]])
@@ -107,7 +107,7 @@ def cut_texts(table: Tensor, window: Grid, known: int, wanted: int) -> Tensor:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
 def _resizing(source: int, target: int) -> Tensor:
-    """Gives the matrix (target, source) that resizes one axis of distances."""
+    """Return the matrix (target, source) that resizes one axis of distances."""
     if source == target:
         return torch.eye(source, dtype=torch.float64)
     if source == 1:  # one patch knows one distance
@@ -118,7 +118,7 @@ def _resizing(source: int, target: int) -> Tensor:
 
 
 def _geometric_axis(source: int, target: int) -> np.ndarray:
-    """Gives 0, +-1, +-(1 + q), +-(1 + q + q^2) ... so that the last reaches ``target // 2``."""
+    """Return 0, +-1, +-(1 + q), +-(1 + q + q^2) ... so that the last reaches ``target // 2``."""
     low, high = 1.01, 1.5
     steps = source // 2
     while high - low > 1e-6:
@@ -130,7 +130,7 @@ def _geometric_axis(source: int, target: int) -> np.ndarray:
 
 
 def _cubic_spline(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Gives the matrix (W, P) that reads the interpolating spline through values at ``points`` at ``wanted``.
+    """Return the matrix (W, P) that reads the interpolating spline through values at ``points`` at ``wanted``.
 
     Knots lie at all points but the second and the last but one ("not a knot"), as in FITPACK.
     """
@@ -141,7 +141,7 @@ def _cubic_spline(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
 
 
 def _b_splines(x: np.ndarray, knots: np.ndarray, degree: int) -> np.ndarray:
-    """Gives the values (X, len(knots) - degree - 1) of the B-splines at x (Cox and de Boor)."""
+    """Return the values (X, len(knots) - degree - 1) of the B-splines at x (Cox and de Boor)."""
     last_interval = np.flatnonzero(np.diff(knots) > 0)[-1]
     interval = np.minimum(np.searchsorted(knots, x, side="right") - 1, last_interval)
     values = np.eye(len(knots) - 1)[interval]

@@ -31,11 +31,11 @@ class FourStrides(nn.Module):
         self.coarse = nn.MaxPool2d(2)
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Turns four (B, D, h, w) into (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w) and (B, D, h/2, w/2)."""
+        """Turn four (B, D, h, w) into (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w) and (B, D, h/2, w/2)."""
         first, second, third, fourth = maps
         if min(third.shape[-2:]) < 2:
             raise ValueError(
-                f"a picture of {third.shape[-2]} x {third.shape[-1]} patches is too small; 2 x 2 are needed"
+                f"an image of {third.shape[-2]} x {third.shape[-1]} patches is too small; 2 x 2 are needed"
             )
         return self.finest(first), self.fine(second), third, self.coarse(fourth)
 
@@ -54,7 +54,7 @@ class UPerNet(nn.Module):
         self.classifier = _classifier(width, classes, dropout)
 
     def forward(self, maps: Sequence[Tensor]) -> Tensor:
-        """Turns four maps (B, D, ., .), the finest first, into (B, classes, h, w) at the size of the finest."""
+        """Turn four maps (B, D, ., .), the finest first, into (B, classes, h, w) at the size of the finest."""
         levels = [lateral(level) for lateral, level in zip(self.lateral, maps, strict=False)]
         levels.append(self._top(maps[-1]))
         for finer in reversed(range(3)):
@@ -78,12 +78,12 @@ class AuxiliaryHead(nn.Module):
         self.classifier = _classifier(AUXILIARY_WIDTH, classes, dropout)
 
     def forward(self, level: Tensor) -> Tensor:
-        """Turns (B, D, h, w) into (B, classes, h, w)."""
+        """Turn (B, D, h, w) into (B, classes, h, w)."""
         return self.classifier(self.convolved(level))
 
 
 def enlarge(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Gives maps (B, C, h, w) at another size, bilinear between the centres of pixels."""
+    """Return maps (B, C, h, w) at another size, bilinear between the centres of pixels."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
@@ -92,7 +92,7 @@ def _doubled(width: int) -> nn.ConvTranspose2d:
 
 
 def _convolved(inputs: int, outputs: int, *, size: int) -> nn.Sequential:
-    """Gives convolution, BatchNorm, ReLU; the size of the map is kept."""
+    """Return convolution, BatchNorm, ReLU; the size of the map is kept."""
     convolution = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
     return nn.Sequential(convolution, BatchNorm(outputs), nn.ReLU())

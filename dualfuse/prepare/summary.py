@@ -12,8 +12,8 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.write import Mark
 
 EXAMPLES = 3
 MOST_LABELS = 30_000  # ImageNet has 21,841
@@ -33,7 +33,7 @@ class Tally:
     splits: dict[str, Mark] = field(default_factory=dict)
     captions: dict[str, int] = field(default_factory=dict)
     changed: dict[str, int] = field(default_factory=dict)
-    left_out: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, list[str]] = field(default_factory=dict)
     """For each reason, the names of the first that were left out."""
     noted: dict[str, int] = field(default_factory=dict)
@@ -43,8 +43,8 @@ class Tally:
     """Samples with each label."""
     remarks: list[str] = field(default_factory=list)
     """What the source says about itself as a whole."""
-    left_out_size: int = 0
-    """Bytes in ``left-out.jsonl``."""
+    skipped_size: int = 0
+    """Bytes in ``skipped.jsonl``."""
 
     @property
     def samples(self) -> int:
@@ -52,15 +52,15 @@ class Tally:
         return sum(mark.samples for mark in self.splits.values())
 
     def leave_out(self, name: str, reason: str) -> None:
-        """Counts one item that was left out."""
-        _count(self.left_out, self.examples, name, reason)
+        """Count one item that was left out."""
+        _count(self.skipped, self.examples, name, reason)
 
     def keep(self, item: Item) -> None:
-        """Counts what is known of one item that was written: its label, what is to note."""
+        """Count what is known of one item that was written: its label, what is to note."""
         if item.note:
             _count(self.noted, self.noted_examples, item.title, item.note)
-        if "label" in item.truth:
-            label = str(item.truth["label"])
+        if "label" in item.label:
+            label = str(item.label["label"])
             self.labels[label] = self.labels.get(label, 0) + 1
         if len(self.labels) > MOST_LABELS:
             raise ValueError(f"more than {MOST_LABELS:,} different labels; is this the column to learn?")
@@ -74,8 +74,8 @@ class Summary:
     tally: Tally
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Prints the splits, then labels, then what was changed, then what was left out and why."""
-        table = Table("split", "pictures", "captions", "shards", title=Text(str(self.folder)), title_justify="left")
+        """Print the splits, then labels, then what was changed, then what was left out and why."""
+        table = Table("split", "images", "captions", "shards", title=Text(str(self.folder)), title_justify="left")
         for name, mark in sorted(self.tally.splits.items()):
             table.add_row(name, f"{mark.samples:,}", f"{self.tally.captions.get(name, 0):,}", f"{mark.shards:,}")
         yield table
@@ -91,10 +91,10 @@ class Summary:
             yield f"{count:,} {change}"
         for note, count in sorted(self.tally.noted.items(), key=lambda pair: -pair[1]):
             yield f"{count:,} kept: {note}, such as {', '.join(self.tally.noted_examples[note])}"
-        for reason, count in sorted(self.tally.left_out.items(), key=lambda pair: -pair[1]):
+        for reason, count in sorted(self.tally.skipped.items(), key=lambda pair: -pair[1]):
             yield f"{count:,} left out: {reason}, such as {', '.join(self.tally.examples[reason])}"
-        if self.tally.left_out:
-            yield f"all that were left out: {self.folder / 'left-out.jsonl'}"
+        if self.tally.skipped:
+            yield f"all that were left out: {self.folder / 'skipped.jsonl'}"
 
 
 def _count(counts: dict[str, int], examples: dict[str, list[str]], name: str, reason: str) -> None:
@@ -105,21 +105,21 @@ def _count(counts: dict[str, int], examples: dict[str, list[str]], name: str, re
 
 
 def extend_listing(listing: str, item: Item) -> str:
-    """Gives the hash ``listing`` extended by what a source says about ``item`` (its picture is not read)."""
-    asked = (item.title, item.truth, item.note) if item.truth else ()
+    """Return the hash ``listing`` extended by what a source says about ``item`` (its image is not read)."""
+    asked = (item.title, item.label, item.note) if item.label else ()
     said = json.dumps((listing, item.name, item.texts, item.split, item.problem, *asked), sort_keys=True)
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def save_tally(path: Path, tally: Tally) -> None:
-    """Writes ``tally`` to ``path``; a process that is killed meanwhile leaves the old file whole."""
+    """Write ``tally`` to ``path``; a process that is killed meanwhile leaves the old file whole."""
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps(asdict(tally), indent=1, sort_keys=True) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
 def load_tally(path: Path) -> Tally | None:
-    """Gives the tally at ``path``; None where there is no such file."""
+    """Return the tally at ``path``; None where there is no such file."""
     if not path.is_file():
         return None
     content = json.loads(path.read_text(encoding="utf-8"))

@@ -40,29 +40,29 @@ NAMES = {
     "bridgetower-base-pairs-contrast": "dualfuse.recipes.bridgetower:base_pairs_contrast",
     "bridgetower-large-pairs": "dualfuse.recipes.bridgetower:large_pairs",
     "meter-base-pairs": "dualfuse.recipes.bridgetower:meter_base_pairs",
-    "vlmo-small-pairs": "dualfuse.recipes.small:small_pairs",
-    "vlmo-nano-pairs": "dualfuse.recipes.small:nano_pairs",
-    "bridgetower-nano-pairs": "dualfuse.recipes.small:bridgetower_nano_pairs",
-    "meter-nano-pairs": "dualfuse.recipes.small:meter_nano_pairs",
-    "demo": "dualfuse.recipes.small:demo",
-    "demo-contrast": "dualfuse.recipes.small:demo_contrast",
-    "demo-bridgetower": "dualfuse.recipes.small:demo_bridgetower",
-    "demo-meter": "dualfuse.recipes.small:demo_meter",
-    "demo-vqa": "dualfuse.recipes.small_answers:demo_vqa",
-    "demo-vqa-bridgetower": "dualfuse.recipes.small_answers:demo_vqa_bridgetower",
-    "demo-vqa-meter": "dualfuse.recipes.small_answers:demo_vqa_meter",
-    "demo-entailment": "dualfuse.recipes.small_answers:demo_entailment",
-    "demo-entailment-bridgetower": "dualfuse.recipes.small_answers:demo_entailment_bridgetower",
-    "demo-nlvr2": "dualfuse.recipes.small_answers:demo_nlvr2",
-    "demo-nlvr2-bridgetower": "dualfuse.recipes.small_answers:demo_nlvr2_bridgetower",
-    "imagenet22k-vlmo-base": "dualfuse.recipes.vlmo_classes:base_22k",
-    "imagenet22k-vlmo-large": "dualfuse.recipes.vlmo_classes:large_22k",
-    "imagenet-vlmo-base": "dualfuse.recipes.vlmo_classes:base_1k",
-    "imagenet-vlmo-large": "dualfuse.recipes.vlmo_classes:large_1k",
-    "imagenet-vlmo-base-direct": "dualfuse.recipes.vlmo_classes:base_1k_direct",
-    "imagenet-vlmo-large-direct": "dualfuse.recipes.vlmo_classes:large_1k_direct",
-    "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_classes:base_1k_probe",
-    "vlmo-nano-classes": "dualfuse.recipes.vlmo_classes:nano",
+    "vlmo-small-pairs": "dualfuse.recipes.small_pairs:small_pairs",
+    "vlmo-nano-pairs": "dualfuse.recipes.small_pairs:nano_pairs",
+    "bridgetower-nano-pairs": "dualfuse.recipes.small_pairs:bridgetower_nano_pairs",
+    "meter-nano-pairs": "dualfuse.recipes.small_pairs:meter_nano_pairs",
+    "demo": "dualfuse.recipes.small_pairs:demo",
+    "demo-contrast": "dualfuse.recipes.small_pairs:demo_contrast",
+    "demo-bridgetower": "dualfuse.recipes.small_pairs:demo_bridgetower",
+    "demo-meter": "dualfuse.recipes.small_pairs:demo_meter",
+    "demo-vqa": "dualfuse.recipes.small_finetune:demo_vqa",
+    "demo-vqa-bridgetower": "dualfuse.recipes.small_finetune:demo_vqa_bridgetower",
+    "demo-vqa-meter": "dualfuse.recipes.small_finetune:demo_vqa_meter",
+    "demo-entailment": "dualfuse.recipes.small_finetune:demo_entailment",
+    "demo-entailment-bridgetower": "dualfuse.recipes.small_finetune:demo_entailment_bridgetower",
+    "demo-nlvr2": "dualfuse.recipes.small_finetune:demo_nlvr2",
+    "demo-nlvr2-bridgetower": "dualfuse.recipes.small_finetune:demo_nlvr2_bridgetower",
+    "imagenet22k-vlmo-base": "dualfuse.recipes.vlmo_classification:base_22k",
+    "imagenet22k-vlmo-large": "dualfuse.recipes.vlmo_classification:large_22k",
+    "imagenet-vlmo-base": "dualfuse.recipes.vlmo_classification:base_1k",
+    "imagenet-vlmo-large": "dualfuse.recipes.vlmo_classification:large_1k",
+    "imagenet-vlmo-base-direct": "dualfuse.recipes.vlmo_classification:base_1k_direct",
+    "imagenet-vlmo-large-direct": "dualfuse.recipes.vlmo_classification:large_1k_direct",
+    "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_classification:base_1k_probe",
+    "vlmo-nano-classes": "dualfuse.recipes.vlmo_classification:nano",
     "ade20k-vlmo-base": "dualfuse.recipes.vlmo_segmentation:base",
     "ade20k-vlmo-base-direct": "dualfuse.recipes.vlmo_segmentation:base_direct",
     "ade20k-vlmo-base-640": "dualfuse.recipes.vlmo_segmentation:base_640",
@@ -85,9 +85,9 @@ NAMES = {
     "flickr30k-vlmo-base-224": "dualfuse.recipes.finetune_vlmo:flickr30k_base_224",
     "flickr30k-vlmo-base-plus": "dualfuse.recipes.finetune_vlmo:flickr30k_base_plus",
     "flickr30k-vlmo-large": "dualfuse.recipes.finetune_vlmo:flickr30k_large",
-    "caption-vlmo-base": "dualfuse.recipes.captioning:base",
-    "caption-vlmo-large": "dualfuse.recipes.captioning:large",
-    "vlmo-nano-captions": "dualfuse.recipes.captioning:nano",
+    "caption-vlmo-base": "dualfuse.recipes.vlmo_captioning:base",
+    "caption-vlmo-large": "dualfuse.recipes.vlmo_captioning:large",
+    "vlmo-nano-captions": "dualfuse.recipes.vlmo_captioning:nano",
     "vqa-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:vqa_base",
     "vqa-bridgetower-large": "dualfuse.recipes.finetune_bridgetower:vqa_large",
     "nlvr2-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:nlvr2_base",
@@ -100,13 +100,13 @@ NAMES = {
     "entailment-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_entailment_base",
     "coco-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_coco_base",
     "flickr30k-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_flickr30k_base",
-    "ten-seconds": "dualfuse.recipes.small:ten_seconds",
+    "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
 """What ``dualfuse recipes`` lists and ``dualfuse train`` knows by name."""
 
 
 def find(name: str) -> tuple[Recipe, ...]:
-    """Gives the recipes of a name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
+    """Return the recipes of a name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
 
     The recipe of a model folder goes on from its weights.
     """
@@ -133,13 +133,13 @@ def _going_on(folder: Path) -> Recipe:
 
 
 def summary(name: str) -> str:
-    """Gives the first line of what a recipe says about itself."""
+    """Return the first line of what a recipe says about itself."""
     module_name, _, function = NAMES[name].rpartition(":")
     return (inspect.getdoc(getattr(_module(module_name), function)) or "").splitlines()[0]
 
 
 def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:
-    """Gives the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 if there are several.
+    """Return the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 if there are several.
 
     Bad flags end the program with an explanation, ``--help`` with all flags and their defaults.
     """

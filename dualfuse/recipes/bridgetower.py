@@ -9,18 +9,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualfuse.data.images import OFFICIAL_CLIP
+from dualfuse.data.image.transform import OFFICIAL_CLIP
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 BASE = BridgeTowerConfig()
 """CLIP ViT-B/16, RoBERTa base, 6 cross-modal layers of 768."""
 
 LARGE = BridgeTowerConfig(
-    image=ImageTowerConfig(width=1024, depth=24, patch=14, image_size=(294, 294)),
+    image=ImageTowerConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
     text=TextTowerConfig(width=1024, depth=24, heads=16, feed_forward=4096),
     width=1024,
     heads=16,
@@ -32,24 +32,33 @@ METER = replace(BASE, bridge="none", image=replace(BASE.image, depth=11))
 """Without bridges, and without CLIP's last block, as METER's published weights."""
 
 MASKED_AND_MATCHED = PairsConfig(
-    contrast=0.0,
-    match=1.0,
-    words=1.0,
-    projection=Projection(width=256, bias=True, temperature="plain"),
+    itc_weight=0.0,
+    itm_weight=1.0,
+    mlm_weight=1.0,
+    itc_head=ITCHeadConfig(width=256, bias=True, temperature="plain"),
     negatives="source",
-    hardness=0.0,
+    negative_hardness=0.0,
     negatives_per_pair=0,
-    masking="tokens",
+    masking="token",
 )
-"""Masked words and matching, weighted alike; half of the pairs get a random picture of the same training set. Theirs
+"""Masked words and matching, weighted alike; half of the pairs get a random image of the same training set. Theirs
 is drawn from the whole set and can be the right one; ours is another one of the batch of all processes."""
 
-WITH_CONTRAST = replace(MASKED_AND_MATCHED, contrast=1.0, negatives="own", hardness=1.0, negatives_per_pair=2)
-"""And contrast, whose similarities choose the wrong pairs within a process (released for retrieval, ``itm_itc``)."""
+WITH_CONTRAST = replace(
+    MASKED_AND_MATCHED, itc_weight=1.0, negatives="local", negative_hardness=1.0, negatives_per_pair=2
+)
+"""And contrast, whose similarities choose the negatives within a process (released for retrieval, ``itm_itc``)."""
 
-PAIRS = Data(image_size=BASE.image.image_size, looks=OFFICIAL_CLIP, augment=None, text_length=50, batch=4096, workers=8)
+PAIRS = Data(
+    image_size=BASE.image.image_size,
+    preprocess=OFFICIAL_CLIP,
+    augment=None,
+    text_length=50,
+    batch_size=4096,
+    num_workers=8,
+)
 """COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, 9 M pairs; give them with --data.train, RoBERTa's
-tokenizer.json with --data.tokenizer. Pictures are not augmented."""
+tokenizer.json with --data.tokenizer. Images are not augmented."""
 
 OPTIM = Optim(
     lr=1e-5,
@@ -58,11 +67,11 @@ OPTIM = Optim(
     weight_decay=0.01,
     warmup=10_000,
     schedule="linear",
-    head_rate=5.0,
-    fusing_rate=5.0,
+    head_lr_mult=5.0,
+    fusion_lr_mult=5.0,
 )
-"""Cross-modal layers and heads learn five times as fast. Decay: ours spares all norms and biases; ``decay="released"``
-and ``adamw="released"`` repeat theirs."""
+"""Cross-modal layers and heads learn five times as fast. Decay: ours spares all norms and biases; ``decay_rule="official"``
+and ``adamw="official"`` repeat theirs."""
 
 RUN = Run(steps=100_000, micro_batch=32, save_every=1000, log_every=50)
 """On 64 GPUs: 32 pairs each, twice per step; in float32, as they did (``--run.precision bf16`` is not theirs)."""
@@ -77,7 +86,7 @@ def base_pairs() -> Recipe:
 
 
 def large_pairs() -> Recipe:
-    """BridgeTower-Large on image-text pairs, pictures of 294 pixels; VQAv2 test-dev 81.3 after fine-tuning."""
+    """BridgeTower-Large on image-text pairs, images of 294 pixels; VQAv2 test-dev 81.3 after fine-tuning."""
     data = replace(PAIRS, image_size=LARGE.image.image_size)
     return replace(base_pairs(), model=LARGE, data=data, run=replace(RUN, micro_batch=16))
 

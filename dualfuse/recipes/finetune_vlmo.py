@@ -1,9 +1,9 @@
-"""VLMo fine-tuned, as published: answers, two pictures, and retrieval, at every size and resolution.
+"""VLMo fine-tuned, as published: answers, two images, and retrieval, at every size and resolution.
 
-Numbers are those of the released code (microsoft/unilm, vlmo: task_finetune_*), which the paper's appendices C and D
+Numbers are those of the official code (microsoft/unilm, vlmo: task_finetune_*), which the paper's appendices C and D
 agree with unless a line says otherwise. Give the model with --start-from, the data with --data.train. For all: AdamW
-(0.9, 0.98), decay 0.01, linear decay after 10 % of warm-up, texts of 40 word pieces, text dropout as drop path. Where
-there is --data.validation, retrieval keeps the best model by the mean of the six recalls on it, as the released code.
+(0.9, 0.98), decay 0.01, linear decay after 10 % of warm-up, texts of 40 tokens, text dropout as drop path. Where
+there is --data.validation, retrieval keeps the best model by the mean of the six recalls on it, as the official code.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.recipes.vlmo import BASE, BASE_PLUS, LARGE, OPTIM
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 QUESTIONS = 434_867 + 210_051 * 39_504 // 40_504
-"""VQAv2's training set and its validation set but for 1,000 pictures, which judge; the released split differs from run
+"""VQAv2's training set and its validation set but for 1,000 images, which judge; the released split differs from run
 to run."""
 SENTENCES = 86_373
 """NLVR2's training set: as many examples have copies of it on the Hugging Face hub (TIGER-Lab/Mantis-Instruct)."""
 
-CONTRAST = PairsConfig(match=0.0, words=0.0, views="plain")
+CONTRAST = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal")
 """The dual encoder alone, as published; the vectors of the vision-language experts are left out after pre-training.
-With --task.match 1 one checkpoint searches and re-ranks; the NeurIPS supplement describes that, no settings were
+With --task.itm-weight 1 one checkpoint searches and re-ranks; the NeurIPS supplement describes that, no settings were
 released."""
 
 RUN = Run(precision="bf16", save_every=1000, log_every=50)
@@ -34,52 +34,52 @@ BY_RECALL = replace(RUN, eval_every=500, best="*/R@*")
 
 
 def vqa_base() -> Recipe:
-    """VLMo-Base on VQAv2, pictures of 480 pixels, 10 epochs: test-dev 76.6; give --task.vocabulary."""
+    """VLMo-Base on VQAv2, images of 480 pixels, 10 epochs: test-dev 76.6; give --task.vocabulary."""
     return _vqa(BASE, lr=3e-5)
 
 
 def vqa_base_plus() -> Recipe:
-    """VLMo-Base-plus on VQAv2, pictures of 480 pixels, 10 epochs: test-dev 78.5 (README only)."""
+    """VLMo-Base-plus on VQAv2, images of 480 pixels, 10 epochs: test-dev 78.5 (README only)."""
     return _vqa(BASE_PLUS, lr=3e-5)
 
 
 def vqa_large() -> Recipe:
-    """VLMo-Large on VQAv2, pictures of 480 pixels, 10 epochs: test-dev 79.9."""
+    """VLMo-Large on VQAv2, images of 480 pixels, 10 epochs: test-dev 79.9."""
     return _vqa(LARGE, lr=1.5e-5)
 
 
 def nlvr2_base() -> Recipe:
-    """VLMo-Base on NLVR2, pictures of 384 pixels, 10 epochs: dev 82.8, test-P 83.3."""
+    """VLMo-Base on NLVR2, images of 384 pixels, 10 epochs: dev 82.8, test-P 83.3."""
     return _nlvr2(BASE, lr=5e-5, drop_path=0.1)
 
 
 def nlvr2_base_plus() -> Recipe:
-    """VLMo-Base-plus on NLVR2, pictures of 384 pixels, 10 epochs: test-P 85.1 (README only)."""
+    """VLMo-Base-plus on NLVR2, images of 384 pixels, 10 epochs: test-P 85.1 (README only)."""
     return _nlvr2(BASE_PLUS, lr=3e-5, drop_path=0.2)
 
 
 def nlvr2_large() -> Recipe:
-    """VLMo-Large on NLVR2, pictures of 384 pixels, 10 epochs: dev 85.6, test-P 86.9."""
+    """VLMo-Large on NLVR2, images of 384 pixels, 10 epochs: dev 85.6, test-P 86.9."""
     return _nlvr2(LARGE, lr=3e-5, drop_path=0.15)
 
 
 def nlvr2_base_224() -> Recipe:
-    """VLMo-Base on NLVR2, pictures of 224 pixels: the ablations' resolution (80.1 on dev from a plain ViT)."""
+    """VLMo-Base on NLVR2, images of 224 pixels: the ablations' resolution (80.1 on dev from a plain ViT)."""
     return _nlvr2(BASE, lr=5e-5, drop_path=0.1, size=224)
 
 
 def nlvr2_base_plus_224() -> Recipe:
-    """VLMo-Base-plus on NLVR2, pictures of 224 pixels."""
+    """VLMo-Base-plus on NLVR2, images of 224 pixels."""
     return _nlvr2(BASE_PLUS, lr=3e-5, drop_path=0.2, size=224)
 
 
 def nlvr2_large_224() -> Recipe:
-    """VLMo-Large on NLVR2, pictures of 224 pixels."""
+    """VLMo-Large on NLVR2, images of 224 pixels."""
     return _nlvr2(LARGE, lr=3e-5, drop_path=0.15, size=224)
 
 
 def coco_base() -> Recipe:
-    """VLMo-Base retrieves on COCO, pictures of 384 pixels: R@1 74.8 for texts, 57.2 for pictures.
+    """VLMo-Base retrieves on COCO, images of 384 pixels: R@1 74.8 for texts, 57.2 for images.
 
     3,000 steps (about 16 epochs), learning rate 3e-5; the paper names 2e-5 (1e-5 for large) and other lengths.
     """
@@ -87,17 +87,17 @@ def coco_base() -> Recipe:
 
 
 def coco_base_plus() -> Recipe:
-    """VLMo-Base-plus retrieves on COCO, pictures of 384 pixels: R@1 76.3 and 58.6 (README only)."""
+    """VLMo-Base-plus retrieves on COCO, images of 384 pixels: R@1 76.3 and 58.6 (README only)."""
     return _coco(BASE_PLUS, lr=3e-5)
 
 
 def coco_large() -> Recipe:
-    """VLMo-Large retrieves on COCO, pictures of 384 pixels: R@1 78.2 for texts, 60.6 for pictures."""
+    """VLMo-Large retrieves on COCO, images of 384 pixels: R@1 78.2 for texts, 60.6 for images."""
     return _coco(LARGE, lr=2e-5)
 
 
 def flickr30k_base() -> Recipe:
-    """VLMo-Base retrieves on Flickr30k, pictures of 384 pixels: R@1 92.3 for texts, 79.3 for pictures.
+    """VLMo-Base retrieves on Flickr30k, images of 384 pixels: R@1 92.3 for texts, 79.3 for images.
 
     1,500 steps (about 32 epochs) from the model that was fine-tuned on COCO [README], learning rate 3e-5; the paper
     names 1e-5.
@@ -111,17 +111,17 @@ def flickr30k_base_plus() -> Recipe:
 
 
 def flickr30k_large() -> Recipe:
-    """VLMo-Large retrieves on Flickr30k, pictures of 384 pixels: R@1 95.3 and 84.5; from the COCO model."""
+    """VLMo-Large retrieves on Flickr30k, images of 384 pixels: R@1 95.3 and 84.5; from the COCO model."""
     return _flickr30k(LARGE, lr=2e-5, drop_path=0.2)
 
 
 def flickr30k_base_224() -> Recipe:
-    """VLMo-Base retrieves on Flickr30k, pictures of 224 pixels: for ablations, where the paper names 5e-5 for 3e-5."""
+    """VLMo-Base retrieves on Flickr30k, images of 224 pixels: for ablations, where the paper names 5e-5 for 3e-5."""
     return _flickr30k(BASE, lr=3e-5, drop_path=0.15, size=224)
 
 
 def _vqa(model: VLMoConfig, *, lr: float) -> Recipe:
-    optim = replace(OPTIM, lr=lr, warmup=0.1, head_rate=20.0)
+    optim = replace(OPTIM, lr=lr, warmup=0.1, head_lr_mult=20.0)
     steps = 10 * QUESTIONS // 128
     return _recipe("vqa", replace(model, drop_path=0.15), VQAConfig(), optim, (480, 128, steps))
 
@@ -147,6 +147,6 @@ def _recipe(
 ) -> Recipe:
     """``numbers``: pixels a side, samples a step, steps."""
     size, batch, steps = numbers
-    data = Data(image_size=(size, size), text_length=40, batch=batch, workers=8)
+    data = Data(image_size=(size, size), text_length=40, batch_size=batch, num_workers=8)
     model, run = replace(model, image_size=data.image_size), replace(run, steps=steps)
     return Recipe(name=name, model=model, task=task, data=data, optim=optim, run=run)

@@ -1,6 +1,6 @@
 """VLMo as published: pre-training on pairs at three sizes.
 
-Numbers are those of the released code (microsoft/unilm, vlmo: task_mlm_itm_itc_*, step200k) unless a line says
+Numbers are those of the official code (microsoft/unilm, vlmo: task_mlm_itm_itc_*, step200k) unless a line says
 otherwise; where they differ from the paper (arXiv 2111.02358) both are named.
 """
 
@@ -8,29 +8,35 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 BASE = VLMoConfig()
 """12 layers of 768, 12 heads, vision-language experts in the last 2; relative positions, LayerScale 0.1."""
 
 BASE_PLUS = VLMoConfig(
-    width=544, depth=24, heads=16, both_from=21, positions="absolute", initial=Initial(layer_scale=0.0), text_length=40
+    width=544,
+    depth=24,
+    heads=16,
+    vl_expert_start=21,
+    positions="absolute",
+    init=InitConfig(layer_scale=0.0),
+    text_length=40,
 )
 """24 layers of 544, 16 heads, experts in the last 3; absolute positions, no LayerScale."""
 
-LARGE = VLMoConfig(width=1024, depth=24, heads=16, both_from=21)
+LARGE = VLMoConfig(width=1024, depth=24, heads=16, vl_expert_start=21)
 """24 layers of 1024, 16 heads, experts in the last 3."""
 
-PAIRS = Data(image_size=(224, 224), text_length=40, batch=1024, workers=8)
+PAIRS = Data(image_size=(224, 224), text_length=40, batch_size=1024, num_workers=8)
 """COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; give them with --data.train."""
 
 OPTIM = Optim(lr=2e-4, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01, warmup=2500, schedule="linear")
-"""Released code and paper agree. Decay: ours spares all norms and biases; ``decay="released"`` repeats theirs."""
+"""Official code and paper agree. Decay: ours spares all norms and biases; ``decay_rule="official"`` repeats theirs."""
 
 RUN = Run(steps=200_000, precision="bf16", save_every=2000, log_every=50)
-"""200k steps [released code and README]; they trained in fp16 with loss scaling, we in bf16."""
+"""200k steps [official code and README]; they trained in fp16 with loss scaling, we in bf16."""
 
 
 def base_pairs() -> Recipe:
@@ -50,6 +56,6 @@ def base_plus_pairs() -> Recipe:
 def large_pairs() -> Recipe:
     """VLMo-Large on image-text pairs, learning rate 5e-5.
 
-    The released configuration of this size names a plain ViT and cannot run; this is the architecture of the paper.
+    The official configuration of this size names a plain ViT and cannot run; this is the architecture of the paper.
     """
     return replace(base_pairs(), model=LARGE, optim=replace(OPTIM, lr=5e-5))

@@ -1,6 +1,6 @@
-"""VLMo's first stage: masked image modelling on pictures alone (BEiT), and tokenizers that name what is hidden.
+"""VLMo's first stage: masked image modelling on images alone (BEiT), and tokenizers that name what is hidden.
 
-Numbers are those of the released code (microsoft/unilm, beit) unless a line says otherwise. Give the pictures with
+Numbers are those of the official code (microsoft/unilm, beit) unless a line says otherwise. Give the images with
 --data.train, and with --task.tokenizer DALL-E's published encoder.pkl, or a tokenizer trained here.
 """
 
@@ -8,122 +8,122 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualfuse.data.block_mask import BlockMask
-from dualfuse.data.images import Augment, Looks
-from dualfuse.layers.autoencoder import AutoencoderConfig
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.data.image.block_mask import BlockMask
+from dualfuse.data.image.transform import Augment, Preprocess
+from dualfuse.layers.vq.autoencoder import AutoencoderConfig
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.recipes.small import NANO, QUICK
+from dualfuse.recipes.small_pairs import NANO, QUICK
 from dualfuse.recipes.vlmo import BASE, LARGE
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.reconstruction import ReconstructionConfig
-from dualfuse.tasks.teacher import TaughtImageConfig
+from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 
-IMAGENET = Looks(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-PICTURES_22K, PICTURES_1K = 14_197_122, 1_281_167
+IMAGENET = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+IMAGES_22K, IMAGES_1K = 14_197_122, 1_281_167
 BATCH = 2048
-"""128 pictures on each of 16 GPUs."""
+"""128 images on each of 16 GPUs."""
 
-AUGMENT = Augment(crop=(0.08, 1.0), rand_augment=False, colour=0.4)
-"""Crops of 8 to 100 %, flips of every second picture, brightness, contrast and saturation times 0.6 to 1.4."""
+AUGMENT = Augment(crop=(0.08, 1.0), rand_augment=False, color_jitter=0.4)
+"""Crops of 8 to 100 %, flips of every second image, brightness, contrast and saturation times 0.6 to 1.4."""
 
 OPTIM = Optim(
     lr=1.5e-3,
     betas=(0.9, 0.999),
     eps=1e-8,
     weight_decay=0.05,
-    decay="beit",
+    decay_rule="beit",
     warmup=10_000,
     schedule="cosine",
-    floor=1e-5,
-    clip=3.0,
+    min_lr=1e-5,
+    grad_clip_norm=3.0,
 )
 """BEiT's; the bias table and the mask token are decayed."""
 
-NANO_AUGMENT = Augment(crop=(0.5, 1.0), rand_augment=False, colour=0.2)
+NANO_AUGMENT = Augment(crop=(0.5, 1.0), rand_augment=False, color_jitter=0.2)
 
 
 def base_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Base on pictures alone, BEiT's way: 150 epochs of ImageNet-22k."""
+    """VLMo-Base on images alone, BEiT's way: 150 epochs of ImageNet-22k."""
     return Recipe(
         name="images",
         model=_as_beit(BASE, layer_scale=0.1),
         task=MaskedImageConfig(),
-        data=Data(image_size=(224, 224), augment=AUGMENT, batch=BATCH, workers=8),
+        data=Data(image_size=(224, 224), augment=AUGMENT, batch_size=BATCH, num_workers=8),
         optim=OPTIM,
-        run=Run(steps=150 * (PICTURES_22K // BATCH), precision="bf16", save_every=2000, log_every=50),
+        run=Run(steps=150 * (IMAGES_22K // BATCH), precision="bf16", save_every=2000, log_every=50),
     )
 
 
 def base_images_1k() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Base on pictures alone: 800 epochs of ImageNet-1k, the first 10 of them warm-up."""
-    recipe, epoch = base_images(), PICTURES_1K // BATCH
+    """VLMo-Base on images alone: 800 epochs of ImageNet-1k, the first 10 of them warm-up."""
+    recipe, epoch = base_images(), IMAGES_1K // BATCH
     return replace(
         recipe,
-        data=replace(recipe.data, looks=IMAGENET),
+        data=replace(recipe.data, preprocess=IMAGENET),
         optim=replace(OPTIM, warmup=10 * epoch),
         run=replace(recipe.run, steps=800 * epoch),
     )
 
 
 def large_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Large on pictures alone: as the base size, but LayerScale starts from 1e-5."""
+    """VLMo-Large on images alone: as the base size, but LayerScale starts from 1e-5."""
     return replace(base_images(), model=_as_beit(LARGE, layer_scale=1e-5))
 
 
 def nano_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-nano on your pictures alone, with a tokenizer of vlmo-nano-tokenizer; minutes on a laptop."""
+    """VLMo-nano on your images alone, with a tokenizer of vlmo-nano-tokenizer; minutes on a laptop."""
     return Recipe(
         name="images",
         model=NANO,
         task=MaskedImageConfig(codes=256, mask=BlockMask(patches=6, smallest=2)),
-        data=Data(image_size=(64, 64), augment=NANO_AUGMENT, batch=128, workers=1),
+        data=Data(image_size=(64, 64), augment=NANO_AUGMENT, batch_size=128, num_workers=1),
         optim=QUICK,
         run=Run(steps=2000, save_every=500),
     )
 
 
 def base_images_taught() -> Recipe:
-    """VLMo-Base on pictures alone with a teacher's features for targets: give --task.teacher, such as a converted CLIP.
+    """VLMo-Base on images alone with a teacher's features for targets: give --task.teacher, such as a converted CLIP.
 
     The teacher is the only difference from ``vlmo-base-images``; EVA and BEiT v2 have further ones.
     """
-    return replace(base_images(), task=TaughtImageConfig())
+    return replace(base_images(), task=MaskedFeatureConfig())
 
 
 def nano_images_taught() -> Recipe:
-    """VLMo-nano on your pictures alone, taught by another VLMo-nano: give --task.teacher; minutes on a laptop."""
+    """VLMo-nano on your images alone, taught by another VLMo-nano: give --task.teacher; minutes on a laptop."""
     recipe = nano_images()
-    return replace(recipe, task=TaughtImageConfig(channels=recipe.model.width, mask=recipe.task.mask))
+    return replace(recipe, task=MaskedFeatureConfig(channels=recipe.model.width, mask=recipe.task.mask))
 
 
 def tokenizer() -> Recipe:
-    """A tokenizer of 8,192 visual words for vlmo-base-images, trained on your pictures; a day on one GPU.
+    """A tokenizer of 8,192 visual words for vlmo-base-images, trained on your images; a day on one GPU.
 
     The numbers are ours: those of DALL-E's training are not public in full.
     """
     return Recipe(
         name="tokenizer",
         model=AutoencoderConfig(),
-        task=ReconstructionConfig(),
-        data=Data(image_size=(112, 112), augment=replace(AUGMENT, colour=0.0), batch=512, workers=8),
-        optim=Optim(lr=4e-4, betas=(0.9, 0.99), weight_decay=1e-4, warmup=1000, schedule="cosine", clip=1.0),
+        task=VQTokenizerConfig(),
+        data=Data(image_size=(112, 112), augment=replace(AUGMENT, color_jitter=0.0), batch_size=512, num_workers=8),
+        optim=Optim(lr=4e-4, betas=(0.9, 0.99), weight_decay=1e-4, warmup=1000, schedule="cosine", grad_clip_norm=1.0),
         run=Run(steps=100_000, precision="bf16", save_every=2000, log_every=50),
     )
 
 
 def nano_tokenizer() -> Recipe:
-    """A tokenizer of 256 visual words for vlmo-nano-images, trained on your pictures; minutes on a laptop."""
+    """A tokenizer of 256 visual words for vlmo-nano-images, trained on your images; minutes on a laptop."""
     recipe = tokenizer()
     return replace(
         recipe,
         model=AutoencoderConfig(codes=256, width=32, blocks=1, code_width=16),
-        data=Data(image_size=(32, 32), augment=replace(NANO_AUGMENT, colour=0.0), batch=128, workers=1),
+        data=Data(image_size=(32, 32), augment=replace(NANO_AUGMENT, color_jitter=0.0), batch_size=128, num_workers=1),
         optim=replace(recipe.optim, lr=2e-3, warmup=100),
         run=Run(steps=2000, save_every=500),
     )
 
 
 def _as_beit(model: VLMoConfig, *, layer_scale: float) -> VLMoConfig:
-    """All layers share their relative positions, and what pictures pass starts from BEiT's weights."""
-    return replace(model, bias="alike", initial=Initial(layer_scale=layer_scale, rule="beit"))
+    """All layers share their relative positions, and what images pass starts from BEiT's weights."""
+    return replace(model, share_relative_bias=True, init=InitConfig(layer_scale=layer_scale, rule="beit"))

@@ -1,7 +1,7 @@
 """VLMo tells what each pixel is of: ADE20K with UPerNet, by BEiT's recipes (VLMo's paper, Table 3, gives no others).
 
-Numbers are those of the released code (microsoft/unilm, beit/semantic_segmentation/configs). Where it has a position
-bias for each layer, which learns as its layer, VLMo's one table learns as the decoder; pictures are resized bicubically
+Numbers are those of the official code (microsoft/unilm, beit/semantic_segmentation/configs). Where it has a position
+bias for each layer, which learns as its layer, VLMo's one table learns as the decoder; images are resized bicubically
 with antialiasing, not bilinearly; and the loss is a mean over the pixels that have a class, where mmsegmentation also
 counts those that have none. Give the start with --start-from, the shards of ADE20K with --data.train.
 """
@@ -12,17 +12,17 @@ from dataclasses import replace
 
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.recipes.small import NANO, QUICK
+from dualfuse.recipes.small_pairs import NANO, QUICK
 from dualfuse.recipes.vlmo import BASE, LARGE
 from dualfuse.recipes.vlmo_images import IMAGENET
-from dualfuse.tasks.segmentation import SegmentationConfig
+from dualfuse.tasks.finetune.segmentation import SegmentationConfig
 
 Pixels = Recipe[VLMoConfig, SegmentationConfig]
 
 TASK = SegmentationConfig(ignore_zero=True)
 """150 classes; in ADE20K's label maps 0 is none of them."""
 OPTIM = Optim(
-    lr=3e-5, betas=(0.9, 0.999), weight_decay=0.05, decay="beit", warmup=1500, schedule="linear", layer_decay=0.9
+    lr=3e-5, betas=(0.9, 0.999), weight_decay=0.05, decay_rule="beit", warmup=1500, schedule="linear", layer_decay=0.9
 )
 
 
@@ -56,25 +56,25 @@ def nano() -> Pixels:
     return Recipe(
         name="segmentation",
         model=NANO,
-        task=SegmentationConfig(after=(1, 2, 3, 4)),
-        data=Data(image_size=(64, 64), augment=None, text_length=16, batch=32, workers=1),
+        task=SegmentationConfig(feature_layers=(1, 2, 3, 4)),
+        data=Data(image_size=(64, 64), augment=None, text_length=16, batch_size=32, num_workers=1),
         optim=replace(QUICK, layer_decay=0.9),
         run=Run(steps=2000, save_every=500),
     )
 
 
 def _large(side: int) -> Pixels:
-    task, optim = replace(TASK, after=(8, 12, 16, 24)), replace(OPTIM, lr=2e-5, layer_decay=0.95)
+    task, optim = replace(TASK, feature_layers=(8, 12, 16, 24)), replace(OPTIM, lr=2e-5, layer_decay=0.95)
     return _recipe(replace(LARGE, drop_path=0.2), task, optim, side)
 
 
 def _recipe(model: VLMoConfig, task: SegmentationConfig, optim: Optim, side: int) -> Pixels:
-    """160k steps of 16 pictures, two on each of 8 GPUs (of the large size one at a time)."""
+    """160k steps of 16 images, two on each of 8 GPUs (of the large size one at a time)."""
     return Recipe(
         name="segmentation",
         model=replace(model, image_size=(side, side)),
         task=task,
-        data=Data(image_size=(side, side), looks=IMAGENET, augment=None, batch=16, workers=8),
+        data=Data(image_size=(side, side), preprocess=IMAGENET, augment=None, batch_size=16, num_workers=8),
         optim=optim,
         run=Run(steps=160_000, precision="bf16", save_every=4000, log_every=50),
     )

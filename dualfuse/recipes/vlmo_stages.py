@@ -1,11 +1,11 @@
-"""VLMo's three stages in order (section 3.4): pictures alone, text alone, pairs. Each starts from the one before."""
+"""VLMo's three stages in order (section 3.4): images alone, text alone, pairs. Each starts from the one before."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 from dualfuse.recipe import Recipe
-from dualfuse.recipes.small import nano_pairs
+from dualfuse.recipes.small_pairs import nano_pairs
 from dualfuse.recipes.vlmo import base_pairs, large_pairs
 from dualfuse.recipes.vlmo_images import base_images, large_images, nano_images, nano_tokenizer
 from dualfuse.recipes.vlmo_text import base_text, large_text, nano_text

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-from dualfuse.engine.log import read_log
+from dualfuse.training.run_log import read_log
 
-LEFT_OUT = ("count/", "samples_per_second", "steps_per_second", "skipped")
+SKIPPED = ("count/", "samples_per_second", "steps_per_second", "skipped")
 """Beginnings of names that are no curves of learning."""
 
 
@@ -22,7 +22,7 @@ class Curve:
     values: tuple[float, ...]
 
     def after(self, steps: int, seconds: float) -> Curve:
-        """Gives the curve of a stage that began after so many steps and seconds."""
+        """Return the curve of a stage that began after so many steps and seconds."""
         return Curve(
             self.name,
             tuple(step + steps for step in self.steps),
@@ -41,23 +41,23 @@ class History:
     curves: tuple[Curve, ...]
 
     def curve(self, name: str) -> Curve | None:
-        """Gives the curve of that name, if it was logged."""
+        """Return the curve of that name, if it was logged."""
         return next((curve for curve in self.curves if curve.name == name), None)
 
 
 def history(folder: Path, name: str) -> History:
-    """Reads ``folder``/log.jsonl; numbers that were not finite are left out. ``ValueError`` if nothing was logged."""
+    """Read ``folder``/log.jsonl; numbers that were not finite are left out. ``ValueError`` if nothing was logged."""
     lines = read_log(folder)
     if not lines:
         raise ValueError(f"{folder} holds no log of a run (log.jsonl); give the folder of a run that has trained")
     names = dict.fromkeys(key for line in lines for key in line if key not in ("step", "seconds"))
-    curves = tuple(_curve(key, lines) for key in names if not key.startswith(LEFT_OUT))
+    curves = tuple(_curve(key, lines) for key in names if not key.startswith(SKIPPED))
     last = lines[-1]
     return History(name, int(last["step"]), last["seconds"], curves)
 
 
 def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
-    """Gives the curve ``name`` of every stage that has it, each beginning where the stage before it ended."""
+    """Return the curve ``name`` of every stage that has it, each beginning where the stage before it ended."""
     found, steps, seconds = [], 0, 0.0
     for stage in stages:
         if curve := stage.curve(name):
@@ -67,7 +67,7 @@ def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
 
 
 def merged(curves: tuple[Curve, ...]) -> Curve:
-    """Gives one curve through the points of all; at least one is needed."""
+    """Return one curve through the points of all; at least one is needed."""
     return Curve(
         curves[0].name,
         tuple(step for curve in curves for step in curve.steps),

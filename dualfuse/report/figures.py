@@ -47,7 +47,7 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """Gives the chart as an <svg> element; ``ImportError`` says how to get matplotlib."""
+    """Return the chart as an <svg> element; ``ImportError`` says how to get matplotlib."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -94,7 +94,7 @@ def _plot(axes: Axes, line: Line, over: str) -> None:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Gives the mean of the ``window`` values around each of (N,), of fewer at the ends."""
+    """Return the mean of the ``window`` values around each of (N,), of fewer at the ends."""
     weights = np.ones(window | 1)
     reach = len(weights) // 2
     total = np.convolve(y, weights)[reach : reach + len(y)]
@@ -102,14 +102,14 @@ def running_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def _inline(svg: str) -> str:
-    """Makes a file an element: no prologue, no fixed size, no fonts, no rules and names that reach beyond it."""
+    """Make a file an element: no prologue, no fixed size, no fonts, no rules and names that reach beyond it."""
     mark = blake2b(svg.encode(), digest_size=4).hexdigest()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg class="chart" role="img" \1>', svg, count=1)
     svg = re.sub(r"font-family: [^;\"]*;?", "", re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg))
-    for stand_in, name in COLOURS.items():
-        svg = svg.replace(stand_in, f"var({name})")
+    for replacement, name in COLOURS.items():
+        svg = svg.replace(replacement, f"var({name})")
     used = set(re.findall(r"(?:url\(|xlink:href=\")#([^)\"]+)", svg))
     svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{found[1]}-{mark}"' if found[1] in used else "", svg)
     svg = re.sub(r"((?:url\(|xlink:href=\")#[^)\"]+)", rf"\1-{mark}", svg).replace("xlink:href=", "href=")

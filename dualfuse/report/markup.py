@@ -10,7 +10,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """Gives a whole page that loads nothing."""
+    """Return a whole page that loads nothing."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -22,44 +22,44 @@ def document(title: str, body: Sequence[str]) -> str:
 
 
 def section(title: str, *parts: str, lead: str = "") -> str:
-    """Gives a headed section; ``lead`` is plain text under the heading."""
+    """Return a headed section; ``lead`` is plain text under the heading."""
     words = f'<p class="lead">{escape(lead)}</p>' if lead else ""
     return f"<section><h2>{escape(title)}</h2>{words}{''.join(parts)}</section>"
 
 
 def figure(title: str, svg: str) -> str:
-    """Gives a chart with its title."""
+    """Return a chart with its title."""
     return f'<figure class="card"><figcaption>{escape(title)}</figcaption>{svg}</figure>'
 
 
 def grid(parts: Sequence[str], kind: str = "") -> str:
-    """Puts parts beside each other as far as the width allows."""
+    """Put parts beside each other as far as the width allows."""
     return f'<div class="grid {kind}">{"".join(parts)}</div>'
 
 
 def pairs_table(rows: Sequence[tuple[str, str]]) -> str:
-    """Gives a table of names and values."""
+    """Return a table of names and values."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
     return f'<table class="pairs">{lines}</table>'
 
 
 def bar(share: float, words: str) -> str:
-    """Gives a number with a bar of that share of the width behind it."""
+    """Return a number with a bar of that share of the width behind it."""
     return f'<span class="bar" style="--share:{max(0.0, min(1.0, share)):.4f}">{escape(words)}</span>'
 
 
 def tile(value: str, words: str) -> str:
-    """Gives one big number."""
+    """Return one big number."""
     return f'<div class="tile"><b>{escape(value)}</b><span>{escape(words)}</span></div>'
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Gives lines to copy into a terminal."""
+    """Return lines to copy into a terminal."""
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
 
 
 def legend(entries: Sequence[tuple[str, int, bool]]) -> str:
-    """Gives a legend of (words, series, whether dashed)."""
+    """Return a legend of (words, series, whether dashed)."""
     items = (
         f'<span><i class="{"dash" if is_dashed else "rule"}" style="color:var(--series-{series})"></i>'
         f"{escape(words)}</span>"

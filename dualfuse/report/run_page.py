@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
-from dualfuse.engine.log import SKIPPED
-from dualfuse.engine.same_recipe import FINAL, RECIPE
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
+from dualfuse.report.demo.page import REPORT, write_demo_page
+from dualfuse.report.demo.results import RESULTS, DemoResults
+from dualfuse.report.demo.wording import duration
 from dualfuse.report.figures import Chart, Line
-from dualfuse.report.page import REPORT, write_demo_page
-from dualfuse.report.results import RESULTS, DemoResults
-from dualfuse.report.words import duration
+from dualfuse.training.resume_recipe import FINAL, RECIPE
+from dualfuse.training.run_log import SKIPPED
 
-TITLES = {"loss": "Loss", "contrast": "Contrast", "match": "Matching", "words": "Masked words", "lr": "Learning rate"}
+TITLES = {"loss": "Loss", "loss/itc": "ITC loss", "loss/itm": "ITM loss", "loss/mlm": "MLM loss", "lr": "Learning rate"}
 SHOWN = 8
 """Skipped samples that are listed by name."""
 
 
 def report(run: Path) -> Path:
-    """Writes RUN/report.html from what a run left in its folder, or from the demo's results.json; gives its path.
+    """Write RUN/report.html from what a run left in its folder, or from the demo's results.json; gives its path.
 
     Raises ``ValueError`` for a folder that is neither.
     """
@@ -41,7 +41,7 @@ def report(run: Path) -> Path:
 
 
 def run_page(run: Path) -> str:
-    """Gives the page of one run."""
+    """Return the page of one run."""
     told = json.loads((run / RECIPE).read_text(encoding="utf-8"))
     done = history(run, told["name"])
     steps = told["run"]["steps"]
@@ -64,7 +64,7 @@ def run_page(run: Path) -> str:
 
 
 def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Gives the values of a recipe's JSON with their dotted names; a dataclass is named by its class."""
+    """Return the values of a recipe's JSON with their dotted names; a dataclass is named by its class."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(inner, name if key == "is" else f"{name}.{key}".lstrip("."))
@@ -73,7 +73,7 @@ def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _last(done: History) -> list[str]:
-    """Gives tiles of what the run reached, as far as it was logged."""
+    """Return tiles of what the run reached, as far as it was logged."""
     said = (
         ("loss", "last loss", "{:.3g}"),
         ("validation/text_to_image/R@1", "R@1, text to image, validation", "{:.1%}"),

@@ -1,1 +1,1 @@
-"""The application over the models: finds pictures of a folder, or of shards, by text or by picture."""
+"""The application over the models: finds images of a folder, or of shards, by text or by image."""

@@ -1,4 +1,4 @@
-"""What can be searched: the pictures of a folder and its sub-folders, or those of shards, by number."""
+"""What can be searched: the images of a folder and its sub-folders, or those of shards, by number."""
 
 from __future__ import annotations
 
@@ -7,49 +7,49 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dualfuse.data.shards import Shards
-from dualfuse.data.tar_index import TarIndex
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.doctor.examine import find_tars
-from dualfuse.prepare.sources.folder import picture_names
+from dualfuse.prepare.sources.pairs.folder import image_names
 
 
 @dataclass(frozen=True)
 class Collection:
-    """N pictures, none of them read yet."""
+    """N images, none of them read yet."""
 
     source: Path
     """What was opened, absolute: a folder, a tar file, or a pattern of tar files."""
     home: Path
     """The folder that all of it lies in."""
     names: tuple[str, ...]
-    """One per picture, unique: its path below ``home``, or TAR/KEY."""
+    """One per image, unique: its path below ``home``, or TAR/KEY."""
     stamps: tuple[str, ...]
-    """One per picture: size and time stamp of the file that it lies in; a changed picture has another one."""
+    """One per image: size and time stamp of the file that it lies in; a changed image has another one."""
     read: Callable[[int], bytes]
-    """Gives the bytes of a picture, or raises ``OSError`` or ``ValueError`` (``BrokenSample`` is one)."""
+    """Gives the bytes of an image, or raises ``OSError`` or ``ValueError`` (``BrokenSample`` is one)."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
-        """Lists the pictures of a folder with its sub-folders, of a tar file, a folder of tars, or a pattern of tars.
+        """List the images of a folder with its sub-folders, of a tar file, a folder of tars, or a pattern of tars.
 
-        Hidden files and folders are left out. Raises ``ValueError`` where there is no picture, and for a folder that
-        holds pictures as well as tar files.
+        Hidden files and folders are left out. Raises ``ValueError`` where there is no image, and for a folder that
+        holds images as well as tar files.
         """
         source = Path(source).expanduser().absolute()  # a later change of folder must not matter
         if not source.is_dir():
             return _shards(source)
-        names, tars = picture_names(source), sorted(tar.name for tar in source.glob("*.tar"))
+        names, tars = image_names(source), sorted(tar.name for tar in source.glob("*.tar"))
         if names and tars:
             raise ValueError(
-                f"{source} holds {len(names)} picture(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
-                f"{tars[0]}; search the tar files with {source / '*.tar'}, or move them away to search the pictures"
+                f"{source} holds {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
+                f"{tars[0]}; search the tar files with {source / '*.tar'}, or move them away to search the images"
             )
         if not names and not tars:
-            raise ValueError(f"{source} holds no picture, no folder with pictures, and no tar file; {_inside(source)}")
+            raise ValueError(f"{source} holds no image, no folder with images, and no tar file; {_inside(source)}")
         return _folder(source, names) if names else _shards(source)
 
     def __len__(self) -> int:
-        """The number of pictures, unreadable ones included."""
+        """The number of images, unreadable ones included."""
         return len(self.names)
 
 

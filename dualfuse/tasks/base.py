@@ -10,15 +10,15 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor, nn
 
-from dualfuse.data.images import ImageTransform
-from dualfuse.data.loader import Batch, Row
+from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.loader import Batch, Example
 from dualfuse.data.sample import Sample
-from dualfuse.data.text import Text
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.base import VisionLanguageModel
 
 
 @dataclass(frozen=True)
-class Output:
+class TaskOutput:
     """What one step gives: the loss that is differentiated, and detached scalars for people."""
 
     loss: Tensor
@@ -26,16 +26,16 @@ class Output:
 
 
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gives the values without their gradient, for :attr:`Output.log`."""
+    """Return the values without their gradient, for :attr:`Output.log`."""
     return {name: value.detach() for name, value in log.items()}
 
 
 @dataclass(frozen=True)
-class Prep:
+class Processor:
     """How a loader worker turns bytes and strings into tensors."""
 
     image: ImageTransform
-    text: Text
+    text: TextTransform
 
 
 class Task(nn.Module, ABC):
@@ -44,21 +44,21 @@ class Task(nn.Module, ABC):
     model: VisionLanguageModel
 
     @abstractmethod
-    def forward(self, batch: Any) -> Output:  # Any: what its config's collate gives
-        """Learns: gives the loss of one batch."""
+    def forward(self, batch: Any) -> TaskOutput:  # Any: what its config's collate gives
+        """Learn: gives the loss of one batch."""
 
 
 class TaskConfig(Protocol):
     """Anything frozen that reads samples in a loader worker and builds a task on the device."""
 
-    def read(self, sample: Sample, prep: Prep, rng: np.random.Generator) -> Row:
-        """Turns one sample into one row; raises ``BrokenSample`` for one that cannot be used."""
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
+        """Turn one sample into one row; raises ``BrokenSample`` for one that cannot be used."""
         ...
 
     def collate(self, rows: Sequence[Any]) -> Batch:  # Any: what read gives
-        """Puts rows together to a batch, padded to the longest of them."""
+        """Put rows together to a batch, padded to the longest of them."""
         ...
 
     def build(self, model: Any) -> Task:  # Any: what the model's config builds
-        """Gives the task with freshly initialised heads on ``model``."""
+        """Return the task with freshly initialised heads on ``model``."""
         ...

@@ -40,7 +40,7 @@ def tokenizer(tokenizer_files: dict[str, str], tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def config() -> Callable[..., BridgeTowerConfig]:
-    """Makes configurations; what a tower says is given as text_... and vision_..."""
+    """Make configurations; what a tower says is given as text_... and vision_..."""
 
     def make(**changes: Any) -> BridgeTowerConfig:
         text = dict(vocab_size=300, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, hidden_size=64)
@@ -56,7 +56,7 @@ def config() -> Callable[..., BridgeTowerConfig]:
 
 @pytest.fixture
 def folder_of(tokenizer_files: dict[str, str], tmp_path: Path) -> Callable[..., Path]:
-    """Writes a model of transformers, every tensor random, with a tokenizer."""
+    """Write a model of transformers, every tensor random, with a tokenizer."""
 
     def write(model: Any, **arguments: Any) -> Path:
         torch.manual_seed(5)
@@ -78,7 +78,7 @@ def contrastive(folder_of: Callable[..., Path], config: Callable[..., BridgeTowe
 
 @pytest.fixture
 def change(contrastive: Path) -> Callable[[str, Any], Path]:
-    """Sets a field of config.json, its path with dots; None removes it."""
+    """Set a field of config.json, its path with dots; None removes it."""
 
     def set_field(name: str, value: Any) -> Path:
         whole = inner = json.loads((contrastive / "config.json").read_text())
@@ -102,7 +102,7 @@ def official_state() -> dict[str, Tensor]:
 
 @pytest.fixture
 def official(official_state: dict[str, Tensor], tmp_path: Path) -> Callable[..., Path]:
-    """Writes a checkpoint of Lightning with the heads of one task."""
+    """Write a checkpoint of Lightning with the heads of one task."""
     marks = ("mlm_score", "itm_score", "itc_", "vqa_", "nlvr2_", "snli_", "rank_output", "_gate.", "link_tower")
 
     def write(*heads: str, **hyper_parameters: Any) -> Path:

@@ -1,4 +1,4 @@
-"""BEiT in all its layouts sees pictures in our model as it did in its own, and texts are what is new."""
+"""BEiT in all its layouts sees images in our model as it did in its own, and texts are what is new."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from transformers import (
 from dualfuse import hub
 from dualfuse.convert.beit import window
 from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.load import load
 from dualfuse.convert.rename import rename
 from dualfuse.convert.report import Report
 from dualfuse.convert.vlmo import PAIRS
-from dualfuse.data.images import Looks
-from dualfuse.engine.start import begin_with
+from dualfuse.data.image.transform import Preprocess
 from dualfuse.layers.relative_bias import resize_table
 from dualfuse.models.vlmo import VLMo, VLMoConfig
 from dualfuse.recipe import Data, Recipe
-from dualfuse.tasks.image_classes import ImageClasses, ImageClassesConfig
-from dualfuse.tasks.masked_image import MaskedImage, MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassification, ImageClassificationConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.init_from import init_from
 
 VLMO = Path(__file__).parent.parent / "golden" / "vlmo"
 STATE = load_file(VLMO / "beit_stage2_state.safetensors")
@@ -56,7 +56,7 @@ def state(name: str) -> dict[str, Tensor]:
 
 
 def renamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Gives official VLMo's tensors our names."""
+    """Return official VLMo's tensors our names."""
     return rename(tensors, PAIRS).tensors
 
 
@@ -73,11 +73,11 @@ def model_of(task: nn.Module) -> VLMo:
 
 @torch.no_grad()
 def layers(model: VLMo, images: Tensor) -> Tensor:
-    """Gives the states (L, B, N, D) after each layer."""
+    """Return the states (L, B, N, D) after each layer."""
     states: list[Tensor] = []
     hooks = [block.register_forward_hook(lambda *args: states.append(args[-1])) for block in model.blocks]
     tokens = model.embed_image(images)
-    model.states(tokens, torch.arange(tokens.mask.shape[1]).expand(len(images), -1))
+    model.token_states(tokens, torch.arange(tokens.mask.shape[1]).expand(len(images), -1))
     for hook in hooks:
         hook.remove()
     return torch.stack(states)
@@ -86,7 +86,11 @@ def layers(model: VLMo, images: Tensor) -> Tensor:
 def test_every_tensor_goes_where_the_released_loader_puts_it(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "beit.pth", state("beit_ft"))
     report = convert(path, tmp_path / "ours")
-    ours, copied, released = hub.read_tensors(tmp_path / "ours"), read_foreign(path).tensors, renamed(state("stage2"))
+    ours, copied, released = (
+        hub.read_tensors(tmp_path / "ours"),
+        read_checkpoint(path).tensors,
+        renamed(state("stage2")),
+    )
     zero, table = copied.pop("model.types.weight"), copied.pop("model.relative_bias.table")
     classes = {name: copied.pop(name) for name in ("norm.weight", "norm.bias", "head.weight", "head.bias")}
     for name, tensor in classes.items():
@@ -103,7 +107,7 @@ def test_every_tensor_goes_where_the_released_loader_puts_it(tmp_path: Path) -> 
     # types start at zero; positions of words have no effect beside relative ones, so that there are none
     known = {"model.types.weight", "model.words.position.weight"}
     assert set(report.new) == {name for name in missing - known if name.startswith("model.")}
-    assert not zero.any() and "types of text and picture start at zero" in str(report)
+    assert not zero.any() and "types of text and image start at zero" in str(report)
     left = {name for name in FACTS["beit_to_vlmo_unexpected"] if "fc_norm" not in name and "head" not in name}
     assert {f"transformer.{name}" for name in report.unused} == left
     assert not report.unexpected
@@ -115,16 +119,21 @@ def test_pictures_are_seen_as_by_the_official_code(tmp_path: Path) -> None:
     assert_close(hidden, OUTPUTS["beit_ft.hidden"], atol=1e-5, rtol=1e-5)
     model = loaded.recipe.model
     assert isinstance(model, VLMoConfig)
-    assert (model.width, model.depth, model.heads, model.both_from) == (48, 4, 4, 4)
-    assert (model.patch, model.image_size, model.text_length, model.bias) == (8, (32, 32), 196, "each")
-    assert loaded.recipe.task == ImageClassesConfig(classes=7) and loaded.recipe.data.text_length == 196
-    assert loaded.recipe.data.looks == Looks("crop", "pillow", kept=0.875)
+    assert (model.width, model.depth, model.heads, model.vl_expert_start) == (48, 4, 4, 4)
+    assert (model.patch_size, model.image_size, model.text_length, model.share_relative_bias) == (
+        8,
+        (32, 32),
+        196,
+        False,
+    )
+    assert loaded.recipe.task == ImageClassificationConfig(num_classes=7) and loaded.recipe.data.text_length == 196
+    assert loaded.recipe.data.preprocess == Preprocess("crop", "pillow", crop_fraction=0.875)
 
 
 @torch.no_grad()
 def test_classes_are_told_apart_as_by_the_official_code(tmp_path: Path) -> None:
     task = load(checkpoint(tmp_path / "beit.pth", state("beit_ft"))).task
-    assert isinstance(task, ImageClasses)
+    assert isinstance(task, ImageClassification)
     image = task.model.embed_image(OUTPUTS["in.image"])
     assert_close(task.norm(task.model.average_patches(image)), OUTPUTS["beit_ft.pooled"], atol=1e-5, rtol=1e-5)
     assert_close(task.logits({"image": OUTPUTS["in.image"]}), OUTPUTS["beit_ft.logits"], atol=1e-5, rtol=1e-5)
@@ -135,11 +144,11 @@ def test_self_supervised_with_its_head(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "mim.pth", state("beit_mim"))
     report = convert(path, tmp_path / "ours")
     task = hub.load(tmp_path / "ours").task
-    assert isinstance(task, MaskedImage) and task.cfg == replace(MaskedImageConfig(), codes=31, patch=8)
+    assert isinstance(task, MaskedImage) and task.cfg == replace(MaskedImageConfig(), codes=31, patch_size=8)
     hidden = OUTPUTS["in.mim_mask"]
     rows = [1 + mask.nonzero()[:, 0] for mask in hidden]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    batch: Any = {"image": OUTPUTS["in.image"], "hidden": hidden, "rows": padded}
+    batch: Any = {"image": OUTPUTS["in.image"], "hidden": hidden, "positions": padded}
     with torch.no_grad():
         assert_close(task.logits(batch), OUTPUTS["beit_mim.logits_masked"], atol=1e-5, rtol=1e-5)
     assert set(report.unused) == {"rel_pos_bias.relative_position_index"} and "all alike" in str(report)
@@ -164,7 +173,7 @@ KINDS = {
 
 @pytest.fixture
 def hugging_face(tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
-    """Writes a BEiT of transformers, every tensor random."""
+    """Write a BEiT of transformers, every tensor random."""
 
     def write(kind: str, **changes: Any) -> tuple[Any, Path]:
         make, said = KINDS[kind]
@@ -190,31 +199,31 @@ def test_transformers_live(kind: str, epsilon: float, hugging_face: Callable[...
     hidden = layers(model_of(loaded.task), images)
     assert_close(hidden, torch.stack(found.hidden_states[1:]), atol=1e-5, rtol=1e-5)
     if kind.startswith("classes"):
-        assert isinstance(loaded.task, ImageClasses)
+        assert isinstance(loaded.task, ImageClassification)
         assert loaded.task.features == ("first" if kind.endswith("first") else "patches")
         assert_close(loaded.task.logits({"image": images}), found.logits, atol=1e-5, rtol=1e-5)
     if kind in ("bare", "absolute"):
         tokens = loaded.task.model.embed_image(images)
-        states = loaded.task.model.states(tokens, torch.arange(17).expand(2, -1))
+        states = loaded.task.model.token_states(tokens, torch.arange(17).expand(2, -1))
         assert_close(states, found.last_hidden_state, atol=1e-5, rtol=1e-5)
-    converted = read_foreign(folder)
+    converted = read_checkpoint(folder)
     assert ("epsilon of the norms was 1e-12" in str(converted.report)) == (epsilon == 1e-12)
     assert not converted.report.unexpected
     model = converted.recipe.model
     assert isinstance(model, VLMoConfig) and model.heads == 4
     assert model.positions == ("absolute" if kind == "absolute" else "relative")
-    assert bool(model.initial.layer_scale) == (kind != "no-scale")
+    assert bool(model.init.layer_scale) == (kind != "no-scale")
 
 
 @torch.no_grad()
 def test_hidden_patches_of_transformers(hugging_face: Callable[..., tuple[Any, Path]]) -> None:
     theirs, folder = hugging_face("masked", layer_norm_eps=1e-6)
     task = load(folder).task
-    assert isinstance(task, MaskedImage) and model_of(task).biased_alike
+    assert isinstance(task, MaskedImage) and model_of(task).share_relative_bias
     images, hidden = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool)
     hidden[:, 3:9] = True
     rows = (1 + torch.arange(3, 9)).expand(2, -1)
-    batch: Any = {"image": images, "hidden": hidden, "rows": rows}
+    batch: Any = {"image": images, "hidden": hidden, "positions": rows}
     wanted = theirs(images, bool_masked_pos=hidden).logits[hidden]
     assert_close(task.logits(batch), wanted, atol=1e-5, rtol=1e-5)
 
@@ -227,7 +236,7 @@ def test_timm(place: str, tmp_path: Path) -> None:
     save_file(theirs, tmp_path / "hub" / "model.safetensors")
     (tmp_path / "hub" / "config.json").write_text('{"architecture": "beit_base_patch16_224", "num_classes": 7}')
     source = tmp_path / "hub" / "model.safetensors" if place == "file" else tmp_path / "hub"
-    ours, official = read_foreign(source), read_foreign(checkpoint(tmp_path / "x.pth", state("beit_ft")))
+    ours, official = read_checkpoint(source), read_checkpoint(checkpoint(tmp_path / "x.pth", state("beit_ft")))
     assert all(torch.equal(tensor, official.tensors[name]) for name, tensor in ours.tensors.items())
     assert ours.tensors.keys() == official.tensors.keys() and ours.recipe.model == official.recipe.model
     assert not ours.report.unused and {"norm.weight", "head.bias"} <= ours.tensors.keys()
@@ -240,7 +249,7 @@ def test_language_experts_as_copies(tmp_path: Path) -> None:
     for name in ours:
         if ".experts.image." in name:
             assert torch.equal(ours[name], ours[name.replace("image", "text")])
-    assert "copies of the vision experts: 24 tensors" in str(report) and "as in the released code" not in str(report)
+    assert "copies of the vision experts: 24 tensors" in str(report) and "as in the official code" not in str(report)
     assert not any(".experts." in name for name in report.new)
     with pytest.raises(ValueError, match=r"in a BEiT alone, not in .*ours"):
         convert(tmp_path / "ours", tmp_path / "more", to="official", language="vision")
@@ -292,10 +301,10 @@ def test_language_experts_of_bert(
     words = theirs.bert.embeddings
     wanted = words.LayerNorm(words.word_embeddings(ids) + words.token_type_embeddings.weight[0])
     assert_close(model.words(ids), wanted)
-    assert_close(task.get_submodule("word_head")(x), theirs.cls(x), atol=1e-5, rtol=1e-5)
+    assert_close(task.get_submodule("mlm_head")(x), theirs.cls(x), atol=1e-5, rtol=1e-5)
     left = ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.4.output.dense.weight")
     assert {*left, "bert.embeddings.position_embeddings.weight"} <= report.unused.keys() and not report.unexpected
-    assert not any(".experts." in name or name.startswith(("model.words.", "word_head.")) for name in report.new)
+    assert not any(".experts." in name or name.startswith(("model.words.", "mlm_head.")) for name in report.new)
     assert "BERT's feed-forward parts" in str(report)
     assert "BEiT's head, and what goes with it, is left out" in str(report)
 
@@ -304,8 +313,8 @@ def test_bert_beside_absolute_positions(
     bert: Callable[..., tuple[BertForMaskedLM, Path]], hugging_face: Callable[..., tuple[Any, Path]], tmp_path: Path
 ) -> None:
     theirs, folder = bert(max_position_embeddings=200)
-    _, pictures = hugging_face("absolute")
-    report = convert(pictures, tmp_path / "ours", text=str(folder))
+    _, images = hugging_face("absolute")
+    report = convert(images, tmp_path / "ours", text=str(folder))
     positions = theirs.bert.embeddings.position_embeddings.weight
     assert torch.equal(hub.read_tensors(tmp_path / "ours")["model.words.position.weight"], positions[:196])
     assert "bert.embeddings.position_embeddings.weight" in report.used
@@ -328,23 +337,23 @@ def test_bert_of_another_width(bert: Callable[..., tuple[BertForMaskedLM, Path]]
 def test_a_start_for_stages_two_and_three(source: str, kind: str, tmp_path: Path) -> None:
     """At another resolution: the released loader writes rows into the wrong places there."""
     path = checkpoint(tmp_path / "beit.pth", state(kind))
-    report = read_foreign(path)
+    report = read_checkpoint(path)
     if source == "folder":
         convert(path, tmp_path / "ours")
     model = VLMoConfig(
-        width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(48, 48), text_length=40, drop_path=0.0
+        width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(48, 48), text_length=40, drop_path=0.0
     )
     data = Data(image_size=(48, 48), text_length=40)
     for cfg in (MaskedTextConfig(), PairsConfig()):
         recipe = Recipe("next", model, cfg, data)
         task = cfg.build(model.build())
         before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-        begin_with(task, recipe, str(tmp_path / "ours" if source == "folder" else path), tmp_path / "out")
+        init_from(task, recipe, str(tmp_path / "ours" if source == "folder" else path), tmp_path / "out")
         after = task.state_dict()
         table = report.tensors["model.relative_bias.table"]
         assert_close(after["model.relative_bias.table"][:124], resize_table(table, (4, 4), (6, 6))[:124])
         assert torch.equal(after["model.blocks.3.experts.image.up.weight"], STATE[f"{kind}.blocks.3.mlp.fc1.weight"])
-        both = "model.blocks.3.experts.both.up.weight"
+        both = "model.blocks.3.experts.vl.up.weight"
         assert torch.equal(after[both], before[both])
 
 

@@ -28,7 +28,7 @@ from dualfuse.convert.rename import inverse, rename
 from dualfuse.convert.towers import from_towers
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 VISION = dict(hidden_size=128, intermediate_size=512, num_hidden_layers=3, num_attention_heads=2, image_size=32)
 VISION |= dict(patch_size=8, hidden_act="quick_gelu", layer_norm_eps=1e-5)
@@ -45,7 +45,7 @@ def randomly(model: Any) -> Any:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> CLIPVisionModel:
+def images(tmp_path: Path) -> CLIPVisionModel:
     model = randomly(CLIPVisionModel(CLIPVisionConfig(**VISION)))
     model.save_pretrained(tmp_path / "clip")
     return model
@@ -61,22 +61,24 @@ def words(tmp_path: Path, tokenizer_files: dict[str, str]) -> RobertaForMaskedLM
 
 
 @torch.inference_mode()
-def test_they_compute_the_same(pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
+def test_they_compute_the_same(pil_images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
     report = convert(tmp_path / "clip", tmp_path / "ours", text=str(tmp_path / "roberta"))
-    assert not report.unexpected and not [name for name in report.new if "tower" in name or "word_head" in name]
-    assert {"model.types.weight", "match_head.weight"} <= report.new.keys()
+    assert not report.unexpected and not [name for name in report.new if "tower" in name or "mlm_head" in name]
+    assert {"model.types.weight", "itm_head.weight"} <= report.new.keys()
     task = hub.load(tmp_path / "ours").task
     torch.manual_seed(4)
     images, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 300, (2, 9))
     ids[0, 6:] = 1
-    theirs = pictures(images, output_hidden_states=True).hidden_states
-    after = pictures.post_layernorm if hasattr(pictures, "post_layernorm") else pictures.vision_model.post_layernorm
+    theirs = pil_images(images, output_hidden_states=True).hidden_states
+    after = (
+        pil_images.post_layernorm if hasattr(pil_images, "post_layernorm") else pil_images.vision_model.post_layernorm
+    )
     (ours,), _ = task.model.image_tower(images, (2,))
     torch.testing.assert_close(ours, after(theirs[-1]), rtol=1e-4, atol=1e-4)
     said = words(ids, attention_mask=(ids != 1).long(), output_hidden_states=True)
     (states,) = task.model.text_tower(ids, ids != 1, (2,))
     torch.testing.assert_close(states[ids != 1], said.hidden_states[-1][ids != 1], rtol=1e-4, atol=1e-4)
-    logits = task.word_head(states[1])
+    logits = task.mlm_head(states[1])
     torch.testing.assert_close(logits, said.logits[1], rtol=1e-3, atol=1e-3)
 
 
@@ -96,12 +98,12 @@ def as_openai(model: CLIPVisionModel) -> dict[str, Tensor]:
     return named.tensors | more | {"transformer.resblocks.0.ln_1.weight": torch.ones(2)}
 
 
-def test_all_layouts_agree(pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
+def test_all_layouts_agree(images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
     roberta = tmp_path / "roberta"
     expected = from_towers(tmp_path / "clip", roberta).task.state_dict()
-    torch.save(as_openai(pictures), tmp_path / "openai.pt")
+    torch.save(as_openai(images), tmp_path / "openai.pt")
     both = CLIPModel(CLIPConfig(vision_config=VISION, text_config=dict(TEXT, bos_token_id=0, eos_token_id=2)))
-    state = {name.removeprefix("vision_model."): tensor for name, tensor in pictures.state_dict().items()}
+    state = {name.removeprefix("vision_model."): tensor for name, tensor in images.state_dict().items()}
     both.vision_model.load_state_dict(state)
     both.save_pretrained(tmp_path / "both")
     older = {"vision_model." + name: tensor for name, tensor in state.items()}
@@ -118,7 +120,7 @@ def test_all_layouts_agree(pictures: CLIPVisionModel, words: RobertaForMaskedLM,
     ours = made.task.state_dict()
     assert all(torch.equal(expected[name], ours[name]) for name in expected if "tower" in name)
     assert made.kept.keys() == {"text_pooler.weight", "text_pooler.bias"}
-    assert not made.report.unexpected and "word_head.dense.weight" in made.report.new
+    assert not made.report.unexpected and "mlm_head.dense.weight" in made.report.new
 
 
 def test_joined() -> None:
@@ -133,8 +135,8 @@ def test_joined() -> None:
         clip.joined({name: tensor for name, tensor in apart.items() if "v_proj" not in name})
 
 
-def test_meter_of_a_recipe(pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
-    """It leaves the last block out, and reads larger pictures."""
+def test_meter_of_a_recipe(images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
+    """It leaves the last block out, and reads larger images."""
     plain = from_towers(tmp_path / "clip", tmp_path / "roberta")
     model = plain.recipe.model
     assert isinstance(model, BridgeTowerConfig) and model.image.image_size == (32, 32) and model.layers == 3
@@ -149,7 +151,7 @@ def test_meter_of_a_recipe(pictures: CLIPVisionModel, words: RobertaForMaskedLM,
         name = f"model.image_tower.{name}"
         assert torch.equal(task.state_dict()[name], plain.task.state_dict()[name])
     with pytest.raises(ValueError, match=r"is \(300,.*\) in the files and \(400,.*\) in recipe meter"):
-        other = replace(model, text=replace(model.text, vocabulary=400))
+        other = replace(model, text=replace(model.text, vocab_size=400))
         from_towers(tmp_path / "clip", tmp_path / "roberta", replace(recipe, model=other))
     with pytest.raises(ValueError, match=r"asks for .* tensors the towers lack, .*too deep"):
         other = replace(model, image=replace(model.image, depth=5))
@@ -163,7 +165,7 @@ def test_meter_of_a_recipe(pictures: CLIPVisionModel, words: RobertaForMaskedLM,
     [("clip", "hidden_act", "gelu"), ("roberta", "layer_norm_eps", 1e-12), ("roberta", "pad_token_id", 0)],
 )
 def test_other_towers(
-    part: str, name: str, value: object, pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path
+    part: str, name: str, value: object, images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path
 ) -> None:
     config = json.loads((tmp_path / part / "config.json").read_text())
     (tmp_path / part / "config.json").write_text(json.dumps(config | {name: value}))
@@ -171,7 +173,7 @@ def test_other_towers(
         from_towers(tmp_path / "clip", tmp_path / "roberta")
 
 
-def test_the_wrong_way_round(pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
+def test_the_wrong_way_round(images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
     weights = tmp_path / "roberta" / "model.safetensors"
     with pytest.raises(ValueError, match=r"holds no CLIP, OpenAI's or Hugging Face's, but tensors such as lm_head"):
         from_towers(weights, tmp_path / "clip" / "model.safetensors")
@@ -184,7 +186,7 @@ def test_the_wrong_way_round(pictures: CLIPVisionModel, words: RobertaForMaskedL
     assert load_file(weights)
 
 
-def test_a_recipe_without_text(pictures: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
+def test_a_recipe_without_text(images: CLIPVisionModel, words: RobertaForMaskedLM, tmp_path: Path) -> None:
     recipe = from_towers(tmp_path / "clip", tmp_path / "roberta").recipe
     with pytest.raises(ValueError, match="give RoBERTa too, with --text"):
         convert(tmp_path / "clip", tmp_path / "ours", recipe=recipe)

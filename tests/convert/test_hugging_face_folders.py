@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from tiny import picture
+from tiny import png_image
 from torch import Tensor
 from transformers import (
     AutoTokenizer,
@@ -31,7 +31,7 @@ from dualfuse import hub
 from dualfuse.convert.convert import convert
 from dualfuse.convert.load import load
 from dualfuse.convert.report import FILE
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 CLASSES = (
     BridgeTowerModel,
@@ -65,8 +65,8 @@ def test_there_and_back(
 
     loaded = hub.load(tmp_path / "ours")
     assert isinstance(loaded.task, Pairs)
-    learnt = (loaded.task.cfg.contrast, loaded.task.cfg.match, loaded.task.cfg.words)
-    assert learnt == tuple(float(kind is each) for each in CLASSES[1:])
+    trained = (loaded.task.cfg.itc_weight, loaded.task.cfg.itm_weight, loaded.task.cfg.mlm_weight)
+    assert trained == tuple(float(kind is each) for each in CLASSES[1:])
 
     back = convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
     assert same(tensors(theirs), tensors(tmp_path / "back")) and not back.new
@@ -114,14 +114,14 @@ def test_stored_ones(case: str, tokenizer: str, tmp_path: Path) -> None:
 def test_tokenizer_and_pictures_go_along(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
-    prep = hub.load(tmp_path / "ours").prep
+    processor = hub.load(tmp_path / "ours").processor
     theirs = AutoTokenizer.from_pretrained(tmp_path / "back")
     for text in ("a cat", "two  cats, one dog!", "Zürich"):
-        assert prep.text.encode(text).ids.tolist() == theirs(text)["input_ids"]
+        assert processor.text.encode(text).ids.tolist() == theirs(text)["input_ids"]
     processor = BridgeTowerImageProcessorPil.from_pretrained(tmp_path / "back")
-    shown = processor(Image.open(io.BytesIO(picture(3, 48))).convert("RGB"), return_tensors="pt")["pixel_values"][0]
-    assert (shown - prep.image(picture(3, 48), np.random.default_rng(0))).abs().max() < 1e-5
-    assert prep.text.length == 38
+    shown = processor(Image.open(io.BytesIO(png_image(3, 48))).convert("RGB"), return_tensors="pt")["pixel_values"][0]
+    assert (shown - processor.image(png_image(3, 48), np.random.default_rng(0))).abs().max() < 1e-5
+    assert processor.text.length == 38
 
 
 def test_what_is_loaded_is_what_was_converted(contrastive: Path, tmp_path: Path) -> None:
@@ -129,8 +129,8 @@ def test_what_is_loaded_is_what_was_converted(contrastive: Path, tmp_path: Path)
     at_once, ours, again = load(contrastive), hub.load(tmp_path / "ours"), load(tmp_path / "ours")
     for one in (at_once, again):
         assert same(one.task.state_dict(), ours.task.state_dict()) and not one.task.training
-        assert one.prep.image == ours.prep.image and one.recipe.model == ours.recipe.model
-        assert one.prep.text.encode("a dog").ids.tolist() == ours.prep.text.encode("a dog").ids.tolist()
+        assert one.processor.image == ours.processor.image and one.recipe.model == ours.recipe.model
+        assert one.processor.text.encode("a dog").ids.tolist() == ours.processor.text.encode("a dog").ids.tolist()
 
 
 def test_parts_and_pickles(
@@ -162,7 +162,7 @@ def test_nothing_is_lost_in_silence(contrastive: Path, tmp_path: Path) -> None:
     assert report.unexpected == {"a_new.part": (2, 3)}
     assert "UNEXPECTED: 1 tensor that this kind of model does not have" in str(report)
     assert "a_new.part 2 x 3" in str(report)
-    assert {"match_head.weight": (2, 128), "match_head.bias": (2,)}.items() <= report.new.items()
+    assert {"itm_head.weight": (2, 128), "itm_head.bias": (2,)}.items() <= report.new.items()
     said = json.loads((tmp_path / "ours" / FILE).read_text())
     assert said["unexpected"] == {"a_new.part": [2, 3]} and len(said["used"]) == len(tensors(contrastive)) - 3
 
@@ -247,7 +247,7 @@ def test_fields_without_effect(field: str, value: Any, change: Callable[[str, An
 def test_tied_words(config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path]) -> None:
     theirs = folder_of(BridgeTowerForMaskedLM(config(tie_word_embeddings=True)))
     state = load(theirs).task.state_dict()
-    assert torch.equal(state["word_head.decoder.weight"], state["model.text_tower.words.word.weight"])
+    assert torch.equal(state["mlm_head.decoder.weight"], state["model.text_tower.words.word.weight"])
 
 
 @pytest.mark.parametrize(
@@ -255,8 +255,8 @@ def test_tied_words(config: Callable[..., BridgeTowerConfig], folder_of: Callabl
 )
 def test_what_the_processor_says(said: dict[str, Any], size: int, length: int, contrastive: Path) -> None:
     (contrastive / "preprocessor_config.json").write_text(json.dumps(said))
-    prep = load(contrastive).prep
-    assert prep.image.size == (size, size) and prep.text.length == length
+    processor = load(contrastive).processor
+    assert processor.image.size == (size, size) and processor.text.length == length
 
 
 def test_a_destination_is_not_overwritten(contrastive: Path, tmp_path: Path) -> None:
@@ -286,12 +286,12 @@ def test_what_transformers_does_not_have(contrastive: Path, tmp_path: Path) -> N
         convert(tmp_path / "meter", tmp_path / "back", to="huggingface")
     assert not list(tmp_path.glob("back*"))
 
-    plain = PairsConfig(views="plain")
+    plain = PairsConfig(itc_features="unimodal")
     changed = hub.with_tokenizer(replace(loaded.recipe, task=plain), tmp_path / "ours")
     hub.save(tmp_path / "plain", plain.build(changed.model.build()), changed)
     report = convert(tmp_path / "plain", tmp_path / "back", to="huggingface")
     assert "contrast is left out: transformers has none without a head for fused vectors, without biases" in str(report)
-    assert "projections.0.log_scale" in report.unused
+    assert "itc_heads.0.logit_scale" in report.unused
     kind = BridgeTowerForImageAndTextRetrieval
     _, found = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not found["missing_keys"] and all(name.startswith("mlm_score.") for name in found["unexpected_keys"])

@@ -15,14 +15,14 @@ from transformers import BridgeTowerForMaskedLM
 
 from dualfuse import hub
 from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.load import load
 from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head, kind_of, to_official
 from dualfuse.convert.rename import sort
-from dualfuse.data.images import OFFICIAL_BLIP, OFFICIAL_CLIP
+from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 SAID = {"num_heads": 4, "max_text_len": 12}
 DEAD = {"vit_model.ln_final.bias", "vit_model.ln_final.weight", "vit_model.positional_embedding"}
@@ -46,17 +46,33 @@ def test_pre_training(official: Callable[..., Path], tmp_path: Path) -> None:
     report = convert(path, tmp_path / "ours", tokenizer=tokens(tmp_path))
     assert report.unused.keys() == DEAD and not report.unexpected
     assert report.used.keys() == read(path).keys() - DEAD
-    assert {name.rpartition(".")[0] for name in report.new} == {"projections.0.image", "projections.0.text"}
+    assert {name.rpartition(".")[0] for name in report.new} == {"itc_heads.0.image", "itc_heads.0.text"}
     recipe = hub.load(tmp_path / "ours").recipe
     assert isinstance(recipe.model, BridgeTowerConfig) and isinstance(recipe.task, PairsConfig)
     model, task = recipe.model, recipe.task
-    assert (model.image.width, model.image.depth, model.image.patch, model.image.image_size) == (64, 4, 8, (32, 32))
+    assert (model.image.width, model.image.depth, model.image.patch_size, model.image.image_size) == (
+        64,
+        4,
+        8,
+        (32, 32),
+    )
     assert (model.text.depth, model.text.heads, model.text.feed_forward, model.text.text_length) == (4, 4, 128, 38)
-    assert (model.width, model.heads, model.layers, model.bridge, model.fed) == (64, 4, 3, "add", (2, 1, 0))
-    assert (model.epsilon, model.contrast_image, model.all_layers, model.image_slots) == (1e-12, "tower", False, 1)
-    assert (task.contrast, task.match, task.words) == (0, 1, 1)
-    assert task.projection == Projection(256, bias=True, temperature="plain")
-    assert recipe.data.looks == OFFICIAL_CLIP and recipe.data.text_length == 12
+    assert (model.width, model.heads, model.layers, model.bridge, model.resolved_tower_layers) == (
+        64,
+        4,
+        3,
+        "add",
+        (2, 1, 0),
+    )
+    assert (model.layer_norm_eps, model.itc_image_feature, model.all_layers, model.image_slots) == (
+        1e-12,
+        "tower",
+        False,
+        1,
+    )
+    assert (task.itc_weight, task.itm_weight, task.mlm_weight) == (0, 1, 1)
+    assert task.itc_head == ITCHeadConfig(256, bias=True, temperature="plain")
+    assert recipe.data.preprocess == OFFICIAL_CLIP and recipe.data.text_length == 12
     assert load_file(tmp_path / "ours" / "unused.safetensors").keys() == {"text_pooler.weight", "text_pooler.bias"}
 
 
@@ -64,21 +80,21 @@ def test_retrieval_by_contrast(official: Callable[..., Path], tmp_path: Path) ->
     loaded = load(official("itm_score", "itc_", "link_tower"), tokenizer=tokens(tmp_path))
     assert isinstance(loaded.task, Pairs) and loaded.task.can_match
     cfg = loaded.task.cfg
-    assert (cfg.contrast, cfg.match, cfg.words) == (1, 1, 0) and cfg.projection.width == 24
-    assert loaded.recipe.data.looks == OFFICIAL_BLIP and loaded.recipe.data.text_length == 38  # of 40
-    assert loaded.task.state_dict()["projections.0.temperature"].tolist() == pytest.approx([0.07])
+    assert (cfg.itc_weight, cfg.itm_weight, cfg.mlm_weight) == (1, 1, 0) and cfg.itc_head.width == 24
+    assert loaded.recipe.data.preprocess == OFFICIAL_BLIP and loaded.recipe.data.text_length == 38  # of 40
+    assert loaded.task.state_dict()["itc_heads.0.temperature"].tolist() == pytest.approx([0.07])
 
 
 def test_retrieval_by_rank(official: Callable[..., Path], tmp_path: Path) -> None:
     path = official("itm_score", "rank_output", **SAID)
-    foreign = read_foreign(path, tokens(tmp_path))
+    foreign = read_checkpoint(path, tokens(tmp_path))
     theirs = read(path)
     assert {"itm_score.fc.weight", "itm_score.fc.bias"} <= foreign.report.unused.keys()
     x = torch.randn(3, 128)
-    logits = x @ foreign.tensors["match_head.weight"].T + foreign.tensors["match_head.bias"]
+    logits = x @ foreign.tensors["itm_head.weight"].T + foreign.tensors["itm_head.bias"]
     rank = x @ theirs["rank_output.weight"].T + theirs["rank_output.bias"]
     torch.testing.assert_close(logits[:, 1] - logits[:, 0], rank[:, 0])
-    assert foreign.recipe.data.looks == OFFICIAL_CLIP and "its log-odds are the rank score" in str(foreign.report)
+    assert foreign.recipe.data.preprocess == OFFICIAL_CLIP and "its log-odds are the rank score" in str(foreign.report)
 
 
 @pytest.mark.parametrize("gates", [(), ("_gate.",)])
@@ -92,7 +108,7 @@ def test_meter(gates: tuple[str, ...], official: Callable[..., Path], tmp_path: 
     model = loaded.recipe.model
     assert isinstance(model, BridgeTowerConfig)
     assert (model.bridge, model.image.depth, model.text.depth, model.all_layers) == ("none", 3, 4, bool(gates))
-    assert loaded.recipe.data.looks == OFFICIAL_CLIP
+    assert loaded.recipe.data.preprocess == OFFICIAL_CLIP
     with pytest.raises(ValueError, match="has no METER"):
         convert(path, tmp_path / "back", to="huggingface", tokenizer=str(tmp_path / "small"))
 
@@ -125,9 +141,9 @@ def test_names_there_and_back(kind: Kind, official: Callable[..., Path]) -> None
 @pytest.mark.parametrize(
     ("name", "module", "numbers"),
     [
-        ("vqa", "dualfuse.tasks.vqa", {"answers": 13, "hidden_scale": 2.0}),
-        ("nlvr2", "dualfuse.tasks.nlvr2", {"hidden_scale": 1.5}),
-        ("entailment", "dualfuse.tasks.entailment", {"hidden_scale": 2.0}),
+        ("vqa", "dualfuse.tasks.finetune.vqa", {"answers": 13, "hidden_scale": 2.0}),
+        ("nlvr2", "dualfuse.tasks.finetune.nlvr2", {"hidden_scale": 1.5}),
+        ("entailment", "dualfuse.tasks.finetune.entailment", {"hidden_scale": 2.0}),
     ],
 )
 def test_fine_tuned(
@@ -136,7 +152,7 @@ def test_fine_tuned(
     pytest.importorskip(module, exc_type=ModuleNotFoundError)
     loaded = load(official(*HEADS[name], **SAID), tokenizer=tokens(tmp_path))
     assert numbers.items() <= vars(loaded.recipe.task).items()
-    assert loaded.recipe.data.looks == OFFICIAL_BLIP
+    assert loaded.recipe.data.preprocess == OFFICIAL_BLIP
     model = loaded.recipe.model
     assert isinstance(model, BridgeTowerConfig) and model.image_slots == (2 if name == "nlvr2" else 1)
 
@@ -173,7 +189,7 @@ def test_official_to_hugging_face(official: Callable[..., Path], tmp_path: Path)
     pooler = "pooler.dense.weight"
     assert torch.equal(written[f"bridgetower.text_model.{pooler}"], given[f"text_transformer.{pooler}"])
     said = str(report)
-    for note in ("contrast is left out", "epsilon of the cross-modal layers was 1e-12", "fitted by 'squeeze'"):
+    for note in ("contrast is left out", "epsilon of the cross-modal layers was 1e-12", "fitted by 'squash'"):
         assert note in said
     _, found = BridgeTowerForMaskedLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not found["missing_keys"]
@@ -189,10 +205,10 @@ def test_the_same_every_time(official: Callable[..., Path], tmp_path: Path) -> N
     assert torch.equal(after, torch.rand(1))
     other = load(path, tokenizer=small).task.state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert one["word_head.dense.weight"].std() > 0
+    assert one["mlm_head.dense.weight"].std() > 0
 
 
 def test_heads_of_64_channels_without_hyper_parameters(official: Callable[..., Path], tmp_path: Path) -> None:
-    foreign = read_foreign(official("itm_score", "link_tower"), tokens(tmp_path))
+    foreign = read_checkpoint(official("itm_score", "link_tower"), tokens(tmp_path))
     assert foreign.recipe.model == replace(foreign.recipe.model, heads=1)
     assert "no hyper-parameters in the file" in str(foreign.report)

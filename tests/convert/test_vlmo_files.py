@@ -19,25 +19,25 @@ from torch.testing import assert_close
 from dualfuse import hub
 from dualfuse.convert.build import Converted
 from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.load import load
 from dualfuse.convert.rename import sort
 from dualfuse.convert.report import Report
 from dualfuse.convert.vlmo import INDICES, Kind, kind_of, layout, to_official
 from dualfuse.convert.vlmo_config import recipe_of, relative_sizes
 from dualfuse.convert.write_official import write_official
-from dualfuse.data.text import BERT_SPECIAL
+from dualfuse.data.text.tokenizer import BERT_SPECIAL
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.layers.relative_bias import resize_table
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo import BASE, BASE_PLUS, LARGE
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import Pairs, PairsConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedText, MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 VLMO = Path(__file__).parent.parent / "golden" / "vlmo"
 FACTS = json.loads((VLMO / "facts.json").read_text())
@@ -68,7 +68,7 @@ def state(kind: str, variant: str = "rel") -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The recorded models know 101 word pieces."""
+    """The recorded models know 101 tokens."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
     made = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
     made.add_special_tokens(list(BERT_SPECIAL))
@@ -79,7 +79,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def official(tmp_path: Path) -> Callable[..., Path]:
-    """Writes a checkpoint of Lightning, with what it says of its training."""
+    """Write a checkpoint of Lightning, with what it says of its training."""
 
     def write(tensors: dict[str, Tensor], **said: Any) -> Path:
         content: dict[str, Any] = {"state_dict": tensors, "epoch": 3}
@@ -92,8 +92,8 @@ def official(tmp_path: Path) -> Callable[..., Path]:
 VARIANTS = [(kind, "rel") for kind in HEADS] + [(kind, "abs") for kind in HEADS if kind != "text"]
 TASKS: dict[str, TaskConfig] = {
     "pairs": PairsConfig(),
-    "retrieval": PairsConfig(match=0.0, words=0.0, views="plain"),
-    "vqa": VQAConfig(answers=17),
+    "retrieval": PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"),
+    "vqa": VQAConfig(num_answers=17),
     "nlvr2": NLVR2Config(hidden_scale=2.0),
     "text": MaskedTextConfig(),
 }
@@ -109,16 +109,14 @@ def test_there_and_back(kind: str, variant: str, official: Callable[..., Path], 
     assert not report.unexpected
     unused = {"text_embeddings.position_ids", *INDICES, "text_embeddings.position_embeddings.weight"}
     assert set(report.unused) == (unused if variant == "rel" else {"text_embeddings.position_ids"})
-    assert {name.split(".")[0] for name in report.new} == (
-        {"match_head", "word_head"} if kind == "retrieval" else set()
-    )
+    assert {name.split(".")[0] for name in report.new} == ({"itm_head", "mlm_head"} if kind == "retrieval" else set())
     recipe = hub.read_recipe(tmp_path / "ours")
     length = 20 if variant == "rel" else 12
-    both_from = 4 if kind == "text" else 2
+    vl_expert_start = 4 if kind == "text" else 2
     slots = 2 if kind == "nlvr2" else 1
-    wanted = VLMoConfig(48, 4, 4, both_from, 8, (32, 32), 101, length, drop_path=0.2, image_slots=slots)
+    wanted = VLMoConfig(48, 4, 4, vl_expert_start, 8, (32, 32), 101, length, drop_path=0.2, image_slots=slots)
     if variant == "abs":
-        wanted = replace(wanted, positions="absolute", initial=Initial(layer_scale=0.0))
+        wanted = replace(wanted, positions="absolute", init=InitConfig(layer_scale=0.0))
     assert recipe.model == wanted and recipe.task == TASKS[kind]
     assert recipe.data.text_length == 12 and recipe.data.image_size == (32, 32)
 
@@ -127,7 +125,7 @@ def test_there_and_back(kind: str, variant: str, official: Callable[..., Path], 
     assert back.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
-    again = read_foreign(tmp_path / "back" / "vlmo.ckpt", tokenizer)
+    again = read_checkpoint(tmp_path / "back" / "vlmo.ckpt", tokenizer)
     assert again.recipe.model == wanted and again.recipe.data.text_length == 12
 
 
@@ -145,9 +143,9 @@ def test_vectors_of_the_released_code(kind: str, variant: str, official: Callabl
     image = task.model.embed_image(inputs["in.image"])
     text = task.model.embed_text(inputs["in.text_ids"], inputs["in.text_masks"])
     tolerances = FACTS["tolerances"][f"{variant}_outputs"]
-    for name, vectors in (("image", task.image_features(image)), ("text", task.text_features(text))):
+    for name, embeddings in (("image", task.image_features(image)), ("text", task.text_features(text))):
         atol, rtol = tolerances[f"{name}.itc_feat"]
-        assert_close(vectors, outputs[f"{name}.itc_feat"], atol=atol, rtol=rtol)
+        assert_close(embeddings, outputs[f"{name}.itc_feat"], atol=atol, rtol=rtol)
 
 
 @torch.no_grad()
@@ -156,14 +154,14 @@ def test_the_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
     task, outputs = loaded.task, load_file(VLMO / "beit_stage2_outputs.safetensors")
     assert isinstance(task, MaskedText) and loaded.recipe.optim.warmup == 2500
     text = task.model.embed_text(outputs["in.text_ids_mlm"], outputs["in.text_masks"])
-    states = task.model.states(text, torch.arange(20).expand(4, -1))
+    states = task.model.token_states(text, torch.arange(20).expand(4, -1))
     real = outputs["in.text_masks"].bool()
-    assert_close(task.word_head(states)[real], outputs["stage2.mlm_logits"][real], atol=1e-5, rtol=1e-5)
+    assert_close(task.mlm_head(states)[real], outputs["stage2.mlm_logits"][real], atol=1e-5, rtol=1e-5)
     hidden: list[Tensor] = []
-    for block in task.model.units():
+    for block in task.model.fsdp_blocks():
         block.register_forward_hook(lambda *args: hidden.append(args[-1]))
     image = task.model.embed_image(outputs["in.image"])
-    task.model.states(image, torch.arange(17).expand(4, -1))
+    task.model.token_states(image, torch.arange(17).expand(4, -1))
     assert_close(torch.stack(hidden), outputs["stage2.image.hidden"], atol=1e-5, rtol=1e-5)
 
 
@@ -171,7 +169,7 @@ SIZES = {"base": BASE, "base_plus": replace(BASE_PLUS, text_length=196), "large"
 PUBLISHED: list[tuple[str, int, TaskConfig]] = [
     ("stage2", 224, MaskedTextConfig()),
     ("pairs", 224, PairsConfig()),
-    ("vqa", 480, VQAConfig(answers=3129)),
+    ("vqa", 480, VQAConfig(num_answers=3129)),
     ("nlvr2", 384, NLVR2Config()),
     ("coco", 384, TASKS["retrieval"]),
     ("f30k", 224, TASKS["retrieval"]),
@@ -185,7 +183,7 @@ def test_every_published_file_by_its_shapes_alone(size: str, name: str, side: in
     """Plain dictionaries of tensors, with no word of how they were trained."""
     model = replace(SIZES[size], image_size=(side, side), image_slots=2 if name == "nlvr2" else 1)
     if name == "stage2":
-        model = replace(model, both_from=model.depth)
+        model = replace(model, vl_expert_start=model.depth)
     with torch.device("meta"):
         made = Converted(task.build(model.build()), Recipe(name, model, task), {}, Report("made", {}))
         theirs = write_official(made).tensors
@@ -201,7 +199,7 @@ def test_every_published_file_by_its_shapes_alone(size: str, name: str, side: in
 
 
 def test_what_we_trained_becomes_a_file_that_the_released_loader_can_resize(tmp_path: Path) -> None:
-    """It cuts positions of words, and asks for the indices at another resolution; none of it is learnt."""
+    """It cuts positions of words, and asks for the indices at another resolution; none of it is trained."""
     model = VLMoConfig(32, 2, 2, 1, 8, (32, 32), text_length=20)
     recipe = Recipe("mine", model, PairsConfig())
     recipe = replace(recipe, data=replace(recipe.data, image_size=(32, 32), text_length=9))
@@ -223,12 +221,16 @@ def test_what_we_trained_becomes_a_file_that_the_released_loader_can_resize(tmp_
     [
         (VLMoConfig(32, 2, 2, 1, stem="convolution"), PairsConfig(), "no convolutional stem"),
         (VLMoConfig(32, 2, 2, 1, experts="shared"), PairsConfig(), "no experts that all modalities share"),
-        (VLMoConfig(32, 2, 2, 1, separate_until=1), PairsConfig(), "no layers with an attention of each modality"),
-        (VLMoConfig(32, 2, 2, 1, bias="alike"), PairsConfig(), "no mean bias"),
-        (VLMoConfig(32, 2, 2, 1, image_size=(224, 160)), PairsConfig(), "pictures that are not square"),
+        (
+            VLMoConfig(32, 2, 2, 1, separate_attention_until=1),
+            PairsConfig(),
+            "no layers with an attention of each modality",
+        ),
+        (VLMoConfig(32, 2, 2, 1, share_relative_bias=True), PairsConfig(), "no mean bias"),
+        (VLMoConfig(32, 2, 2, 1, image_size=(224, 160)), PairsConfig(), "images that are not square"),
         (
             VLMoConfig(32, 2, 2, 1),
-            PairsConfig(projection=Projection(16, bias=True)),
+            PairsConfig(itc_head=ITCHeadConfig(16, bias=True)),
             "biases, no projections to a width",
         ),
         (VLMoConfig(32, 2, 2, 1), MaskedImageConfig(), "this is a VLMoConfig for MaskedImageConfig"),
@@ -261,7 +263,7 @@ def test_wrapped_as_each_framework_does(wrapper: str, tokenizer: str, tmp_path: 
     named = {prefix + name: tensor for name, tensor in tensors.items()}
     path = tmp_path / "vlmo_base_patch16_224.pt"
     torch.save({wrapper: named, "optimizer": {}} if wrapper else named, path)
-    foreign = read_foreign(path, tokenizer)
+    foreign = read_checkpoint(path, tokenizer)
     assert foreign.report.used.keys() | foreign.report.unused.keys() == tensors.keys()
     assert foreign.recipe.name == "vlmo_base_patch16_224"
 

@@ -1,4 +1,4 @@
-"""Search with a model of Hugging Face, train it on one's own pictures, and give it back in their format."""
+"""Search with a model of Hugging Face, train it on one's own images, and give it back in their format."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import picture, shards
+from tiny import png_image, shards
 from transformers import BridgeTowerForContrastiveLearning
 
 from dualfuse import load
-from dualfuse.cli import main
+from dualfuse.cli.main import main
 from dualfuse.recipes import find
 
 
@@ -19,27 +19,38 @@ def run(*arguments: object) -> int:
 
 
 def test_search_train_and_give_back(contrastive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
+    images = tmp_path / "images"
+    images.mkdir()
     for number in range(4):
-        (pictures / f"{number}.png").write_bytes(picture(number))
-    assert run("search", contrastive, pictures, "a red cat", "--top", 2, "--sheet", tmp_path / "found.png") == 0
-    assert capsys.readouterr().out.splitlines()[0].split() == ["rank", "cosine", "picture"]
+        (images / f"{number}.png").write_bytes(png_image(number))
+    assert run("search", contrastive, images, "a red cat", "--top", 2, "--save-image", tmp_path / "found.png") == 0
+    assert capsys.readouterr().out.splitlines()[0].split() == ["rank", "cosine", "image"]
 
     ours, trained, theirs = tmp_path / "ours", tmp_path / "trained", tmp_path / "back"
     assert run("convert", contrastive, ours) == 0
     recipe = find(str(ours))[0]
-    assert (recipe.start_from, recipe.optim.head_rate) == (str(ours), 5.0)
+    assert (recipe.start_from, recipe.optim.head_lr_mult) == (str(ours), 5.0)
     data = shards(tmp_path / "data", 12)
-    flags = ("--data.train", data, "--data.batch", 4, "--data.workers", 0, "--run.steps", 2, "--optim.warmup", 0)
-    assert run("train", ours, "--out", trained, *flags, "--task.match", 1) == 0  # its head comes on top
-    assert run("evaluate", trained / "final", data, "--rerank", 2, "--workers", 0) == 0
+    flags = (
+        "--data.train",
+        data,
+        "--data.batch_size-size",
+        4,
+        "--data.num-workers",
+        0,
+        "--run.steps",
+        2,
+        "--optim.warmup",
+        0,
+    )
+    assert run("train", ours, "--out", trained, *flags, "--task.itm-weight", 1) == 0  # its head comes on top
+    assert run("evaluate", trained / "final", data, "--rerank", 2, "--num-workers", 0) == 0
     assert "text_to_image/reranked/R@1" in capsys.readouterr().out
 
     assert run("convert", trained / "final", theirs, "--to", "huggingface") == 0
     model, said = BridgeTowerForContrastiveLearning.from_pretrained(theirs, output_loading_info=True)
     assert not said["missing_keys"] and not said["mismatched_keys"]
     task, before = load(trained / "final").task, load(ours).task
-    name = "projections.0.text.weight"
+    name = "itc_heads.0.text.weight"
     assert torch.equal(model.itc_text_head.fc.weight, task.state_dict()[name])
     assert not torch.equal(task.state_dict()[name], before.state_dict()[name])

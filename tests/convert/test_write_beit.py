@@ -1,4 +1,4 @@
-"""A model that tells classes apart goes back to BEiT: the same tensors, and what was learnt since."""
+"""A model that tells classes apart goes back to BEiT: the same tensors, and what was trained since."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch.testing import assert_close
 
 from dualfuse.convert.build import Converted, build
 from dualfuse.convert.convert import convert, open_model
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.report import Report
 from dualfuse.convert.write_beit import write_beit
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.image_classes import ImageClassesConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 
 STATE = {
     name.removeprefix("beit_ft."): tensor
@@ -28,7 +28,15 @@ STATE = {
     if name.startswith("beit_ft.")
 }
 MODEL = VLMoConfig(
-    width=32, depth=2, heads=2, both_from=1, patch=8, image_size=(32, 32), text_length=12, vocabulary=50, drop_path=0.0
+    width=32,
+    depth=2,
+    heads=2,
+    vl_expert_start=1,
+    patch_size=8,
+    image_size=(32, 32),
+    text_length=12,
+    vocab_size=50,
+    drop_path=0.0,
 )
 
 
@@ -50,15 +58,15 @@ def test_there_and_back_is_bit_identical(tmp_path: Path) -> None:
 def test_what_was_learnt_since_is_seen_by_what_is_read_again(
     features: str, changes: dict[str, object], tmp_path: Path
 ) -> None:
-    """With a type of pictures that is not zero any more."""
+    """With a type of images that is not zero any more."""
     torch.manual_seed(0)
-    recipe = Recipe("x", replace(MODEL, **changes), ImageClassesConfig(classes=5, features=features))
+    recipe = Recipe("x", replace(MODEL, **changes), ImageClassificationConfig(num_classes=5, features=features))
     task = recipe.build().eval()
     for parameter in task.parameters():
         nn.init.normal_(parameter, std=0.3)
     written = write_beit(Converted(task, recipe, {}, Report("x", {})))
     torch.save({"model": written.tensors}, tmp_path / "beit.pth")
-    foreign = read_foreign(tmp_path / "beit.pth")
+    foreign = read_checkpoint(tmp_path / "beit.pth")
     foreign = replace(foreign, recipe=replace(foreign.recipe, model=replace(foreign.recipe.model, heads=2)))
     again = build(foreign).task
     assert not foreign.report.unexpected and foreign.recipe.task == recipe.task
@@ -69,7 +77,9 @@ def test_what_was_learnt_since_is_seen_by_what_is_read_again(
 
 
 def test_what_beit_does_not_have() -> None:
-    recipe = Recipe("x", replace(MODEL, stem="convolution", bias="alike"), ImageClassesConfig(classes=5))
+    recipe = Recipe(
+        "x", replace(MODEL, stem="convolution", share_relative_bias=True), ImageClassificationConfig(num_classes=5)
+    )
     task = recipe.build()
     with pytest.raises(ValueError, match="no convolutional stem, no mean bias for all layers: this model"):
         write_beit(Converted(task, recipe, {}, Report("x", {})))

@@ -8,7 +8,7 @@ import random
 import numpy as np
 import pytest
 
-from dualfuse.data.block_mask import BlockMask
+from dualfuse.data.image.block_mask import BlockMask
 
 GRID = (14, 14)
 

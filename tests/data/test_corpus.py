@@ -16,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 from tiny import WORDS, tokenizer
 
-from dualfuse.data.corpus import Corpus, pack_share
 from dualfuse.data.sample import BrokenSample
-from dualfuse.data.text import Text
+from dualfuse.data.text.corpus import Corpus, pack_share
+from dualfuse.data.text.tokenizer import TextTransform
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    return Text(12, tokenizer(tmp_path_factory.mktemp("words")))
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextTransform:
+    return TextTransform(12, tokenizer(tmp_path_factory.mktemp("words")))
 
 
 def sentence(rng: np.random.Generator, most: int) -> str:
@@ -79,7 +79,7 @@ def packed_naively(content: list[list[str]], budget: int) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", [".txt", ".jsonl", ".parquet", ".tar"])
-def test_rows_are_consecutive_sentences_of_one_document(tmp_path: Path, text: Text, kind: str) -> None:
+def test_rows_are_consecutive_sentences_of_one_document(tmp_path: Path, text: TextTransform, kind: str) -> None:
     content = documents(40)
     corpus = Corpus.open(write(tmp_path, kind, content), text)
     assert rows(corpus) == packed_naively(content, budget=10)
@@ -90,7 +90,7 @@ def test_rows_are_consecutive_sentences_of_one_document(tmp_path: Path, text: Te
     assert rows(pickle.loads(pickle.dumps(corpus))) == rows(corpus)
 
 
-def test_a_sentence_that_is_too_long_is_cut_at_a_word(tmp_path: Path, text: Text) -> None:
+def test_a_sentence_that_is_too_long_is_cut_at_a_word(tmp_path: Path, text: TextTransform) -> None:
     words = ["red", "cat"] * 12
     path = tmp_path / "long.txt"
     path.write_text("a dog runs\n" + " ".join(words) + "\nthe fish sleeps\n")
@@ -113,7 +113,7 @@ def test_a_sentence_that_is_too_long_is_cut_at_a_word(tmp_path: Path, text: Text
         ("Big tree\ndog runs the house cat", "Big tree"),
     ],
 )
-def test_where_a_sentence_may_end(tmp_path: Path, text: Text, follows: str, first_sentence: str) -> None:
+def test_where_a_sentence_may_end(tmp_path: Path, text: TextTransform, follows: str, first_sentence: str) -> None:
     """Five tokens of ten are taken; what follows has more than five, its possible first sentence fewer."""
     path = tmp_path / "ends.txt"
     path.write_text("Red red red red. " + follows)
@@ -124,11 +124,11 @@ def test_chinese(tmp_path: Path) -> None:
     """No spaces, and every character is a word of BERT's."""
     path = tmp_path / "chinese.txt"
     path.write_text("\u4e2d\u56fd\u4eba" * 9)
-    found = rows(Corpus.open(path, Text(12)))
+    found = rows(Corpus.open(path, TextTransform(12)))
     assert list(map(len, found)) == [10, 10, 7] and "".join(found) == "\u4e2d\u56fd\u4eba" * 9
 
 
-def test_broken_lines_are_counted_and_named(tmp_path: Path, text: Text) -> None:
+def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform) -> None:
     path = tmp_path / "broken.jsonl"
     lines = [
         b'{"text": "a cat runs"}',
@@ -161,12 +161,12 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: Text) -> None:
         Corpus.open(table, text)[1]
 
 
-def test_rows_are_kept_and_made_again_when_the_file_changes(tmp_path: Path, text: Text) -> None:
+def test_rows_are_kept_and_made_again_when_the_file_changes(tmp_path: Path, text: TextTransform) -> None:
     path, told = write(tmp_path, ".txt", documents(9)), []
     first = rows(Corpus.open(path, text, told.append))
     assert rows(Corpus.open(path, text, told.append)) == first and len(told) == 1
     assert "packing" in told[0] and "of 12 tokens" in told[0]
-    longer = rows(Corpus.open(path, Text(20, text.tokenizer), told.append))
+    longer = rows(Corpus.open(path, TextTransform(20, text.tokenizer), told.append))
     assert len(longer) < len(first) and len(told) == 2
     assert rows(Corpus.open(path, text, told.append)) == first and len(told) == 2
     path.write_text("the cat sleeps")
@@ -179,7 +179,7 @@ def test_rows_are_kept_and_made_again_when_the_file_changes(tmp_path: Path, text
     assert rows(Corpus.open(path, text)) == ["the cat sleeps"]
 
 
-def test_several_files_and_shares_of_the_packing(tmp_path: Path, text: Text) -> None:
+def test_several_files_and_shares_of_the_packing(tmp_path: Path, text: TextTransform) -> None:
     content = documents(12)
     for number, part in enumerate((content[:5], content[5:9], content[9:])):
         (tmp_path / f"{number}").mkdir()
@@ -194,7 +194,7 @@ def test_several_files_and_shares_of_the_packing(tmp_path: Path, text: Text) -> 
     assert all(corpus.key(a) != corpus.key(b) for a, b in pairwise(range(len(corpus))))
 
 
-def test_what_is_no_text(tmp_path: Path, text: Text) -> None:
+def test_what_is_no_text(tmp_path: Path, text: TextTransform) -> None:
     (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bad.jsonl").write_text("{\n{\n")

@@ -15,20 +15,20 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from tiny import picture, tokenizer
+from tiny import png_image, tokenizer
 
-from dualfuse.data.images import decode
-from dualfuse.data.picture_file import TooLarge, header
+from dualfuse.data.image.image_file import TooLarge, header
+from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import BrokenSample
-from dualfuse.data.shards import Shards
-from dualfuse.data.tar_index import TarIndex
-from dualfuse.data.text import Text, load
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.shards.tar_index import TarIndex
+from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
+from dualfuse.prepare.pipeline import prepare
 
 
 def peak(do: Callable[[], Any]) -> tuple[Any, int]:
-    """Gives what something gives, and the most bytes that Python had for it."""
+    """Return what something gives, and the most bytes that Python had for it."""
     tracemalloc.start()
     try:
         return do(), tracemalloc.get_traced_memory()[1]
@@ -41,7 +41,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(width: int, height: int, *more: bytes) -> bytes:
-    """A picture of one colour whose pixels take a thousandth of their size."""
+    """An image of one colour whose pixels take a thousandth of their size."""
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     rows = zlib.compress(bytes(100_000_000) if width > 10_000 else bytes((1 + 3 * width) * height))
     return start + b"".join(more) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
@@ -74,7 +74,7 @@ def test_decompression_bombs(name: str) -> None:
     """Refused by what their header says, before room is made for their pixels."""
 
     def refused() -> None:
-        with pytest.raises(ValueError, match=r"bytes cannot be decoded|pixels, more than|are no picture in one of"):
+        with pytest.raises(ValueError, match=r"bytes cannot be decoded|pixels, more than|are no image in one of"):
             decode(BOMBS[name])
 
     start = time.process_time()
@@ -101,12 +101,14 @@ def test_names_that_lead_outside(tmp_path: Path) -> None:
     inside = tmp_path / "inside"
     inside.mkdir()
     names = ("../../up", "/absolute/path", "..", "a/../../b", "C:\\x", "\\\\host\\x", "nul\nline", "-rf *", "a\u202eb")
-    members = (member(f"{name}{end}", data) for name in names for end, data in ((".png", picture(1)), (".txt", b"cat")))
+    members = (
+        member(f"{name}{end}", data) for name in names for end, data in ((".png", png_image(1)), (".txt", b"cat"))
+    )
     path = write(inside / "s.tar", *members)
     shards = Shards.open(path)
     found = [sample.key for sample in shards]
     assert found[:2] == ["s/../../up", "s//absolute/path"] and len(found) >= 8
-    summary = prepare(path, inside / "out", PrepareOptions(workers=1))
+    summary = prepare(path, inside / "out", PrepareOptions(num_workers=1))
     assert [entry.name for entry in tmp_path.iterdir()] == ["inside"]
     assert sorted(entry.name for entry in inside.iterdir()) == ["out", "s.tar", "s.tar.index.npz"]
     assert {entry.name for entry in summary.folder.iterdir()} >= {"train-00000.tar", "prepared.json"}
@@ -119,10 +121,10 @@ def test_names_that_lead_outside(tmp_path: Path) -> None:
     "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE]
 )
 def test_what_is_no_file_is_not_followed(tmp_path: Path, kind: bytes) -> None:
-    (tmp_path / "secret.png").write_bytes(picture(9))
+    (tmp_path / "secret.png").write_bytes(png_image(9))
     places = (str(tmp_path / "secret.png"), "secret.png", "a.png", "/dev/zero", "b.png")
     links = [member(f"b{number}.png", kind=kind, link=place) for number, place in enumerate(places)]
-    path = write(tmp_path / "s.tar", *links, member("c.png", picture(1)), member("c.txt", b"a cat"))
+    path = write(tmp_path / "s.tar", *links, member("c.png", png_image(1)), member("c.txt", b"a cat"))
     assert [sample.key for sample in Shards.open(path)] == ["s/c"]
 
 
@@ -201,7 +203,7 @@ def test_hostile_headers(tmp_path: Path, content: bytes) -> None:
 
 
 def test_members_that_are_larger_than_anything_should_be(tmp_path: Path) -> None:
-    """A sparse file of 300 MB: its json is not read, nor is its picture."""
+    """A sparse file of 300 MB: its json is not read, nor is its image."""
     size = 300 << 20
     info = tarfile.TarInfo("a.jpg")
     info.size = size
@@ -228,12 +230,12 @@ def test_a_text_of_a_megabyte(text: str, tmp_path: Path) -> None:
     """The same tokens as of its beginning, without encoding all of it."""
     long = (text * (MEGABYTE // len(text) + 1))[:MEGABYTE]
     start = time.process_time()
-    found = Text(40).encode(long)
+    found = TextTransform(40).encode(long)
     assert time.process_time() - start < 5
-    whole = load("").tokenizer.encode(long[:200_000], add_special_tokens=False).ids
+    whole = load_tokenizer("").tokenizer.encode(long[:200_000], add_special_tokens=False).ids
     assert found.ids[1:-1].tolist() == whole[:38]
     assert found.truncated == (len(whole) > 38)
-    assert len(Text(12, tokenizer(tmp_path)).encode(long).ids) <= 12  # has no limit to the length of a word
+    assert len(TextTransform(12, tokenizer(tmp_path)).encode(long).ids) <= 12  # has no limit to the length of a word
 
 
 @pytest.mark.parametrize("length", [3, 10, 40])
@@ -258,8 +260,8 @@ def test_the_beginning_decides_alone(length: int) -> None:
     )
     for _ in range(60):
         long = "".join(rng.choice(parts, size=rng.integers(10, 3000), p=rng.dirichlet(np.full(len(parts), 0.3))))
-        whole = load("").tokenizer.encode(long, add_special_tokens=False)
-        found = Text(length).encode(long)
+        whole = load_tokenizer("").tokenizer.encode(long, add_special_tokens=False)
+        found = TextTransform(length).encode(long)
         assert found.ids[1:-1].tolist() == whole.ids[: length - 2]
-        assert found.words[1:-1].tolist() == whole.word_ids[: length - 2]
+        assert found.word_ids[1:-1].tolist() == whole.word_ids[: length - 2]
         assert found.truncated == (len(whole.ids) > length - 2)

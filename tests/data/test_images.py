@@ -1,4 +1,4 @@
-"""Pictures: decoding what people really have, resizing as Pillow does, augmenting from the generator only."""
+"""Images: decoding what people really have, resizing as Pillow does, augmenting from the generator only."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data.images import Augment, ImageTransform, Looks, decode, jitter, random_box, to_pixels
-from dualfuse.data.resize import MAX_PIXELS, resize
+from dualfuse.data.image.resize import MAX_PIXELS, resize
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, decode, jitter, random_box, to_pixels
 
 NOTHING = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
 
-def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
@@ -93,13 +93,13 @@ def test_transparency_lies_on_white() -> None:
 
 
 def test_transparent_palette_entry_becomes_white() -> None:
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([10, 20, 30, 40, 50, 60])
-    picture.putdata([0, 1])
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
     for kind in ("PNG", "GIF"):
-        data = encoded(picture, kind, transparency=1)
+        data = encoded(image, kind, transparency=1)
         assert decoded(data).tolist() == [[[10, 20, 30], [255, 255, 255]]]
-        assert decoded(encoded(picture, kind)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
+        assert decoded(encoded(image, kind)).tolist() == [[[10, 20, 30], [40, 50, 60]]]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
@@ -202,7 +202,7 @@ def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> No
     pixels = noise(30, 50)
     rng = np.random.default_rng(0)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-    found = ImageTransform((16, 16), looks=Looks(mean=mean, std=std))(encoded(Image.fromarray(pixels)), rng)
+    found = ImageTransform((16, 16), preprocess=Preprocess(mean=mean, std=std))(encoded(Image.fromarray(pixels)), rng)
     small = resize(torch.from_numpy(pixels).permute(2, 0, 1), (16, 16)).permute(1, 2, 0).numpy()
     expected = ((small / 255 - mean) / std).transpose(2, 0, 1)
     assert found.dtype == torch.float32 and found.is_contiguous()
@@ -213,7 +213,7 @@ def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> No
 
 def test_augmented_picture_depends_on_the_generator_only() -> None:
     data = encoded(Image.fromarray(smooth(40, 60)), "JPEG")
-    transform = ImageTransform((24, 32), Augment(colour=0.4))
+    transform = ImageTransform((24, 32), Augment(color_jitter=0.4))
     again = pickle.loads(pickle.dumps(transform))
     seen = set()
     for seed in range(20):

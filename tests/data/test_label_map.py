@@ -1,4 +1,4 @@
-"""Label maps: what is read, what is refused, and that they go through what their pictures go through."""
+"""Label maps: what is read, what is refused, and that they go through what their images go through."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualfuse.data import label_map
-from dualfuse.data.distortion import distort
-from dualfuse.data.joint_crop import NOTHING, JointCrop, fitted_shape, padded
-from dualfuse.data.label_map import decode_labels, encode_labels, resize_labels
+from dualfuse.data.image import label_map
+from dualfuse.data.image.joint_crop import NOTHING, JointCrop, fitted_shape, padded
+from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
+from dualfuse.data.image.photometric_distortion import distort
 
 
 def png(pixels: np.ndarray, mode: str = "") -> bytes:
     file = io.BytesIO()
-    picture = Image.fromarray(pixels)
-    (picture.convert(mode) if mode else picture).save(file, "PNG")
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(file, "PNG")
     return file.getvalue()
 
 
@@ -34,10 +34,10 @@ def test_numbers_come_back(most: int) -> None:
 
 def test_a_palette_gives_its_indices() -> None:
     """As Pascal VOC comes: the colours are for people."""
-    picture = Image.fromarray(np.array([[3, 1], [0, 2]], dtype=np.uint8), "L").convert("P")
-    picture.putpalette([10, 20, 30, 250, 0, 0, 0, 250, 0, 9, 9, 9])
+    image = Image.fromarray(np.array([[3, 1], [0, 2]], dtype=np.uint8), "L").convert("P")
+    image.putpalette([10, 20, 30, 250, 0, 0, 0, 250, 0, 9, 9, 9])
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     indices = np.array(Image.open(io.BytesIO(file.getvalue())))
     assert decode_labels(file.getvalue()).tolist() == indices.tolist() != [[0, 0], [0, 0]]
 
@@ -81,7 +81,7 @@ def test_resized_to_what_lies_under_the_centre() -> None:
 
 
 def coloured(seed: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """A picture in which grey level 20 c + 10 says class c, in large squares; some of them are of no class."""
+    """An image in which grey level 20 c + 10 says class c, in large squares; some of them are of no class."""
     coarse = torch.from_numpy(np.random.default_rng(seed).integers(0, 12, (2, 3), dtype=np.int32))
     labels = resize_labels(coarse, size)
     image = (20 * labels + 10).to(torch.uint8).expand(3, -1, -1).contiguous()
@@ -113,7 +113,7 @@ def test_flips_and_scales_vary() -> None:
 
 
 def test_a_crop_has_several_classes_if_it_can() -> None:
-    """One corner of a large plain picture has another class: crops come from there, where ten tries find it."""
+    """One corner of a large plain image has another class: crops come from there, where ten tries find it."""
     labels = torch.zeros(100, 100, dtype=torch.int32)
     labels[:40, :40] = 1
     image = torch.zeros(3, 100, 100, dtype=torch.uint8)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dualfuse.data import tar_index
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards import tar_index
+from dualfuse.data.shards.shards import Shards
 
-JPEG = b"\xff\xd8\xff picture"
+JPEG = b"\xff\xd8\xff image"
 
 
 def add(tar: tarfile.TarFile, name: str, data: bytes = b"", link: str = "", kind: bytes = tarfile.LNKTYPE) -> None:
@@ -49,10 +49,10 @@ def test_a_link_to_what_did_not_come_before_is_no_member(tmp_path: Path, kind: b
 
 
 def test_links_that_tar_itself_makes(tmp_path: Path) -> None:
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "0.jpg").write_bytes(JPEG)
-    os.link(tmp_path / "pictures" / "0.jpg", tmp_path / "pictures" / "1.jpg")
-    command = ("tar", "--sort=name", "-cf", tmp_path / "a.tar", "-C", tmp_path / "pictures", ".")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "0.jpg").write_bytes(JPEG)
+    os.link(tmp_path / "images" / "0.jpg", tmp_path / "images" / "1.jpg")
+    command = ("tar", "--sort=name", "-cf", tmp_path / "a.tar", "-C", tmp_path / "images", ".")
     subprocess.run(command, check=True)
     with tarfile.open(tmp_path / "a.tar") as tar:
         assert [member.islnk() for member in tar if not member.isdir()] == [False, True]

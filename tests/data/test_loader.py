@@ -17,16 +17,16 @@ import pytest
 import torch
 
 from dualfuse.data import loader
-from dualfuse.data.loader import Delivery, Reader, Skipped, evaluation_batches, training_batches
-from dualfuse.data.order import Draw, Order, sample_rng
+from dualfuse.data.loader import LoadedBatch, SampleReader, Skipped, evaluation_batches, training_batches
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
+from dualfuse.data.shards.shards import Shards
 
 SEED = 11
 
 
 def make_set(folder: Path, name: str, texts: Sequence[str]) -> Shards:
-    """A set whose samples have these texts; "!" makes a sample that has no picture."""
+    """A set whose samples have these texts; "!" makes a sample that has no image."""
     with tarfile.open(folder / f"{name}.tar", "w") as tar:
         for number, text in enumerate(texts):
             info = tarfile.TarInfo(f"{number:03}.{'txt' if text == '!' else 'jpg'}")
@@ -55,23 +55,23 @@ def sets(tmp_path: Path) -> tuple[Shards, ...]:
     return make_set(tmp_path, "a", ["x"] * 13), make_set(tmp_path, "b", ["x", "!", "x", "x", "value", "file", "x"])
 
 
-def take(sets: tuple[Shards, ...], count: int, **settings: int) -> list[Delivery]:
-    order = Order(tuple(map(len, sets)), batch=8, seed=SEED, weights=(1.0,) * len(sets))
+def take(sets: tuple[Shards, ...], count: int, **settings: int) -> list[LoadedBatch]:
+    order = MixtureSampler(tuple(map(len, sets)), batch=8, seed=SEED, weights=(1.0,) * len(sets))
     options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0} | settings
-    return list(itertools.islice(training_batches(Reader(sets, read, SEED), order, collate, **options), count))
+    return list(itertools.islice(training_batches(SampleReader(sets, read, SEED), order, collate, **options), count))
 
 
-def rows(deliveries: Sequence[Delivery]) -> list[tuple[int, str, tuple[float, ...]]]:
+def rows(loaded_batches: Sequence[LoadedBatch]) -> list[tuple[int, str, tuple[float, ...]]]:
     return [
-        (delivery.step, key, tuple(noise.tolist()))
-        for delivery in deliveries
-        for key, noise in zip(delivery.batch["key"], delivery.batch["noise"], strict=True)
+        (loaded_batch.step, key, tuple(noise.tolist()))
+        for loaded_batch in loaded_batches
+        for key, noise in zip(loaded_batch.batch["key"], loaded_batch.batch["noise"], strict=True)
     ]
 
 
 def test_batches_hold_the_rows_of_the_order(tmp_path: Path) -> None:
     sets = make_set(tmp_path, "a", ["x"] * 13), make_set(tmp_path, "b", ["x"] * 3)
-    order = Order((13, 3), batch=8, seed=SEED, weights=(1.0, 1.0))
+    order = MixtureSampler((13, 3), batch=8, seed=SEED, weights=(1.0, 1.0))
     expected = []
     for draw in itertools.chain.from_iterable(order.draws(step) for step in range(6)):
         noise = sample_rng(SEED, draw).normal(size=3)
@@ -83,23 +83,23 @@ def test_batches_hold_the_rows_of_the_order(tmp_path: Path) -> None:
 def test_workers_change_nothing(sets: tuple[Shards, ...], workers: int) -> None:
     alone, helped = take(sets, 12, micro_batch=4), take(sets, 12, micro_batch=4, workers=workers)
     assert rows(alone) == rows(helped)
-    assert [delivery.skipped for delivery in alone] == [delivery.skipped for delivery in helped]
-    assert any(delivery.skipped for delivery in alone)
+    assert [loaded_batch.skipped for loaded_batch in alone] == [loaded_batch.skipped for loaded_batch in helped]
+    assert any(loaded_batch.skipped for loaded_batch in alone)
 
 
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_change_nothing(sets: tuple[Shards, ...], world: int) -> None:
     parts = [take(sets, 6, rank=rank, world=world) for rank in range(world)]
-    together = [rows([delivery]) for deliveries in zip(*parts, strict=True) for delivery in deliveries]
+    together = [rows([loaded_batch]) for loaded_batches in zip(*parts, strict=True) for loaded_batch in loaded_batches]
     assert list(itertools.chain.from_iterable(together)) == rows(take(sets, 6))
     assert all(len(part) == 8 // world for part in together)
 
 
 def test_micro_batches_are_pieces_of_the_batch(sets: tuple[Shards, ...]) -> None:
     pieces = take(sets, 12, micro_batch=2, world=2, rank=1)
-    assert [delivery.step for delivery in pieces] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert [loaded_batch.step for loaded_batch in pieces] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     others = take(sets, 12, micro_batch=2, world=2, rank=0)
-    together = [rows([delivery]) for both in zip(others, pieces, strict=True) for delivery in both]
+    together = [rows([loaded_batch]) for both in zip(others, pieces, strict=True) for loaded_batch in both]
     assert list(itertools.chain.from_iterable(together)) == rows(take(sets, 6))
 
 
@@ -117,7 +117,7 @@ def test_resumes_in_the_middle(sets: tuple[Shards, ...], workers: int) -> None:
 
 
 def test_the_next_sample_stands_in_for_a_broken_one(sets: tuple[Shards, ...]) -> None:
-    reader = Reader(sets, read, SEED)
+    reader = SampleReader(sets, read, SEED)
     draw = Draw(source=1, index=4, step=3)
     row, skipped = reader[draw]
     assert row["key"] == "b/006"
@@ -130,10 +130,10 @@ def test_the_next_sample_stands_in_for_a_broken_one(sets: tuple[Shards, ...]) ->
 
 
 def test_the_first_sample_stands_in_for_the_last(tmp_path: Path) -> None:
-    reader = Reader((make_set(tmp_path, "c", ["x", "x", "!"]),), read, SEED)
+    reader = SampleReader((make_set(tmp_path, "c", ["x", "x", "!"]),), read, SEED)
     row, (skip,) = reader[Draw(source=0, index=2, step=0)]
-    assert row["key"] == skip.stand_in == "c/000"
-    assert skip.key == "c/002" and skip.reason.startswith("no picture")
+    assert row["key"] == skip.replacement == "c/000"
+    assert skip.key == "c/002" and skip.reason.startswith("no image")
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -141,7 +141,7 @@ def test_a_set_full_of_broken_samples_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     monkeypatch.setattr(loader, "PATIENCE", 5)
-    message = r"^set 0 is broken: none of 5 samples in a row .* first: d/00\d: no picture"
+    message = r"^set 0 is broken: none of 5 samples in a row .* first: d/00\d: no image"
     with pytest.raises(ValueError, match=message):
         take((make_set(tmp_path, "d", ["x"] + ["!"] * 30),), 9, workers=workers)
     with pytest.raises(ValueError, match="none of 2 samples in a row"):
@@ -158,22 +158,22 @@ def test_evaluation_sees_every_sample_once(tmp_path: Path, workers: int) -> None
     shards = make_set(tmp_path, "g", ["x"] * 7)
     options = {"workers": workers, "exclude_broken": False}
     found = list(evaluation_batches(shards, read, collate, batch=3, **options))
-    assert [delivery.batch["key"] for delivery in found] == [
+    assert [loaded_batch.batch["key"] for loaded_batch in found] == [
         ["g/000", "g/001", "g/002"],
         ["g/003", "g/004", "g/005"],
         ["g/006"],
     ]
-    noise = torch.cat([delivery.batch["noise"] for delivery in found])
+    noise = torch.cat([loaded_batch.batch["noise"] for loaded_batch in found])
     whole = list(evaluation_batches(shards, read, collate, batch=100, **options))
-    assert torch.equal(torch.cat([delivery.batch["noise"] for delivery in whole]), noise)
+    assert torch.equal(torch.cat([loaded_batch.batch["noise"] for loaded_batch in whole]), noise)
     assert len(noise.unique(dim=0)) == 7
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_evaluation_stops_at_a_broken_sample(sets: tuple[Shards, ...], workers: int) -> None:
-    deliveries = evaluation_batches(sets[1], read, collate, batch=1, workers=workers, exclude_broken=False)
-    with pytest.raises(BrokenSample, match=r"^b/001: no picture") as error:
-        list(deliveries)
+    loaded_batches = evaluation_batches(sets[1], read, collate, batch=1, workers=workers, exclude_broken=False)
+    with pytest.raises(BrokenSample, match=r"^b/001: no image") as error:
+        list(loaded_batches)
     assert error.value.key == "b/001"
 
 
@@ -181,25 +181,25 @@ def test_evaluation_stops_at_a_broken_sample(sets: tuple[Shards, ...], workers: 
 def test_evaluation_excludes_with_a_ledger(tmp_path: Path, batch: int) -> None:
     shards = make_set(tmp_path, "h", ["!", "x", "x", "value", "file", "x", "x", "!", "!"])
     found = list(evaluation_batches(shards, read, collate, batch=batch, workers=0, exclude_broken=True))
-    assert [key for delivery in found for key in delivery.batch["key"]] == ["h/001", "h/002", "h/005", "h/006"]
-    skipped = [skip for delivery in found for skip in delivery.skipped]
+    assert [key for loaded_batch in found for key in loaded_batch.batch["key"]] == ["h/001", "h/002", "h/005", "h/006"]
+    skipped = [skip for loaded_batch in found for skip in loaded_batch.skipped]
     assert [skip.key for skip in skipped] == ["h/000", "h/003", "h/004", "h/007", "h/008"]
     assert skipped[1] == Skipped("h/003", "ValueError: no such answer", "")
-    with pytest.raises(ValueError, match="all samples are broken; the first: i/000: no picture"):
+    with pytest.raises(ValueError, match="all samples are broken; the first: i/000: no image"):
         shards = make_set(tmp_path, "i", ["!"] * 3)
         list(evaluation_batches(shards, read, collate, batch=batch, workers=0, exclude_broken=True))
 
 
 def test_workers_end_with_the_iterator(sets: tuple[Shards, ...]) -> None:
-    order = Order((13, 7), batch=4, seed=SEED)
+    order = MixtureSampler((13, 7), batch=4, seed=SEED)
     options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 2}
     before = torch.random.get_rng_state()
-    batches = training_batches(Reader(sets, read, SEED), order, collate, **options)
+    batches = training_batches(SampleReader(sets, read, SEED), order, collate, **options)
     next(batches)
     assert len(multiprocessing.active_children()) == 2
     batches.close()
     assert multiprocessing.active_children() == []
-    batches = training_batches(Reader(sets, read, SEED), order, collate, **options)
+    batches = training_batches(SampleReader(sets, read, SEED), order, collate, **options)
     next(batches)
     del batches
     assert multiprocessing.active_children() == []
@@ -207,16 +207,16 @@ def test_workers_end_with_the_iterator(sets: tuple[Shards, ...]) -> None:
 
 
 def test_workers_leave_ctrl_c_to_the_main_process(sets: tuple[Shards, ...]) -> None:
-    order = Order((13, 7), batch=4, seed=SEED)
+    order = MixtureSampler((13, 7), batch=4, seed=SEED)
     options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 2}
-    batches = training_batches(Reader(sets, read, SEED), order, collate, **options)
+    batches = training_batches(SampleReader(sets, read, SEED), order, collate, **options)
     started = list(itertools.islice(batches, 4))
     for worker in multiprocessing.active_children():
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGINT)  # as the terminal does; a main process that saves first needs them alive
     more = list(itertools.islice(batches, 20))
     batches.close()
-    assert [delivery.step for delivery in started + more] == list(range(24))
+    assert [loaded_batch.step for loaded_batch in started + more] == list(range(24))
 
 
 @pytest.mark.parametrize(
@@ -235,4 +235,4 @@ def test_errors_come_at_once(sets: tuple[Shards, ...], settings: dict[str, int],
         evaluation_batches(sets[0], read, collate, batch=0, workers=0, exclude_broken=False)
     options = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0}
     with pytest.raises(ValueError, match=r"sets of \(5,\) samples, the reader has sets of \(13, 7\)"):
-        training_batches(Reader(sets, read, SEED), Order((5,), batch=1, seed=1), collate, **options)
+        training_batches(SampleReader(sets, read, SEED), MixtureSampler((5,), batch=1, seed=1), collate, **options)

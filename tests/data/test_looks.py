@@ -1,4 +1,4 @@
-"""How pictures meet the square: recorded outputs of transformers and torchvision, and sizes worked out by hand."""
+"""How images meet the square: recorded outputs of transformers and torchvision, and sizes worked out by hand."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
-from dualfuse.data.images import (
+from dualfuse.data.image.resize import centre, crop, hugging_face, hugging_face_size, resize
+from dualfuse.data.image.transform import (
     HUGGING_FACE,
     OFFICIAL_BLIP,
     OFFICIAL_CLIP,
     Augment,
     ImageTransform,
-    Looks,
+    Preprocess,
     pad_together,
 )
-from dualfuse.data.resize import centre, crop, hugging_face, hugging_face_size, resize
 from dualfuse.recipe import Data
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_preprocess"
 NUMBERS = range(5)
 WIDE = [0, 2, 3]
 SAME = list(NUMBERS) if int(PIL.__version__.split(".")[0]) >= 13 else WIDE
-"""Pictures that the installed Pillow resizes as the one that was recorded: from 13 on, tall ones height first."""
+"""Images that the installed Pillow resizes as the one that was recorded: from 13 on, tall ones height first."""
 PLAIN = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, Tensor]:
+def images() -> dict[str, Tensor]:
     """Five shapes, each (H, W, 3) uint8; recorded by what manifest.json names."""
     return load_file(GOLDEN / "inputs.safetensors")
 
@@ -58,10 +58,10 @@ def png(pixels: Tensor) -> bytes:
     return file.getvalue()
 
 
-def shown(transform: ImageTransform, pictures: dict[str, Tensor]) -> Tensor:
+def shown(transform: ImageTransform, images: dict[str, Tensor]) -> Tensor:
     """(5, 3, S, S)"""
     rng = np.random.default_rng(0)
-    return torch.stack([transform(png(pictures[f"image.{number}"]), rng) for number in NUMBERS])
+    return torch.stack([transform(png(images[f"image.{number}"]), rng) for number in NUMBERS])
 
 
 EIGHTS = replace(HUGGING_FACE, divisor=8)
@@ -75,10 +75,10 @@ RECORDED = {
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_pictures_are_what_others_feed_their_models(
-    name: str, pictures: dict[str, Tensor], expected: dict[str, Tensor]
+    name: str, images: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    side, looks = RECORDED[name]
-    found = shown(ImageTransform((side, side), looks=looks), pictures)
+    side, preprocess = RECORDED[name]
+    found = shown(ImageTransform((side, side), preprocess=preprocess), images)
     torch.testing.assert_close(found[SAME], expected[f"{name}.pixel_values"][SAME], atol=1e-5, rtol=0)
     torch.testing.assert_close(found, expected[f"{name}.pixel_values"], atol=1e-5 if len(SAME) == 5 else 0.07, rtol=0)
     assert expected.get(f"{name}.pixel_mask", torch.ones(1)).all()
@@ -86,18 +86,18 @@ def test_pictures_are_what_others_feed_their_models(
 
 @pytest.mark.parametrize("name", RECORDED)
 def test_torch_resampling_is_within_four_grey_levels(
-    name: str, pictures: dict[str, Tensor], expected: dict[str, Tensor]
+    name: str, images: dict[str, Tensor], expected: dict[str, Tensor]
 ) -> None:
-    side, looks = RECORDED[name]
-    found = shown(ImageTransform((side, side), looks=replace(looks, resampling="torch")), pictures)
-    levels = (found - expected[f"{name}.pixel_values"]) * 255 * torch.tensor(looks.std).view(3, 1, 1)
+    side, preprocess = RECORDED[name]
+    found = shown(ImageTransform((side, side), preprocess=replace(preprocess, resampling="torch")), images)
+    levels = (found - expected[f"{name}.pixel_values"]) * 255 * torch.tensor(preprocess.std).view(3, 1, 1)
     assert 0.99 < levels.abs().max() < 4.01 and levels.abs().mean() < 0.1
     assert levels[WIDE].abs().max() < 2.01 and levels[WIDE].abs().mean() < 0.01
 
 
-def test_processor_without_the_crop_pads_the_batch(pictures: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    images = [pictures[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
-    resized = [EIGHTS.normalised(hugging_face(image, 40, EIGHTS.divisor, "pillow")) for image in images]
+def test_processor_without_the_crop_pads_the_batch(pil_images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    images = [pil_images[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
+    resized = [EIGHTS.normalize(hugging_face(image, 40, EIGHTS.divisor, "pillow")) for image in images]
     values, mask = pad_together(resized)
     torch.testing.assert_close(values[SAME], expected["hf.nocrop_div8.pixel_values"][SAME], atol=1e-5, rtol=0)
     assert mask.dtype == torch.bool and not mask.all()
@@ -112,9 +112,9 @@ def test_recorded_sizes_of_photos() -> None:
 
 
 def test_a_picture_that_was_small_has_black_around_it() -> None:
-    """300 x 1000: 128 rows of picture in the middle of 288, and black is normalised like any colour."""
+    """300 x 1000: 128 rows of image in the middle of 288, and black is normalised like any colour."""
     white = torch.full((300, 1000, 3), 255, dtype=torch.uint8)
-    found = ImageTransform((288, 288), looks=HUGGING_FACE)(png(white), np.random.default_rng(0))
+    found = ImageTransform((288, 288), preprocess=HUGGING_FACE)(png(white), np.random.default_rng(0))
     black = torch.tensor([-m / s for m, s in zip(HUGGING_FACE.mean, HUGGING_FACE.std, strict=True)])
     torch.testing.assert_close(found[:, 79, 5], black)
     torch.testing.assert_close(black, torch.tensor([-1.7923, -1.7521, -1.4802]), atol=1e-4, rtol=0)
@@ -161,38 +161,38 @@ def test_pillow_resampling_holds_for_varied_pictures_too() -> None:
     resized = Image.fromarray(pixels.numpy()).resize((24, 24), Image.Resampling.BICUBIC)
     wanted = (np.asarray(resized) / 255 - OFFICIAL_CLIP.mean) / OFFICIAL_CLIP.std
     np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
-    other = replace(transform, looks=replace(OFFICIAL_CLIP, resampling="torch"))
+    other = replace(transform, preprocess=replace(OFFICIAL_CLIP, resampling="torch"))
     assert not torch.equal(other(png(pixels), np.random.default_rng(0)), found)
 
 
 def test_a_picture_of_the_right_size_is_not_touched() -> None:
     pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8)
-    for looks in (Looks(), OFFICIAL_CLIP, OFFICIAL_BLIP, EIGHTS):
+    for preprocess in (Preprocess(), OFFICIAL_CLIP, OFFICIAL_BLIP, EIGHTS):
         image = pixels.permute(2, 0, 1)
-        assert torch.equal(looks.fitted(image, (40, 40)), image)
-        assert torch.equal(resize(image, (40, 40), looks.resampling), image)
+        assert torch.equal(preprocess.resize(image, (40, 40)), image)
+        assert torch.equal(resize(image, (40, 40), preprocess.resampling), image)
 
 
 @pytest.mark.parametrize("fit", ["crop", "huggingface"])
 def test_squares_are_asked_for_where_only_they_are_made(fit: str) -> None:
     with pytest.raises(ValueError, match=rf"image size is 40 x 48, but the fit '{fit}' gives squares"):
-        ImageTransform((40, 48), looks=Looks(fit=fit))  # pyright: ignore[reportArgumentType] - one of the three
+        ImageTransform((40, 48), preprocess=Preprocess(resize_mode=fit))  # pyright: ignore[reportArgumentType] - one of the three
     assert ImageTransform((40, 48)).size == (40, 48)
 
 
 def test_pictures_too_narrow_say_so() -> None:
     line = torch.zeros(3, 2, 4000, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"4000 x 2 pixels become 448 x 0 .* multiples of 32"):
-        HUGGING_FACE.fitted(line, (288, 288))
+        HUGGING_FACE.resize(line, (288, 288))
     with pytest.raises(ValueError, match=r"4000 x 2 pixels become 576000 x 288 .* 64,000,000 pixels allowed"):
-        OFFICIAL_CLIP.fitted(line, (288, 288))
-    assert OFFICIAL_BLIP.fitted(line, (288, 288)).shape == (3, 288, 288)
+        OFFICIAL_CLIP.resize(line, (288, 288))
+    assert OFFICIAL_BLIP.resize(line, (288, 288)).shape == (3, 288, 288)
 
 
 @pytest.mark.parametrize(("fields", "said"), [({"std": (0.5, 0, 0.5)}, "std is"), ({"divisor": 0}, "divisor is 0")])
 def test_impossible_looks_are_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Looks(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point
+        Preprocess(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point
 
 
 def test_pad_together_fills_with_zeros_right_and_below() -> None:
@@ -202,17 +202,17 @@ def test_pad_together_fills_with_zeros_right_and_below() -> None:
 
 
 def test_a_recipe_keeps_its_looks_and_may_leave_pictures_alone() -> None:
-    data = Data(image_size=(40, 40), looks=OFFICIAL_CLIP, augment=None)
-    assert data.image == ImageTransform((40, 40), None, OFFICIAL_CLIP)
+    data = Data(image_size=(40, 40), preprocess=OFFICIAL_CLIP, augment=None)
+    assert data.image_transform == ImageTransform((40, 40), None, OFFICIAL_CLIP)
     assert from_json(json.loads(json.dumps(to_json(data)))) == data
-    assert pickle.loads(pickle.dumps(data.image)) == data.image
+    assert pickle.loads(pickle.dumps(data.image_transform)) == data.image_transform
 
 
 def test_looks_and_augment_are_plain_flags() -> None:
     parsed = tyro.cli(Data, args=["--looks.fit", "crop", "--looks.mean", ".1", ".2", ".3", "--augment.flip", "0.25"])
-    assert parsed.looks == Looks("crop", mean=(0.1, 0.2, 0.3)) and parsed.augment == Augment(flip=0.25)
+    assert parsed.preprocess == Preprocess("crop", mean=(0.1, 0.2, 0.3)) and parsed.augment == Augment(flip=0.25)
     left_alone = tyro.cli(Data, default=Data(augment=None), args=["--looks.fit", "crop"])
-    assert left_alone.augment is None and left_alone.looks.fit == "crop"
+    assert left_alone.augment is None and left_alone.preprocess.resize_mode == "crop"
 
 
 @pytest.mark.parametrize("shape", [(80, 97), (97, 80), (64, 64)])
@@ -225,12 +225,14 @@ def test_the_middle_of_a_larger_square(shape: tuple[int, int]) -> None:
     )
     left, top = round((resized.width - 42) / 2), round((resized.height - 42) / 2)
     wanted = np.asarray(resized.crop((left, top, left + 42, top + 42)))
-    found = Looks("crop", "pillow", kept=0.875).fitted(torch.from_numpy(pixels).permute(2, 0, 1), (42, 42))
+    found = Preprocess("crop", "pillow", crop_fraction=0.875).resize(
+        torch.from_numpy(pixels).permute(2, 0, 1), (42, 42)
+    )
     assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted)
 
 
 def test_only_a_crop_keeps_less() -> None:
     with pytest.raises(ValueError, match=r"kept is 0.5 with fit squeeze"):
-        Looks(kept=0.5)
+        Preprocess(crop_fraction=0.5)
     with pytest.raises(ValueError, match=r"kept is 0"):
-        Looks("crop", kept=0.0)
+        Preprocess("crop", crop_fraction=0.0)

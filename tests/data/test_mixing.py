@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualfuse.data.erasing import erase
-from dualfuse.data.mixing import Mix
+from dualfuse.data.image.mixup import Mixup
+from dualfuse.data.image.random_erasing import erase
 
 IMAGES = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 20, 30)  # each of one value, its number
 
@@ -14,7 +14,7 @@ def test_fading_gives_shares_of_both() -> None:
     torch.manual_seed(0)
     shares = []
     for _ in range(400):
-        mixed, share = Mix(fade=0.8)(IMAGES)
+        mixed, share = Mixup(mixup_alpha=0.8)(IMAGES)
         wanted = torch.tensor([share * n + (1 - share) * (4 - n) for n in range(5)])
         torch.testing.assert_close(mixed, wanted.view(5, 1, 1, 1).expand_as(mixed))
         shares.append(share)
@@ -26,7 +26,7 @@ def test_cutting_gives_the_share_of_pixels_that_are_left() -> None:
     torch.manual_seed(0)
     shares = []
     for _ in range(400):
-        mixed, share = Mix(cut=1.0)(IMAGES)
+        mixed, share = Mixup(cutmix_alpha=1.0)(IMAGES)
         other = (mixed[0, 0] == 4).float()
         assert 1 - other.mean().item() == pytest.approx(share)
         assert set(mixed[2].unique().tolist()) == {2.0}
@@ -40,18 +40,18 @@ def test_cutting_gives_the_share_of_pixels_that_are_left() -> None:
 
 def test_both_take_turns_by_chance_and_repeat_with_the_seed() -> None:
     torch.manual_seed(3)
-    first = [Mix(fade=0.8, cut=1.0)(IMAGES) for _ in range(200)]
+    first = [Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)(IMAGES) for _ in range(200)]
     torch.manual_seed(3)
-    again = [Mix(fade=0.8, cut=1.0)(IMAGES) for _ in range(200)]
+    again = [Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)(IMAGES) for _ in range(200)]
     assert all(torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(first, again, strict=True))
     whole = [len(mixed[0, 0].unique()) == 1 and share < 1 for mixed, share in first]
     assert 0.4 < np.mean(whole) < 0.65
 
 
 def test_nothing_is_mixed_below_zero() -> None:
-    assert not Mix().mixes and Mix(cut=1.0).mixes and Mix(fade=1.0).mixes
+    assert not Mixup().mixes and Mixup(cutmix_alpha=1.0).mixes and Mixup(mixup_alpha=1.0).mixes
     with pytest.raises(ValueError, match="fade is -1"):
-        Mix(fade=-1)
+        Mixup(mixup_alpha=-1)
 
 
 def test_one_rectangle_becomes_noise() -> None:

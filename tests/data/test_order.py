@@ -9,10 +9,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from dualfuse.data.order import Draw, Order, sample_rng
+from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
 
 
-def first_draws(order: Order, count: int) -> list[Draw]:
+def first_draws(order: MixtureSampler, count: int) -> list[Draw]:
     steps = (order.draws(step) for step in range(-(-count // order.batch)))
     return list(itertools.chain.from_iterable(steps))[:count]
 
@@ -25,7 +25,7 @@ def places(draws: list[Draw]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("batch", [1, 4, 10, 23])
 def test_every_epoch_is_a_new_permutation(batch: int, block: int) -> None:
     lengths = (6, 1, 3)
-    stream = places(first_draws(Order(lengths, batch, seed=7, block=block), 50))
+    stream = places(first_draws(MixtureSampler(lengths, batch, seed=7, block=block), 50))
     epochs = [tuple(stream[first : first + 10]) for first in range(0, 50, 10)]
     everything = [(source, index) for source, length in enumerate(lengths) for index in range(length)]
     assert all(sorted(epoch) == everything for epoch in epochs)
@@ -33,25 +33,25 @@ def test_every_epoch_is_a_new_permutation(batch: int, block: int) -> None:
 
 
 def test_the_stream_does_not_depend_on_the_batch() -> None:
-    small, large = (first_draws(Order((20, 5), batch, seed=3), 120) for batch in (4, 30))
+    small, large = (first_draws(MixtureSampler((20, 5), batch, seed=3), 120) for batch in (4, 30))
     assert places(small) == places(large)
     assert [draw.step for draw in small[:9]] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("weights", [(), (0.5, 0.2, 0.3)])
 def test_steps_do_not_depend_on_those_before(weights: tuple[float, ...]) -> None:
-    forwards = Order((40, 7, 11), batch=8, seed=5, weights=weights)
+    forwards = MixtureSampler((40, 7, 11), batch=8, seed=5, weights=weights)
     steps = [forwards.draws(step) for step in range(30)]
-    backwards = Order((40, 7, 11), batch=8, seed=5, weights=weights)
+    backwards = MixtureSampler((40, 7, 11), batch=8, seed=5, weights=weights)
     assert [backwards.draws(step) for step in reversed(range(30))] == steps[::-1]
-    other = Order((40, 7, 11), batch=8, seed=6, weights=weights)
+    other = MixtureSampler((40, 7, 11), batch=8, seed=6, weights=weights)
     assert places(first_draws(other, 58)) != places(first_draws(forwards, 58))
 
 
 @pytest.mark.parametrize("block", [0, 64])
 @pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
 def test_far_steps_are_quick(weights: tuple[float, ...], block: int) -> None:
-    order = Order((10_000, 300), batch=256, seed=1, weights=weights, block=block)
+    order = MixtureSampler((10_000, 300), batch=256, seed=1, weights=weights, block=block)
     start = time.perf_counter()
     assert len(order.draws(10**7)) == 256
     assert time.perf_counter() - start < 1  # 10 million steps would take an hour
@@ -61,7 +61,7 @@ def test_far_steps_are_quick(weights: tuple[float, ...], block: int) -> None:
 @pytest.mark.parametrize("batch", [1, 7, 64])
 def test_weighted_shares_are_exact_in_the_long_run(weights: tuple[float, ...], batch: int) -> None:
     lengths = tuple(range(5, 5 + len(weights)))
-    order = Order(lengths, batch, seed=2, weights=weights)
+    order = MixtureSampler(lengths, batch, seed=2, weights=weights)
     counts: Counter[int] = Counter()
     for step in range(500):
         draws = order.draws(step)
@@ -73,7 +73,7 @@ def test_weighted_shares_are_exact_in_the_long_run(weights: tuple[float, ...], b
 
 def test_weighted_sets_go_through_their_own_epochs() -> None:
     lengths, weights = (5, 12), (0.7, 0.3)
-    draws = [order for step in range(40) for order in Order(lengths, 10, seed=2, weights=weights).draws(step)]
+    draws = [order for step in range(40) for order in MixtureSampler(lengths, 10, seed=2, weights=weights).draws(step)]
     for source, length in enumerate(lengths):
         stream = Counter(draw.index for draw in draws if draw.source == source)
         full, rest = divmod(stream.total(), length)
@@ -85,12 +85,12 @@ def test_weighted_sets_go_through_their_own_epochs() -> None:
 
 def test_blocks_keep_neighbours_together() -> None:
     length, block, window = 1000, 10, 40
-    epoch = np.array([draw.index for draw in first_draws(Order((length,), 50, seed=4, block=block), length)])
+    epoch = np.array([draw.index for draw in first_draws(MixtureSampler((length,), 50, seed=4, block=block), length)])
     for first in range(0, length, window):
         assert len(set(epoch[first : first + window] // block)) == window // block
     assert np.abs(np.diff(epoch)).max() > 500  # blocks come from everywhere
     assert len({tuple(epoch[first : first + 10] // block) for first in range(0, length, 10)}) > 90
-    full = np.array([draw.index for draw in first_draws(Order((length,), 50, seed=4), length)])
+    full = np.array([draw.index for draw in first_draws(MixtureSampler((length,), 50, seed=4), length)])
     assert len(set(full[:window] // block)) > 20
 
 
@@ -101,8 +101,8 @@ RANDOM = [849, 871, 291]
 
 def test_order_stays_what_it_was() -> None:
     """A run that was stopped must find its order again after an update: this may change only on purpose."""
-    assert places(list(Order((10, 5), 6, seed=1).draws(12345))) == PLAIN
-    assert places(list(Order((10, 5), 6, seed=1, weights=(1, 2), block=2).draws(12345))) == MIXED
+    assert places(list(MixtureSampler((10, 5), 6, seed=1).draws(12345))) == PLAIN
+    assert places(list(MixtureSampler((10, 5), 6, seed=1, weights=(1, 2), block=2).draws(12345))) == MIXED
     assert sample_rng(1, Draw(source=0, index=3, step=9)).integers(1000, size=3).tolist() == RANDOM
 
 
@@ -128,6 +128,6 @@ def test_sample_rng_depends_on_everything_and_nothing_else() -> None:
 )
 def test_errors(lengths: tuple[int, ...], settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Order(lengths, **{"batch": 2, "seed": 1} | settings)
+        MixtureSampler(lengths, **{"batch": 2, "seed": 1} | settings)
     with pytest.raises(ValueError, match="step is -1"):
-        Order((1,), batch=1, seed=1).draws(-1)
+        MixtureSampler((1,), batch=1, seed=1).draws(-1)

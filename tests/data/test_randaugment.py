@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data import randaugment as ra
+from dualfuse.data.image import randaugment as ra
 
 
 def noise(height: int = 32, width: int = 64, low: int = 0, high: int = 256) -> np.ndarray:
@@ -15,7 +15,7 @@ def noise(height: int = 32, width: int = 64, low: int = 0, high: int = 256) -> n
 
 
 def blob(side: int = 64) -> np.ndarray:
-    """A smooth picture, on which interpolation rounds to almost nothing."""
+    """A smooth image, on which interpolation rounds to almost nothing."""
     y, x = np.mgrid[:side, :side]
     return np.stack([128 + 100 * np.sin(x / (6 + c)) * np.cos(y / (8 - c)) for c in range(3)], -1).astype(np.uint8)
 
@@ -60,10 +60,10 @@ def test_sharpen_goes_away_from_the_smoothed_picture() -> None:
 @pytest.mark.parametrize("side", [32, 224])
 @pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-7, 7)])
 def test_moves_by_whole_pixels_are_those_of_interpolation(side: int, shift: tuple[int, int]) -> None:
-    picture, inverse = Image.fromarray(noise(side, side)), (1, 0, float(shift[0]), 0, 1, float(shift[1]))
+    image, inverse = Image.fromarray(noise(side, side)), (1, 0, float(shift[0]), 0, 1, float(shift[1]))
     how = Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
-    interpolated = picture.transform(picture.size, *how, fillcolor=ra.FILL)
-    np.testing.assert_array_equal(np.asarray(ra.affine(picture, inverse)), np.asarray(interpolated))
+    interpolated = image.transform(image.size, *how, fillcolor=ra.FILL)
+    np.testing.assert_array_equal(np.asarray(ra.affine(image, inverse)), np.asarray(interpolated))
 
 
 def test_translate_moves_one_pixel_of_32_and_seven_of_224() -> None:
@@ -98,7 +98,7 @@ def test_geometry_samples_where_the_formula_says(name: str, sign: float) -> None
     points = {
         "shear_x": (column + sign * 0.21 * row, row),
         "shear_y": (column, row + sign * 0.21 * column),
-        # the picture's y points down: turning it counter-clockwise looks up each point clockwise of it
+        # the image's y points down: turning it counter-clockwise looks up each point clockwise of it
         "rotate": (x * np.cos(turn) - y * np.sin(turn) + 32, x * np.sin(turn) + y * np.cos(turn) + 32),
     }[name]
     expected, inside = sampled(pixels.astype(float), points[0] - 0.5, points[1] - 0.5)
@@ -143,10 +143,10 @@ def test_each_operation_comes_as_often_as_the_rule_says(monkeypatch: pytest.Monk
     counts: dict[str, int] = {}
 
     def counted(name: str) -> object:
-        def operation(picture: Image.Image, *sign: float) -> Image.Image:
+        def operation(pil_image: Image.Image, *sign: float) -> Image.Image:
             key = name + "".join("+" if value > 0 else "-" for value in sign)
             counts[key] = counts.get(key, 0) + 1
-            return picture
+            return pil_image
 
         return operation
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data import randaugment_timm as ra
-from dualfuse.data.images import Augment, ImageTransform
+from dualfuse.data.image import randaugment_timm as ra
+from dualfuse.data.image.transform import Augment, ImageTransform
 
 STRIP = (0, 1, 25, 26, 64, 127, 128, 180, 255)
 
@@ -19,8 +19,8 @@ def strip(values: tuple[int, ...] = STRIP) -> Image.Image:
     return Image.fromarray(np.repeat(np.array([values], np.uint8)[:, :, None], 3, axis=2))
 
 
-def levels(picture: Image.Image) -> list[int]:
-    pixels = np.asarray(picture)
+def levels(image: Image.Image) -> list[int]:
+    pixels = np.asarray(image)
     assert (pixels == pixels[..., :1]).all()
     return pixels[0, :, 0].tolist()
 
@@ -44,7 +44,7 @@ def test_tones_by_hand(name: str, level: float, wanted: list[int]) -> None:
 
 
 def test_enhancing_is_a_line_between_two_pictures() -> None:
-    """1.81 or 0.19 parts of the picture at level 0.9, the rest of black, of its mean, of its greys."""
+    """1.81 or 0.19 parts of the image at level 0.9, the rest of black, of its mean, of its greys."""
     assert (ra.factor(0.9, 1), ra.factor(0.9, -1)) == (pytest.approx(1.81), pytest.approx(0.19))
     values = np.array(STRIP, float)
     for sign, share in ((1, 1.81), (-1, 0.19)):
@@ -54,8 +54,8 @@ def test_enhancing_is_a_line_between_two_pictures() -> None:
         assert np.abs(levels(ra.contrast(strip(), 0.9, sign)) - wanted).max() <= 1
         orange = np.array([200.0, 120.0, 40.0])
         grey = orange @ (0.299, 0.587, 0.114)
-        picture = Image.fromarray(np.tile(orange.astype(np.uint8), (2, 2, 1)))
-        found = np.asarray(ra.colour(picture, 0.9, sign))[0, 0]
+        image = Image.fromarray(np.tile(orange.astype(np.uint8), (2, 2, 1)))
+        found = np.asarray(ra.colour(image, 0.9, sign))[0, 0]
         assert np.abs(found - np.clip(grey + share * (orange - grey), 0, 255)).max() <= 1.5
     flat = Image.fromarray(np.full((5, 5, 3), 90, np.uint8))
     flat.putpixel((2, 2), (116, 116, 116))  # smoothed: 5 of 13 parts, 90 + 26 * 5 / 13 = 100
@@ -84,7 +84,7 @@ def test_shears_and_turns_move_points_as_the_formula_says(sign: float) -> None:
     side, dot = 101, (70, 40)  # x, y
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[dot[1] - 1 : dot[1] + 2, dot[0] - 1 : dot[0] + 2] = 255
-    picture = Image.fromarray(pixels)
+    image = Image.fromarray(pixels)
     x, y = dot[0] + 0.5, dot[1] + 0.5
     turn, middle = np.deg2rad(27) * sign, side / 2
     wanted = {
@@ -96,7 +96,7 @@ def test_shears_and_turns_move_points_as_the_formula_says(sign: float) -> None:
         ),
     }
     for name, point in wanted.items():
-        found = np.asarray(getattr(ra, name)(picture, 0.9, sign))[..., 0].astype(float)
+        found = np.asarray(getattr(ra, name)(image, 0.9, sign))[..., 0].astype(float)
         light = np.where(found > 140, found, 0)  # not the grey around
         rows, columns = np.mgrid[:side, :side] + 0.5
         centre = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
@@ -121,9 +121,9 @@ def test_each_change_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyP
     seen: list[tuple[int, float, float]] = []
 
     def counted(number: int) -> ra.Change:
-        def change(picture: Image.Image, level: float, sign: float) -> Image.Image:
+        def change(pil_image: Image.Image, level: float, sign: float) -> Image.Image:
             seen.append((number, level, sign))
-            return picture
+            return pil_image
 
         return change
 
@@ -143,7 +143,9 @@ def test_a_transform_has_it_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> N
     file = io.BytesIO()
     Image.fromarray(np.stack([x * 9, y * 9, x + y], -1).astype(np.uint8)).save(file, "PNG")
     data, rng = file.getvalue(), np.random.default_rng
-    ours, theirs = (ImageTransform((24, 24), Augment(crop=(1, 1), flip=0, changes=whose)) for whose in ("vlmo", "timm"))
+    ours, theirs = (
+        ImageTransform((24, 24), Augment(crop=(1, 1), flip=0, rand_augment_policy=whose)) for whose in ("vlmo", "timm")
+    )
     assert any(not torch.equal(ours(data, rng(seed)), theirs(data, rng(seed))) for seed in range(9))
     assert all(torch.equal(theirs(data, rng(seed)), theirs(data, rng(seed))) for seed in range(9))
     one, other = rng(3), rng(3)

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from dualfuse.data import tar_index
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards import tar_index
+from dualfuse.data.shards.shards import Shards
 
-JPEG = b"\xff\xd8\xff picture "
+JPEG = b"\xff\xd8\xff image "
 
 
 def write_tar(path: Path, members: dict[str, bytes], tar_format: int = tarfile.USTAR_FORMAT) -> Path:
@@ -117,7 +117,7 @@ def test_keys_tell_tars_of_one_name_apart(tmp_path: Path) -> None:
         ({"a.jpg": JPEG, "a.json": b'{"caption": "five"}', "a.txt": b"six\nseven"}, ("six", "seven")),
         ({"a.jpg": JPEG, "a.json": b'{"caption": "five"}', "a.txt": b" \n"}, ("five",)),
         ({"a.webp": JPEG}, ()),
-        ({"a.jpg": b"", "a.txt": b"\xef\xbb\xbfno picture"}, ("no picture",)),
+        ({"a.jpg": b"", "a.txt": b"\xef\xbb\xbfno image"}, ("no image",)),
     ],
 )
 def test_finds_texts(tmp_path: Path, members: dict[str, bytes], texts: tuple[str, ...]) -> None:
@@ -128,7 +128,7 @@ def test_finds_texts(tmp_path: Path, members: dict[str, bytes], texts: tuple[str
 @pytest.mark.parametrize(
     ("members", "reason"),
     [
-        ({"x.txt": b"words"}, "no picture"),
+        ({"x.txt": b"words"}, "no image"),
         ({"x.jpg": JPEG, "x.json": b"{"}, "broken json"),
         ({"x.jpg": JPEG, "x.json": b"[" * 100_000}, "recursion"),
         ({"x.jpg": JPEG, "x.json": b"[1]"}, "json holds a list"),
@@ -270,10 +270,10 @@ def test_further_pictures(tmp_path: Path) -> None:
     members = {"a.jpg": JPEG, "a.2.PNG": JPEG + b"2", "a.1.jpg": JPEG + b"1", "a.txt": b"two more\n", "b.jpg": JPEG}
     members |= {"c.jpg": JPEG, "c.2.jpg": JPEG, "d.1.jpg": JPEG, "e.jpg": JPEG, "e.12.jpg": JPEG, "e.seg.png": JPEG}
     shards = Shards.open(write_tar(tmp_path / "set.tar", members))
-    assert shards[0] == Sample("set/a", JPEG, ("two more",), others=(JPEG + b"1", JPEG + b"2"))
-    assert shards[1].others == ()
-    with pytest.raises(BrokenSample, match="set/c: further pictures are numbered from 1 on; number 1 is missing"):
+    assert shards[0] == Sample("set/a", JPEG, ("two more",), other_images=(JPEG + b"1", JPEG + b"2"))
+    assert shards[1].other_images == ()
+    with pytest.raises(BrokenSample, match="set/c: further images are numbered from 1 on; number 1 is missing"):
         shards[2]
-    with pytest.raises(BrokenSample, match="set/d: no picture"):
+    with pytest.raises(BrokenSample, match="set/d: no image"):
         shards[3]
-    assert shards[4].others == ()  # what has another name is somebody else's
+    assert shards[4].other_images == ()  # what has another name is somebody else's

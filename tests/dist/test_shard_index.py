@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as shards
 
-from dualfuse import dist
+from dualfuse import distributed as dist
 
 
 class Hostile:

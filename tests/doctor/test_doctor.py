@@ -13,34 +13,34 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
-from dualfuse.data.contact_sheet import Tile, contact_sheet
+from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.sample import Sample
 from dualfuse.doctor.examine import examine, find_tars, split_of
 from dualfuse.doctor.findings import Report
 from dualfuse.doctor.fingerprint import COLOUR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.shard_writer import write_shards
 
 
 def scene(number: int, size: int = 96) -> Image.Image:
-    """A picture of a few random shapes, which no other number has."""
+    """An image of a few random shapes, which no other number has."""
     rng = np.random.default_rng(number)
-    picture = Image.new("RGB", (size, size), tuple(rng.integers(0, 256, 3).tolist()))
-    draw = ImageDraw.Draw(picture)
+    image = Image.new("RGB", (size, size), tuple(rng.integers(0, 256, 3).tolist()))
+    draw = ImageDraw.Draw(image)
     for _ in range(6):
         corners = sorted(rng.integers(0, size, 2).tolist()), sorted(rng.integers(0, size, 2).tolist())
         box = (corners[0][0], corners[1][0], corners[0][1], corners[1][1])
         draw.ellipse(box, fill=tuple(rng.integers(0, 256, 3).tolist()))
-    return picture
+    return image
 
 
-def encode(picture: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encode(image: Image.Image, kind: str = "JPEG", **options: object) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
-def sample(number: int, text: str = "", picture: bytes | None = None) -> Sample:
-    return Sample(f"{number:03d}", picture or encode(scene(number)), (text or f"text number {number}",))
+def sample(number: int, text: str = "", image: bytes | None = None) -> Sample:
+    return Sample(f"{number:03d}", image or encode(scene(number)), (text or f"text number {number}",))
 
 
 def found(report: Report) -> dict[str, int]:
@@ -49,7 +49,7 @@ def found(report: Report) -> dict[str, int]:
 
 @pytest.fixture
 def plant(tmp_path: Path) -> Callable[..., Report]:
-    """Examines ten good training pictures, and those given for train and test."""
+    """Examines ten good training images, and those given for train and test."""
 
     def planted(train: tuple[Sample, ...] = (), test: tuple[Sample, ...] = ()) -> Report:
         write_shards([*map(sample, range(10)), *train], tmp_path / "set", "my-train", limit=(6, 1 << 20))
@@ -63,8 +63,8 @@ def test_nothing_is_wrong_with_a_good_set(plant: Callable[..., Report]) -> None:
     report = plant()
     assert report.findings == ()
     assert report.splits == {
-        "train": {"shards": 2, "pictures": 10, "texts": 10},
-        "test": {"shards": 1, "pictures": 4, "texts": 4},
+        "train": {"shards": 2, "images": 10, "texts": 10},
+        "test": {"shards": 1, "images": 4, "texts": 4},
     }
 
 
@@ -75,10 +75,10 @@ def animation() -> bytes:
 @pytest.mark.parametrize(
     ("bad", "name", "example"),
     [
-        (sample(90, picture=encode(scene(90))[:900]), "unreadable picture", "cannot be decoded"),
-        (sample(90, picture=encode(scene(90, 40))), "tiny picture", "40 x 40"),
-        (sample(90, picture=encode(Image.new("L", (5000, 50)), "PNG")), "huge picture", "5000 x 50"),
-        (sample(90, picture=animation()), "animated picture", "2 frames"),
+        (sample(90, image=encode(scene(90))[:900]), "unreadable image", "cannot be decoded"),
+        (sample(90, image=encode(scene(90, 40))), "tiny image", "40 x 40"),
+        (sample(90, image=encode(Image.new("L", (5000, 50)), "PNG")), "huge image", "5000 x 50"),
+        (sample(90, image=animation()), "animated image", "2 frames"),
         (Sample("090", encode(scene(90))), "no text", "090"),
         (sample(90, text="one two three four five six seven"), "over-long text", "one two three"),
     ],
@@ -98,27 +98,27 @@ def near(number: int) -> bytes:
 
 
 def test_copies_within_a_split_and_leaks_between_splits(plant: Callable[..., Report]) -> None:
-    train = (sample(90, picture=encode(scene(3))), sample(91, picture=encode(scene(3))), sample(92, picture=near(4)))
-    test = (sample(93, picture=encode(scene(5))), sample(94, picture=near(6)), sample(95, text=" Text  NUMBER 7"))
+    train = (sample(90, image=encode(scene(3))), sample(91, image=encode(scene(3))), sample(92, image=near(4)))
+    test = (sample(93, image=encode(scene(5))), sample(94, image=near(6)), sample(95, text=" Text  NUMBER 7"))
     report = plant(train, test)
     assert found(report) == {
-        "same picture again": 2,
-        "near-same picture again": 1,
-        "same picture in two splits": 1,
-        "near-same picture in two splits": 1,
+        "same image again": 2,
+        "near-same image again": 1,
+        "same image in two splits": 1,
+        "near-same image in two splits": 1,
         "same text in two splits": 1,
     }
     examples = {finding.name: finding.examples for finding in report.findings}
-    assert examples["same picture again"] == ("my-train-00000/003 = my-train-00001/090 = my-train-00001/091",)
-    assert examples["same picture in two splits"] == ("my-test-00000/093 = my-train-00000/005",)
-    assert examples["near-same picture in two splits"] == ("my-test-00000/094 = my-train-00001/006",)
+    assert examples["same image again"] == ("my-train-00000/003 = my-train-00001/090 = my-train-00001/091",)
+    assert examples["same image in two splits"] == ("my-test-00000/093 = my-train-00000/005",)
+    assert examples["near-same image in two splits"] == ("my-test-00000/094 = my-train-00001/006",)
     assert examples["same text in two splits"] == ("my-test-00000/095 = my-train-00001/007",)
 
 
 def test_same_text_on_several_pictures(plant: Callable[..., Report]) -> None:
     twice_itself = Sample("092", encode(scene(92)), ("own", "own"))
     report = plant(train=(sample(90, "a dog"), sample(91, "A dog"), twice_itself))
-    assert found(report) == {"same text on several pictures": 1}
+    assert found(report) == {"same text on several images": 1}
 
 
 def test_broken_samples_and_shards_do_not_stop_it(plant: Callable[..., Report], tmp_path: Path) -> None:
@@ -130,23 +130,23 @@ def test_broken_samples_and_shards_do_not_stop_it(plant: Callable[..., Report], 
 
 
 def test_sheet_and_json_and_what_is_printed(tmp_path: Path) -> None:
-    write_shards([sample(0), sample(1), sample(2, picture=b"\xff\xd8\xffbroken")], tmp_path, "train")
-    sheet = tmp_path / "look" / "sheet.png"
-    report = examine(tmp_path / "train-00000.tar", text_length=40, sheet=sheet)
-    pixels = np.asarray(Image.open(sheet).convert("RGB"))
+    write_shards([sample(0), sample(1), sample(2, image=b"\xff\xd8\xffbroken")], tmp_path, "train")
+    grid = tmp_path / "look" / "sheet.png"
+    report = examine(tmp_path / "train-00000.tar", text_length=40, save_image=grid)
+    pixels = np.asarray(Image.open(grid).convert("RGB"))
     assert ((pixels == (0xC6, 0x28, 0x28)).all(axis=2).sum(axis=1) > 170).sum() == 6  # a red frame, 3 pixels wide
     assert ((pixels == 0xEE).all(axis=2).sum(axis=1) > 160).any()  # an empty field
-    stored = json.loads(sheet.with_suffix(".json").read_text())
-    assert stored["findings"][0]["name"] == "unreadable picture" and stored["splits"]["train"]["pictures"] == 3
+    stored = json.loads(grid.with_suffix(".json").read_text())
+    assert stored["findings"][0]["name"] == "unreadable image" and stored["splits"]["train"]["images"] == 3
     console = Console(record=True, width=100, file=io.StringIO())
     report.render(console)
     printed = console.export_text()
-    assert "train-00000/002" in printed and "unreadable picture" in printed and "nothing is wrong" not in printed
+    assert "train-00000/002" in printed and "unreadable image" in printed and "nothing is wrong" not in printed
 
 
 def test_nothing_but_a_broken_shard_is_a_finding(tmp_path: Path) -> None:
     (tmp_path / "train-00000.tar").write_bytes(b"no tar" * 200)
-    report = examine(tmp_path, sheet=tmp_path / "sheet.png")
+    report = examine(tmp_path, save_image=tmp_path / "sheet.png")
     assert found(report) == {"unreadable shard": 1}
     assert (tmp_path / "sheet.json").exists() and not (tmp_path / "sheet.png").exists()
 
@@ -155,7 +155,7 @@ def test_what_is_no_set_of_shards_is_said(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="dualfuse prepare"):
         find_tars(tmp_path)
     with pytest.raises(ValueError, match=r"\.png or \.jpg"):
-        examine(tmp_path, text_length=40, sheet=tmp_path / "sheet.txt")
+        examine(tmp_path, text_length=40, save_image=tmp_path / "sheet.txt")
 
 
 def test_splits_are_told_by_names_of_tars() -> None:
@@ -183,7 +183,7 @@ def test_near_pairs_are_those_of_a_double_loop() -> None:
 
 def test_fingerprint_survives_encoding_and_tells_colours_apart() -> None:
     def is_near(one: Image.Image, other: Image.Image) -> bool:
-        prints = [fingerprint(np.asarray(picture.convert("RGB"))) for picture in (one, other)]
+        prints = [fingerprint(np.asarray(image.convert("RGB"))) for image in (one, other)]
         hashes = np.array([look for look, _ in prints], np.uint64)
         colours = np.frombuffer(b"".join(colours for _, colours in prints), np.uint8).reshape(2, 48)
         return any(near_pairs(hashes, colours))
@@ -204,11 +204,11 @@ def test_groups_are_what_pairs_connect() -> None:
 def test_contact_sheet_lays_out_rows_and_takes_plain_pairs() -> None:
     green = np.full((30, 60, 3), (0, 200, 0), np.uint8)
     tiles = [Tile(encode(scene(1)), "long " * 60, "title", "0.93"), (green, ""), (b"broken", "word" * 99)]
-    sheet = contact_sheet(tiles, columns=2, cell=100, heading="query " * 30)
-    assert sheet.width == 8 + 2 * (100 + 8)
-    pixels = np.asarray(sheet)
+    grid = image_grid(tiles, columns=2, cell=100, heading="query " * 30)
+    assert grid.width == 8 + 2 * (100 + 8)
+    pixels = np.asarray(grid)
     ys, xs = np.nonzero((pixels == (0, 200, 0)).all(axis=2))
     assert (xs.min(), xs.max() - xs.min(), ys.max() - ys.min()) == (116, 99, 49)  # second column, as wide as a cell
     assert (pixels[-8:] == 255).all() and (pixels[:, -8:] == 255).all()  # nothing runs over the margin
-    with pytest.raises(ValueError, match="needs pictures"):
-        contact_sheet([])
+    with pytest.raises(ValueError, match="needs images"):
+        image_grid([])

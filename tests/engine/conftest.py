@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import recipe
 
-from dualfuse.engine import train
 from dualfuse.recipe import Recipe
+from dualfuse.training import loop
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +20,5 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 def whole(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nothing stopped."""
     out = tmp_path_factory.mktemp("whole")
-    train.train((tiny,), out)
+    loop.train((tiny,), out)
     return out

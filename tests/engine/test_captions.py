@@ -8,33 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import picture, samples, shards
+from tiny import png_image, samples, shards
 from torch import nn
 
 from dualfuse import hub
-from dualfuse.data.images import ImageTransform
+from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import Sample
-from dualfuse.data.text import Text
-from dualfuse.engine.captions import Written, save_captions
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.judge import check_wishes, judge
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.evaluation.captions import PredictedCaption, save_captions
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import check_outputs, evaluate
+from dualfuse.inference.predict import predict
+from dualfuse.metrics.captions import caption_metrics
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.caption_metrics import caption_metrics
-from dualfuse.tasks.captioning import CaptioningConfig
-from dualfuse.use.predict import predict
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.captioning import CaptioningConfig
 
-PLAN = Plan(batch=4, workers=0)
+PLAN = Plan(batch_size=4, num_workers=0)
 
 
 @pytest.fixture(scope="module")
-def model(tiny: Recipe) -> hub.Loaded:
+def model(tiny: Recipe) -> hub.LoadedModel:
     torch.manual_seed(0)
     recipe = replace(tiny, model=replace(tiny.model, drop_path=0.0), task=CaptioningConfig(beam=2))
     task = recipe.build().eval()
-    nn.init.normal_(task.word_head.decoder.weight, std=1.0)
-    prep = Prep(ImageTransform(recipe.data.image_size), Text(recipe.data.text_length, recipe.data.tokenizer))
-    return hub.Loaded(task, prep, recipe)
+    nn.init.normal_(task.mlm_head.decoder.weight, std=1.0)
+    processor = Processor(
+        ImageTransform(recipe.data.image_size), TextTransform(recipe.data.text_length, recipe.data.tokenizer)
+    )
+    return hub.LoadedModel(task, processor, recipe)
 
 
 def numbered(number: int) -> list[Sample]:
@@ -44,18 +46,18 @@ def numbered(number: int) -> list[Sample]:
     return [*made[:-1], replace(made[-1], texts=())]
 
 
-def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.Loaded, tmp_path: Path) -> None:
-    pictures = numbered(6)
-    found = judge(model, shards(tmp_path, pictures), PLAN)
-    each = [predict(model, sample.image, top=5).answers for sample in pictures]
+def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedModel, tmp_path: Path) -> None:
+    images = numbered(6)
+    found = evaluate(model, shards(tmp_path, images), PLAN)
+    each = [predict(model, sample.image, top=5).answers for sample in images]
     assert [caption.caption for caption in found.captions] == [answers[0].answer for answers in each]
     assert [caption.probability for caption in found.captions] == pytest.approx(
         [answers[0].probability for answers in each], rel=1e-4
     )
     assert all(len(answers) == 2 for answers in each)  # as many as the beam keeps
-    wanted = caption_metrics([answers[0].answer for answers in each[:5]], [sample.texts for sample in pictures[:5]])
+    wanted = caption_metrics([answers[0].answer for answers in each[:5]], [sample.texts for sample in images[:5]])
     assert found.metrics == pytest.approx(wanted) and wanted["BLEU-1"] > 0
-    assert found.size == "6 pictures, 5 of them with captions of people"
+    assert found.size == "6 images, 5 of them with captions of people"
     assert [caption.image_id for caption in found.captions] == [
         "train-00000/000",
         7,
@@ -70,23 +72,23 @@ def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.Loaded, 
     )
 
 
-def test_a_test_set_has_captions_and_no_metrics(model: hub.Loaded, tmp_path: Path) -> None:
-    found = judge(model, shards(tmp_path, [replace(sample, texts=()) for sample in samples(3)]), PLAN)
+def test_a_test_set_has_captions_and_no_metrics(model: hub.LoadedModel, tmp_path: Path) -> None:
+    found = evaluate(model, shards(tmp_path, [replace(sample, texts=()) for sample in samples(3)]), PLAN)
     assert len(found.captions) == 3 and found.metrics == {}
 
 
-def test_a_broken_picture_is_left_out_and_told(model: hub.Loaded, tmp_path: Path) -> None:
-    broken = [*samples(3), Sample("bad", picture(0)[:60], ("a cat",))]
+def test_a_broken_picture_is_left_out_and_told(model: hub.LoadedModel, tmp_path: Path) -> None:
+    broken = [*samples(3), Sample("bad", png_image(0)[:60], ("a cat",))]
     data = shards(tmp_path, broken)
     with pytest.raises(ValueError, match="bad"):
-        judge(model, data, PLAN)
-    found = judge(model, data, replace(PLAN, exclude_broken=True))
+        evaluate(model, data, PLAN)
+    found = evaluate(model, data, replace(PLAN, exclude_broken=True))
     assert len(found.captions) == 3 and [skipped.key for skipped in found.excluded] == ["train-00000/bad"]
 
 
-def test_captions_are_written_as_cocos_server_takes_them(model: hub.Loaded, tmp_path: Path) -> None:
-    check_wishes(model.task, answers=tmp_path / "a.json", sheet=None)
-    found = judge(model, shards(tmp_path, numbered(4)), PLAN)
+def test_captions_are_written_as_cocos_server_takes_them(model: hub.LoadedModel, tmp_path: Path) -> None:
+    check_outputs(model.task, answers=tmp_path / "a.json", save_image=None)
+    found = evaluate(model, shards(tmp_path, numbered(4)), PLAN)
     found.write(tmp_path / "a.json")
     captions = [caption.caption for caption in found.captions]
     assert json.loads((tmp_path / "a.json").read_text()) == [
@@ -95,22 +97,22 @@ def test_captions_are_written_as_cocos_server_takes_them(model: hub.Loaded, tmp_
     ]
     found.write(tmp_path / "a.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [Written(**line) for line in lines] == list(found.captions)
+    assert [PredictedCaption(**line) for line in lines] == list(found.captions)
 
 
 def test_what_a_server_would_refuse(tmp_path: Path) -> None:
-    captions = [Written("a", 7, "a cat", 0.5), Written("b", 7, "a dog", 0.5)]
-    with pytest.raises(ValueError, match="1 pictures have more than one caption, such as 7"):
+    captions = [PredictedCaption("a", 7, "a cat", 0.5), PredictedCaption("b", 7, "a dog", 0.5)]
+    with pytest.raises(ValueError, match="1 images have more than one caption, such as 7"):
         save_captions(captions, tmp_path / "a.json")
     with pytest.raises(ValueError, match=r"should end in \.json, COCO's form, or \.jsonl"):
         save_captions(captions, tmp_path / "a.csv")
 
 
-def test_what_captions_cannot_be_asked(model: hub.Loaded) -> None:
+def test_what_captions_cannot_be_asked(model: hub.LoadedModel) -> None:
     for image, text, why in (
         (samples(1)[0].image, "a cat", "writes captions and reads none; leave out the text"),
-        (None, "", "there is no picture"),
-        ((samples(1)[0].image,) * 2, "", "2 pictures are given, and this model looks at 1"),
+        (None, "", "there is no image"),
+        ((samples(1)[0].image,) * 2, "", "2 images are given, and this model looks at 1"),
     ):
         with pytest.raises(ValueError, match=why):
             predict(model, image, text)

@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dualfuse.engine.checkpoint import latest, restore, save
-from dualfuse.engine.file_kind import describe
-from dualfuse.engine.optim import build_optimizer
 from dualfuse.recipe import Optim
+from dualfuse.training.checkpoint import latest, restore, save
+from dualfuse.training.file_kind import describe
+from dualfuse.training.optim import build_optimizer
 
 
 class Tiny(nn.Module):
@@ -59,7 +59,7 @@ def _bytes(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, bytes
     }
 
 
-@pytest.mark.parametrize("adamw", ["torch", "released"])
+@pytest.mark.parametrize("adamw", ["torch", "official"])
 def test_ten_steps_are_five_and_five(tmp_path: Path, adamw: str) -> None:
     whole = _start(adamw=adamw)
     _train(*whole, range(10))
@@ -80,7 +80,7 @@ def test_the_order_of_groups_does_not_matter_but_their_settings_are_the_recipes(
     task, optimizer = _start()
     _train(task, optimizer, range(2))
     path = save(tmp_path, 2, task, optimizer, {}, 1)
-    other = build_optimizer(task, Optim(decay="released", weight_decay=0.3))
+    other = build_optimizer(task, Optim(decay_rule="official", weight_decay=0.3))
     restore(path, task, other)
     assert [group["weight_decay"] for group in other.param_groups] == [0.3, 0]
     assert torch.equal(other.state[task.norm.weight]["exp_avg"], optimizer.state[task.norm.weight]["exp_avg"])
@@ -114,7 +114,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 from torch import nn
-from dualfuse.engine import checkpoint
+from dualfuse.training import checkpoint
 
 torch.set_num_threads(1)
 whole_save, whole_replace, whole_remove = safetensors.torch.save_file, os.replace, checkpoint.shutil.rmtree

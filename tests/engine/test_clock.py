@@ -11,9 +11,9 @@ import pytest
 import torch
 from tiny import at_step, changed, interrupt, lines, weights
 
-from dualfuse.engine import checkpoint, train
-from dualfuse.engine.log import read_log
 from dualfuse.recipe import Recipe
+from dualfuse.training import checkpoint, loop
+from dualfuse.training.run_log import read_log
 
 YEAR = 365 * 24 * 3600
 JUMPS = (0.0, 10.0 * YEAR, -3600.0, 3600.0, 40.0 * YEAR)
@@ -27,15 +27,15 @@ def test_a_jumping_clock(
     monkeypatch.setattr(time, "time", lambda: clock() + next(jumps))
     monkeypatch.setattr(time, "time_ns", lambda: int((clock() + next(jumps)) * 1e9))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "seed_step", at_step(7, interrupt))
-        train.train((changed(tiny, save_every=1, keep=9),), tmp_path)
+        patch.setattr(loop, "seed_step", at_step(7, interrupt))
+        loop.train((changed(tiny, save_every=1, keep=9),), tmp_path)
     ages = {path: number for number, path in enumerate(sorted((tmp_path / "checkpoints").iterdir(), reverse=True))}
     for path, age in ages.items():  # the newest one by its number is the oldest by its time
         for file in (path, *path.iterdir()):
             os.utime(file, (1e9 - 1e6 * age, 1e9 + 1e6 * age))
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert newest is not None and newest.name == "step-00000007"
-    train.train((tiny,), tmp_path)
+    loop.train((tiny,), tmp_path)
     assert lines(tmp_path) == lines(whole)
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())

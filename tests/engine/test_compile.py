@@ -14,12 +14,12 @@ import torch
 from many import start
 from tiny import WORDS, changed, recipe, samples, weights
 
-from dualfuse import dist
+from dualfuse import distributed as dist
 from dualfuse.data.sample import Sample
-from dualfuse.engine import memory, train
-from dualfuse.engine.feed import deliveries
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
+from dualfuse.training import loop, memory
+from dualfuse.training.dataloader import training_dataloader
 
 pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # of torch's own
 
@@ -43,7 +43,7 @@ def talkative(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
         Sample(sample.key, sample.image, (" ".join(rng.choice(WORDS, 2 + number % 29)),))
         for number, sample in enumerate(samples(40))
     ]
-    made = changed(recipe(tmp_path_factory.mktemp("talkative"), pictures=content), drop_path=0.0, batch=2)
+    made = changed(recipe(tmp_path_factory.mktemp("talkative"), images=content), drop_path=0.0, batch=2)
     return replace(made, model=replace(made.model, text_length=40), data=replace(made.data, text_length=40))
 
 
@@ -54,11 +54,11 @@ def fresh() -> Iterator[None]:
 
 
 def steps(recipe: Recipe, task: Task, number: int) -> list[tuple[torch.Tensor, ...]]:
-    """Gives loss and gradients of each step."""
+    """Return loss and gradients of each step."""
     found, parameters = [], [parameter for parameter in task.parameters() if parameter.requires_grad]
-    for step, delivery in enumerate(islice(deliveries(recipe, start=0), number)):
-        dist.seed_alike(step)
-        loss = task(delivery.batch).loss
+    for step, loaded_batch in enumerate(islice(training_dataloader(recipe, start=0), number)):
+        dist.seed_shared_rng(step)
+        loss = task(loaded_batch.batch).loss
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         found.append((loss.detach(), *(gradient for gradient in gradients if gradient is not None)))
     return found
@@ -73,18 +73,26 @@ def build(recipe: Recipe) -> Task:
 def test_same_losses_and_no_more_shapes_than_buckets(talkative: Recipe, recomputed: bool) -> None:
     """The first steps have both lengths of text; after them nothing is compiled again."""
     backend, task = Counting(), build(talkative)
-    memory.compile_each(task.model.units(), backend)
+    memory.compile_blocks(task.model.fsdp_blocks(), backend)
     if recomputed:
-        memory.recompute(task.model.units())
+        memory.checkpoint_activations(task.model.fsdp_blocks())
     recipe = changed(talkative, compile=True)
     compiled, plain = steps(recipe, task, 8), steps(talkative, build(talkative), 8)
     for here, there in zip(compiled, plain, strict=True):
         for one, other in zip(here, there, strict=True):
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
-    first, batches = backend.times, [delivery.batch for delivery in islice(deliveries(recipe, start=0), 20)]
+    first, batches = (
+        backend.times,
+        [loaded_batch.batch for loaded_batch in islice(training_dataloader(recipe, start=0), 20)],
+    )
     assert {batch["ids"].shape[1] for batch in batches[:8]} == {16, 32}
     assert first > 0
-    assert len({delivery.batch["ids"].shape[1] for delivery in islice(deliveries(talkative, start=0), 20)}) > 5
+    assert (
+        len(
+            {loaded_batch.batch["ids"].shape[1] for loaded_batch in islice(training_dataloader(talkative, start=0), 20)}
+        )
+        > 5
+    )
     for batch in batches[8:]:
         task(batch)
     with memory.uncompiled():  # as while judging
@@ -95,11 +103,11 @@ def test_same_losses_and_no_more_shapes_than_buckets(talkative: Recipe, recomput
 @pytest.mark.slow
 def test_sharded_and_compiled(talkative: Recipe, tmp_path: Path) -> None:
     recipe = changed(talkative, steps=3, eps=1e-3)
-    train.train((recipe,), tmp_path / "alone")
+    loop.train((recipe,), tmp_path / "alone")
 
     def work() -> None:
-        train.compile_each = partial(memory.compile_each, backend=Counting())
-        train.train((changed(recipe, shard=True, compile=True, recompute=True),), tmp_path / "two")
+        loop.compile_blocks = partial(memory.compile_blocks, backend=Counting())
+        loop.train((changed(recipe, shard=True, compile=True, recompute=True),), tmp_path / "two")
 
     assert start(2, work) == [0, 0]
     expected = weights(tmp_path / "alone")

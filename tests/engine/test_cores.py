@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dualfuse.engine.cores import share_cores
+from dualfuse.training.threads import limit_threads
 
 
 @pytest.fixture(autouse=True)
@@ -20,12 +20,12 @@ def one_thread_again() -> Iterator[None]:
 def test_a_core_for_each_worker(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    share_cores(workers)
+    limit_threads(workers)
     assert torch.get_num_threads() == threads
 
 
 def test_what_the_user_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    share_cores(0)
+    limit_threads(0)
     assert torch.get_num_threads() == 1

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny import MODEL, at_step, changed, interrupt, picture, shards, weights
+from tiny import MODEL, at_step, changed, interrupt, png_image, shards, weights
 
-from dualfuse.data.block_mask import BlockMask
+from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.sample import Sample
-from dualfuse.engine import train
-from dualfuse.engine.earlier import with_tokenizers
-from dualfuse.layers.autoencoder import AutoencoderConfig
+from dualfuse.layers.vq.autoencoder import AutoencoderConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo_stages import base, nano
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.reconstruction import ReconstructionConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
+from dualfuse.training import loop
+from dualfuse.training.tokenizer_stages import with_tokenizers
 
 WORDS = AutoencoderConfig(codes=16, stride=4, width=8, blocks=1, code_width=4)
 TASK = MaskedImageConfig("tokenizer", codes=16, patch=8, stride=4, mask=BlockMask(patches=6, smallest=2))
@@ -25,11 +25,11 @@ TASK = MaskedImageConfig("tokenizer", codes=16, patch=8, stride=4, mask=BlockMas
 
 @pytest.fixture(scope="module")
 def two(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Recipe]:
-    """A tokenizer, and masked pictures that it names; four steps each."""
-    content = [Sample(f"{n:02d}", picture(n)) for n in range(16)]  # without any text
-    recipe = changed(tiny, train=(shards(tmp_path_factory.mktemp("pictures"), content),), steps=4, save_every=2)
+    """A tokenizer, and masked images that it names; four steps each."""
+    content = [Sample(f"{n:02d}", png_image(n)) for n in range(16)]  # without any text
+    recipe = changed(tiny, train=(shards(tmp_path_factory.mktemp("images"), content),), steps=4, save_every=2)
     data = replace(recipe.data, image_size=(16, 16))
-    words = replace(recipe, name="tokenizer", model=WORDS, task=ReconstructionConfig(), data=data)
+    words = replace(recipe, name="tokenizer", model=WORDS, task=VQTokenizerConfig(), data=data)
     return words, replace(recipe, name="images", model=MODEL, task=TASK)
 
 
@@ -41,26 +41,26 @@ def test_one_command_or_two(
     two: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, images = two
-    final = train.train((words,), tmp_path / "words")
+    final = loop.train((words,), tmp_path / "words")
     alone = replace(images, task=replace(TASK, tokenizer=str(final)))
-    train.train((alone,), tmp_path / "alone")
+    loop.train((alone,), tmp_path / "alone")
     out = tmp_path / "both"
-    with monkeypatch.context() as patch:  # the tokenizer is done, the pictures are not
+    with monkeypatch.context() as patch:  # the tokenizer is done, the images are not
         done = []
         seed_step = at_step(3, lambda: interrupt() if done else done.append(True))
-        patch.setattr(train, "seed_step", seed_step)
+        patch.setattr(loop, "seed_step", seed_step)
         with pytest.raises(KeyboardInterrupt):
-            train.train(two, out)
+            loop.train(two, out)
     assert (out / "tokenizer" / "final").is_dir() and not (out / "images" / "final").exists()
     capsys.readouterr()
-    assert train.train(two, out) == out / "images" / "final"
+    assert loop.train(two, out) == out / "images" / "final"
     assert "tokenizer: finished before" in capsys.readouterr().err
     assert alike(tmp_path / "words", out / "tokenizer") and alike(tmp_path / "alone", out / "images")
-    train.train(two, out)
+    loop.train(two, out)
     assert "images: finished before" in capsys.readouterr().err
 
     given = (words, alone)
-    train.train(given, tmp_path / "given")
+    loop.train(given, tmp_path / "given")
     assert "tokenizer: left out, because another tokenizer was given" in capsys.readouterr().err
     assert not (tmp_path / "given" / "tokenizer").exists() and alike(tmp_path / "alone", tmp_path / "given" / "images")
 
@@ -75,7 +75,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(two: tuple[Reci
         ((changed(words, stride=8), images), "for squares of 8 pixels, .* --images.task.stride 8"),
     ):
         with pytest.raises(ValueError, match=match):
-            train.train(recipes, tmp_path / "out")
+            loop.train(recipes, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 

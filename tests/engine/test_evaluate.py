@@ -1,4 +1,4 @@
-"""Recall: against the released code, by hand, and against a loop over all pairs."""
+"""Recall: against the official code, by hand, and against a loop over all pairs."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MODEL, caption, picture, recipe, shards
+from tiny import MODEL, caption, png_image, recipe, shards
 from torch import Tensor
 
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate_retrieval
 from dualfuse.layers.relative_bias import joint_index
-from dualfuse.tasks import metrics
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.metrics import ranks, recall, reranked
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.metrics.recall import ranks, recall, reranked_ranks
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
-PLAN = Plan(batch=5, rerank=7, workers=0)
+PLAN = Plan(batch_size=5, rerank=7, num_workers=0)
 
 
 def test_recall_of_the_released_code(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,19 +32,19 @@ def test_recall_of_the_released_code(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, owner = stored["image_feats"], stored["text_feats"], stored["text_image_index"]
     numbers = torch.arange(len(image))
     for block in (1024, 7):
-        monkeypatch.setattr(metrics, "BLOCK", block)
+        monkeypatch.setattr("dualfuse.metrics.recall.BLOCK", block)
         found = recall(ranks(text, image, owner, numbers)), recall(ranks(image, text, numbers, owner))
         for way, result in zip(("ir", "tr"), found, strict=True):
             assert result == {f"R@{k}": pytest.approx(facts[f"{way}_r{k}"], abs=1e-6) for k in (1, 5, 10)}
 
 
 def test_four_pictures_by_hand() -> None:
-    """Pictures look along the axes; the captions 0 and 1 are of picture 0, 2 of 1, 3 and 4 of 2, 5 of 3."""
+    """Images look along the axes; the captions 0 and 1 are of image 0, 2 of 1, 3 and 4 of 2, 5 of 3."""
     image = torch.eye(4)
     text = torch.tensor(
         [
             [0.9, 0.1, 0.0, 0.0],  # right
-            [0.2, 0.8, 0.1, 0.0],  # picture 1 is better: rank 1
+            [0.2, 0.8, 0.1, 0.0],  # image 1 is better: rank 1
             [0.0, 0.7, 0.0, 0.0],  # right
             [0.3, 0.4, 0.2, 0.9],  # all others are better: rank 3
             [0.0, 0.0, 0.6, 0.6],  # a tie with a wrong one: rank 1
@@ -54,7 +53,7 @@ def test_four_pictures_by_hand() -> None:
     )
     owner, numbers = torch.tensor([0, 0, 1, 2, 2, 3]), torch.arange(4)
     assert ranks(text, image, owner, numbers).tolist() == [0, 1, 0, 3, 1, 0]
-    # picture 0 finds its 0.9; 1 finds 0.8 of another before its 0.7; 2 finds 0.6; 3 finds 0.9 and 0.6 before its 0.5
+    # image 0 finds its 0.9; 1 finds 0.8 of another before its 0.7; 2 finds 0.6; 3 finds 0.9 and 0.6 before its 0.5
     found = ranks(image, text, numbers, owner)
     assert found.tolist() == [0, 1, 0, 2]
     assert recall(found, at=(1, 2, 3)) == {"R@1": 0.5, "R@2": 0.75, "R@3": 1.0}
@@ -65,13 +64,13 @@ def test_what_tells_nothing_apart_finds_nothing() -> None:
     for features in (same, torch.full_like(same, float("nan"))):
         assert ranks(features, features, numbers, numbers).tolist() == [5] * 6
         right = torch.eye(6, dtype=torch.bool)
-        assert reranked(torch.zeros(6), right, features @ features.T).tolist() == [5] * 6
+        assert reranked_ranks(torch.zeros(6), right, features @ features.T).tolist() == [5] * 6
 
 
 def test_reranking_by_hand() -> None:
     right = torch.tensor([[False, True, False], [True, False, True], [False, False, False], [True, False, False]])
     scores = torch.tensor([[1.0, 3.0, 2.0], [1.0, 2.0, 1.5], [3.0, 2.0, 1.0], [2.0, 2.0, 1.0]])
-    assert reranked(torch.tensor([1, 0, 7, 0]), right, scores).tolist() == [0, 1, 7, 1]
+    assert reranked_ranks(torch.tensor([1, 0, 7, 0]), right, scores).tolist() == [0, 1, 7, 1]
 
 
 def task(cfg: PairsConfig | None = None, seed: int = 0) -> Pairs:
@@ -81,19 +80,19 @@ def task(cfg: PairsConfig | None = None, seed: int = 0) -> Pairs:
     with torch.no_grad():
         for parameter in built.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
-        built.match_head.weight.mul_(20)  # so that it has a say in the order
+        built.itm_head.weight.mul_(20)  # so that it has a say in the order
     return built
 
 
 @pytest.fixture(scope="module")
-def prep(tmp_path_factory: pytest.TempPathFactory) -> Prep:
-    made = recipe(tmp_path_factory.mktemp("prep")).data.prep()
+def processor(tmp_path_factory: pytest.TempPathFactory) -> Processor:
+    made = recipe(tmp_path_factory.mktemp("prep")).data.processor()
     return replace(made, image=replace(made.image, augment=None))
 
 
 @pytest.fixture
 def content(tmp_path: Path) -> Shards:
-    return Shards.open(shards(tmp_path / "content", [Sample(f"{n}", picture(n), texts(n)) for n in range(13)]))
+    return Shards.open(shards(tmp_path / "content", [Sample(f"{n}", png_image(n), texts(n)) for n in range(13)]))
 
 
 def texts(number: int) -> tuple[str, ...]:
@@ -101,23 +100,23 @@ def texts(number: int) -> tuple[str, ...]:
 
 
 @torch.inference_mode()
-def naive(judged: Pairs, prep: Prep, content: Shards, rerank: int) -> dict[str, float]:
+def naive(evaluated: Pairs, processor: Processor, content: Shards, rerank: int) -> dict[str, float]:
     """One pair at a time, no batch, no padding, sorted by Python."""
-    rng, pictures, words = np.random.default_rng(0), [], []
+    rng, images, words = np.random.default_rng(0), [], []
     for number, sample in enumerate(content):
-        pictures.append(judged.model.embed_image(prep.image(sample.image, rng)[None]))
+        images.append(evaluated.model.embed_image(processor.image(sample.image, rng)[None]))
         for text in sample.texts:
-            ids = torch.from_numpy(prep.text.encode(text).ids)[None]
-            words.append((number, judged.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))))
+            ids = torch.from_numpy(processor.text.encode(text).ids)[None]
+            words.append((number, evaluated.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))))
     owner = [number for number, _ in words]
-    cosine, match = np.zeros((len(words), len(pictures))), np.zeros((len(words), len(pictures)))
+    cosine, match = np.zeros((len(words), len(images))), np.zeros((len(words), len(images)))
     for row, (_, text) in enumerate(words):
-        for column, image in enumerate(pictures):
-            cosine[row, column] = float(judged.text_features(text)[0] @ judged.image_features(image)[0])
-            match[row, column] = float(judged.match_score(image, text))
-    fused = float(judged.projections[0].scale) * cosine + match
+        for column, image in enumerate(images):
+            cosine[row, column] = float(evaluated.text_features(text)[0] @ evaluated.image_features(image)[0])
+            match[row, column] = float(evaluated.match_logit(image, text))
+    fused = float(evaluated.itc_heads[0].scale) * cosine + match
     result: dict[str, float] = {}
-    numbers = list(range(len(pictures)))
+    numbers = list(range(len(images)))
     for way, first, second, query_of, candidate_of in (
         (TEXT_TO_IMAGE, cosine, fused, owner, numbers),
         (IMAGE_TO_TEXT, cosine.T, fused.T, numbers, owner),
@@ -134,33 +133,37 @@ def naive(judged: Pairs, prep: Prep, content: Shards, rerank: int) -> dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_agrees_with_a_loop_over_all_pairs(prep: Prep, content: Shards, seed: int) -> None:
-    judged = task(seed=seed)
-    result = evaluate(judged, prep, content, PLAN)
-    expected = naive(judged, prep, content, PLAN.rerank)
+def test_agrees_with_a_loop_over_all_pairs(processor: Processor, content: Shards, seed: int) -> None:
+    evaluated = task(seed=seed)
+    result = evaluate_retrieval(evaluated, processor, content, PLAN)
+    expected = naive(evaluated, processor, content, PLAN.rerank)
     assert result.metrics == pytest.approx(expected, abs=1e-6)
     for way in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
         assert any(expected[f"{way}/R@{k}"] != expected[f"{way}/reranked/R@{k}"] for k in (1, 5))
-    assert (result.pictures, result.texts, result.excluded) == (13, 25, ())
+    assert (result.images, result.texts, result.excluded) == (13, 25, ())
 
 
 @pytest.mark.parametrize("plan", [Plan(1, 7, 0), Plan(4, 7, 1), Plan(64, 7, 2)], ids=str)
-def test_batches_and_workers_change_nothing(prep: Prep, content: Shards, plan: Plan) -> None:
-    judged = task()
-    assert evaluate(judged, prep, content, plan).metrics == pytest.approx(evaluate(judged, prep, content, PLAN).metrics)
+def test_batches_and_workers_change_nothing(processor: Processor, content: Shards, plan: Plan) -> None:
+    evaluated = task()
+    assert evaluate_retrieval(evaluated, processor, content, plan).metrics == pytest.approx(
+        evaluate_retrieval(evaluated, processor, content, PLAN).metrics
+    )
 
 
-def test_more_candidates_than_there_are(prep: Prep, content: Shards) -> None:
-    judged = task()
-    everything = evaluate(judged, prep, content, replace(PLAN, rerank=99)).metrics
-    assert everything == pytest.approx(naive(judged, prep, content, 99), abs=1e-6)
-    without = evaluate(judged, prep, content, replace(PLAN, rerank=0)).metrics
+def test_more_candidates_than_there_are(processor: Processor, content: Shards) -> None:
+    evaluated = task()
+    everything = evaluate_retrieval(evaluated, processor, content, replace(PLAN, rerank=99)).metrics
+    assert everything == pytest.approx(naive(evaluated, processor, content, 99), abs=1e-6)
+    without = evaluate_retrieval(evaluated, processor, content, replace(PLAN, rerank=0)).metrics
     assert without == {name: value for name, value in everything.items() if "reranked" not in name}
 
 
-def test_each_picture_is_read_once_per_pass(prep: Prep, content: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory: never more pictures, texts or pairs at a time than the plan allows."""
-    judged, seen = task(), {"image": [], "text": [], "pair": []}
+def test_each_picture_is_read_once_per_pass(
+    processor: Processor, content: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory: never more images, texts or pairs at a time than the plan allows."""
+    evaluated, seen = task(), {"image": [], "text": [], "pair": []}
 
     def counted(name: str, verb: Callable[..., object]) -> Callable[..., object]:
         def count(*inputs: Tensor, **options: object) -> object:
@@ -171,43 +174,43 @@ def test_each_picture_is_read_once_per_pass(prep: Prep, content: Shards, monkeyp
 
     verbs = (("image", "embed_image"), ("text", "embed_text"), ("pair", "fuse"))
     for name, verb in verbs:
-        monkeypatch.setattr(judged.model, verb, counted(name, getattr(judged.model, verb)))
-    evaluate(judged, prep, content, PLAN)
+        monkeypatch.setattr(evaluated.model, verb, counted(name, getattr(evaluated.model, verb)))
+    evaluate_retrieval(evaluated, processor, content, PLAN)
     assert sum(seen["image"]) == 2 * 13
     assert sum(seen["pair"]) == 25 * 7 + 13 * 7
-    assert max(map(max, seen.values())) <= PLAN.batch
+    assert max(map(max, seen.values())) <= PLAN.batch_size
 
 
-def test_without_matching_nothing_is_reranked(prep: Prep, content: Shards) -> None:
-    found = evaluate(task(PairsConfig(match=0.0)), prep, content, PLAN).metrics
+def test_without_matching_nothing_is_reranked(processor: Processor, content: Shards) -> None:
+    found = evaluate_retrieval(task(PairsConfig(itm_weight=0.0)), processor, content, PLAN).metrics
     assert found and not any("reranked" in name for name in found)
 
 
-def test_a_task_in_training_is_refused(prep: Prep, content: Shards) -> None:
+def test_a_task_in_training_is_refused(processor: Processor, content: Shards) -> None:
     with pytest.raises(ValueError, match=r"training mode; call eval\(\)"):
-        evaluate(task().train(), prep, content, PLAN)
+        evaluate_retrieval(task().train(), processor, content, PLAN)
 
 
-def test_judging_first_does_not_spoil_training(prep: Prep, content: Shards) -> None:
+def test_judging_first_does_not_spoil_training(processor: Processor, content: Shards) -> None:
     """Whatever the layers keep for later was made in inference mode, and still has to serve a backward pass."""
     joint_index.cache_clear()
-    judged = task()
-    evaluate(judged, prep, content, PLAN)
-    rows = [judged.cfg.read(sample, prep, np.random.default_rng(0)) for sample in content[:4]]
-    judged.train()(judged.cfg.collate(rows)).loss.backward()
+    evaluated = task()
+    evaluate_retrieval(evaluated, processor, content, PLAN)
+    rows = [evaluated.cfg.read(sample, processor, np.random.default_rng(0)) for sample in content[:4]]
+    evaluated.train()(evaluated.cfg.collate(rows)).loss.backward()
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_samples(prep: Prep, tmp_path: Path, workers: int) -> None:
-    good = [Sample(f"{n}", picture(n), texts(n)) for n in range(8)]
+def test_broken_samples(processor: Processor, tmp_path: Path, workers: int) -> None:
+    good = [Sample(f"{n}", png_image(n), texts(n)) for n in range(8)]
     torn, silent = replace(good[2], image=good[2].image[:50]), replace(good[6], texts=())
     broken = Shards.open(shards(tmp_path / "broken", [*good[:2], torn, *good[3:6], silent, good[7]]))
-    plan = replace(PLAN, batch=3, workers=workers)
+    plan = replace(PLAN, batch_size=3, num_workers=workers)
     with pytest.raises(ValueError, match=r"train-00000/2: .*cannot be decoded"):
-        evaluate(task(), prep, broken, plan)
-    result = evaluate(task(), prep, broken, replace(plan, exclude_broken=True))
+        evaluate_retrieval(task(), processor, broken, plan)
+    result = evaluate_retrieval(task(), processor, broken, replace(plan, exclude_broken=True))
     assert [each.key for each in result.excluded] == ["train-00000/2", "train-00000/6"]
     assert result.excluded[1].reason == "it has no text"
     whole = Shards.open(shards(tmp_path / "whole", [*good[:2], *good[3:6], good[7]]))
-    assert result.metrics == pytest.approx(evaluate(task(), prep, whole, plan).metrics)
-    assert result.pictures == 6
+    assert result.metrics == pytest.approx(evaluate_retrieval(task(), processor, whole, plan).metrics)
+    assert result.images == 6

@@ -12,9 +12,10 @@ import torch
 from forked import in_a_process
 from tiny import at_step, changed, lines, weights
 
-from dualfuse import cli, hub
-from dualfuse.engine import checkpoint, train
+from dualfuse import hub
+from dualfuse.cli import main as cli
 from dualfuse.recipe import Recipe
+from dualfuse.training import checkpoint, loop
 
 
 def limited(largest: int) -> None:
@@ -29,7 +30,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_while_saving(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """The weights still fit, the state of the optimiser does not."""
     seldom = changed(tiny, log_every=5)
-    train.train((changed(seldom, steps=5, schedule="constant", warmup=0),), tmp_path / "sizes")
+    loop.train((changed(seldom, steps=5, schedule="constant", warmup=0),), tmp_path / "sizes")
     sizes = files(checkpoint.latest(tmp_path / "sizes" / "checkpoints"))  # type: ignore[arg-type]
     largest = (len(sizes["model.safetensors"]) + len(sizes["optimizer.safetensors"])) // 2
     folder = tmp_path / "out" / "checkpoints"
@@ -42,8 +43,8 @@ def test_while_saving(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.C
                 limited(largest)
             return save(at, step, *rest)  # type: ignore[arg-type]
 
-        train.checkpoint.save = fills_up
-        train.train((seldom,), tmp_path / "out")
+        loop.checkpoint.save = fills_up
+        loop.train((seldom,), tmp_path / "out")
 
     assert in_a_process(work) == 1
     said = capfd.readouterr().err
@@ -51,9 +52,9 @@ def test_while_saving(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.C
     needed = sum(map(len, sizes.values())) // 1000
     (took,) = re.findall(r"; it takes (\d+) KB, and [\d,.]+ [KMG]B are free there\. ", said)
     assert needed * 0.8 < int(took) <= needed
-    assert "Earlier checkpoints are whole. Make room for run.keep + 1 checkpoints" in said
+    assert "Earlier checkpoints are whole. Make room for run.keep_last + 1 checkpoints" in said
     assert [path.name for path in folder.iterdir()] == ["step-00000005"]
-    train.train((seldom,), tmp_path / "out")
+    loop.train((seldom,), tmp_path / "out")
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "out").items())
 
@@ -78,13 +79,13 @@ def test_the_log(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
 
     def work() -> None:
-        train.seed_step = at_step(3, lambda: limited((out / "log.jsonl").stat().st_size + 20))
+        loop.seed_step = at_step(3, lambda: limited((out / "log.jsonl").stat().st_size + 20))
         with pytest.raises(OSError, match=r"File too large: '.*/out/log\.jsonl'"):  # what is printed is a file, too
-            train.train((tiny,), out)
+            loop.train((tiny,), out)
 
     assert in_a_process(work) == 0
     assert len((out / "log.jsonl").read_text().splitlines()) == 4  # three of them whole
-    train.train((tiny,), out)
+    loop.train((tiny,), out)
     assert lines(out) == lines(whole)
 
 

@@ -11,58 +11,67 @@ from PIL import Image
 from tiny import changed, shards
 
 from dualfuse import hub
-from dualfuse.data.images import ImageTransform
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.judge import check_wishes, draw_codes, judge, judge_whole
-from dualfuse.layers.autoencoder import AutoencoderConfig
+from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import check_outputs, draw_codebook, evaluate, evaluate_all
+from dualfuse.layers.vq.autoencoder import AutoencoderConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.reconstruction import ReconstructionConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 
-PLAN = Plan(batch=4, workers=0)
+PLAN = Plan(batch_size=4, num_workers=0)
 
 
-def loaded(recipe: Recipe) -> hub.Loaded:
+def loaded(recipe: Recipe) -> hub.LoadedModel:
     torch.manual_seed(0)
-    prep = Prep(ImageTransform(recipe.data.image_size), Text(recipe.data.text_length, recipe.data.tokenizer))
-    return hub.Loaded(recipe.build().eval(), prep, recipe)
+    processor = Processor(
+        ImageTransform(recipe.data.image_size), TextTransform(recipe.data.text_length, recipe.data.tokenizer)
+    )
+    return hub.LoadedModel(recipe.build().eval(), processor, recipe)
 
 
 @pytest.fixture
-def tokenizer(tiny: Recipe) -> hub.Loaded:
+def tokenizer(tiny: Recipe) -> hub.LoadedModel:
     model = AutoencoderConfig(codes=16, width=16, blocks=1, code_width=8)
-    return loaded(replace(tiny, model=model, task=ReconstructionConfig()))
+    return loaded(replace(tiny, model=model, task=VQTokenizerConfig()))
 
 
-def test_a_tokenizer_by_its_error(tokenizer: hub.Loaded, tmp_path: Path) -> None:
+def test_a_tokenizer_by_its_error(tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     data = shards(tmp_path, 8)
-    found = judge(tokenizer, data, PLAN)
-    rows = [tokenizer.recipe.task.read(sample, tokenizer.prep, None)["view"] for sample in Shards.open(data)]
-    pictures = torch.stack(rows).float() / 255
+    found = evaluate(tokenizer, data, PLAN)
+    rows = [tokenizer.recipe.task.read(sample, tokenizer.processor, None)["view"] for sample in Shards.open(data)]
+    images = torch.stack(rows).float() / 255
     with torch.no_grad():
-        naive = (tokenizer.task.model.reconstruct(pictures).pictures - pictures).square().mean()
+        naive = (tokenizer.task.model.reconstruct(images).images - images).square().mean()
     assert found.metrics["error"] == pytest.approx(float(naive), rel=1e-4)
     assert found.size == "8 samples" and "8 samples, 0 excluded" in found.lines()
-    draw_codes(tokenizer, data, tmp_path / "codes.png")
-    with Image.open(tmp_path / "codes.png") as sheet:
-        assert sheet.width > 100
+    draw_codebook(tokenizer, data, tmp_path / "codes.png")
+    with Image.open(tmp_path / "codes.png") as grid:
+        assert grid.width > 100
 
 
 def test_pairs_by_retrieval_and_more_when_asked(tiny: Recipe, tmp_path: Path) -> None:
     model, data = loaded(tiny), shards(tmp_path, 8)
-    quick, whole = judge(model, data, PLAN).metrics, judge_whole(model, data, PLAN).metrics
-    assert "text_to_image/R@1" in quick and not any(name.startswith("match") for name in quick)
-    assert quick.items() < whole.items() and {"match/right", "words"} < whole.keys()
+    quick, whole = evaluate(model, data, PLAN).metrics, evaluate_all(model, data, PLAN).metrics
+    assert "text_to_image/R@1" in quick and not any(name.startswith("itm") for name in quick)
+    assert quick.items() < whole.items() and {"itm/positive", "mlm/accuracy"} < whole.keys()
     alone = loaded(changed(tiny, contrast=0.0))
-    assert judge(alone, data, PLAN).metrics.keys() == {"match/right", "match/random", "words", "words/other_picture"}
+    assert evaluate(alone, data, PLAN).metrics.keys() == {
+        "itm/positive",
+        "itm/random_negative",
+        "mlm/accuracy",
+        "mlm/accuracy_other_image",
+    }
 
 
-def test_what_a_model_does_not_give_is_refused(tiny: Recipe, tokenizer: hub.Loaded, tmp_path: Path) -> None:
+def test_what_a_model_does_not_give_is_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     pairs = loaded(tiny).task
     with pytest.raises(ValueError, match=r"--answers a.csv: a Pairs model answers no questions"):
-        check_wishes(pairs, answers=Path("a.csv"), sheet=None)
-    with pytest.raises(ValueError, match=r"--sheet s.png: it shows what a tokenizer makes .* this is a Pairs model"):
-        check_wishes(pairs, answers=None, sheet=Path("s.png"))
-    check_wishes(tokenizer.task, answers=None, sheet=Path("s.png"))
+        check_outputs(pairs, answers=Path("a.csv"), save_image=None)
+    with pytest.raises(
+        ValueError, match=r"--save-image s.png: it shows what a tokenizer makes .* this is a Pairs model"
+    ):
+        check_outputs(pairs, answers=None, save_image=Path("s.png"))
+    check_outputs(tokenizer.task, answers=None, save_image=Path("s.png"))

@@ -17,19 +17,19 @@ import torch
 from forked import in_a_process
 from tiny import changed, lines, weights
 
-from dualfuse.engine import train
 from dualfuse.recipe import Recipe
+from dualfuse.training import loop
 
 LOADING, STEPPING, SAVING, FINISHING = "loading", "stepping", "saving", "finishing"
 CODE = {
-    train.fit.__code__: STEPPING,
-    train.State.save.__code__: SAVING,
-    train.State.save_model.__code__: FINISHING,
+    loop.fit.__code__: STEPPING,
+    loop.TrainState.save.__code__: SAVING,
+    loop.TrainState.save_model.__code__: FINISHING,
 }
 
 
 def moments(do: Callable[[], object], phase: str = "", die_at: int = 0) -> Counter[str]:
-    """Counts calls and returns of functions, of Python and of C, in each phase of a run; dies at one of them."""
+    """Count calls and returns of functions, of Python and of C, in each phase of a run; dies at one of them."""
     count: Counter[str] = Counter()
     inside = [LOADING]
 
@@ -52,18 +52,18 @@ def moments(do: Callable[[], object], phase: str = "", die_at: int = 0) -> Count
 def test_kill_9(tiny: Recipe, tmp_path: Path, kills: int) -> None:
     """Moments are drawn alike from loading, from two steps and from saving twice; the last two from finishing."""
     long, whole, out = changed(tiny, steps=kills, save_every=2), tmp_path / "whole", tmp_path / "out"
-    train.train((long,), whole)
-    count = moments(lambda: train.train((long,), tmp_path / "measured"))
+    loop.train((long,), whole)
+    count = moments(lambda: loop.train((long,), tmp_path / "measured"))
     two_steps = {STEPPING: count[STEPPING] * 2 // kills, SAVING: count[SAVING] * 4 // kills}
     phases = [*islice(cycle((LOADING, STEPPING, SAVING)), kills - 2), FINISHING, FINISHING]
     random, left = Random(kills), 0
     for phase in phases:
         die_at = random.randint(1, two_steps.get(phase, count[phase]))
-        code = in_a_process(lambda phase=phase, at=die_at: moments(lambda: train.train((long,), out), phase, at))
+        code = in_a_process(lambda phase=phase, at=die_at: moments(lambda: loop.train((long,), out), phase, at))
         assert code == -signal.SIGKILL, f"it was to die at moment {die_at} of {phase}, and ended with {code}"
         left += any(out.rglob("*.partial"))
     assert left > 0  # it has died in the middle of writing
-    train.train((long,), out)
+    loop.train((long,), out)
     assert lines(out) == lines(whole)
     expected = weights(whole)
     assert [name for name, tensor in weights(out).items() if not torch.equal(tensor, expected[name])] == []

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualfuse.engine.log import Ledger, Log, read_log
+from dualfuse.training.run_log import Log, SkippedLog, read_log
 
 
 def _log(folder: Path, *, start: int = 0, steps: int = 10, tensorboard: bool = False) -> Log:
@@ -173,17 +173,17 @@ def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_the_ledger(tmp_path: Path) -> None:
-    ledger = Ledger(tmp_path, 0)
-    ledger.append(1, "coco/7", "the picture has 0 bytes", "coco/9")
+    ledger = SkippedLog(tmp_path, 0)
+    ledger.append(1, "coco/7", "the image has 0 bytes", "coco/9")
     ledger.append(3, "coco/8", 'it says "no"\n', "coco/1")
     assert ledger.count == 2
-    ledger = Ledger(tmp_path, 2)
+    ledger = SkippedLog(tmp_path, 2)
     assert ledger.count == 1
     ledger.append(4, "coco/2", "it is truncated", "coco/3")
     assert ledger.count == 2
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert lines == [
-        {"step": 1, "key": "coco/7", "reason": "the picture has 0 bytes", "stand_in": "coco/9"},
+        {"step": 1, "key": "coco/7", "reason": "the image has 0 bytes", "stand_in": "coco/9"},
         {"step": 4, "key": "coco/2", "reason": "it is truncated", "stand_in": "coco/3"},
     ]
-    assert Ledger(tmp_path, 0).count == 0
+    assert SkippedLog(tmp_path, 0).count == 0

@@ -15,32 +15,32 @@ import torch
 from many import start
 from tiny import BRIDGETOWER, at_step, changed, lines, recipe, weights
 
-from dualfuse import dist
-from dualfuse.engine import checkpoint, sharded_checkpoint, train
-from dualfuse.models.vlmo import Initial
+from dualfuse import distributed as dist
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Recipe
+from dualfuse.training import checkpoint, loop, sharded_checkpoint
 
 
 @pytest.fixture(scope="module")
 def steady(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    """Wrong pairs are drawn, words masked and pictures cropped; dropout and drop-path, each process's own, are off."""
+    """Negatives are drawn, words masked and images cropped; dropout and drop-path, each process's own, are off."""
     made = recipe(tmp_path_factory.mktemp("steady"))
-    strong = Initial(std=0.1, layer_scale=1.0)  # at small weights it would not show which pairs were drawn
-    return changed(made, drop_path=0.0, initial=strong, steps=4, save_every=2, eps=1e-3)
+    strong = InitConfig(std=0.1, layer_scale=1.0)  # at small weights it would not show which pairs were drawn
+    return changed(made, drop_path=0.0, init=strong, steps=4, save_every=2, eps=1e-3)
 
 
 @pytest.fixture(scope="module")
 def alone(steady: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("alone") / "out"
-    train.train((steady,), out)
+    loop.train((steady,), out)
     return out
 
 
 def run(world: int, recipe: Recipe, out: Path) -> None:
     if world == 1:
-        train.train((recipe,), out)
+        loop.train((recipe,), out)
     else:
-        assert start(world, lambda: print(train.train((recipe,), out))) == [0] * world
+        assert start(world, lambda: print(loop.train((recipe,), out))) == [0] * world
 
 
 def assert_same(out: Path, other: Path, atol: float = 2e-6) -> None:
@@ -53,7 +53,7 @@ def assert_same(out: Path, other: Path, atol: float = 2e-6) -> None:
 
 
 def take_back(out: Path, to: Path, step: int) -> Path:
-    """Makes ``to`` a run that was stopped after ``step``: its checkpoint, and no later one."""
+    """Make ``to`` a run that was stopped after ``step``: its checkpoint, and no later one."""
     shutil.copytree(out, to)
     shutil.rmtree(to / "final")
     for path in (to / "checkpoints").iterdir():
@@ -68,7 +68,7 @@ def take_back(out: Path, to: Path, step: int) -> Path:
         (2, {"shard": True}),
         (4, {}),
         pytest.param(4, {"shard": True, "recompute": True}, marks=pytest.mark.slow),
-        pytest.param(2, {"shard": True, "rows_at_once": 1}, marks=pytest.mark.slow),
+        pytest.param(2, {"shard": True, "grad_cache_chunk": 1}, marks=pytest.mark.slow),
     ],
     ids=["2, sharded", "4", "4, sharded, recomputed", "2, sharded, one row at once"],
 )
@@ -93,8 +93,8 @@ def test_as_in_one_process(steady: Recipe, alone: Path, tmp_path: Path, world: i
 def test_sharded_parts_of_all_kinds(steady: Recipe, tmp_path: Path) -> None:
     """Frozen weights, accumulated gradients, the released optimiser, a validation, and one process that goes on."""
     data = steady.data.train[0]
-    recipe = changed(steady, shard=True, steps=2, adamw="released", micro_batch=2, validation=data, eval_every=1)
-    recipe = replace(recipe, model=BRIDGETOWER, train_only=("model.layers.*", "model.text_tower.*", "projections.*"))
+    recipe = changed(steady, shard=True, steps=2, adamw="official", micro_batch=2, validation=data, eval_every=1)
+    recipe = replace(recipe, model=BRIDGETOWER, train_only=("model.layers.*", "model.text_tower.*", "itc_heads.*"))
     run(2, recipe, tmp_path / "two")
     run(1, changed(recipe, micro_batch=4), tmp_path / "one")
     assert_same(tmp_path / "two", tmp_path / "one")
@@ -125,7 +125,7 @@ def test_killed_while_a_checkpoint_is_written(steady: Recipe, alone: Path, tmp_p
         complete = sharded_checkpoint.complete
         sharded_checkpoint.complete = lambda partial, keep: (die if "4" in partial.name else complete)(partial, keep)
         with pytest.raises(ConnectionError, match="has lost another one"):
-            train.train((changed(steady, shard=True),), tmp_path)
+            loop.train((changed(steady, shard=True),), tmp_path)
 
     assert start(2, work) == [-signal.SIGKILL, 0]
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == [
@@ -153,7 +153,7 @@ def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
         with pytest.raises(
             OSError, match=r"04\.partial could not be written \(.*process 1: .*Earlier checkpoints are whole"
         ) as found:
-            train.train((changed(steady, shard=True),), tmp_path)
+            loop.train((changed(steady, shard=True),), tmp_path)
         assert "; it takes " in str(found.value)
 
     assert start(2, work) == [0, 0]
@@ -164,7 +164,7 @@ def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["ends", "hangs"])
 def test_a_lost_process_ends_the_others(steady: Recipe, tmp_path: Path, ends: bool) -> None:
-    """Mostly at once if it has ended, and after ``run.patience`` in any case."""
+    """Mostly at once if it has ended, and after ``run.dist_timeout`` in any case."""
     pid = tmp_path / "pid"
 
     def be_lost() -> None:
@@ -173,10 +173,10 @@ def test_a_lost_process_ends_the_others(steady: Recipe, tmp_path: Path, ends: bo
             os.kill(os.getpid(), signal.SIGKILL if ends else signal.SIGSTOP)
 
     def work() -> None:
-        train.seed_step = at_step(2, be_lost)
+        loop.seed_step = at_step(2, be_lost)
         began = time.monotonic()
         with pytest.raises(ConnectionError, match=r"process 0 of 2 has lost another one.*the same command goes on"):
-            train.train((changed(steady, save_every=1, patience=0.25),), tmp_path / "out")
+            loop.train((changed(steady, save_every=1, dist_timeout=0.25),), tmp_path / "out")
         assert time.monotonic() - began < 120
         if not ends:
             os.kill(int(pid.read_text()), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Names on the command line: a model that learnt pairs answers with one of them, as the formula says."""
+"""Names on the command line: a model that trained pairs answers with one of them, as the formula says."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import BRIDGETOWER, MODEL, picture, shards, tokenizer
+from tiny import BRIDGETOWER, MODEL, png_image, shards, tokenizer
 
-from dualfuse import cli, hub
+from dualfuse import hub
+from dualfuse.cli import main as cli
 from dualfuse.data.sample import Sample
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.vlmo import Initial
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 NAMES = ("red", "blue", "green", "small cat", "big cat", "dog", "tree", "house", "fish")
-VLMO = replace(MODEL, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0))
-TOWERS = replace(BRIDGETOWER, initial_std=0.2)
+VLMO = replace(MODEL, drop_path=0.0, init=InitConfig(std=0.15, layer_scale=0.0))
+TOWERS = replace(BRIDGETOWER, init_std=0.2)
 
 
-def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
+def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.LoadedModel:
     """Random weights: what they say is arbitrary, and differs for every input."""
     torch.manual_seed(0)
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
@@ -34,15 +35,15 @@ def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
     return hub.load(folder / "model")
 
 
-def cosines(loaded: hub.Loaded, image: bytes, template: str) -> np.ndarray:
-    """Of one picture and one sentence about each name, one after the other."""
+def cosines(loaded: hub.LoadedModel, image: bytes, template: str) -> np.ndarray:
+    """Of one image and one sentence about each name, one after the other."""
     task, found = loaded.task, []
     assert isinstance(task, Pairs)
-    pixels = loaded.prep.image(image, np.random.default_rng(0))[None]
+    pixels = loaded.processor.image(image, np.random.default_rng(0))[None]
     with torch.no_grad():
         seen = task.image_features(task.model.embed_image(pixels))[0]
         for name in NAMES:
-            ids = torch.from_numpy(loaded.prep.text.encode(template.replace("{}", name)).ids)[None]
+            ids = torch.from_numpy(loaded.processor.text.encode(template.replace("{}", name)).ids)[None]
             said = task.text_features(task.model.embed_text(ids, torch.ones_like(ids)))[0]
             found.append(float(seen @ said))
     return np.array(found)
@@ -50,8 +51,8 @@ def cosines(loaded: hub.Loaded, image: bytes, template: str) -> np.ndarray:
 
 @pytest.mark.parametrize("model", [VLMO, TOWERS], ids=["vlmo", "bridgetower"])
 def test_top_one_and_top_five(model: ModelConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = saved(tmp_path, PairsConfig(match=0.0, words=0.0, views="plain"), model)
-    content = [Sample(f"{n:02d}", picture(n), meta={"label": NAMES[n % 9] if n % 2 else n % 9}) for n in range(27)]
+    loaded = saved(tmp_path, PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"), model)
+    content = [Sample(f"{n:02d}", png_image(n), meta={"label": NAMES[n % 9] if n % 2 else n % 9}) for n in range(27)]
     data, template = shards(tmp_path / "data", content), "the {} sleeps"
     (tmp_path / "names.txt").write_text("\n".join(NAMES))
     (tmp_path / "templates.txt").write_text(template)
@@ -63,7 +64,7 @@ def test_top_one_and_top_five(model: ModelConfig, tmp_path: Path, capsys: pytest
     assert wanted["accuracy"] < wanted["accuracy/top5"]
     out = tmp_path / "numbers.json"
     flags = ("--zero-shot", str(tmp_path / "names.txt"), "--templates", str(tmp_path / "templates.txt"))
-    flags += ("--out", str(out), "--workers", "0", "--answers", str(tmp_path / "answers.jsonl"))
+    flags += ("--out", str(out), "--num-workers", "0", "--answers", str(tmp_path / "answers.jsonl"))
     assert cli.main(["evaluate", str(tmp_path / "model"), data, *flags]) == 0
     assert json.loads(out.read_text()) == pytest.approx(wanted)
     assert "accuracy/top5" in capsys.readouterr().out
@@ -72,18 +73,18 @@ def test_top_one_and_top_five(model: ModelConfig, tmp_path: Path, capsys: pytest
 
 
 def test_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = saved(tmp_path, PairsConfig(match=0.0, words=0.0, views="plain"), VLMO)
-    (tmp_path / "a.png").write_bytes(picture(3))
+    loaded = saved(tmp_path, PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"), VLMO)
+    (tmp_path / "a.png").write_bytes(png_image(3))
     ask = ("predict", str(tmp_path / "model"), "--image", str(tmp_path / "a.png"), "--zero-shot", ",".join(NAMES))
     assert cli.main([*ask, "--top", "2"]) == 0
-    near = cosines(loaded, picture(3), "a photo of a {}.")
+    near = cosines(loaded, png_image(3), "a photo of a {}.")
     assert isinstance(loaded.task, Pairs)
-    shares = np.exp(near * float(loaded.task.projections[0].scale.detach()))
+    shares = np.exp(near * float(loaded.task.itc_heads[0].scale.detach()))
     best = np.argsort(-near)[:2]
     wanted = [f"{100 * shares[n] / shares.sum():6.1f} %  {NAMES[n]}" for n in best]
     assert capsys.readouterr().out.splitlines() == wanted
     assert cli.main([*ask, "--text", "a cat"]) == 1
-    assert "looks at the picture alone; leave out the text" in capsys.readouterr().err
+    assert "looks at the image alone; leave out the text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,10 @@ def test_what_is_missing_is_said(
 
 
 def test_models_that_cannot_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for task, said in ((EntailmentConfig(), "cannot search"), (PairsConfig(contrast=0.0), "trained without contrast")):
+    for task, said in (
+        (EntailmentConfig(), "cannot search"),
+        (PairsConfig(itc_weight=0.0), "trained without contrast"),
+    ):
         saved(tmp_path, task, VLMO)
         assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", "--zero-shot", "cat,dog"]) == 1
         assert said in capsys.readouterr().err

@@ -7,22 +7,22 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dualfuse.engine.optim import (
-    ReleasedAdamW,
-    build_optimizer,
-    clip_gradients,
-    learning_rate,
-    parameter_groups,
-    set_learning_rate,
-)
+from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Optim
-from dualfuse.tasks.heads import Projection, Projections, WordHead
-from dualfuse.tasks.image_classes import ImageClassesConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.optim import (
+    TransformersAdamW,
+    build_optimizer,
+    clip_grad_norm,
+    learning_rate,
+    parameter_groups,
+    set_learning_rate,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo" / "adamw.safetensors"
 
@@ -33,14 +33,14 @@ class Everything(nn.Module):
     def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
         self.model = model
-        self.contrast = Projections(Projection(), 32, fused_width=32)
-        self.masked = WordHead(32, 50)
+        self.contrast = ITCHead(ITCHeadConfig(), 32, fused_width=32)
+        self.masked = MLMHead(32, 50)
         self.answer = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 5))
 
 
 @pytest.fixture
 def task() -> Everything:
-    cfg = VLMoConfig(width=32, depth=2, heads=2, both_from=1, image_size=(32, 32), vocabulary=50, text_length=12)
+    cfg = VLMoConfig(width=32, depth=2, heads=2, vl_expert_start=1, image_size=(32, 32), vocab_size=50, text_length=12)
     return Everything(cfg.build())
 
 
@@ -58,7 +58,7 @@ def _every(task: nn.Module) -> set[str]:
 
 MATRICES = {
     *(f"model.blocks.0.experts.{expert}.{part}.weight" for expert in ("text", "image") for part in ("up", "down")),
-    *(f"model.blocks.1.experts.{e}.{part}.weight" for e in ("text", "image", "both") for part in ("up", "down")),
+    *(f"model.blocks.1.experts.{e}.{part}.weight" for e in ("text", "image", "vl") for part in ("up", "down")),
     *(f"model.blocks.{i}.attention.shared.{part}.weight" for i in (0, 1) for part in ("qkv", "projection")),
     "model.patches.projection.weight",
     "model.words.word.weight",
@@ -81,29 +81,29 @@ def test_matrices_are_decayed_and_nothing_else(task: Everything) -> None:
 
 
 def test_the_released_rule(task: Everything) -> None:
-    """Against the lists that the released code prints for its own names, written in ours."""
-    decayed, spared = _names(task, Optim(decay="released"))
+    """Against the lists that the official code prints for its own names, written in ours."""
+    decayed, spared = _names(task, Optim(decay_rule="official"))
     assert decayed == MATRICES | {
         *(f"model.blocks.{i}.experts.{expert}.norm.weight" for i in (0, 1) for expert in ("text", "image")),
-        "model.blocks.1.experts.both.norm.weight",
+        "model.blocks.1.experts.vl.norm.weight",
         *(f"model.blocks.{i}.scale_{k}.weight" for i in (0, 1) for k in (1, 2)),
         "model.patches.class_token",
-        "contrast.log_scale",
+        "contrast.logit_scale",
         "answer.1.weight",
     }
     assert spared == _every(task) - decayed
     assert {"model.relative_bias.table", "model.blocks.0.attention.shared.q_bias", "masked.norm.weight"} <= spared
 
 
-@pytest.mark.parametrize("decay", ["matrices", "released"])
+@pytest.mark.parametrize("decay", ["matrices", "official"])
 def test_frozen_parameters_and_empty_groups_are_left_out(task: Everything, decay: str) -> None:
     for name, parameter in task.named_parameters():
         parameter.requires_grad = name == "model.pooler.weight"
-    (group,) = parameter_groups(task, Optim(decay=decay))
+    (group,) = parameter_groups(task, Optim(decay_rule=decay))
     assert group["names"] == ["model.pooler.weight"]
     task.model.pooler.weight.requires_grad = False
     with pytest.raises(ValueError, match="no parameter is trainable"):
-        parameter_groups(task, Optim(decay=decay))
+        parameter_groups(task, Optim(decay_rule=decay))
 
 
 def _train(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: Tensor) -> Tensor:
@@ -118,7 +118,7 @@ def _train(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: Tenso
 def test_released_adamw_against_the_stored_steps() -> None:
     golden = load_file(GOLDEN)
     parameter = nn.Parameter(golden["p0"].clone())
-    optimizer = ReleasedAdamW([{"params": [parameter], "weight_decay": 0.01}], lr=2e-4, betas=(0.9, 0.98), eps=1e-8)
+    optimizer = TransformersAdamW([{"params": [parameter], "weight_decay": 0.01}], lr=2e-4, betas=(0.9, 0.98), eps=1e-8)
     after = _train(optimizer, parameter, golden["grads"])
     torch.testing.assert_close(after, golden["params_after"], atol=1e-6, rtol=0)
 
@@ -127,7 +127,7 @@ def test_released_adamw_where_gradients_are_as_small_as_epsilon() -> None:
     """One step by hand: bias correction does not reach eps, and the decay takes a share of the moved parameter."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
-    optim = Optim(adamw="released", lr=0.1, betas=(0.9, 0.98), eps=1e-3, weight_decay=0.5)
+    optim = Optim(adamw="official", lr=0.1, betas=(0.9, 0.98), eps=1e-3, weight_decay=0.5)
     after = _train(build_optimizer(layer, optim), layer.weight, torch.full((1, 1, 1), 1e-3))
     moved = 1 - 0.1 * (0.02**0.5 / 0.1) * (0.1 * 1e-3) / (0.02**0.5 * 1e-3 + 1e-3)
     torch.testing.assert_close(after.item(), moved - 0.1 * 0.5 * moved, rtol=1e-6, atol=0)
@@ -144,14 +144,14 @@ def test_torch_adamw_against_the_formula() -> None:
 
 def test_a_parameter_without_gradient_does_not_move(task: Everything) -> None:
     before = task.model.pooler.weight.detach().clone()
-    optimizer = build_optimizer(task, Optim(adamw="released"))
-    _train(optimizer, task.contrast.log_scale, torch.ones(2, 1))
+    optimizer = build_optimizer(task, Optim(adamw="official"))
+    _train(optimizer, task.contrast.logit_scale, torch.ones(2, 1))
     assert torch.equal(task.model.pooler.weight, before)
     assert [parameter.shape for parameter in optimizer.state] == [(1,)]
 
 
 def test_learning_rate_against_the_released_schedule() -> None:
-    """Factors that the released code printed: 200 000 steps, 20 000 of warm-up."""
+    """Factors that the official code printed: 200 000 steps, 20 000 of warm-up."""
     printed = {
         0: 0.0,
         1: 5e-05,
@@ -190,26 +190,26 @@ def test_learning_rate_reaches_all_groups(task: Everything) -> None:
 def test_clipping_by_hand() -> None:
     layer = nn.Linear(1, 2)
     layer.weight.grad, layer.bias.grad = torch.tensor([[3.0], [0.0]]), torch.tensor([4.0, 12.0])
-    assert clip_gradients(layer, 0).item() == pytest.approx(13)
+    assert clip_grad_norm(layer, 0).item() == pytest.approx(13)
     assert layer.bias.grad.tolist() == [4, 12]
-    assert clip_gradients(layer, 20).item() == pytest.approx(13)
+    assert clip_grad_norm(layer, 20).item() == pytest.approx(13)
     assert layer.bias.grad.tolist() == [4, 12]
-    assert clip_gradients(layer, 1.3).item() == pytest.approx(13)
+    assert clip_grad_norm(layer, 1.3).item() == pytest.approx(13)
     assert layer.weight.grad.flatten().tolist() == pytest.approx([0.3, 0], rel=1e-5)
     assert layer.bias.grad.tolist() == pytest.approx([0.4, 1.2], rel=1e-5)
 
 
 def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
     config = BridgeTowerConfig(
-        image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(16, 16)),
-        text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=32, vocabulary=20, text_length=8),
+        image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
+        text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=32, vocab_size=20, text_length=8),
         width=64,
         heads=2,
         feed_forward=32,
         layers=2,
     )
-    task = PairsConfig(projection=Projection(temperature="plain")).build(config.build())
-    optim = Optim(lr=0.1, head_rate=5.0, fusing_rate=3.0, schedule="constant")
+    task = PairsConfig(itc_head=ITCHeadConfig(temperature="plain")).build(config.build())
+    optim = Optim(lr=0.1, head_lr_mult=5.0, fusion_lr_mult=3.0, schedule="constant")
     optimizer = build_optimizer(task, optim)
     set_learning_rate(optimizer, learning_rate(optim, 0, 10))
     rates = {name: group["lr"] for group in optimizer.param_groups for name in group["names"]}
@@ -218,13 +218,13 @@ def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
         "model.text_tower.layers.1.up.weight": 0.1,
         "model.image_tower.class_embedding": 0.1,
         "model.types.weight": 0.1,
-        "projections.0.temperature": 0.1,
+        "itc_heads.0.temperature": 0.1,
         "model.transforms.image.bias": 0.3,
         "model.bridges.text.0.norm.weight": 0.3,
         "model.poolers.image.weight": 0.3,
-        "match_head.bias": 0.5,
-        "projections.0.text.weight": 0.5,
-        "word_head.norm.weight": 0.5,
+        "itm_head.bias": 0.5,
+        "itc_heads.0.text.weight": 0.5,
+        "mlm_head.norm.weight": 0.5,
     }
     assert {name: round(rates[name], 6) for name in expected} == expected
     assert len(optimizer.param_groups) == 6
@@ -234,9 +234,9 @@ def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
 
 def test_learning_rates_that_fall_with_depth() -> None:
     """BEiT's rule for a model of three layers: decay ** (L + 1 - layer), the embeddings 0 and the head L + 1."""
-    cfg = VLMoConfig(width=32, depth=3, heads=2, both_from=2, image_size=(32, 32), vocabulary=50, text_length=12)
-    task = ImageClassesConfig(classes=4).build(cfg.build())
-    optim = Optim(lr=0.1, layer_decay=0.5, head_rate=3.0, weight_decay=0.05, decay="beit")
+    cfg = VLMoConfig(width=32, depth=3, heads=2, vl_expert_start=2, image_size=(32, 32), vocab_size=50, text_length=12)
+    task = ImageClassificationConfig(num_classes=4).build(cfg.build())
+    optim = Optim(lr=0.1, layer_decay=0.5, head_lr_mult=3.0, weight_decay=0.05, decay_rule="beit")
     groups = parameter_groups(task, optim)
     rates = {name: group["rate"] for group in groups for name in group["names"]}
     assert rates.keys() == dict(task.named_parameters()).keys()
@@ -250,21 +250,21 @@ def test_learning_rates_that_fall_with_depth() -> None:
 
 
 def test_layers_above_that_do_not_learn_do_not_count() -> None:
-    """Of a BridgeTower pictures alone pass one tower: its top layer is the one below the head."""
+    """Of a BridgeTower images alone pass one tower: its top layer is the one below the head."""
     config = BridgeTowerConfig(
-        image=ImageTowerConfig(width=64, depth=2, patch=8, image_size=(16, 16)),
-        text=TextTowerConfig(width=64, depth=3, heads=2, feed_forward=32, vocabulary=20, text_length=8),
+        image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
+        text=TextTowerConfig(width=64, depth=3, heads=2, feed_forward=32, vocab_size=20, text_length=8),
         width=64,
         heads=2,
         feed_forward=32,
         layers=2,
     )
-    optim = Optim(layer_decay=0.5, fusing_rate=3.0)
+    optim = Optim(layer_decay=0.5, fusion_lr_mult=3.0)
 
     def rates(task: nn.Module) -> dict[str, float]:
         return {name: group["rate"] for group in parameter_groups(task, optim) for name in group["names"]}
 
-    task = ImageClassesConfig(classes=4).build(config.build())
+    task = ImageClassificationConfig(num_classes=4).build(config.build())
     whole = rates(task)
     assert whole["model.layers.text.1.up.weight"] == 3 / 2 and whole["model.layers.image.0.up.weight"] == 3 / 4
     assert whole["model.image_tower.blocks.1.up.weight"] == whole["model.text_tower.layers.2.up.weight"] == 1 / 8
@@ -281,6 +281,8 @@ def test_layers_above_that_do_not_learn_do_not_count() -> None:
 
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
 def test_layer_decay_is_a_share(decay: float) -> None:
-    task = ImageClassesConfig(classes=4).build(VLMoConfig(width=32, depth=1, heads=2, both_from=1).build())
+    task = ImageClassificationConfig(num_classes=4).build(
+        VLMoConfig(width=32, depth=1, heads=2, vl_expert_start=1).build()
+    )
     with pytest.raises(ValueError, match="share between 0 and 1"):
         parameter_groups(task, Optim(layer_decay=decay))

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from tiny import changed, weights
 
-from dualfuse.engine import train
-from dualfuse.engine.memory import recompute
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
+from dualfuse.training import loop
+from dualfuse.training.memory import checkpoint_activations
 
 
 def test_a_run_ends_with_the_same_weights(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     """Dropout and drop-path included."""
-    train.train((changed(tiny, recompute=True),), tmp_path / "again")
+    loop.train((changed(tiny, recompute=True),), tmp_path / "again")
     again, once = weights(tmp_path / "again"), weights(whole)
     assert again.keys() == once.keys()
     assert all(torch.equal(again[name], once[name]) for name in once)
@@ -24,12 +24,12 @@ def test_a_run_ends_with_the_same_weights(tiny: Recipe, whole: Path, tmp_path: P
 def test_blocks_run_twice_and_keep_little() -> None:
     def kept(again: bool) -> tuple[int, int]:
         torch.manual_seed(0)
-        model = VLMoConfig(width=16, depth=4, heads=2, patch=8, image_size=(16, 16), vocabulary=20).build()
+        model = VLMoConfig(width=16, depth=4, heads=2, patch_size=8, image_size=(16, 16), vocab_size=20).build()
         calls: list[int] = []
         for block in model.blocks:
             block.norm.register_forward_hook(lambda *_: calls.append(1))
         if again:
-            recompute(model.units())
+            checkpoint_activations(model.fsdp_blocks())
         size = 0
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:

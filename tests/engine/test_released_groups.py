@@ -1,4 +1,4 @@
-"""Which parameters are decayed, against the lists that the released code made for its own names."""
+"""Which parameters are decayed, against the lists that the official code made for its own names."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ import pytest
 import torch
 from official_vlmo import from_official
 
-from dualfuse.engine.optim import parameter_groups
-from dualfuse.models.vlmo import Initial, VLMoConfig
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Optim
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.optim import parameter_groups
 
 FACTS = json.loads((Path(__file__).parents[1] / "golden" / "vlmo" / "facts.json").read_text())["facts"]
-TINY = VLMoConfig(width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=101, text_length=20)
+TINY = VLMoConfig(
+    width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20
+)
 CONFIGS = {
     "rel": TINY,
-    "abs": VLMoConfig(**(vars(TINY) | {"positions": "absolute", "initial": Initial(layer_scale=0.0)})),
+    "abs": VLMoConfig(**(vars(TINY) | {"positions": "absolute", "init": InitConfig(layer_scale=0.0)})),
 }
 
 
@@ -31,7 +33,7 @@ def test_groups_of_the_released_code(variant: str) -> None:
     assert [renamed.unknown for renamed in theirs] == [(), ()]
     with torch.device("meta"):
         task = PairsConfig().build(CONFIGS[variant].build())
-    ours = parameter_groups(task, Optim(decay="released", weight_decay=0.01))
+    ours = parameter_groups(task, Optim(decay_rule="official", weight_decay=0.01))
     assert [group["weight_decay"] for group in ours] == [0.01, 0.0]
     unread = {"model.words.position.weight"} if variant == "rel" else set()  # beside the relative bias nothing reads it
     for group, renamed in zip(ours, theirs, strict=True):

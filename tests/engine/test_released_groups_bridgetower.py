@@ -11,18 +11,18 @@ from official_bridgetower import OFFICIAL
 
 from dualfuse.convert import official
 from dualfuse.convert.rename import rename
-from dualfuse.engine.optim import build_optimizer, learning_rate, set_learning_rate
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.recipe import Optim
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
-RECORDED = {"lr": 1e-5, "weight_decay": 0.01, "head_rate": 50.0, "fusing_rate": 5.0}
+RECORDED = {"lr": 1e-5, "weight_decay": 0.01, "head_lr_mult": 50.0, "fusion_lr_mult": 5.0}
 
 
 def test_the_six_groups_of_the_official_code() -> None:
-    task = PairsConfig(projection=Projection(width=24, bias=True, temperature="plain")).build(OFFICIAL.build())
-    optim = Optim(**RECORDED, decay="released", schedule="constant")  # type: ignore[arg-type]
+    task = PairsConfig(itc_head=ITCHeadConfig(width=24, bias=True, temperature="plain")).build(OFFICIAL.build())
+    optim = Optim(**RECORDED, decay_rule="official", schedule="constant")  # type: ignore[arg-type]
     optimizer = build_optimizer(task, optim)
     set_learning_rate(optimizer, learning_rate(optim, 0, 1))
     ours = {

@@ -14,9 +14,9 @@ import torch
 from tiny import at_step, changed, interrupt, lines, weights
 from torch import Tensor
 
-from dualfuse.engine import checkpoint, train
-from dualfuse.engine.interrupt import stop_asked
 from dualfuse.recipe import Recipe
+from dualfuse.training import checkpoint, loop
+from dualfuse.training.signals import stop_requested
 
 
 def assert_same_run(out: Path, whole: Path) -> None:
@@ -33,16 +33,16 @@ def test_stopped_in_the_middle(
 ) -> None:
     again = changed(tiny, workers=workers)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "seed_step", at_step(7, interrupt))
-        train.train((again,), tmp_path)
+        patch.setattr(loop, "seed_step", at_step(7, interrupt))
+        loop.train((again,), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 8))
     torch.manual_seed(99)  # what happened before does not matter
-    train.train((again,), tmp_path)
+    loop.train((again,), tmp_path)
     assert_same_run(tmp_path, whole)
 
 
 def test_another_seed_is_another_run(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
-    train.train((changed(tiny, seed=2),), tmp_path)
+    loop.train((changed(tiny, seed=2),), tmp_path)
     assert not set(map(str, lines(whole))) & set(map(str, lines(tmp_path)))
 
 
@@ -51,7 +51,7 @@ def kill() -> None:
 
 
 def kill_in_step_7() -> None:
-    train.seed_step = at_step(7, kill)
+    loop.seed_step = at_step(7, kill)
 
 
 def kill_after_the_checkpoint() -> None:
@@ -62,7 +62,7 @@ def kill_after_the_checkpoint() -> None:
         kill()
         raise AssertionError
 
-    train.checkpoint.save = save_and_die
+    loop.checkpoint.save = save_and_die
 
 
 def kill_while_writing(times: int) -> None:
@@ -79,11 +79,11 @@ def kill_while_writing(times: int) -> None:
 
 
 def in_a_process(tiny: Recipe, out: Path, prepare: Callable[..., None], *arguments: int) -> int | None:
-    """Trains in another process after ``prepare``, which may break it; gives the exit code."""
+    """Train in another process after ``prepare``, which may break it; gives the exit code."""
 
     def run() -> None:
         prepare(*arguments)
-        train.train((tiny,), out)
+        loop.train((tiny,), out)
 
     process = multiprocessing.get_context("fork").Process(target=run)
     process.start()
@@ -107,7 +107,7 @@ def test_killed(tiny: Recipe, whole: Path, tmp_path: Path, step: int, prepare: t
     newest = checkpoint.latest(tmp_path / "checkpoints")
     assert (int(newest.name.removeprefix("step-")) if newest else 0) == step
     assert not (tmp_path / "final").exists()
-    train.train((tiny,), tmp_path)
+    loop.train((tiny,), tmp_path)
     assert_same_run(tmp_path, whole)
     assert not list(tmp_path.rglob("*.partial"))
 
@@ -116,12 +116,12 @@ def test_killed(tiny: Recipe, whole: Path, tmp_path: Path, step: int, prepare: t
 def test_asked_to_stop(tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Between two lines of the log, so that the counts of the last steps could be lost."""
     seldom = changed(tiny, log_every=4, save_every=100)
-    with monkeypatch.context() as patch, pytest.raises(train.Interrupted, match="stopped after step 7; the same"):
-        patch.setattr(train, "seed_step", at_step(6, lambda: os.kill(os.getpid(), number)))
-        train.train((seldom,), tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match="stopped after step 7; the same"):
+        patch.setattr(loop, "seed_step", at_step(6, lambda: os.kill(os.getpid(), number)))
+        loop.train((seldom,), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [4, 7]
     assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000007"  # type: ignore[union-attr]
-    train.train((seldom,), tmp_path)
+    loop.train((seldom,), tmp_path)
     assert [(line["step"], line["count/samples"]) for line in lines(tmp_path)] == [(4, 32), (7, 56), (8, 64), (10, 80)]
     avoided = [line["count/false_negatives_avoided"] for line in (lines(tmp_path)[-1], lines(whole)[-1])]
     assert avoided[0] == avoided[1] > 0
@@ -132,7 +132,7 @@ def test_asked_to_stop(tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: p
 def test_counts_survive_a_kill_between_two_lines(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     seldom = changed(tiny, log_every=4)
     assert in_a_process(seldom, tmp_path, kill_in_step_7) == -signal.SIGKILL
-    train.train((seldom,), tmp_path)
+    loop.train((seldom,), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [4, 5, 8, 10]
     counts = [{name: n for name, n in line.items() if name.startswith("count/")} for line in lines(tmp_path)]
     by_step = {line["step"]: line for line in lines(whole)}
@@ -142,11 +142,11 @@ def test_counts_survive_a_kill_between_two_lines(tiny: Recipe, whole: Path, tmp_
 
 def test_a_second_signal_does_not_wait() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stop_asked() as stop:
-        assert not stop.asked
+    with stop_requested() as stop:
+        assert not stop.signal_number
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)  # the same one once more, passed on by torchrun
-        assert stop.asked
+        assert stop.signal_number
         stop.since -= 2
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

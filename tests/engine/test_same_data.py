@@ -10,18 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import at_step, changed, interrupt, lines, picture, recipe, samples
+from tiny import at_step, changed, interrupt, lines, png_image, recipe, samples
 
 from dualfuse.data.sample import Sample
-from dualfuse.engine import train
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Recipe
+from dualfuse.training import loop
 
 
 @pytest.fixture
 def three(tmp_path: Path) -> Recipe:
     """Forty samples in three shards, which are read in turn."""
-    made = recipe(tmp_path, pictures=1)
+    made = recipe(tmp_path, images=1)
     (tmp_path / "data" / "train-00000.tar").unlink()
     shards = write_shards(samples(40), tmp_path / "data", limit=(14, 10**9))
     assert len(shards) == 3
@@ -64,10 +64,10 @@ def test_during_the_run(
     workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(train, "seed_step", at_step(6, lambda: harm(shard(three, 1))))
+    monkeypatch.setattr(loop, "seed_step", at_step(6, lambda: harm(shard(three, 1))))
     long = changed(three, workers=workers, steps=30)  # what a worker has read ahead is still trained on
     with pytest.raises(OSError, match=said):
-        train.train((long,), tmp_path / "out")
+        loop.train((long,), tmp_path / "out")
     assert not (tmp_path / "out" / "skipped.jsonl").exists()  # it is no broken sample
 
 
@@ -90,24 +90,24 @@ def test_between_two_runs(
     harm(shard(three, 1))
     for _ in range(2):
         with pytest.raises(ValueError, match=said):
-            train.train((three,), tmp_path / "out")
+            loop.train((three,), tmp_path / "out")
     assert lines(tmp_path / "out") == before
     shutil.copy2(aside, shard(three, 1))
     shard(three, 3).unlink(missing_ok=True)
-    train.train((three,), tmp_path / "out")
+    loop.train((three,), tmp_path / "out")
 
 
 def stopped(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "seed_step", at_step(7, interrupt))
-        train.train((recipe,), out)
+        patch.setattr(loop, "seed_step", at_step(7, interrupt))
+        loop.train((recipe,), out)
 
 
 def test_the_same_data_elsewhere_and_written_anew(
     three: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a place nor a clock matters, nor what one evaluates on; a folder of an earlier version goes on, too."""
-    train.train((three,), tmp_path / "whole")
+    loop.train((three,), tmp_path / "whole")
     for case in ("elsewhere", "validation", "earlier"):
         stopped(three, tmp_path / case, monkeypatch)
     moved = tmp_path / "moved"
@@ -115,10 +115,10 @@ def test_the_same_data_elsewhere_and_written_anew(
     for path in moved.glob("*.tar"):
         os.utime(path, (0, 0))
     shutil.move(moved, tmp_path / "data")
-    train.train((three,), tmp_path / "elsewhere")
-    train.train((changed(three, validation=str(shard(three, 0))),), tmp_path / "validation")
+    loop.train((three,), tmp_path / "elsewhere")
+    loop.train((changed(three, validation=str(shard(three, 0))),), tmp_path / "validation")
     (tmp_path / "earlier" / "data.json").unlink()
-    train.train((three,), tmp_path / "earlier")
+    loop.train((three,), tmp_path / "earlier")
     for case in ("elsewhere", "earlier"):
         assert lines(tmp_path / case) == lines(tmp_path / "whole")
 
@@ -128,18 +128,18 @@ def test_a_damaged_note(three: Recipe, tmp_path: Path, text: str, monkeypatch: p
     stopped(three, tmp_path / "out", monkeypatch)
     (tmp_path / "out" / "data.json").write_text(text)
     with pytest.raises(ValueError, match=r"data.json is damaged .*; delete it if the data is what it was"):
-        train.train((three,), tmp_path / "out")
+        loop.train((three,), tmp_path / "out")
 
 
 def test_flipped_bits_of_pictures_are_broken_samples(three: Recipe, tmp_path: Path) -> None:
     """PNG has checksums; the ledger says which samples they were, and what came instead."""
     path = shard(three, 1)
     content = bytearray(path.read_bytes())
-    image = picture(17)
+    image = png_image(17)
     place = content.index(image)
     content[place + len(image) // 2] ^= 16
     path.write_bytes(content)
-    train.train((three,), tmp_path / "out")
+    loop.train((three,), tmp_path / "out")
     ledger = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {(line["key"], line["stand_in"]) for line in ledger} == {("train-00001/017", "train-00001/018")}
     assert len(ledger) == 2  # 80 samples are two epochs
@@ -153,4 +153,4 @@ def test_flipped_bits_of_headers_are_found_before_the_run(three: Recipe, tmp_pat
     content[place + 2] ^= 1  # a letter of a name
     path.write_bytes(content)
     with pytest.raises(ValueError, match=rf"train-00002.tar is truncated or damaged at byte {place:,} of .* checksum"):
-        train.train((replace(three),), tmp_path / "out")
+        loop.train((replace(three),), tmp_path / "out")

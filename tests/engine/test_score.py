@@ -8,30 +8,30 @@ from pathlib import Path
 
 import pytest
 from tiny import BRIDGETOWER as TINY_TOWERS
-from tiny import MODEL, lines, picture, shards, tokenizer
+from tiny import MODEL, lines, png_image, shards, tokenizer
 
 from dualfuse import hub
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.score import Answer, score, write_answers
-from dualfuse.engine.train import train
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.answers import PredictedAnswer, evaluate_answers, write_answers
+from dualfuse.evaluation.retrieval import Plan
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.vlmo import Initial
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.classification import Classification, QuestionConfig
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.training.loop import train
 
-VLMO = replace(MODEL, patch=16, image_slots=2, drop_path=0.0, initial=Initial(std=0.15, layer_scale=0.0))
-BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, initial_std=0.15)
+VLMO = replace(MODEL, patch_size=16, image_slots=2, drop_path=0.0, init=InitConfig(std=0.15, layer_scale=0.0))
+BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, init_std=0.15)
 TASKS: dict[str, tuple[ModelConfig, QuestionConfig]] = {
-    "vqa": (VLMO, VQAConfig(vocabulary=("cat", "dog", "fish"))),
+    "vqa": (VLMO, VQAConfig(answers=("cat", "dog", "fish"))),
     "nlvr2": (replace(BRIDGETOWER, bridge="none"), NLVR2Config()),
     "entailment": (BRIDGETOWER, EntailmentConfig(labels=("no", "maybe", "yes"))),
 }
-PLAN = Plan(batch=5, workers=0)
+PLAN = Plan(batch_size=5, num_workers=0)
 ANIMALS, LABELS = ("cat", "dog", "fish"), ("no", "maybe", "yes")
 
 
@@ -40,11 +40,11 @@ def content(number: int = 12) -> list[Sample]:
     return [
         Sample(
             f"{n:03d}",
-            picture(n),
+            png_image(n),
             (f"the {ANIMALS[n % 3]} runs",),
             {"id": 100 + n, "answers": [ANIMALS[n % 3]] * 7 + ["a tree"] * 3, "answer_type": ("small", "big")[n % 2]}
             | {"label": LABELS[n % 3]},
-            others=(picture(n + 1),),
+            other_images=(png_image(n + 1),),
         )
         for n in range(number)
     ]
@@ -74,10 +74,10 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
             augment=None,
             text_length=12,
             tokenizer=tokenizer(folder / "words"),
-            batch=12,
-            workers=0,
+            batch_size=12,
+            num_workers=0,
         ),
-        optim=Optim(lr=4e-3, warmup=2, clip=1.0),
+        optim=Optim(lr=4e-3, warmup=2, grad_clip_norm=1.0),
         run=Run(steps=40, save_every=40, log_every=5),
     )
     train((recipe,), folder / "run")
@@ -90,13 +90,13 @@ def test_a_run_learns_and_its_model_answers(trained: tuple[str, Path, str]) -> N
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     loaded = hub.load(run / "final")
     assert isinstance(loaded.task, Classification)
-    found = score(loaded.task, loaded.prep, Shards.open(data), PLAN)
-    assert (found.judged, len(found.answers), found.excluded) == (12, 12, ())
+    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(data), PLAN)
+    assert (found.labelled, len(found.answers), found.excluded) == (12, 12, ())
     assert found.metrics["accuracy"] > 0.9
     assert [answer.id for answer in found.answers] == list(range(100, 112))
     extra = {"vqa": "accuracy/small", "nlvr2": "consistency", "entailment": "accuracy/maybe"}
     assert extra[name] in found.metrics
-    others = score(loaded.task, loaded.prep, Shards.open(data), Plan(batch=12, workers=0))
+    others = evaluate_answers(loaded.task, loaded.processor, Shards.open(data), Plan(batch_size=12, num_workers=0))
     assert [answer.answer for answer in others.answers] == [answer.answer for answer in found.answers]
 
 
@@ -113,17 +113,17 @@ def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_pa
         else sample
         for sample in samples
     ]
-    found = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, wrong)), PLAN)
+    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(shards(tmp_path, wrong)), PLAN)
     assert found.metrics["accuracy"] == pytest.approx(4 / 6)
-    assert found.judged == 6
+    assert found.labelled == 6
 
 
 def test_a_test_set_is_answered_without_being_judged(trained: tuple[str, Path, str], tmp_path: Path) -> None:
     _, run, _ = trained
     loaded = hub.load(run / "final")
     unknown = [replace(sample, meta={"id": sample.meta["id"]}) for sample in content(3)]
-    found = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, unknown)), PLAN)
-    assert (found.metrics, found.judged, len(found.answers)) == ({}, 0, 3)
+    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(shards(tmp_path, unknown)), PLAN)
+    assert (found.metrics, found.labelled, len(found.answers)) == ({}, 0, 3)
     assert all(0 < answer.probability <= 1 for answer in found.answers)
 
 
@@ -133,16 +133,16 @@ def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tm
     broken = [replace(sample, texts=()) if n == 1 else sample for n, sample in enumerate(content(3))]
     data = Shards.open(shards(tmp_path, [replace(sample, meta={}) for sample in broken]))
     with pytest.raises(BrokenSample, match="train-00000/001: it has 0 texts"):
-        score(loaded.task, loaded.prep, data, PLAN)
-    found = score(loaded.task, loaded.prep, data, replace(PLAN, exclude_broken=True))
+        evaluate_answers(loaded.task, loaded.processor, data, PLAN)
+    found = evaluate_answers(loaded.task, loaded.processor, data, replace(PLAN, exclude_broken=True))
     assert [skipped.key for skipped in found.excluded] == ["train-00000/001"]
     assert [answer.id for answer in found.answers] == ["train-00000/000", "train-00000/002"]
     loaded.task.train()
     with pytest.raises(ValueError, match=r"eval\(\)"):
-        score(loaded.task, loaded.prep, data, PLAN)
+        evaluate_answers(loaded.task, loaded.processor, data, PLAN)
 
 
-ANSWERS = (Answer("a/1", 7, "yes", 0.5), Answer("a/2", 8, 'a "dog", two', 0.25))
+ANSWERS = (PredictedAnswer("a/1", 7, "yes", 0.5), PredictedAnswer("a/2", 8, 'a "dog", two', 0.25))
 
 
 def test_submissions(tmp_path: Path) -> None:

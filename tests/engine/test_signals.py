@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from tiny import at_step
 
-from dualfuse import cli
-from dualfuse.engine import checkpoint, train
-from dualfuse.engine.log import read_log
+from dualfuse.cli import main as cli
+from dualfuse.training import checkpoint, loop
+from dualfuse.training.run_log import read_log
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 def test_of_a_scheduler(tmp_path: Path, number: int, code: int, workers: int, group: bool) -> None:
     """Slurm, Kubernetes and ``timeout`` expect 128 and the number of the signal."""
     command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), "--run.steps", "5000"]
-    command += ["--run.log-every", "1", "--run.save-every", "5000", "--data.workers", str(workers)]
+    command += ["--run.log-every", "1", "--run.save-every", "5000", "--data.num-workers", str(workers)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True) as run:
         assert run.stderr is not None
         next(line for line in run.stderr if line.startswith("step 2/"))
@@ -45,7 +45,7 @@ def test_a_loader_that_dies(
 ) -> None:
     """As when memory runs out: the command says so, and what to do."""
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(train, "seed_step", at_step(2, lambda: multiprocessing.active_children()[0].kill()))
-    assert cli.main(["train", "ten-seconds", "--out", str(tmp_path), "--data.workers", "1"]) == 1
+    monkeypatch.setattr(loop, "seed_step", at_step(2, lambda: multiprocessing.active_children()[0].kill()))
+    assert cli.main(["train", "ten-seconds", "--out", str(tmp_path), "--data.num-workers", "1"]) == 1
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("dualfuse train: a loader process has died: DataLoader worker (pid") and "memory" in last

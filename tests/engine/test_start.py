@@ -16,17 +16,17 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dualfuse import hub
-from dualfuse.convert.foreign import read_foreign
-from dualfuse.engine import train
-from dualfuse.engine.start import begin_with
+from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.training import loop
+from dualfuse.training.init_from import init_from
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo_text import base_text
 from dualfuse.tasks.base import Task
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 
 def random(recipe: Recipe, seed: int = 0) -> Task:
@@ -42,7 +42,7 @@ def begun(start: Recipe, recipe: Recipe, folder: Path) -> tuple[Task, Task, dict
     """Saves a random task of one recipe and begins another with it; gives both and the report."""
     given, task = random(start), random(recipe, seed=1)
     hub.save(folder / "start", given, start)
-    begin_with(task, recipe, str(folder / "start"), folder / "out")
+    init_from(task, recipe, str(folder / "start"), folder / "out")
     report = json.loads((folder / "out" / "start.json").read_text())
     names = [name for kind in ("copied", "resized", "experts", "new") for name in report[kind]]
     assert sorted(names) == sorted(set(task.state_dict()) | set(report["experts"]))
@@ -51,19 +51,19 @@ def begun(start: Recipe, recipe: Recipe, folder: Path) -> tuple[Task, Task, dict
 
 
 def image(task: Task, size: tuple[int, int]) -> Tensor:
-    pictures = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
-    return task.model.encode(task.model.embed_image(pictures))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(3))
+    return task.model.encode(task.model.embed_image(images))
 
 
 def text(task: Task, length: int) -> Tensor:
-    ids = torch.arange(2 * length).view(2, length) % MODEL.vocabulary
+    ids = torch.arange(2 * length).view(2, length) % MODEL.vocab_size
     return task.model.encode(task.model.embed_text(ids, torch.ones_like(ids)))
 
 
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
 @pytest.mark.parametrize("size", [(48, 48), (40, 64), (24, 16)])
 def test_other_pictures_and_shorter_texts(tiny: Recipe, tmp_path: Path, positions: str, size: tuple[int, int]) -> None:
-    """A model reads pictures of any size by resizing on the fly; after the start it must read them alike."""
+    """A model reads images of any size by resizing on the fly; after the start it must read them alike."""
     start = changed(tiny, positions=positions)
     given, task, report = begun(
         start, replace(start, model=replace(start.model, image_size=size, text_length=7)), tmp_path
@@ -97,57 +97,57 @@ def test_longer_texts_are_refused(tiny: Recipe, tmp_path: Path, positions: str) 
 
 
 def test_a_start_that_has_seen_pictures_alone(tiny: Recipe, tmp_path: Path) -> None:
-    """Its words were never learnt: they may be others, and fewer; only pictures are handed over."""
+    """Its words were never trained: they may be others, and fewer; only images are handed over."""
     start = changed(tiny, text_length=5, tokenizer="")
     given, recipe = random(start), changed(tiny, image_size=(48, 40))
     hub.save(tmp_path / "start", given, replace(start, task=MaskedImageConfig()))
     task = random(recipe, seed=1)
     before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
-    begin_with(task, recipe, str(tmp_path / "start"), tmp_path)
+    init_from(task, recipe, str(tmp_path / "start"), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
     assert report["new"] and all(name.startswith("model.words.") for name in report["new"])
     assert report["resized"]["model.relative_bias.table"]["rule"] == "patches 4 x 4 to 6 x 5, texts as they begin"
     torch.testing.assert_close(image(task, (48, 40)), image(given, (48, 40)), atol=1e-5, rtol=1e-4)
-    pictures = 11 * 9 + 3
+    images = 11 * 9 + 3
     table = task.model.relative_bias.table
-    assert torch.equal(table[pictures:], before["model.relative_bias.table"][pictures:])
+    assert torch.equal(table[images:], before["model.relative_bias.table"][images:])
     assert torch.equal(task.model.words.word.weight, before["model.words.word.weight"])
 
 
 def text_stage(tiny: Recipe) -> Recipe:
-    return replace(tiny, name="text", model=replace(MODEL, both_from=2), task=MaskedTextConfig())
+    return replace(tiny, name="text", model=replace(MODEL, vl_expert_start=2), task=MaskedTextConfig())
 
 
 @pytest.mark.parametrize(("both", "expert"), [("random", ""), ("language", "text"), ("vision", "image")])
 def test_vision_language_experts(tiny: Recipe, tmp_path: Path, both: str, expert: str) -> None:
-    recipe = replace(tiny, start_from="text", both_experts=both)
+    recipe = replace(tiny, start_from="text", vl_expert_init=both)
     before = random(recipe, seed=1).state_dict()
     given, task, report = begun(text_stage(tiny), recipe, tmp_path)
     state = task.state_dict()
-    experts = [name for name in state if ".experts.both." in name]
+    experts = [name for name in state if ".experts.vl." in name]
     assert len(experts) == 6 and all(name.startswith("model.blocks.1.") for name in experts)
     for name in experts:
-        wanted = given.state_dict()[name.replace(".both.", f".{expert}.")] if expert else before[name]
+        wanted = given.state_dict()[name.replace(".vl.", f".{expert}.")] if expert else before[name]
         assert torch.equal(state[name], wanted)
-    heads = {name for name in state if name.startswith(("projections.", "match_head."))}
+    heads = {name for name in state if name.startswith(("itc_heads.", "itm_head."))}
     assert set(report["new"]) == heads | (set() if expert else set(experts))
     assert set(report["experts"]) == (set(experts) if expert else set())
-    assert torch.equal(task.word_head.decoder.weight, given.word_head.decoder.weight)
+    assert torch.equal(task.mlm_head.decoder.weight, given.mlm_head.decoder.weight)
 
 
 def test_experts_that_the_start_has_are_copied(tiny: Recipe, tmp_path: Path) -> None:
-    given, task, report = begun(tiny, replace(tiny, start_from="x", both_experts="vision"), tmp_path)
+    given, task, report = begun(tiny, replace(tiny, start_from="x", vl_expert_init="vision"), tmp_path)
     assert report["experts"] == {} and report["new"] == {}
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in task.state_dict().items())
 
 
 def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match="both_experts='vision' copies from what a run starts from; set start_from too"
+        ValueError, match="vl_expert_init='vision' copies from what a run starts from; set start_from too"
     ):
-        replace(tiny, both_experts="vision")
+        replace(tiny, vl_expert_init="vision")
     with pytest.raises(ValueError, match="this recipe's model has no vision-language experts; set it to random"):
-        begun(tiny, replace(text_stage(tiny), start_from="x", both_experts="vision"), tmp_path)
+        begun(tiny, replace(text_stage(tiny), start_from="x", vl_expert_init="vision"), tmp_path)
 
 
 @pytest.mark.parametrize("model", [None, BRIDGETOWER], ids=["VLMo", "BridgeTower"])
@@ -160,12 +160,12 @@ def test_a_second_picture_begins_as_the_first(tiny: Recipe, tmp_path: Path, mode
 
 def test_other_word_pieces_are_refused(tiny: Recipe, tmp_path: Path) -> None:
     """Also as many of them, under other numbers; the same ones in another file are welcome."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(MODEL.vocabulary - 5))]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(MODEL.vocab_size - 5))]
     other = Tokenizer(models.WordPiece({name: n for n, name in enumerate(pieces)}, unk_token="[UNK]"))
     other.pre_tokenizer = pre_tokenizers.Whitespace()
     other.save(str(tmp_path / "other.json"))
     match = (
-        rf"start was trained with the tokenizer .*start/tokenizer.json \(19 word pieces\), this recipe reads with "
+        rf"start was trained with the tokenizer .*start/tokenizer.json \(19 tokens\), this recipe reads with "
         rf".*other.json \(19\).* Give --data.tokenizer {tmp_path}/start/tokenizer.json"
     )
     with pytest.raises(ValueError, match=match):
@@ -177,7 +177,7 @@ def test_other_word_pieces_are_refused(tiny: Recipe, tmp_path: Path) -> None:
 def test_what_a_later_stage_would_refuse_is_said_before_the_first(tiny: Recipe, tmp_path: Path, by_name: bool) -> None:
     first = changed(tiny, name="first", steps=1)
     if not by_name:
-        train.train((first,), tmp_path / "earlier")
+        loop.train((first,), tmp_path / "earlier")
     start = "first" if by_name else str(tmp_path / "earlier" / "final")
     for second, match in (
         (changed(tiny, name="second", start_from=start, text_length=13), "texts of 12 tokens"),
@@ -188,7 +188,7 @@ def test_what_a_later_stage_would_refuse_is_said_before_the_first(tiny: Recipe, 
         ),
     ):
         with pytest.raises(ValueError, match=match):
-            train.train((first, second), tmp_path / "out")
+            loop.train((first, second), tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
 
@@ -199,16 +199,16 @@ def test_a_foreign_checkpoint(tiny: Recipe, tmp_path: Path) -> None:
     for name, ours in (("config.json", "config.json"), ("state_dict.safetensors", "model.safetensors")):
         shutil.copy(golden / name, folder / ours)
     shutil.copy(tiny.data.tokenizer, folder / "tokenizer.json")
-    foreign = read_foreign(folder)
-    recipe = replace(foreign.recipe, task=PairsConfig(views="plain"), start_from=str(folder))
+    foreign = read_checkpoint(folder)
+    recipe = replace(foreign.recipe, task=PairsConfig(itc_features="unimodal"), start_from=str(folder))
     task = random(recipe)
-    begin_with(task, recipe, str(folder), tmp_path)
+    init_from(task, recipe, str(folder), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
-    assert set(report["new"]) == {"projections.0.image.weight", "projections.0.text.weight"}  # narrower there
+    assert set(report["new"]) == {"itc_heads.0.image.weight", "itc_heads.0.text.weight"}  # narrower there
     assert {name for name in task.state_dict() if name.startswith("model.")} <= set(report["copied"])
     assert all(torch.equal(task.state_dict()[name], foreign.tensors[name]) for name in report["copied"])
-    with pytest.raises(ValueError, match="this recipe reads with the BERT word pieces of this package"):
-        begin_with(task, replace(recipe, data=replace(recipe.data, tokenizer="")), str(folder), tmp_path)
+    with pytest.raises(ValueError, match="this recipe reads with the BERT tokens of this package"):
+        init_from(task, replace(recipe, data=replace(recipe.data, tokenizer="")), str(folder), tmp_path)
 
 
 def test_beit_as_the_released_loader_takes_it(tmp_path: Path) -> None:
@@ -220,30 +220,30 @@ def test_beit_as_the_released_loader_takes_it(tmp_path: Path) -> None:
     released = from_official(
         {name.removeprefix("stage2."): t for name, t in state.items() if name.startswith("stage2.")}
     )
-    size = dict(width=48, depth=4, heads=4, both_from=4, patch=8, image_size=(32, 32), vocabulary=101, text_length=20)
+    size = dict(width=48, depth=4, heads=4, vl_expert_start=4, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20)
     recipe = replace(base_text(), model=VLMoConfig(**size))
     task = random(recipe)
     before = task.model.relative_bias.table.detach().clone()
-    begin_with(task, recipe, str(tmp_path / "beit.safetensors"), tmp_path)
+    init_from(task, recipe, str(tmp_path / "beit.safetensors"), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
-    given, pictures = set(report["copied"]) | set(report["resized"]), 7 * 7 + 3
+    given, images = set(report["copied"]) | set(report["resized"]), 7 * 7 + 3
     assert sum(name.startswith("model.blocks.") for name in given) == 4 * 15
     assert not task.model.types.weight.any()  # there they were random
     for name in given - {"model.relative_bias.table", "model.types.weight"}:
         assert torch.equal(task.state_dict()[name], released.tensors[name]), name
     table = task.model.relative_bias.table
-    assert torch.equal(table[:pictures], released.tensors["model.relative_bias.table"][:pictures])
-    assert torch.equal(table[pictures:], before[pictures:])
-    new = ("model.words.", "model.norm.", "model.pooler.", "word_head.")
+    assert torch.equal(table[:images], released.tensors["model.relative_bias.table"][:images])
+    assert torch.equal(table[images:], before[images:])
+    new = ("model.words.", "model.norm.", "model.pooler.", "mlm_head.")
     assert all(name.startswith(new) or ".experts.text." in name for name in report["new"])
 
 
 def test_the_same_weights_start_alike(tiny: Recipe, tmp_path: Path) -> None:
     """A start by name in a tuple, and by the path of the folder."""
     first, second = changed(tiny, name="first", steps=1), changed(tiny, name="second", steps=2, start_from="first")
-    train.train((first, second), tmp_path)
+    loop.train((first, second), tmp_path)
     alone = replace(second, start_from=str(tmp_path / "first" / "final"))
-    train.train((alone,), tmp_path / "alone")
+    loop.train((alone,), tmp_path / "alone")
     assert all(
         torch.equal(tensor, weights(tmp_path / "alone")[name]) for name, tensor in weights(tmp_path / "second").items()
     )

@@ -11,15 +11,20 @@ import torch
 from tiny import MODEL, changed
 
 from dualfuse import hub
-from dualfuse.engine.start import begin_with
-from dualfuse.models.vlmo import Initial
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.training.init_from import init_from
 
 TABLE, HEADS = "model.relative_bias.table", ("classifier.",)
-PAIRS_ALONE = ("projections.", "match_head.", "word_head.")
+PAIRS_ALONE = ("itc_heads.", "itm_head.", "mlm_head.")
 START = replace(
-    MODEL, patch=16, image_size=(224, 224), text_length=196, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0)
+    MODEL,
+    patch_size=16,
+    image_size=(224, 224),
+    text_length=196,
+    drop_path=0.0,
+    init=InitConfig(std=0.3, layer_scale=0.0),
 )
 
 
@@ -40,7 +45,7 @@ def test_every_key_is_accounted_for(tiny: Recipe, tmp_path: Path, size: tuple[in
     hub.save(tmp_path / "start", given, start)
     end = changed(replace(start, task=EntailmentConfig(labels=("a", "b"))), image_size=size, text_length=40)
     task = end.build().eval()
-    begin_with(task, end, str(tmp_path / "start"), tmp_path)
+    init_from(task, end, str(tmp_path / "start"), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
 
     kinds = {name: kind for kind in ("copied", "resized", "new") for name in report[kind]}
@@ -59,15 +64,15 @@ def test_every_key_is_accounted_for(tiny: Recipe, tmp_path: Path, size: tuple[in
     said = report["resized"][TABLE]
     assert said["rule"] == f"patches 14 x 14 to {grid[0]} x {grid[1]}, texts 196 to 40"
     assert said["before"] == [27 * 27 + others + 2 * 196, 4] and said["after"] == [rows + others + 2 * 40, 4]
-    ids = torch.arange(40)[None] % START.vocabulary
-    mask, pictures = torch.ones_like(ids), torch.randn(1, 3, *size)
+    ids = torch.arange(40)[None] % START.vocab_size
+    mask, images = torch.ones_like(ids), torch.randn(1, 3, *size)
     with torch.no_grad():
-        for one, other in zip(read(given, ids, mask, pictures), read(task, ids, mask, pictures), strict=True):
+        for one, other in zip(read(given, ids, mask, images), read(task, ids, mask, images), strict=True):
             torch.testing.assert_close(other, one, atol=1e-4, rtol=1e-3)
 
 
-def read(task: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, pictures: torch.Tensor) -> list[torch.Tensor]:
+def read(task: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, images: torch.Tensor) -> list[torch.Tensor]:
     """Both ways of a model: it reads other sizes by resizing on the fly."""
     model = task.model
-    image, text = model.embed_image(pictures), model.embed_text(ids, mask)
+    image, text = model.embed_image(images), model.embed_text(ids, mask)
     return [model.encode(image), model.encode(text), model.fuse(image, text).pooled]

@@ -12,14 +12,14 @@ import pytest
 import safetensors.torch
 import torch
 from safetensors.torch import load_file
-from tiny import at_step, caption, changed, interrupt, lines, picture, recipe, samples, weights
+from tiny import at_step, caption, changed, interrupt, lines, png_image, recipe, samples, weights
 from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
-from dualfuse.engine import train
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training import loop
 
 
 def test_what_the_whole_run_is(tiny: Recipe, whole: Path) -> None:
@@ -33,24 +33,24 @@ def test_what_the_whole_run_is(tiny: Recipe, whole: Path) -> None:
 
 
 def gradient(tiny: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch, **changes: object) -> dict[str, Tensor]:
-    """Gives the gradient of the first step."""
+    """Return the gradient of the first step."""
     found: dict[str, Tensor] = {}
 
     def keep(task: torch.nn.Module, limit: float) -> Tensor:
         found.update({name: p.grad.clone() for name, p in task.named_parameters() if p.grad is not None})
         return torch.zeros(())
 
-    monkeypatch.setattr(train, "clip_gradients", keep)
-    train.train((changed(tiny, steps=1, **changes),), out)
+    monkeypatch.setattr(loop, "clip_grad_norm", keep)
+    loop.train((changed(tiny, steps=1, **changes),), out)
     return found
 
 
 @pytest.fixture(scope="module")
 def even(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Every text has ten words, of which two are masked; nothing is random but what data and masks are."""
-    content = [Sample(f"{n}", picture(n), (caption(n, 10),)) for n in range(16)]
-    made = recipe(tmp_path_factory.mktemp("even"), pictures=content)
-    return changed(made, drop_path=0.0, contrast=0.0, match=0.0, mask_share=0.2)
+    content = [Sample(f"{n}", png_image(n), (caption(n, 10),)) for n in range(16)]
+    made = recipe(tmp_path_factory.mktemp("even"), images=content)
+    return changed(made, drop_path=0.0, contrast=0.0, match=0.0, mlm_probability=0.2)
 
 
 def test_micro_batches_of_as_many_words_give_the_gradient_of_the_batch(
@@ -61,25 +61,25 @@ def test_micro_batches_of_as_many_words_give_the_gradient_of_the_batch(
     assert at_once.keys() == in_parts.keys() and len(at_once) > 20
     for name, value in at_once.items():
         torch.testing.assert_close(in_parts[name], value, atol=1e-6, rtol=1e-4)
-    assert lines(tmp_path / "a")[0]["words"] == pytest.approx(lines(tmp_path / "b")[0]["words"], abs=1e-5)
+    assert lines(tmp_path / "a")[0]["loss/mlm"] == pytest.approx(lines(tmp_path / "b")[0]["loss/mlm"], abs=1e-5)
 
 
 def test_a_step_is_the_mean_of_its_micro_batches(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where they have different numbers of words: each stands for itself."""
     passes: list[dict[str, Tensor]] = []
-    accumulate, steps = train.accumulate, train.micro_steps
+    accumulate, steps = loop.accumulate, loop.micro_steps
 
-    def apart(state: train.State, *rest: object) -> object:
+    def apart(state: loop.TrainState, *rest: object) -> object:
         before = {name: p.grad.clone() for name, p in state.task.named_parameters() if p.grad is not None}
         log = accumulate(state, *rest)  # type: ignore[arg-type]
         after = {name: p.grad for name, p in state.task.named_parameters() if p.grad is not None}
         passes.append({name: grad - before.get(name, 0) for name, grad in after.items()})
         return log
 
-    monkeypatch.setattr(train, "accumulate", apart)
+    monkeypatch.setattr(loop, "accumulate", apart)
     gradient(tiny, tmp_path / "a", monkeypatch, micro_batch=4)
     halves = list(passes)
-    monkeypatch.setattr(train, "micro_steps", lambda recipe: 1 if recipe.run.micro_batch == 4 else steps(recipe))
+    monkeypatch.setattr(loop, "micro_steps", lambda recipe: 1 if recipe.run.micro_batch == 4 else steps(recipe))
     passes.clear()
     alone = gradient(tiny, tmp_path / "b", monkeypatch, micro_batch=4)  # the first half only, with its full weight
     for name, value in alone.items():
@@ -92,7 +92,7 @@ def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
 ) -> None:
     def unmoved(name: str, cfg: PairsConfig, **model: object) -> set[str]:
         made = changed(replace(tiny, task=cfg), steps=1, warmup=0, weight_decay=0.5, **model)
-        train.train((made,), tmp_path / name)
+        loop.train((made,), tmp_path / name)
         torch.manual_seed(made.run.seed)
         start = made.build().state_dict()
         end = weights(tmp_path / name)
@@ -105,29 +105,29 @@ def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
 
     assert unmoved("all", PairsConfig()) == set()
     assert "not trained" not in capsys.readouterr().err
-    contrast = unmoved("contrast", PairsConfig(match=0.0, words=0.0))
-    assert only(contrast, "match_head.", "word_head.", "pooler.")
+    contrast = unmoved("contrast", PairsConfig(itm_weight=0.0, mlm_weight=0.0))
+    assert only(contrast, "itm_head.", "mlm_head.", "pooler.")
     assert "not trained, because the loss does not depend on them: model.pooler.weight" in capsys.readouterr().err
-    plain = unmoved("plain", PairsConfig(match=0.0, words=0.0, views="plain"))
-    assert only(plain, "match_head.", "word_head.", "pooler.", "blocks.1.experts.both.")
-    match = unmoved("match", PairsConfig(contrast=0.0, words=0.0))
-    assert only(match, "word_head.", "projections.", "blocks.1.experts.image.", "blocks.1.experts.text.")
-    words = unmoved("words", PairsConfig(contrast=0.0, match=0.0))
-    assert only(words, "match_head.", "pooler.", "projections.", "blocks.1.experts.image.", "blocks.1.experts.text.")
+    plain = unmoved("plain", PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"))
+    assert only(plain, "itm_head.", "mlm_head.", "pooler.", "blocks.1.experts.vl.")
+    match = unmoved("match", PairsConfig(itc_weight=0.0, mlm_weight=0.0))
+    assert only(match, "mlm_head.", "itc_heads.", "blocks.1.experts.image.", "blocks.1.experts.text.")
+    words = unmoved("words", PairsConfig(itc_weight=0.0, itm_weight=0.0))
+    assert only(words, "itm_head.", "pooler.", "itc_heads.", "blocks.1.experts.image.", "blocks.1.experts.text.")
     with pytest.raises(ValueError, match="depends on no trainable parameter"):
-        unmoved("none", PairsConfig(contrast=0.0, match=0.0, words=0.0))
+        unmoved("none", PairsConfig(itc_weight=0.0, itm_weight=0.0, mlm_weight=0.0))
 
 
 def test_train_only(tiny: Recipe, tmp_path: Path) -> None:
     some = changed(tiny, steps=2, warmup=0, train_only=("*.experts.text.*", "model.words.*"))
-    train.train((some,), tmp_path)
+    loop.train((some,), tmp_path)
     torch.manual_seed(some.run.seed)
     start = some.build().state_dict()
     moved = {name for name, tensor in weights(tmp_path).items() if not torch.equal(tensor, start[name])}
     assert {name.split(".")[1] for name in moved} == {"blocks", "words"}
     assert all("experts.text" in name or name.startswith("model.words.") for name in moved)
     with pytest.raises(ValueError, match=r"pattern '\*.expert.text.\*' of train_only matches no parameter; there are"):
-        train.train((replace(some, train_only=("*.expert.text.*",)),), tmp_path / "typo")
+        loop.train((replace(some, train_only=("*.expert.text.*",)),), tmp_path / "typo")
 
 
 def test_stages(
@@ -135,22 +135,22 @@ def test_stages(
 ) -> None:
     first = changed(tiny, name="first", steps=2, match=0.0, words=0.0)
     second = changed(tiny, name="second", steps=2, start_from="first", text_length=10)  # fewer rows in the bias table
-    assert train.train((first, second), tmp_path) == tmp_path / "second" / "final"
+    assert loop.train((first, second), tmp_path) == tmp_path / "second" / "final"
     said = capsys.readouterr().err
     number = len(weights(tmp_path / "second"))
     assert f"starting from {tmp_path / 'first' / 'final'}: {number} of {number} tensors" in said
     assert "resized: model.relative_bias.table" in said and "new:" not in said and "unused:" not in said
 
     again = replace(second, name="again", start_from=str(tmp_path / "first" / "final"))
-    train.train((again,), tmp_path / "again")
+    loop.train((again,), tmp_path / "again")
     expected = weights(tmp_path / "second")
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "again").items())
 
     written = (tmp_path / "first" / "final" / "model.safetensors").stat().st_mtime_ns
     (tmp_path / "first" / "final" / "config.json").touch()
     with monkeypatch.context() as patch:  # a finished stage reads nothing and runs nothing
-        patch.setattr(train, "fit", None)
-        train.train((first, second), tmp_path)
+        patch.setattr(loop, "fit", None)
+        loop.train((first, second), tmp_path)
     assert "first: finished before, in" in capsys.readouterr().err
     assert (tmp_path / "first" / "final" / "model.safetensors").stat().st_mtime_ns == written
 
@@ -158,15 +158,15 @@ def test_stages(
 def test_the_start_is_read_once(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that goes on needs its checkpoint only: what it once started from may be gone."""
     first = changed(tiny, steps=1)
-    train.train((first,), tmp_path / "first")
+    loop.train((first,), tmp_path / "first")
     second = changed(tiny, name="second", start_from=str(tmp_path / "first" / "final"))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "seed_step", at_step(6, interrupt))
-        train.train((second,), tmp_path / "second")
+        patch.setattr(loop, "seed_step", at_step(6, interrupt))
+        loop.train((second,), tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "gone")
-    train.train((second,), tmp_path / "second")
+    loop.train((second,), tmp_path / "second")
     with pytest.raises(ValueError, match=r"first/final is not there"):
-        train.train((second,), tmp_path / "third")
+        loop.train((second,), tmp_path / "third")
 
 
 def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
@@ -174,13 +174,13 @@ def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) ->
     folder = shutil.copytree(whole / "final", tmp_path / "foreign")
     safetensors.torch.save_file({f"module.{name}": tensor for name, tensor in foreign.items()}, folder / hub.WEIGHTS)
     with pytest.raises(ValueError, match=r"nothing in .*foreign fits this recipe's model.*there it is module\.match"):
-        train.train((replace(tiny, start_from=str(folder)),), tmp_path / "out")
+        loop.train((replace(tiny, start_from=str(folder)),), tmp_path / "out")
 
 
 def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(train, "seed_step", at_step(6, interrupt))
-        train.train((tiny,), tmp_path)
+        patch.setattr(loop, "seed_step", at_step(6, interrupt))
+        loop.train((tiny,), tmp_path)
     other = changed(tiny, lr=1e-3, depth=3, match=0.5)
     expected = (
         rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n  task.match was 1.0, is 0.5\n  "
@@ -188,13 +188,13 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
     )
     for _ in range(2):  # unfinished, then finished
         with pytest.raises(ValueError, match=expected):
-            train.train((other,), tmp_path)
-        train.train((changed(tiny, workers=1, keep=1, log_every=5, save_every=2),), tmp_path)  # not another run
+            loop.train((other,), tmp_path)
+        loop.train((changed(tiny, workers=1, keep=1, log_every=5, save_every=2),), tmp_path)  # not another run
     recipe_file = tmp_path / "recipe.json"
     (tmp_path / "final" / "config.json").unlink()
     recipe_file.write_text("{")
     with pytest.raises(ValueError, match=r"recipe.json should say which recipe wrote the checkpoints beside it, but"):
-        train.train((tiny,), tmp_path)
+        loop.train((tiny,), tmp_path)
 
 
 def test_mistakes_are_told_before_anything_is_trained(tiny: Recipe, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_mistakes_are_told_before_anything_is_trained(tiny: Recipe, tmp_path: Pa
     def fails(match: str, **changes: object) -> None:
         second = changed(tiny, name="second", **changes)
         with pytest.raises(ValueError, match=match):
-            train.train((first, second), tmp_path)
+            loop.train((first, second), tmp_path)
         assert not (tmp_path / "first").exists()
 
     fails("no training data: give --data.train SHARDS", train=())
@@ -211,19 +211,19 @@ def test_mistakes_are_told_before_anything_is_trained(tiny: Recipe, tmp_path: Pa
     fails("no tar file matches .*nowhere", validation=str(tmp_path / "nowhere"))
     fails("a batch of 8 cannot be divided by 3 samples per micro-batch", micro_batch=3)
     with pytest.raises(ValueError, match=r"need different names, not \['first', 'first'\]"):
-        train.train((first, first), tmp_path)
+        loop.train((first, first), tmp_path)
 
 
 def test_bf16(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
-    train.train((changed(tiny, precision="bf16"),), tmp_path)
+    loop.train((changed(tiny, precision="bf16"),), tmp_path)
     half, full = ([line["loss"] for line in lines(out)] for out in (tmp_path, whole))
     assert half != full and np.allclose(half, full, rtol=0.05)
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
 
 
 def test_validation(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
-    judged = changed(tiny, validation=tiny.data.train[0], eval_every=4)
-    train.train((judged,), tmp_path)
+    evaluated = changed(tiny, validation=tiny.data.train[0], eval_every=4)
+    loop.train((evaluated,), tmp_path)
     name = "validation/text_to_image/R@10"
     found = {line["step"]: line[name] for line in lines(tmp_path) if name in line}
     assert list(found) == [4, 8, 10]
@@ -236,8 +236,8 @@ def test_broken_samples_are_skipped_and_told(tmp_path: Path) -> None:
     content = samples(12)
     content[3] = Sample("003", content[3].image[:90], content[3].texts)
     content[7] = Sample("007", content[7].image, ())
-    broken = changed(recipe(tmp_path, pictures=content), steps=6, save_every=4, log_every=4)
-    train.train((broken,), tmp_path / "out")
+    broken = changed(recipe(tmp_path, images=content), steps=6, save_every=4, log_every=4)
+    loop.train((broken,), tmp_path / "out")
     ledger = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert {(line["key"], line["stand_in"]) for line in ledger} == {
         ("train-00000/003", "train-00000/004"),
@@ -255,13 +255,13 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny: Recipe, tmp_path: Pat
     """A learning rate without bounds; what was saved before it stays."""
     ruined = changed(tiny, lr=1e39, warmup=0, clip=0.0, schedule="constant", save_every=1)
     with pytest.raises(ValueError, match=r"training has failed: after step 1 .* lower optim\.lr"):
-        train.train((ruined,), tmp_path)
+        loop.train((ruined,), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
 def test_validation_without_contrast_judges_the_pairs(tiny: Recipe, tmp_path: Path) -> None:
     validation = tiny.data.train[0]
-    train.train((changed(tiny, contrast=0.0, steps=2, validation=validation, eval_rerank=4),), tmp_path / "out")
+    loop.train((changed(tiny, contrast=0.0, steps=2, validation=validation, eval_rerank=4),), tmp_path / "out")
     last = lines(tmp_path / "out")[-1]
-    judged = {name.removeprefix("validation/") for name in last if name.startswith("validation/")}
-    assert judged == {"match/right", "match/random", "words", "words/other_picture"}
+    evaluated = {name.removeprefix("validation/") for name in last if name.startswith("validation/")}
+    assert evaluated == {"itm/positive", "itm/random_negative", "mlm/accuracy", "mlm/accuracy_other_image"}

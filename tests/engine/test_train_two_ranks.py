@@ -13,12 +13,12 @@ import torch
 from many import start
 from tiny import BRIDGETOWER, at_step, changed, lines, recipe, samples, weights
 
-from dualfuse import dist
+from dualfuse import distributed as dist
 from dualfuse.data.sample import Sample
-from dualfuse.engine import checkpoint, train
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training import checkpoint, loop
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def steady(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     """Nothing is drawn that depends on the process: three steps, and an optimiser that does not blow up rounding."""
     content = samples(40)
     content[5] = Sample("005", content[5].image, ())
-    made = recipe(tmp_path_factory.mktemp("steady"), pictures=content)
+    made = recipe(tmp_path_factory.mktemp("steady"), images=content)
     return changed(made, drop_path=0.0, steps=3, save_every=2, eps=1e-3)
 
 
@@ -40,7 +40,7 @@ def assert_close(out: Path, alone: Path) -> None:
 
 
 def keys(out: Path) -> set[tuple[int, str]]:
-    """Gives the steps and keys of all ledgers below a folder."""
+    """Return the steps and keys of all ledgers below a folder."""
     found = [json.loads(line) for path in out.rglob("skipped.jsonl") for line in path.read_text().splitlines()]
     return {(line["step"], line["key"]) for line in found}
 
@@ -50,10 +50,10 @@ def test_the_same_as_one_process(
     steady: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str], micro_batch: int
 ) -> None:
     """With accumulation, two micro-batches of two on each of two processes are two of four on one."""
-    train.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
+    loop.train((changed(steady, micro_batch=2 * micro_batch),), tmp_path / "alone")
     together = tmp_path / "together"
     capfd.readouterr()
-    assert start(2, lambda: print(train.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
+    assert start(2, lambda: print(loop.train((changed(steady, micro_batch=micro_batch),), together))) == [0, 0]
     assert_close(together, tmp_path / "alone")
     assert keys(together) == keys(tmp_path / "alone")
     assert capfd.readouterr().err.count("step 3/3") == 1  # only one process speaks
@@ -62,21 +62,21 @@ def test_the_same_as_one_process(
 @pytest.mark.parametrize(
     "cfg",
     [
-        PairsConfig(projection=Projection(width=8, bias=True, temperature="plain"), negatives="source"),
-        PairsConfig(projection=Projection(fused=True)),
-        PairsConfig(match=0.0, projection=Projection(fused=True), masking="tokens"),
+        PairsConfig(itc_head=ITCHeadConfig(width=8, bias=True, temperature="plain"), negatives="source"),
+        PairsConfig(itc_head=ITCHeadConfig(fused=True)),
+        PairsConfig(itm_weight=0.0, itc_head=ITCHeadConfig(fused=True), masking="token"),
     ],
     ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
 )
 def test_bridgetower_is_the_same_as_in_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     recipe = replace(steady, model=BRIDGETOWER, task=cfg)
-    train.train((recipe,), tmp_path / "alone")
-    assert start(2, lambda: print(train.train((recipe,), tmp_path / "together"))) == [0, 0]
+    loop.train((recipe,), tmp_path / "alone")
+    assert start(2, lambda: print(loop.train((recipe,), tmp_path / "together"))) == [0, 0]
     assert_close(tmp_path / "together", tmp_path / "alone")
 
 
 def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train.train((steady,), tmp_path / "alone")
+    loop.train((steady,), tmp_path / "alone")
     out, save = tmp_path / "out", checkpoint.save
 
     def only_the_first_saves(*arguments: object) -> Path:
@@ -88,32 +88,32 @@ def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monk
             os.kill(os.getpid(), signal.SIGTERM)
 
     def work() -> None:
-        with pytest.raises(train.Interrupted, match="after step 2"):
-            train.train((steady,), out)
+        with pytest.raises(loop.Interrupted, match="after step 2"):
+            loop.train((steady,), out)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", only_the_first_saves)
-        patch.setattr(train, "seed_step", at_step(1, ask))
+        patch.setattr(loop, "seed_step", at_step(1, ask))
         assert start(2, work) == [0, 0]
     assert checkpoint.latest(out / "checkpoints").name == "step-00000002"  # type: ignore[union-attr]
-    train.train((steady,), out)
+    loop.train((steady,), out)
     assert_close(out, tmp_path / "alone")
 
 
 @pytest.mark.parametrize(
     "cfg",
     [
-        PairsConfig(match=0.0, words=0.0),
-        PairsConfig(views="plain", match=0.0, words=0.0),
-        PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
-        PairsConfig(contrast=0.0, words=0.0),
-        PairsConfig(contrast=0.0, match=0.0),
-        PairsConfig(contrast=0.0, negatives_per_pair=0, hardness=0.0, negatives="own"),
+        PairsConfig(itm_weight=0.0, mlm_weight=0.0),
+        PairsConfig(itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0),
+        PairsConfig(itc_features="unimodal", itm_on_masked_text=True, negatives_per_pair=1),
+        PairsConfig(itc_weight=0.0, mlm_weight=0.0),
+        PairsConfig(itc_weight=0.0, itm_weight=0.0),
+        PairsConfig(itc_weight=0.0, negatives_per_pair=0, negative_hardness=0.0, negatives="local"),
     ],
     ids=["contrast", "plain contrast", "plain", "match", "words", "half"],
 )
 def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     """What the loss does not reach is frozen: otherwise the second step would wait for its gradient, and raise."""
     some = replace(steady, task=cfg)
-    assert start(2, lambda: print(train.train((some,), tmp_path))) == [0, 0]
+    assert start(2, lambda: print(loop.train((some,), tmp_path))) == [0, 0]
     assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]

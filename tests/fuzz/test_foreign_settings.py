@@ -15,20 +15,20 @@ from hypothesis import strategies as st
 
 from dualfuse import hub
 from dualfuse.config import from_json, to_json
-from dualfuse.data import text as words
-from dualfuse.data.text import Text
-from dualfuse.engine import checkpoint
-from dualfuse.engine.log import Ledger, Log
-from dualfuse.engine.optim import build_optimizer
-from dualfuse.engine.same_recipe import is_finished
+from dualfuse.data.text import tokenizer as words
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.recipe import Recipe
+from dualfuse.training import checkpoint
+from dualfuse.training.optim import build_optimizer
+from dualfuse.training.resume_recipe import is_finished
+from dualfuse.training.run_log import Log, SkippedLog
 
 KNOWN = ("is", "model", "task", "data", "depth", "width", "dualfuse.recipe:Data", "os:system")
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
-    return tiny.recipe(tmp_path_factory.mktemp("tiny"), pictures=2)
+    return tiny.recipe(tmp_path_factory.mktemp("tiny"), images=2)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +37,8 @@ def model(made: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tokens(path: Path) -> object:
-    words.load.cache_clear()
-    found = Text(12, str(path)).encode("a red cat [SEP] \u4e2d\0 runs, " * 5)
+    words.load_tokenizer.cache_clear()
+    found = TextTransform(12, str(path)).encode("a red cat [SEP] \u4e2d\0 runs, " * 5)
     assert found.ids.dtype == np.int64 and len(found.ids) <= 12
     return found
 
@@ -103,7 +103,7 @@ def test_notes_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObje
             checkpoint.restore(step, task, build_optimizer(task, made.optim))
         elif name != "recipe.json":
             with Log(folder, steps=9, start=2, tensorboard=False):
-                Ledger(folder, 2)
+                SkippedLog(folder, 2)
 
     told(go_on)
     for path in folder.glob("*.json*"):

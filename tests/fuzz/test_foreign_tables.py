@@ -13,13 +13,13 @@ from damaged import changed_json, damaged, told, values
 from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
-from tiny import picture
+from tiny import png_image
 
-from dualfuse.prepare.check import Check
+from dualfuse.prepare.checks import ItemChecker
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import _open, prepare
+from dualfuse.prepare.pipeline import _open, prepare
+from dualfuse.prepare.registry import recognise
 from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.recognise import recognise
 from dualfuse.prepare.sources.source import of_others, readable
 
 ROWS = [
@@ -78,11 +78,11 @@ def columns() -> bytes:
 
 
 def read(path: Path) -> list[object]:
-    """Goes the way of ``prepare`` up to the judgement on each item."""
+    """Go the way of ``prepare`` up to the judgement on each item."""
     kind, place = recognise(path)
     with of_others(place, kind):
         opened = _open(kind, place, PrepareOptions())
-    check = Check()
+    check = ItemChecker()
 
     def items() -> Iterator[Item]:
         yield from readable(opened.items, place, kind)
@@ -131,15 +131,15 @@ def test_a_cell_of_a_megabyte_and_a_quotation_mark_that_stays_open(name: str, tm
 
 
 def test_half_a_character_costs_one_row(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.png").write_bytes(png_image(1))
     half, name = {"image": "a.png", "caption": "half \ud800"}, {"image": "\udc00.png", "caption": "x"}
     (tmp_path / "t.jsonl").write_text(
         "\n".join(map(json.dumps, [half, name, {"image": "./a.png", "caption": "a cat"}]))
     )
-    summary = prepare(tmp_path / "t.jsonl", tmp_path / "out", PrepareOptions(workers=1))
-    assert summary.tally.samples == 1 and summary.tally.left_out == {"half a character": 2}
-    left_out = [json.loads(line) for line in (tmp_path / "out" / "left-out.jsonl").read_text().splitlines()]
-    assert [line["name"] for line in left_out] == ["a.png", "\udc00.png"]
+    summary = prepare(tmp_path / "t.jsonl", tmp_path / "out", PrepareOptions(num_workers=1))
+    assert summary.tally.samples == 1 and summary.tally.skipped == {"half a character": 2}
+    skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert [line["name"] for line in skipped] == ["a.png", "\udc00.png"]
 
 
 PUBLISHED = {

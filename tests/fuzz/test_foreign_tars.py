@@ -9,11 +9,11 @@ from pathlib import Path
 from damaged import damaged, told
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import picture
+from tiny import png_image
 
 from dualfuse.data.sample import BrokenSample
-from dualfuse.data.shards import Shards
-from dualfuse.prepare.sources import img2dataset
+from dualfuse.data.shards.shards import Shards
+from dualfuse.prepare.sources.pairs import webdataset
 
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 KINDS = b"0012345678gxLKSXNMV\0"
@@ -24,7 +24,7 @@ def whole(form: int) -> bytes:
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
         long = "folder/" * (12 if form == tarfile.USTAR_FORMAT else 30)
-        for name, data in ((f"{long}a.png", picture(1, 8)), (f"{long}a.txt", b"a cat"), ("b.json", b'{"text": "x"}')):
+        for name, data in ((f"{long}a.png", png_image(1, 8)), (f"{long}a.txt", b"a cat"), ("b.json", b'{"text": "x"}')):
             info = tarfile.TarInfo(name)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
@@ -36,7 +36,7 @@ def whole(form: int) -> bytes:
 
 
 def with_sums(data: bytes) -> bytes:
-    """Gives every block that looks like a header the checksum that it needs."""
+    """Return every block that looks like a header the checksum that it needs."""
     blocks = [bytearray(data[place : place + 512]) for place in range(0, len(data), 512)]
     for block in blocks:
         if block[257:262] == b"ustar" and len(block) == 512:
@@ -110,5 +110,5 @@ def test_a_damaged_index_is_made_again(folder: Path, data: st.DataObject) -> Non
 def test_prepare(folder: Path, content: bytes) -> None:
     path = folder / "p.tar"
     path.write_bytes(content)
-    for item in told(lambda: list(img2dataset.read(path))):
+    for item in told(lambda: list(webdataset.read(path))):
         assert item.image == b"" or len(item.image.read()) <= len(content)  # type: ignore[union-attr]

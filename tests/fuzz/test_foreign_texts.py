@@ -1,4 +1,4 @@
-"""Any file of text gives rows or a sentence, and so does any picture."""
+"""Any file of text gives rows or a sentence, and so does any image."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from pyarrow import parquet
-from tiny import picture, tokenizer
+from tiny import png_image, tokenizer
 
-from dualfuse.data.corpus import Corpus
-from dualfuse.data.images import decode
-from dualfuse.data.picture_file import fit
+from dualfuse.data.image.image_file import fit
+from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import BrokenSample
-from dualfuse.data.text import Text
+from dualfuse.data.text.corpus import Corpus
+from dualfuse.data.text.tokenizer import TextTransform
 
 LINES = [{"text": "The red cat runs. It sleeps.\nA dog"}, {"text": "\ufeffhouse \u4e2d\u6587"}]
 
@@ -38,11 +38,11 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    return Text(8, tokenizer(tmp_path_factory.mktemp("words")))
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextTransform:
+    return TextTransform(8, tokenizer(tmp_path_factory.mktemp("words")))
 
 
-def read(path: Path, text: Text) -> None:
+def read(path: Path, text: TextTransform) -> None:
     for kept in path.parent.glob("*.npy"):
         kept.unlink()
     corpus = Corpus.open(path, text)
@@ -56,21 +56,21 @@ def read(path: Path, text: Text) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 @given(data=st.data())
-def test_damaged_texts(name: str, folder: Path, text: Text, data: st.DataObject) -> None:
+def test_damaged_texts(name: str, folder: Path, text: TextTransform, data: st.DataObject) -> None:
     path = folder / name
     path.write_bytes(data.draw(damaged(FILES[name])))
     told(lambda: read(path, text))
 
 
 @given(rows=st.lists(values(("text",)), max_size=5))
-def test_lines_of_other_values(rows: list[object], folder: Path, text: Text) -> None:
+def test_lines_of_other_values(rows: list[object], folder: Path, text: TextTransform) -> None:
     path = folder / "t.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)))
     told(lambda: read(path, text))
 
 
 @given(content=st.text(max_size=300) | st.binary(max_size=300))
-def test_any_text(content: str | bytes, folder: Path, text: Text) -> None:
+def test_any_text(content: str | bytes, folder: Path, text: TextTransform) -> None:
     path = folder / "t.txt"
     path.write_bytes(content if isinstance(content, bytes) else content.encode(errors="surrogatepass"))
     told(lambda: read(path, text))
@@ -78,7 +78,7 @@ def test_any_text(content: str | bytes, folder: Path, text: Text) -> None:
 
 def encoded(kind: str) -> bytes:
     file = io.BytesIO()
-    Image.open(io.BytesIO(picture(3, 16))).convert("RGB").save(file, kind)
+    Image.open(io.BytesIO(png_image(3, 16))).convert("RGB").save(file, kind)
     return file.getvalue()
 
 

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from tiny import tokenizer
 from torch import nn
 
-from dualfuse.convert.foreign import read_foreign
+from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.convert.tensor_files import read_weights
 from dualfuse.data.pickled_module import read_pickled_module
 
@@ -142,7 +142,7 @@ def test_configs_of_hugging_face(folder: Path, config: object, other: str) -> No
         config["model_type"] = other
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(FILES["x.safetensors"][0])
-    told(lambda: read_foreign(folder, tokenizer(folder / "words")))
+    told(lambda: read_checkpoint(folder, tokenizer(folder / "words")))
 
 
 @given(index=changed_json({"weight_map": {"a.weight": "x.safetensors"}}, ("weight_map", "../x", "/x.safetensors")))

@@ -1,4 +1,4 @@
-"""BatchNorm on two processes against nn.BatchNorm2d on all pictures: outputs, gradients, what it remembers."""
+"""BatchNorm on two processes against nn.BatchNorm2d on all images: outputs, gradients, what it remembers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch.distributed as td
 from torch import Tensor, multiprocessing, nn
 from torch.testing import assert_close
 
-from dualfuse import dist
+from dualfuse import distributed as dist
 from dualfuse.layers.batch_norm import BatchNorm
 
 
 def pass_through(norm: nn.Module, rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Gives outputs, gradients of the pictures and of the weights, on some of four pictures."""
+    """Return outputs, gradients of the images and of the weights, on some of four images."""
     drawn = torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=drawn) * 3 + 7
     weights = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=drawn)[rows]
@@ -43,7 +43,7 @@ def check(rank: int, meeting: Path) -> None:
         assert_close(found, outputs[mine])
         assert_close(gradient, inputs[mine])
         for name, value in own.items():
-            assert_close(2 * dist.mean(value), weights[name])
+            assert_close(2 * dist.all_reduce_mean(value), weights[name])
         for name, value in whole.named_buffers():
             assert_close(dict(norm.named_buffers())[name], value)
         seen = torch.randn(2, 3, 5, 2, dtype=torch.float64)

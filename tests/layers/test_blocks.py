@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.layers.attention import SelfAttention, take_rows
+from dualfuse.layers.attention import SelfAttention, gather_positions
 from dualfuse.layers.blocks import Block, DropPath, Expert, LayerScale
 
 MANY = 8000
-PARTS = ("text", "image", "both")
+PARTS = ("text", "image", "vl")
 
 
 def block(
@@ -62,7 +62,7 @@ def test_no_drop_path_changes_nothing() -> None:
 
 
 def test_text_and_picture_are_dropped_independently() -> None:
-    """A text that loses its expert says nothing about its picture: 0.7 * 0.3 lose the text's alone, and so on."""
+    """A text that loses its expert says nothing about its image: 0.7 * 0.3 lose the text's alone, and so on."""
     torch.manual_seed(0)
     made = silent(block(drop=0.3), attention=0.0, experts={"text": 0.7, "image": 0.7}).train()
     out = made(torch.zeros(MANY, 6, 4, dtype=torch.float64), (("text", 2), ("image", 4)))
@@ -88,16 +88,16 @@ def test_attention_is_dropped_once_and_not_with_the_experts() -> None:
 
 
 def test_each_part_goes_to_the_expert_that_the_route_names() -> None:
-    made = silent(block(), attention=0.0, experts={"text": 1.0, "image": 2.0, "both": 3.0})
+    made = silent(block(), attention=0.0, experts={"text": 1.0, "image": 2.0, "vl": 3.0})
     nothing = torch.zeros(2, 6, 4, dtype=torch.float64)
-    out = made(nothing, (("image", 1), ("text", 2), ("both", 3)))
+    out = made(nothing, (("image", 1), ("text", 2), ("vl", 3)))
     assert out[1, :, 2].tolist() == [2, 1, 1, 3, 3, 3]
-    assert made(nothing, (("both", 6),)).unique().tolist() == [3]
+    assert made(nothing, (("vl", 6),)).unique().tolist() == [3]
 
 
 def test_a_shared_expert_serves_every_name() -> None:
     made = block(experts=("shared",))
-    assert_close(made(tokens(), (("text", 2), ("image", 4))), made(tokens(), (("both", 6),)))
+    assert_close(made(tokens(), (("text", 2), ("image", 4))), made(tokens(), (("vl", 6),)))
 
 
 def test_attention_is_chosen_by_the_first_name() -> None:
@@ -165,19 +165,19 @@ def test_attention_against_torch(has_mask: bool, has_bias: bool) -> None:
     wanted, _ = theirs(x, x, x, key_padding_mask=unseen, attn_mask=added.repeat(3, 1, 1))
     assert_close(ours(x, mask, bias), wanted)
     rows = torch.tensor([[4, 0], [1, 1], [3, 2]])
-    assert_close(ours(x, mask, bias, rows), take_rows(wanted, rows))
+    assert_close(ours(x, mask, bias, rows), gather_positions(wanted, rows))
 
 
 def test_wanted_rows_are_those_of_the_whole() -> None:
     made, x, rows = block(scale=0.3), tokens(), torch.tensor([[4, 0], [1, 1], [5, 2]])
     rest = {"mask": torch.arange(6) < torch.tensor([6, 2, 1])[:, None], "bias": tokens(2 * 3).view(2, 6, 12)[..., :6]}
-    whole = made(x, (("both", 6),), **rest)
-    assert_close(made(x, (("both", 2),), **rest, rows=rows), take_rows(whole, rows))
-    none = made(x, (("both", 0),), **rest, rows=rows[:, :0])
+    whole = made(x, (("vl", 6),), **rest)
+    assert_close(made(x, (("vl", 2),), **rest, positions=rows), gather_positions(whole, rows))
+    none = made(x, (("vl", 0),), **rest, positions=rows[:, :0])
     assert none.shape == (3, 0, 4)
 
 
 def test_taking_rows() -> None:
     x = tokens(2, 3)
-    taken = take_rows(x, torch.tensor([[2, 2], [0, 1]]))
+    taken = gather_positions(x, torch.tensor([[2, 2], [0, 1]]))
     assert torch.equal(taken, torch.stack([x[0, [2, 2]], x[1, [0, 1]]]))

@@ -7,14 +7,14 @@ import torch
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dualfuse.layers.autoencoder import AutoencoderConfig
-from dualfuse.layers.codebook import Codebook, count, perplexity
+from dualfuse.layers.vq.autoencoder import AutoencoderConfig
+from dualfuse.layers.vq.codebook import Codebook, count, perplexity
 
 TINY = AutoencoderConfig(codes=16, stride=4, width=8, blocks=1, code_width=4)
 
 
 def clusters(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gives unit vectors around six directions, two of them rare, and which one each belongs to."""
+    """Return unit vectors around six directions, two of them rare, and which one each belongs to."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.cat([torch.eye(3), -torch.eye(3)])
     which = torch.multinomial(torch.tensor([8.0, 8, 8, 8, 1, 1]), rows, replacement=True, generator=generator)
@@ -28,13 +28,13 @@ def test_codes_find_the_clusters_and_none_stays_dead() -> None:
         book(clusters(300, seed=step)[0])
     x, which = clusters(2000, seed=999)
     codes = book.eval()(x)
-    assert (book.vectors.norm(dim=1) - 1).abs().max() < 1e-5
+    assert (book.embeddings.norm(dim=1) - 1).abs().max() < 1e-5
     used = codes.unique().tolist()
     assert len(used) >= 11
     assert all(which[codes == code].unique().numel() == 1 for code in used)
-    before = book.vectors.clone()
+    before = book.embeddings.clone()
     book(x)
-    assert torch.equal(book.vectors, before)
+    assert torch.equal(book.embeddings, before)
 
 
 def test_without_revival_codes_stay_dead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,18 +54,18 @@ def test_without_revival_codes_stay_dead(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_nearest_is_nearest() -> None:
     book = Codebook(7, 5).eval()
     x = F.normalize(torch.randn(20, 5), dim=1)
-    assert torch.equal(book(x), torch.cdist(x, book.vectors).argmin(1))
+    assert torch.equal(book(x), torch.cdist(x, book.embeddings).argmin(1))
 
 
 def test_a_dead_code_becomes_one_of_the_rows() -> None:
     book = Codebook(4, 3)
     x, _ = clusters(50)
     book(x)
-    book.share[2], book.vectors[2] = 0.0, torch.tensor([0.6, 0.0, 0.8])
-    others = book.vectors[[0, 1, 3]].clone()
+    book.share[2], book.embeddings[2] = 0.0, torch.tensor([0.6, 0.0, 0.8])
+    others = book.embeddings[[0, 1, 3]].clone()
     book._revive(x)
-    assert (x == book.vectors[2]).all(1).any() and book.share[2] == 0.25
-    assert torch.equal(book.vectors[[0, 1, 3]], others)
+    assert (x == book.embeddings[2]).all(1).any() and book.share[2] == 0.25
+    assert torch.equal(book.embeddings[[0, 1, 3]], others)
 
 
 def test_perplexity_is_the_number_of_codes_used_alike() -> None:
@@ -77,28 +77,28 @@ def test_perplexity_is_the_number_of_codes_used_alike() -> None:
 def test_gradients_pass_the_codes_unchanged() -> None:
     torch.manual_seed(0)
     model = TINY.build().eval()
-    pictures = torch.rand(2, 3, 8, 12)
-    drawn = model.reconstruct(pictures)
-    assert drawn.pictures.shape == pictures.shape and drawn.codes.shape == (2, 6)
-    assert torch.equal(drawn.codes, model(pictures)) and not torch.equal(drawn.pictures, pictures)
-    drawn.pictures.square().sum().backward()
+    images = torch.rand(2, 3, 8, 12)
+    drawn = model.reconstruct(images)
+    assert drawn.images.shape == images.shape and drawn.codes.shape == (2, 6)
+    assert torch.equal(drawn.codes, model(images)) and not torch.equal(drawn.images, images)
+    drawn.images.square().sum().backward()
     # the same in two halves: what the decoder asks of the chosen vectors, given to the encoder as it is
-    vectors = F.normalize(model.encoder(2 * pictures - 1), dim=1)
-    chosen = model.codebook.vectors[drawn.codes].view(2, 2, 3, 4).permute(0, 3, 1, 2).requires_grad_()
+    embeddings = F.normalize(model.encoder(2 * images - 1), dim=1)
+    chosen = model.codebook.embeddings[drawn.codes].view(2, 2, 3, 4).permute(0, 3, 1, 2).requires_grad_()
     asked = torch.autograd.grad(((model.decoder(chosen) + 1) / 2).square().sum(), chosen)[0]
     parameters = list(model.encoder.parameters())
-    for parameter, wanted in zip(parameters, torch.autograd.grad(vectors, parameters, asked), strict=True):
+    for parameter, wanted in zip(parameters, torch.autograd.grad(embeddings, parameters, asked), strict=True):
         assert parameter.grad is not None and parameter.grad.any()
         assert_close(parameter.grad, wanted)
 
 
 def test_an_autoencoder_draws_from_the_codes_alone() -> None:
     model = TINY.build().eval()
-    pictures = torch.rand(1, 3, 8, 8)
-    drawn = model.reconstruct(pictures)
-    model.codebook.vectors[drawn.codes[0, 0]] *= -1
-    other = model.decoder(model.codebook.vectors[drawn.codes].view(1, 2, 2, 4).permute(0, 3, 1, 2))
-    assert ((other + 1) / 2 - drawn.pictures).abs().max() > 1e-4
+    images = torch.rand(1, 3, 8, 8)
+    drawn = model.reconstruct(images)
+    model.codebook.embeddings[drawn.codes[0, 0]] *= -1
+    other = model.decoder(model.codebook.embeddings[drawn.codes].view(1, 2, 2, 4).permute(0, 3, 1, 2))
+    assert ((other + 1) / 2 - drawn.images).abs().max() > 1e-4
 
 
 def test_impossible_numbers_are_refused() -> None:

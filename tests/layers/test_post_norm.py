@@ -110,7 +110,7 @@ def test_wanted_rows_are_those_of_the_whole(rows: list[list[int]]) -> None:
     layer, x, context = cross_layer(), states(4), states(3, seed=2)
     wanted = torch.tensor(rows, dtype=torch.long).view(2, -1)
     whole = layer(x, context, mask=MASK, context_mask=CONTEXT_MASK)
-    some = layer(x, context, mask=MASK, context_mask=CONTEXT_MASK, rows=wanted)
+    some = layer(x, context, mask=MASK, context_mask=CONTEXT_MASK, positions=wanted)
     assert_close(some, torch.stack([whole[row, wanted[row]] for row in range(2)]), atol=1e-10, rtol=1e-10)
 
 

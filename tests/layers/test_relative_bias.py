@@ -81,7 +81,7 @@ def test_each_layer_and_head_reads_its_own_column() -> None:
 
 
 def test_the_table_has_no_row_too_many() -> None:
-    """The longest text with a picture of the window reads every row."""
+    """The longest text with an image of the window reads every row."""
     bias = stirred((2, 3))
     bias(text=6, grid=(2, 3)).sum().backward()
     assert bias.table.grad is not None and bias.table.grad.all()
@@ -178,7 +178,7 @@ def test_resizing_against_scipy(source: Grid, target: Grid) -> None:
 
 
 def test_far_beyond_the_axis_the_last_value_holds() -> None:
-    """The axis grows by at most 1.5 from point to point, so a small table cannot reach across a large picture."""
+    """The axis grows by at most 1.5 from point to point, so a small table cannot reach across a large image."""
     values = np.arange(9.0).reshape(3, 3)
     resized = patch_rows(resize_table(on_axes(values), (2, 2), (5, 5)), (5, 5))
     np.testing.assert_allclose(resized[0], resized[3], atol=1e-9)  # distances -4 and -1: the table ends at -1

@@ -1,4 +1,4 @@
-"""What is BEiT's about a VLMo: one bias for all layers while it learns from pictures, and how weights begin."""
+"""What is BEiT's about a VLMo: one bias for all layers while it learns from images, and how weights begin."""
 
 from __future__ import annotations
 
@@ -8,10 +8,18 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
+from dualfuse.models.vlmo import InitConfig, VLMo, VLMoConfig
 
 TINY = VLMoConfig(
-    width=16, depth=3, heads=2, both_from=2, patch=8, image_size=(16, 24), vocabulary=50, text_length=9, bias="alike"
+    width=16,
+    depth=3,
+    heads=2,
+    vl_expert_start=2,
+    patch_size=8,
+    image_size=(16, 24),
+    vocab_size=50,
+    text_length=9,
+    share_relative_bias=True,
 )
 
 
@@ -23,11 +31,11 @@ def stirred(cfg: VLMoConfig) -> VLMo:
     return model
 
 
-def test_layers_that_are_biased_alike_stay_so() -> None:
+def test_layers_that_are_share_relative_bias_stay_so() -> None:
     model = stirred(TINY)
     table = model.get_parameter("relative_bias.table")
     mean = table.detach().unflatten(1, (3, 2)).mean(1).repeat(1, 3)
-    each = stirred(replace(TINY, bias="each"))
+    each = stirred(replace(TINY, share_relative_bias=False))
     state = each.state_dict()
     state["relative_bias.table"] = mean
     each.load_state_dict(state)
@@ -44,8 +52,8 @@ def test_layers_that_are_biased_alike_stay_so() -> None:
 
 def test_beits_first_weights() -> None:
     torch.manual_seed(0)
-    cfg = VLMoConfig(width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=50)
-    cfg = replace(cfg, positions="absolute", initial=Initial(std=0.05, layer_scale=0.1, rule="beit"))
+    cfg = VLMoConfig(width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=50)
+    cfg = replace(cfg, positions="absolute", init=InitConfig(std=0.05, layer_scale=0.1, rule="beit"))
     model = cfg.build()
     for number, block in enumerate(model.blocks, start=1):
         full = (block.attention["shared"].qkv, block.experts["image"].up)

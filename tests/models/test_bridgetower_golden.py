@@ -15,14 +15,14 @@ from dualfuse.convert.hugging_face import layout
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import rename, sort
 from dualfuse.layers.embeddings import resize_positions
+from dualfuse.layers.heads import ITCHeadConfig, normalize
 from dualfuse.models.base import Tokens
-from dualfuse.tasks.heads import Projection, unit
-from dualfuse.tasks.pair_rows import masked_rows
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower"
 CASES = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
-LOSSES = {"mlm": {"words": 1.0}, "itm": {"match": 1.0}, "itc": {"contrast": 1.0}}
+LOSSES = {"mlm": {"mlm_weight": 1.0}, "itm": {"itm_weight": 1.0}, "itc": {"itc_weight": 1.0}}
 NOTHING = 1e-6  # norms below it are not compared, says the manifest
 
 
@@ -41,13 +41,17 @@ class Golden:
         self.has_contrast = "itc" in self.norms
 
     def task(self, **weights: float) -> Pairs:
-        """Gives the task that learns the named objectives alone."""
-        projection = Projection(self.said.contrast_width, bias=True, fused=self.has_contrast)
-        cfg = PairsConfig(views="plain", projection=projection, **({"contrast": 0, "match": 0, "words": 0} | weights))
+        """Return the task that learns the named objectives alone."""
+        projection = ITCHeadConfig(self.said.itc_width, bias=True, fused=self.has_contrast)
+        cfg = PairsConfig(
+            itc_features="unimodal",
+            itc_head=projection,
+            **({"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0} | weights),
+        )
         task = cfg.build(self.said.model.build()).eval()
         lacking = task.load_state_dict(self.weights.tensors, strict=False)
         assert not lacking.unexpected_keys
-        assert all(name.startswith("projections.") and not self.has_contrast for name in lacking.missing_keys)
+        assert all(name.startswith("itc_heads.") and not self.has_contrast for name in lacking.missing_keys)
         return task
 
     def image(self, task: Pairs, name: str = "pixel_values") -> Tokens:
@@ -60,20 +64,20 @@ class Golden:
 
     def batch(self) -> dict[str, Tensor]:
         numbers = torch.arange(len(self.inputs["input_ids"]))
-        rows, targets = masked_rows(list(self.inputs["mlm_labels"].numpy()))
+        rows, targets = mlm_positions(list(self.inputs["mlm_labels"].numpy()))
         return {
             "image": self.inputs["pixel_values"],
             "ids": self.inputs["input_ids"],
             "mask": self.inputs["attention_mask"].bool(),
             "masked_ids": self.inputs["mlm_input_ids"],
-            "rows": rows,
+            "positions": rows,
             "targets": targets,
             "image_id": numbers,
             "text_id": numbers,
         }
 
     def loss(self, objective: str) -> tuple[Pairs, Tensor]:
-        """Gives a task that learns one objective, and the loss of the recorded batch."""
+        """Return a task that learns one objective, and the loss of the recorded batch."""
         task = self.task(**LOSSES[objective])
         if objective != "itm":
             return task, task(self.batch()).loss
@@ -82,7 +86,7 @@ class Golden:
         nothing = torch.zeros(len(order), 0, dtype=torch.long)
         pooled, _ = task.fuse([(self.text(task).take(order), self.image(task).take(order))], nothing)
         number_of_wrong = int((self.inputs["itm_labels"] == 0).sum())
-        return task, task.matching(pooled, torch.ones(number_of_wrong, dtype=torch.bool))[0]
+        return task, task.itm(pooled, torch.ones(number_of_wrong, dtype=torch.bool))[0]
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -118,7 +122,7 @@ def hidden_states(golden: Golden) -> dict[str, Tensor]:
 
 
 def other_inputs(golden: Golden) -> dict[str, Tensor]:
-    """Without mask, and with pictures that are not square; part of those was hidden by a mask that has no effect."""
+    """Without mask, and with images that are not square; part of those was hidden by a mask that has no effect."""
     assert (golden.inputs["nonsquare_pixel_mask"] == 0).any()
     task = golden.task(match=1.0)
     model, everything = task.model, torch.ones_like(golden.inputs["input_ids"], dtype=torch.bool)
@@ -141,13 +145,13 @@ def heads(golden: Golden) -> dict[str, Tensor]:
     masked = task.model.embed_text(golden.inputs["mlm_input_ids"], golden.inputs["attention_mask"])
     pooled = task.model.fuse(image, text).pooled
     found = {
-        "mlm.logits": task.word_head(task.model.fuse(image, masked).text),
-        "itm.logits": task.match_head(pooled),
+        "mlm.logits": task.mlm_head(task.model.fuse(image, masked).text),
+        "itm.logits": task.itm_head(pooled),
     } | {f"{objective}.loss": golden.loss(objective)[1] for objective in golden.norms}
     if not golden.has_contrast:
         return found
-    of_image, of_text = task.vectors(image, text)[0]
-    of_pair = unit(task.views[0].fused(pooled))
+    of_image, of_text = task.embeddings(image, text)[0]
+    of_pair = normalize(task.feature_heads[0].fused(pooled))
     return found | {
         "itc.image_embeds": of_image,
         "itc.text_embeds": of_text,
@@ -181,7 +185,7 @@ def test_all_objectives_in_one_step() -> None:
     """Each loss is what it is alone: pairs are told from masked ones, and right pairs from wrong ones."""
     golden = Golden("add_shared")
     log = golden.task(contrast=1.0, match=1.0, words=1.0)(golden.batch()).log
-    for ours, theirs in (("contrast", "itc.loss"), ("words", "mlm.loss")):
+    for ours, theirs in (("loss/itc", "itc.loss"), ("loss/mlm", "mlm.loss")):
         assert_close(log[ours], golden.outputs[theirs], atol=golden.recorded[theirs]["tolerance"], rtol=0)
 
 
@@ -198,7 +202,7 @@ def test_gradients(case: str, objective: str) -> None:
     loss.backward()
     gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
     others = {name for name, gradient in gradients.items() if gradient is not None} - norms.tensors.keys()
-    assert not others, f"learnt, but not part of the recorded model: {others}"
+    assert not others, f"trained, but not part of the recorded model: {others}"
     for name, norm in norms.tensors.items():
         gradient = gradients[name]
         if norm is None:

@@ -1,4 +1,4 @@
-"""BridgeTower against the installed transformers, on weights and pictures that no file holds, in float64."""
+"""BridgeTower against the installed transformers, on weights and images that no file holds, in float64."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from transformers import (
 from dualfuse.convert.hugging_face import PREFIX, layout
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.base import Tokens
-from dualfuse.tasks.heads import Projection
-from dualfuse.tasks.pair_rows import masked_rows
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 LINKS = ("add", "scaled_add", "interpolate")
 SIZES = ((32, 32), (16, 40))
@@ -34,7 +34,7 @@ CONTRAST_WIDTH = 12
 
 
 def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
-    """Towers of four layers with two cross-modal ones above; pictures of 4 x 4 patches."""
+    """Towers of four layers with two cross-modal ones above; images of 4 x 4 patches."""
     return transformers.BridgeTowerConfig(
         hidden_size=64,
         num_hidden_layers=2,
@@ -56,7 +56,7 @@ def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
 
 @cache
 def theirs(kind: type[PreTrainedModel], link: str, *, shared: bool = True) -> PreTrainedModel:
-    """Gives a model of transformers whose every parameter is far from its first value."""
+    """Return a model of transformers whose every parameter is far from its first value."""
     torch.manual_seed(3)
     made = kind(config(link, shared=shared)).double().eval()
     for name, parameter in made.named_parameters():
@@ -67,14 +67,14 @@ def theirs(kind: type[PreTrainedModel], link: str, *, shared: bool = True) -> Pr
 
 @cache
 def ours(model: PreTrainedModel, **weights: float) -> Pairs:
-    """Gives a task with the weights of a model of transformers; heads that it lacks keep their own."""
+    """Return a task with the weights of a model of transformers; heads that it lacks keep their own."""
     cfg = read_config(model.config.to_dict(), {}).model
     prefix = "" if isinstance(model, BridgeTowerModel) else PREFIX
     found = sort(model.state_dict(), layout(cfg.bridge, prefix))
     assert not found.unexpected
-    projection = Projection(CONTRAST_WIDTH, bias=True, fused=bool(weights.get("contrast")))
+    projection = ITCHeadConfig(CONTRAST_WIDTH, bias=True, fused=bool(weights.get("itc_weight")))
     cfg_of_task = PairsConfig(
-        views="plain", projection=projection, **({"contrast": 0, "match": 0, "words": 0} | weights)
+        itc_features="unimodal", itc_head=projection, **({"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0} | weights)
     )
     task = cfg_of_task.build(cfg.build()).double().eval()
     lacking = task.load_state_dict(found.tensors, strict=False)
@@ -84,14 +84,14 @@ def ours(model: PreTrainedModel, **weights: float) -> Pairs:
 
 
 def same(one: Tensor, other: Tensor, inputs: dict[str, Any]) -> None:
-    """To rounding; positions for other pictures than square ones are resized in float32."""
+    """To rounding; positions for other images than square ones are resized in float32."""
     tolerance = 1e-10 if inputs["pixel_values"].shape[2:] == SIZES[0] else 2e-6
     assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture(params=SIZES, ids=str)
 def inputs(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What transformers is called with: square pictures and others, texts of several lengths."""
+    """What transformers is called with: square images and others, texts of several lengths."""
     generator = torch.Generator().manual_seed(4)
     mask = torch.arange(LONGEST) < torch.tensor(LENGTHS)[:, None]
     ids = torch.randint(3, 60, (len(LENGTHS), LONGEST), generator=generator)
@@ -109,14 +109,14 @@ def tokens(task: Pairs, inputs: dict[str, Any]) -> tuple[Tokens, Tokens]:
 
 
 def batch(inputs: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-    rows, targets = masked_rows(list(labels.numpy()))
+    rows, targets = mlm_positions(list(labels.numpy()))
     numbers = torch.arange(len(labels))
     return {
         "image": inputs["pixel_values"],
         "ids": inputs["input_ids"],
         "mask": inputs["attention_mask"].bool(),
         "masked_ids": inputs["input_ids"],
-        "rows": rows,
+        "positions": rows,
         "targets": targets,
         "image_id": numbers,
         "text_id": numbers,
@@ -144,7 +144,7 @@ def test_masked_words(link: str, inputs: dict[str, Any]) -> None:
     for row, column in ((0, 1), (0, 8), (1, 3), (3, 2)):
         labels[row, column] = 7 * row + column
     wanted = model(**inputs, labels=labels)
-    same(task.word_head(task.model.fuse(*tokens(task, inputs)).text), wanted.logits, inputs)
+    same(task.mlm_head(task.model.fuse(*tokens(task, inputs)).text), wanted.logits, inputs)
     assert_close(task(batch(inputs, labels)).loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)  # a loss is float32
 
 
@@ -156,10 +156,10 @@ def test_matching(link: str, inputs: dict[str, Any]) -> None:
     labels = torch.tensor([1, 1, 0, 0])  # right pairs first, as ours stand
     wanted = model(**inputs, labels=labels)
     pooled = task.model.fuse(*tokens(task, inputs)).pooled
-    same(task.match_head(pooled), wanted.logits, inputs)
+    same(task.itm_head(pooled), wanted.logits, inputs)
     log_odds = (wanted.logits[:, 1] - wanted.logits[:, 0]).float()
-    assert_close(task.match_score(*tokens(task, inputs)), log_odds, atol=1e-5, rtol=1e-5)
-    loss, _ = task.matching(pooled, torch.ones(2, dtype=torch.bool))
+    assert_close(task.match_logit(*tokens(task, inputs)), log_odds, atol=1e-5, rtol=1e-5)
+    loss, _ = task.itm(pooled, torch.ones(2, dtype=torch.bool))
     assert_close(loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
 
 
@@ -169,7 +169,7 @@ def test_contrast(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForContrastiveLearning, link)
     task = ours(model, contrast=1.0)
     wanted = model(**inputs, return_loss=True)
-    [(of_image, of_text)] = task.vectors(*tokens(task, inputs))
+    [(of_image, of_text)] = task.embeddings(*tokens(task, inputs))
     same(of_image, wanted.image_embeds, inputs)
     same(of_text, wanted.text_embeds, inputs)
     image, text = tokens(task, inputs)

@@ -18,12 +18,12 @@ from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head
 from dualfuse.convert.official_config import model_of
 from dualfuse.convert.rename import rename, sort
 from dualfuse.layers.embeddings import resize_positions
+from dualfuse.layers.heads import ClassificationHead, ITCHeadConfig
+from dualfuse.losses import itc as contrast_module
+from dualfuse.losses.itc import find_positives
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.tasks import contrast as contrast_module
-from dualfuse.tasks.contrast import find_positives
-from dualfuse.tasks.heads import Classifier, Projection
-from dualfuse.tasks.pair_rows import masked_rows
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
 RECORDED = json.loads((GOLDEN / "manifest.json").read_text())["outputs"]
@@ -33,10 +33,10 @@ STATE = load_file(GOLDEN / "state_dict.safetensors")
 NEAR = 1e-5
 NOTHING = 1e-6  # norms below it are rounding
 TASK = PairsConfig(
-    words=1.0,
-    views="plain",
-    projection=Projection(width=24, bias=True, temperature="plain"),
-    negatives="own",
+    mlm_weight=1.0,
+    itc_features="unimodal",
+    itc_head=ITCHeadConfig(width=24, bias=True, temperature="plain"),
+    negatives="local",
 )
 MASK = INPUTS["attention_mask"].bool()
 
@@ -44,9 +44,9 @@ MASK = INPUTS["attention_mask"].bool()
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
-    draw = contrast_module.draw_negatives
+    draw = contrast_module.sample_negatives
     monkeypatch.setattr(
-        "dualfuse.tasks.negatives.draw_negatives",
+        "dualfuse.losses.hard_negatives.draw_negatives",
         lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
     )
 
@@ -66,7 +66,7 @@ def weights(of: Kind = PAIRS) -> dict[str, Tensor]:
 
 
 def model(cfg: BridgeTowerConfig = OFFICIAL) -> BridgeTower:
-    """Gives a model with the recorded weights; those that this one does not have are left out."""
+    """Return a model with the recorded weights; those that this one does not have are left out."""
     made, given = cfg.build().eval(), weights()
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
     return made
@@ -79,10 +79,12 @@ def task(cfg: PairsConfig = TASK) -> Pairs:
 
 
 def classified(of: str, pooled: Tensor) -> Tensor:
-    """Gives the logits of a fine-tuning head."""
+    """Return the logits of a fine-tuning head."""
     tensors = weights(kind(of))
     given = {name.removeprefix("classifier."): tensor for name, tensor in tensors.items() if "classifier" in name}
-    head = Classifier(pooled.shape[1], len(given["0.bias"]), len(given["3.bias"]))  # twice 2 D inside; NLVR2 1.5 times
+    head = ClassificationHead(
+        pooled.shape[1], len(given["0.bias"]), len(given["3.bias"])
+    )  # twice 2 D inside; NLVR2 1.5 times
     head.load_state_dict(given)
     return head(pooled)
 
@@ -92,13 +94,13 @@ def pooled(of: BridgeTower, *, rows: Tensor | None = None, images: Tensor = INPU
 
 
 def batch(image_id: Tensor) -> dict[str, Tensor]:
-    rows, targets = masked_rows(list(INPUTS["mlm_labels"].numpy()))
+    rows, targets = mlm_positions(list(INPUTS["mlm_labels"].numpy()))
     return {
         "image": INPUTS["pixel_values"],
         "ids": INPUTS["input_ids"],
         "mask": MASK,
         "masked_ids": INPUTS["mlm_input_ids"],
-        "rows": rows,
+        "positions": rows,
         "targets": targets,
         "image_id": image_id,
         "text_id": torch.arange(3),
@@ -125,12 +127,12 @@ def test_masked_words() -> None:
     made = task()
     masked = made.model.embed_text(INPUTS["mlm_input_ids"], MASK)
     states = made.model.fuse(made.model.embed_image(INPUTS["pixel_values"]), masked).text
-    same("mlm.logits", made.word_head(states))
-    same("mlm.loss", task(replace(TASK, contrast=0.0, match=0.0))(batch(torch.arange(3))).loss)
+    same("mlm.logits", made.mlm_head(states))
+    same("mlm.loss", task(replace(TASK, itc_weight=0.0, itm_weight=0.0))(batch(torch.arange(3))).loss)
 
 
 def mixed_pictures() -> Tensor:
-    """Gives the pictures of matching with random wrong ones, as the recorded draw put them."""
+    """Return the images of matching with random wrong ones, as the recorded draw put them."""
     is_own = OUTPUTS["itm.labels"].bool()[:, None, None, None]
     return torch.where(is_own, INPUTS["pixel_values"], INPUTS["false_pixel_values"])
 
@@ -138,13 +140,13 @@ def mixed_pictures() -> Tensor:
 def loss_of_matching(made: Pairs) -> Tensor:
     order = OUTPUTS["itm.labels"].argsort(descending=True, stable=True)  # right pairs first
     is_wrong = OUTPUTS["itm.labels"][order] == 0
-    return made.matching(pooled(made.model, images=mixed_pictures())[order], is_wrong[is_wrong])[0]
+    return made.itm(pooled(made.model, images=mixed_pictures())[order], is_wrong[is_wrong])[0]
 
 
 @torch.no_grad()
 def test_matching_against_random_pictures() -> None:
     made = task()
-    same("itm.logits", made.match_head(pooled(made.model, images=mixed_pictures())))
+    same("itm.logits", made.itm_head(pooled(made.model, images=mixed_pictures())))
     same("itm.loss", loss_of_matching(made))
 
 
@@ -155,7 +157,7 @@ def test_contrast() -> None:
     text = made.model.embed_text(INPUTS["input_ids"], MASK)
     same("itc.image_feats", made.image_features(image))
     same("itc.text_feats", made.text_features(text))
-    same("itc.loss", task(replace(TASK, match=0.0, words=0.0))(batch(torch.arange(3))).loss)
+    same("itc.loss", task(replace(TASK, itm_weight=0.0, mlm_weight=0.0))(batch(torch.arange(3))).loss)
 
 
 @torch.no_grad()
@@ -163,27 +165,27 @@ def test_contrast() -> None:
     ("form", "image_id"), [("itm_itc", torch.arange(3)), ("irtr_itm_itc", INPUTS["img_index"])], ids=str
 )
 def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
-    """Pre-training, and retrieval, where texts of one picture are all right for it."""
+    """Pre-training, and retrieval, where texts of one image are all right for it."""
     made, pairs = task(), batch(image_id)
     image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], MASK)
     positives = find_positives(pairs["image_id"], pairs["text_id"])
-    [similar] = made.contrast(made.vectors(image, text))
+    [similar] = made.similarities(made.embeddings(image, text))
     same(f"{form}.itc_loss", similar.loss(positives))
-    chosen = made.choose(pairs, image, text, similar, positives)
-    wrong_image, wrong_text = OUTPUTS[f"{form}.negative_image_of_text"], OUTPUTS[f"{form}.negative_text_of_image"]
-    (_, images), (texts, _) = chosen.wrong
-    assert torch.equal(images.states[0], image.take(wrong_image).states[0])
-    assert torch.equal(texts.states[0], text.take(wrong_text).states[0])
-    fused, _ = made.fuse(chosen.pairs, pairs["rows"][:0])
-    same(f"{form}.itm_logits", made.match_head(fused))
+    chosen = made.itm_batch(pairs, image, text, similar, positives)
+    negative_image, negative_text = OUTPUTS[f"{form}.negative_image_of_text"], OUTPUTS[f"{form}.negative_text_of_image"]
+    (_, images), (texts, _) = chosen.negatives
+    assert torch.equal(images.states[0], image.take(negative_image).states[0])
+    assert torch.equal(texts.states[0], text.take(negative_text).states[0])
+    fused, _ = made.fuse(chosen.pairs, pairs["positions"][:0])
+    same(f"{form}.itm_logits", made.itm_head(fused))
     assert chosen.drawn.all()
-    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(chosen.right[0]) + [0] * len(chosen.drawn)
+    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(chosen.positives[0]) + [0] * len(chosen.drawn)
 
     whole = made(pairs)
-    same(f"{form}.itc_loss", whole.log["contrast"])
-    same(f"{form}.itm_loss", whole.log["match"])
-    same("mlm.loss", whole.log["words"])
-    assert_close(whole.loss, whole.log["contrast"] + whole.log["match"] + whole.log["words"])
+    same(f"{form}.itc_loss", whole.log["loss/itc"])
+    same(f"{form}.itm_loss", whole.log["loss/itm"])
+    same("mlm.loss", whole.log["loss/mlm"])
+    assert_close(whole.loss, whole.log["loss/itc"] + whole.log["loss/itm"] + whole.log["loss/mlm"])
 
 
 @torch.no_grad()
@@ -217,13 +219,13 @@ def test_answers_and_entailment() -> None:
 
 @torch.no_grad()
 def test_two_pictures() -> None:
-    """Each pair of picture and text by itself, the second one with a type of its own."""
+    """Each pair of image and text by itself, the second one with a type of its own."""
     made, given = replace(OFFICIAL, image_slots=2).build().eval(), weights()
     given["model.types.weight"] = STATE["nlvr2_token_type_embeddings"]
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
     text = made.embed_text(INPUTS["input_ids"], MASK)
-    pictures = (INPUTS["pixel_values"], INPUTS["second_pixel_values"])
-    both = [made.fuse(made.embed_image(images, slot), text).pooled for slot, images in enumerate(pictures)]
+    pil_images = (INPUTS["pixel_values"], INPUTS["second_pixel_values"])
+    both = [made.fuse(made.embed_image(images, slot), text).pooled for slot, images in enumerate(pil_images)]
     logits = classified("nlvr2", torch.cat(both, dim=1))
     same("nlvr2.logits", logits)
     same("nlvr2.loss", F.cross_entropy(logits, INPUTS["nlvr2_labels"]))
@@ -231,15 +233,15 @@ def test_two_pictures() -> None:
 
 @torch.no_grad()
 def test_ranking() -> None:
-    """The rank of a text for a picture is the log-odds of the match head it becomes."""
-    made = replace(TASK, contrast=0.0, words=0.0).build(OFFICIAL.build()).eval()
+    """The rank of a text for an image is the log-odds of the match head it becomes."""
+    made = replace(TASK, itc_weight=0.0, mlm_weight=0.0).build(OFFICIAL.build()).eval()
     given = as_match_head(weights(kind("ranking")))
     missing = made.load_state_dict({name: given[name] for name in made.state_dict() if name in given}, strict=False)
-    assert all(name.startswith(("projections.", "word_head.")) for name in missing.missing_keys)
+    assert all(name.startswith(("itc_heads.", "mlm_head.")) for name in missing.missing_keys)
     ids = torch.cat([INPUTS["input_ids"][:, None], INPUTS["false_text_ids"]], dim=1)
     masks = torch.cat([INPUTS["attention_mask"][:, None], INPUTS["false_text_masks"]], dim=1)
     image = made.model.embed_image(INPUTS["pixel_values"]).take(torch.arange(3).repeat_interleave(4))
-    scores = made.match_score(image, made.model.embed_text(ids.flatten(0, 1), masks.flatten(0, 1))).view(3, 4)
+    scores = made.match_logit(image, made.model.embed_text(ids.flatten(0, 1), masks.flatten(0, 1))).view(3, 4)
     same("irtr.scores", scores)
     same("irtr.loss", F.cross_entropy(scores, torch.zeros(3, dtype=torch.long)))
 
@@ -248,13 +250,13 @@ def test_gradients() -> None:
     """Their norms, of masked words and matching together; where none arrives there, none arrives here."""
     made, pairs = task(), batch(torch.arange(3))
     image, masked = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["masked_ids"], MASK)
-    states = made.model.fuse(image, masked, pairs["rows"]).text
-    (made.word_head.loss(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
+    states = made.model.fuse(image, masked, pairs["positions"]).text
+    (made.mlm_head.loss(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
     norms = rename(NORMS, PAIRS.layout.names)
     assert all(NORMS[name] is None for name in norms.unknown), norms.unknown
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
-    learnt = {name for name, gradient in gradients.items() if gradient is not None}
-    assert learnt <= norms.tensors.keys()
+    trained = {name for name, gradient in gradients.items() if gradient is not None}
+    assert trained <= norms.tensors.keys()
     for name, norm in norms.tensors.items():
         gradient = gradients.get(name)
         if norm is None:

@@ -12,12 +12,12 @@ from torch import nn
 from dualfuse.convert.hugging_face import layout
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
+from dualfuse.layers.heads import MLMHead
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
-from dualfuse.tasks.heads import WordHead
 
 LARGE = BridgeTowerConfig(
-    image=ImageTowerConfig(width=1024, depth=24, patch=14, image_size=(294, 294)),
+    image=ImageTowerConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
     text=TextTowerConfig(width=1024, depth=24, heads=16, feed_forward=4096),
     width=1024,
     heads=16,
@@ -59,7 +59,7 @@ def test_parameters_of_the_published_sizes(
     """Counted on modules of transformers, at 288 and 294 pixels."""
     with torch.device("meta"):
         model: BridgeTower = cfg.build()
-        head = WordHead(model.text_width, model.vocabulary)
+        head = MLMHead(model.text_width, model.vocab_size)
     assert model.first_norms is not None
     counts = (
         count([model.text_tower]) + unused_pooler(cfg.text.width),
@@ -89,7 +89,7 @@ def test_bridges_are_all_that_separates_it_from_meter() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_base_size_against_transformers() -> None:
-    """Drawn weights, a picture of 288 pixels and one of 288 x 192, and texts of 50 and 7 tokens."""
+    """Drawn weights, an image of 288 pixels and one of 288 x 192, and texts of 50 and 7 tokens."""
     torch.manual_seed(0)
     theirs = transformers.BridgeTowerModel(transformers.BridgeTowerConfig()).eval()
     for name, parameter in theirs.named_parameters():
@@ -102,9 +102,9 @@ def test_base_size_against_transformers() -> None:
     mask = torch.arange(50) < torch.tensor([50, 7])[:, None]
     ids = torch.randint(3, 50_265, (2, 50)).masked_fill(~mask, 1)
     for size in ((288, 288), (288, 192)):
-        pictures = torch.randn(2, 3, *size)
-        wanted = theirs(ids, mask.long(), pixel_values=pictures, interpolate_pos_encoding=True)
-        fused = model.fuse(model.embed_image(pictures), model.embed_text(ids, mask))
+        images = torch.randn(2, 3, *size)
+        wanted = theirs(ids, mask.long(), pixel_values=images, interpolate_pos_encoding=True)
+        fused = model.fuse(model.embed_image(images), model.embed_text(ids, mask))
         assert (fused.text - wanted.text_features).abs().max() < 1e-4
         assert (fused.image - wanted.image_features).abs().max() < 1e-4
         assert (fused.pooled - wanted.pooler_output).abs().max() < 1e-4

@@ -9,41 +9,51 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.layers.embeddings import Hidden
+from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig, ImageTowerConfig, TextTowerConfig
-from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.models.vlmo import InitConfig, VLMo, VLMoConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 SIZE, LONGEST = (16, 24), 9  # what all models here are made for
 VLMO = VLMoConfig(
-    width=16, depth=3, heads=2, both_from=2, patch=8, image_size=(16, 24), vocabulary=50, text_length=9, drop_path=0.0
+    width=16,
+    depth=3,
+    heads=2,
+    vl_expert_start=2,
+    patch_size=8,
+    image_size=(16, 24),
+    vocab_size=50,
+    text_length=9,
+    drop_path=0.0,
 )
 BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=3, patch=8, image_size=SIZE),
-    text=TextTowerConfig(width=16, depth=4, heads=2, feed_forward=32, vocabulary=50, text_length=LONGEST, pad=0),
+    image=ImageTowerConfig(width=64, depth=3, patch_size=8, image_size=SIZE),
+    text=TextTowerConfig(width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=LONGEST, pad_id=0),
     width=16,
     heads=2,
     feed_forward=32,
     layers=3,
-    contrast_image="transformed",
+    itc_image_feature="transformed",
     image_slots=2,
     dropout=0.0,
 )
 MODELS: dict[str, ModelConfig] = {
     "vlmo-relative": VLMO,
-    "vlmo-absolute": replace(VLMO, positions="absolute", initial=Initial(layer_scale=0.0)),
+    "vlmo-absolute": replace(VLMO, positions="absolute", init=InitConfig(layer_scale=0.0)),
     "vlmo-shared-expert": replace(VLMO, experts="shared"),
-    "vlmo-no-both-expert": replace(VLMO, both_from=3),
-    "vlmo-all-both-experts": replace(VLMO, both_from=0),
-    "vlmo-separate-attention": replace(VLMO, separate_until=2),
-    "vlmo-separate-absolute": replace(VLMO, separate_until=1, positions="absolute"),
+    "vlmo-no-both-expert": replace(VLMO, vl_expert_start=3),
+    "vlmo-all-both-experts": replace(VLMO, vl_expert_start=0),
+    "vlmo-separate-attention": replace(VLMO, separate_attention_until=2),
+    "vlmo-separate-absolute": replace(VLMO, separate_attention_until=1, positions="absolute"),
     "vlmo-convolutions": replace(VLMO, stem="convolution"),
     "vlmo-two-slots": replace(VLMO, image_slots=2),
     "bridgetower": BRIDGETOWER,
     "bridgetower-interpolate": replace(BRIDGETOWER, bridge="interpolate", shared_transform=False),
-    "bridgetower-two-bridged-one-plain": replace(BRIDGETOWER, feeds=(2, 0)),
-    "bridgetower-tower-vectors": replace(BRIDGETOWER, text=replace(BRIDGETOWER.text, width=64), contrast_image="tower"),
+    "bridgetower-two-bridged-one-plain": replace(BRIDGETOWER, tower_layers=(2, 0)),
+    "bridgetower-tower-vectors": replace(
+        BRIDGETOWER, text=replace(BRIDGETOWER.text, width=64), itc_image_feature="tower"
+    ),
     "meter": replace(BRIDGETOWER, bridge="none"),
     "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
 }
@@ -64,7 +74,7 @@ def stirred(cfg: ModelConfig) -> VisionLanguageModel:
     return model
 
 
-def pictures(number: int = 4) -> Tensor:
+def images(number: int = 4) -> Tensor:
     return torch.randn(number, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
@@ -75,7 +85,7 @@ def texts(lengths: tuple[int, ...] = LENGTHS, width: int = LONGEST) -> tuple[Ten
 
 
 def both(model: VisionLanguageModel) -> tuple[Tokens, Tokens]:
-    return model.embed_image(pictures()), model.embed_text(*texts())
+    return model.embed_image(images()), model.embed_text(*texts())
 
 
 def same(one: Tensor, other: Tensor) -> None:
@@ -91,14 +101,14 @@ def test_shapes(model: VisionLanguageModel) -> None:
     assert all(len(state) == 4 for tokens in (image, text) for state in tokens.states)
     for tokens in (image, text):
         assert model.encode(tokens).shape == (4, model.width)
-        assert [view.shape for view in model.views(tokens)] == [(4, model.width)] * model.num_views
+        assert [view.shape for view in model.itc_features(tokens)] == [(4, model.width)] * model.num_itc_features
     fused = model.fuse(image, text)
     assert fused.pooled.shape == (4, model.fused_width)
     assert fused.text.shape == (4, LONGEST, model.text_width) and fused.image.shape == (4, 7, model.text_width)
-    assert model.vocabulary == 50
-    inside = {parameter for unit in model.units() for parameter in unit.parameters()}
+    assert model.vocab_size == 50
+    inside = {parameter for unit in model.fsdp_blocks() for parameter in unit.parameters()}
     assert inside and inside < set(model.parameters())
-    assert {parameter for part in model.fusing() for parameter in part.parameters()} < set(model.parameters())
+    assert {parameter for part in model.fusion_modules() for parameter in part.parameters()} < set(model.parameters())
 
 
 def test_every_input_matters(model: VisionLanguageModel) -> None:
@@ -106,7 +116,7 @@ def test_every_input_matters(model: VisionLanguageModel) -> None:
     image, text = both(model)
     ids, mask = texts()
     ids[0, 2] += 1
-    other_text, other_image = model.embed_text(ids % 50, mask), model.embed_image(pictures().flip(3))
+    other_text, other_image = model.embed_text(ids % 50, mask), model.embed_image(images().flip(3))
     fused = model.fuse(image, text)
     for pair in ((image, other_text), (other_image, text)):
         changed = model.fuse(*pair)
@@ -123,10 +133,10 @@ def test_padding_never_changes_an_answer(model: VisionLanguageModel, row: int) -
     image, text = both(model)
     ids, mask = texts()
     length = LENGTHS[row]
-    one_image = model.embed_image(pictures()[row : row + 1])
+    one_image = model.embed_image(images()[row : row + 1])
     one_text = model.embed_text(ids[row : row + 1, :length], mask[row : row + 1, :length])
     for tokens, alone in ((image, one_image), (text, one_text)):
-        for view, view_alone in zip(model.views(tokens), model.views(alone), strict=True):
+        for view, view_alone in zip(model.itc_features(tokens), model.itc_features(alone), strict=True):
             same(view[row], view_alone[0])
         same(model.encode(tokens)[row], model.encode(alone)[0])
     fused, alone = model.fuse(image, text), model.fuse(one_image, one_text)
@@ -150,7 +160,7 @@ def test_taking_rows_is_indexing_the_inputs(model: VisionLanguageModel) -> None:
     image, text = both(model)
     ids, mask = texts()
     index = torch.tensor([2, 0, 2, 3, 1])
-    expected = model.embed_image(pictures()[index]), model.embed_text(ids[index], mask[index])
+    expected = model.embed_image(images()[index]), model.embed_text(ids[index], mask[index])
     for taken, wanted in zip((image.take(index), text.take(index)), expected, strict=True):
         assert (taken.modality, taken.grid, len(taken)) == (wanted.modality, wanted.grid, 5)
         assert torch.equal(taken.mask, wanted.mask)
@@ -180,7 +190,7 @@ def test_weights_round_trip(model: VisionLanguageModel, request: pytest.FixtureR
 def test_wanted_rows_are_those_of_the_whole(model: VisionLanguageModel, rows: list[list[int]]) -> None:
     image, text = both(model)
     wanted = torch.tensor(rows, dtype=torch.long).view(4, -1)
-    whole, some = model.fuse(image, text), model.fuse(image, text, rows=wanted)
+    whole, some = model.fuse(image, text), model.fuse(image, text, positions=wanted)
     same(some.pooled, whole.pooled)
     same(some.text, torch.stack([states[index] for states, index in zip(whole.text, wanted, strict=True)]))
     assert some.image.shape == (4, 0, model.text_width)
@@ -188,7 +198,7 @@ def test_wanted_rows_are_those_of_the_whole(model: VisionLanguageModel, rows: li
 
 def test_the_first_view_is_the_plain_vector(model: VisionLanguageModel) -> None:
     for tokens in both(model):
-        first, *others = model.views(tokens)
+        first, *others = model.itc_features(tokens)
         same(first, model.encode(tokens))
         assert all((first - other).abs().max() > 1e-3 for other in others)
 
@@ -209,7 +219,7 @@ def test_a_text_longer_than_the_model_knows_is_refused(model: VisionLanguageMode
     with pytest.raises(ValueError, match=r"a text of 10 tokens is longer than the 9"):
         model.encode(model.embed_text(ids, mask))
     with pytest.raises(ValueError, match=r"a text of 10 tokens is longer than the 9"):
-        model.fuse(model.embed_image(pictures(1)), model.embed_text(ids, mask))
+        model.fuse(model.embed_image(images(1)), model.embed_text(ids, mask))
 
 
 @pytest.mark.parametrize("size", [(16, 20), (12, 24)])
@@ -223,11 +233,11 @@ def test_every_parameter_learns_from_pairs(model: VisionLanguageModel) -> None:
     task = PairsConfig().build(model).double()
     output = task(
         {
-            "image": pictures(),
+            "image": images(),
             "ids": ids,
             "mask": mask,
             "masked_ids": (ids + 1) % 50,
-            "rows": torch.tensor([[1, 2], [8, 1], [0, 0], [5, 0]]),
+            "positions": torch.tensor([[1, 2], [8, 1], [0, 0], [5, 0]]),
             "targets": torch.tensor([[3, 4], [5, 6], [7, -100], [9, -100]]),
             "image_id": torch.arange(4),
             "text_id": torch.arange(4),
@@ -253,53 +263,53 @@ def test_states_are_those_of_the_whole(vlmo: VLMo) -> None:
     for tokens in both(vlmo):
         inputs = []
         handle = last.register_forward_pre_hook(lambda *given, into=inputs: into.extend(given[1:]), with_kwargs=True)
-        some = vlmo.states(tokens, rows)
+        some = vlmo.token_states(tokens, rows)
         handle.remove()
         (x, _), known = inputs
         whole = vlmo.norm(last(x, ((tokens.modality, x.shape[1]),), mask=known["mask"], bias=known["bias"]))
         same(some, torch.stack([states[index] for states, index in zip(whole, rows, strict=True)]))
         same(vlmo.encode(tokens), whole[:, 0])
-        assert vlmo.states(tokens, rows[:, :0]).shape == (4, 0, vlmo.width)
+        assert vlmo.token_states(tokens, rows[:, :0]).shape == (4, 0, vlmo.width)
 
 
 def test_padding_never_changes_a_state(vlmo: VLMo) -> None:
     ids, mask = texts()
     rows = torch.tensor([[2, 0, 1]])
-    text = vlmo.states(vlmo.embed_text(ids, mask), rows.expand(4, -1))
-    alone = vlmo.states(vlmo.embed_text(ids[:1, :3], mask[:1, :3]), rows)
+    text = vlmo.token_states(vlmo.embed_text(ids, mask), rows.expand(4, -1))
+    alone = vlmo.token_states(vlmo.embed_text(ids[:1, :3], mask[:1, :3]), rows)
     same(text[:1], alone)
 
 
 def test_hidden_patches_are_never_seen(vlmo: VLMo) -> None:
     token = torch.randn(1, 1, 16, dtype=torch.float64)
-    images, other = pictures(), pictures().clone()
+    pixels_given, other = images(), images().clone()
     pixels = HIDDEN.view(4, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(4, 3, *SIZE)
     other[pixels] += 5.0
-    first = vlmo.embed_masked_image(images, Hidden(HIDDEN, token))
-    second = vlmo.embed_masked_image(other, Hidden(HIDDEN, token))
+    first = vlmo.embed_masked_image(pixels_given, MaskedPatches(HIDDEN, token))
+    second = vlmo.embed_masked_image(other, MaskedPatches(HIDDEN, token))
     assert torch.equal(first.states[0], second.states[0])
     assert (first.modality, first.grid) == ("image", (2, 3)) and first.mask.all()
-    changed = vlmo.embed_masked_image(images, Hidden(HIDDEN, token + 1)).states[0] - first.states[0]
+    changed = vlmo.embed_masked_image(pixels_given, MaskedPatches(HIDDEN, token + 1)).states[0] - first.states[0]
     same(changed[:, 1:], HIDDEN[..., None].double().expand(-1, -1, 16))
     assert not changed[:, 0].any()
 
 
 def test_nothing_hidden_is_the_plain_picture(vlmo: VLMo) -> None:
-    nothing = Hidden(torch.zeros(4, 6, dtype=torch.bool), torch.randn(1, 1, 16, dtype=torch.float64))
-    masked, plain = vlmo.embed_masked_image(pictures(), nothing), vlmo.embed_image(pictures())
+    nothing = MaskedPatches(torch.zeros(4, 6, dtype=torch.bool), torch.randn(1, 1, 16, dtype=torch.float64))
+    masked, plain = vlmo.embed_masked_image(images(), nothing), vlmo.embed_image(images())
     assert torch.equal(masked.states[0], plain.states[0])
 
 
 def test_a_mask_for_other_patches_is_refused() -> None:
     vlmo = stirred(VLMO)
-    with pytest.raises(ValueError, match=r"5 patches can be hidden, but the pictures have 2 x 3"):
-        vlmo.embed_masked_image(pictures(), Hidden(HIDDEN[:, :5], torch.zeros(1, 1, 16)))
+    with pytest.raises(ValueError, match=r"5 patches can be hidden, but the images have 2 x 3"):
+        vlmo.embed_masked_image(images(), MaskedPatches(HIDDEN[:, :5], torch.zeros(1, 1, 16)))
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if not name.startswith("vlmo")])
 def test_towers_learn_no_modality_alone(name: str) -> None:
     model = stirred(MODELS[name])
     with pytest.raises(ValueError, match="BridgeTower learns no masked patches"):
-        model.states(both(model)[0], torch.zeros(4, 1, dtype=torch.long))
+        model.token_states(both(model)[0], torch.zeros(4, 1, dtype=torch.long))
     with pytest.raises(ValueError, match="take a VLMo"):
-        model.embed_masked_image(pictures(), Hidden(HIDDEN, torch.zeros(1, 1, 16)))
+        model.embed_masked_image(images(), MaskedPatches(HIDDEN, torch.zeros(1, 1, 16)))

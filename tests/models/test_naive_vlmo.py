@@ -10,22 +10,30 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.models.base import reading_order
-from dualfuse.models.vlmo import Initial, VLMo, VLMoConfig
+from dualfuse.models.base import seq2seq_attention_mask
+from dualfuse.models.vlmo import InitConfig, VLMo, VLMoConfig
 
 Vector = list[float]
 Matrix = list[Vector]
 GRID = (2, 3)
 TINY = VLMoConfig(
-    width=8, depth=3, heads=2, both_from=2, patch=2, image_size=(4, 6), vocabulary=11, text_length=6, drop_path=0.0
+    width=8,
+    depth=3,
+    heads=2,
+    vl_expert_start=2,
+    patch_size=2,
+    image_size=(4, 6),
+    vocab_size=11,
+    text_length=6,
+    drop_path=0.0,
 )
 VARIANTS = {
     "multiway": TINY,
-    "absolute-unscaled": replace(TINY, positions="absolute", initial=Initial(layer_scale=0.0)),
-    "no-both-expert": replace(TINY, both_from=3),
+    "absolute-unscaled": replace(TINY, positions="absolute", init=InitConfig(layer_scale=0.0)),
+    "no-both-expert": replace(TINY, vl_expert_start=3),
     "standard-transformer": replace(TINY, experts="shared"),
-    "separate-attention": replace(TINY, separate_until=2),
-    "separate-attention-shared-expert": replace(TINY, separate_until=1, experts="shared"),
+    "separate-attention": replace(TINY, separate_attention_until=2),
+    "separate-attention-shared-expert": replace(TINY, separate_attention_until=1, experts="shared"),
 }
 
 
@@ -37,7 +45,7 @@ class Naive:
         self.weights = {name: tensor.tolist() for name, tensor in model.state_dict().items()}
 
     def fuse(self, ids: list[int], seen: list[bool], pixels: list) -> tuple[Vector, Matrix]:
-        x = [self.word(number, position) for position, number in enumerate(ids)] + self.picture(pixels)
+        x = [self.word(number, position) for position, number in enumerate(ids)] + self.image(pixels)
         seen = seen + [True] * (len(x) - len(ids))
         for layer in range(self.cfg.depth):
             x = self.block(layer, x, seen, words=len(ids))
@@ -51,8 +59,8 @@ class Naive:
             token = added(token, self.weights["words.position.weight"][position])
         return added(self.norm(token, "words.norm", 1e-12), self.weights["types.weight"][0])
 
-    def picture(self, pixels: list) -> Matrix:
-        size, kernel = self.cfg.patch, self.weights["patches.projection.weight"]
+    def image(self, pixels: list) -> Matrix:
+        size, kernel = self.cfg.patch_size, self.weights["patches.projection.weight"]
         tokens = [self.weights["patches.class_token"][0][0]]
         for top in range(0, len(pixels[0]), size):
             for left in range(0, len(pixels[0][0]), size):
@@ -67,7 +75,7 @@ class Naive:
         return [added(token, self.weights["types.weight"][1]) for token in tokens]
 
     def block(self, layer: int, x: Matrix, seen: list[bool], words: int) -> Matrix:
-        own = layer < self.cfg.separate_until
+        own = layer < self.cfg.separate_attention_until
         after = []
         for token in range(len(x)):
             is_word = token < words
@@ -130,7 +138,7 @@ class Naive:
         return self.weights["relative_bias.table"][row][layer * self.cfg.heads + head]
 
     def expert(self, layer: int, token: Vector, is_word: bool) -> Vector:
-        chosen = "both" if layer >= self.cfg.both_from else "text" if is_word else "image"
+        chosen = "vl" if layer >= self.cfg.vl_expert_start else "text" if is_word else "image"
         name = f"blocks.{layer}.experts.{'shared' if self.cfg.experts == 'shared' else chosen}"
         wide = self.linear(self.norm(token, f"{name}.norm", 1e-6), f"{name}.up")
         return self.linear([v * (1 + math.erf(v / math.sqrt(2))) / 2 for v in wide], f"{name}.down")
@@ -152,7 +160,7 @@ class Naive:
 
 
 class OneWay(Naive):
-    """A picture sees itself; a word sees the picture, the words before it, and itself."""
+    """An image sees itself; a word sees the image, the words before it, and itself."""
 
     def may_see(self, query: int, key: int, words: int) -> bool:
         return key >= words or (query < words and key <= query)
@@ -195,15 +203,15 @@ def test_words_that_see_no_later_ones(variant: str) -> None:
     _, states = OneWay(cfg, model).fuse(ids, [True] * 4, pixels.tolist())
     wanted = torch.tensor(states, dtype=torch.float64)
     image, text = model.embed_image(pixels[None]), model.embed_text(torch.tensor([ids]), torch.ones(1, 4))
-    fused = model.fuse(image, text, sees=reading_order(4, 7))
+    fused = model.fuse(image, text, attention_mask=seq2seq_attention_mask(4, 7))
     assert_close(fused.text[0], wanted[:4], atol=1e-10, rtol=1e-10)
     assert_close(fused.image[0], wanted[4:], atol=1e-10, rtol=1e-10)
-    some = model.fuse(image, text, rows=torch.tensor([[3, 1]]), sees=reading_order(4, 7))
+    some = model.fuse(image, text, positions=torch.tensor([[3, 1]]), attention_mask=seq2seq_attention_mask(4, 7))
     assert_close(some.text[0], wanted[[3, 1]], atol=1e-10, rtol=1e-10)
-    past = model.begin(image, longest=6)
+    past = model.prefill(image, longest=6)
     for length in range(1, 5):
         said = model.embed_text(torch.tensor([ids[:length]]), torch.ones(1, length))
-        state, past = model.go_on(past, said)
+        state, past = model.decode_step(past, said)
         assert len(past) == length - 1
         assert_close(state[0], wanted[length - 1], atol=1e-10, rtol=1e-10)
 
@@ -221,7 +229,7 @@ def deviation(parameter: Tensor) -> float:
 
 def test_initial_weights() -> None:
     torch.manual_seed(4)
-    cfg = replace(TINY, width=128, patch=8, image_size=(32, 32), vocabulary=300, image_slots=40)
+    cfg = replace(TINY, width=128, patch_size=8, image_size=(32, 32), vocab_size=300, image_slots=40)
     model = replace(cfg, positions="absolute", text_length=40).build()
     for name, parameter in model.named_parameters():
         if ".norm" in name or name.startswith("norm"):
@@ -243,11 +251,11 @@ def test_initial_weights() -> None:
 
 def test_initial_weights_of_a_narrow_model() -> None:
     torch.manual_seed(5)
-    model = replace(TINY, width=64, initial=Initial(std=0.125, layer_scale=0.5), vocabulary=300).build()
+    model = replace(TINY, width=64, init=InitConfig(std=0.125, layer_scale=0.5), vocab_size=300).build()
     for block in model.blocks:
         assert deviation(block.attention["shared"].qkv.weight) == pytest.approx(0.125, rel=0.05)
         assert deviation(block.experts["text"].down.weight) == pytest.approx(0.125, rel=0.05)
         assert (block.scale_1.weight == 0.5).all() and (block.scale_2.weight == 0.5).all()
     assert deviation(model.words.word.weight) == pytest.approx(0.02, rel=0.05)
-    unscaled = replace(TINY, initial=Initial(layer_scale=0.0)).build()
+    unscaled = replace(TINY, init=InitConfig(layer_scale=0.0)).build()
     assert not [name for name, _ in unscaled.named_parameters() if "scale_" in name]

@@ -13,15 +13,15 @@ from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.models.towers import ImageTower, ImageTowerConfig, RobertaWords, TextTower, TextTowerConfig
+from dualfuse.models.towers import ImageTower, ImageTowerConfig, RobertaEmbeddings, TextTower, TextTowerConfig
 
-IMAGE = ImageTowerConfig(width=64, depth=4, patch=8, image_size=(16, 24))
-TEXT = TextTowerConfig(width=64, depth=4, heads=2, feed_forward=32, vocabulary=50, text_length=9)
+IMAGE = ImageTowerConfig(width=64, depth=4, patch_size=8, image_size=(16, 24))
+TEXT = TextTowerConfig(width=64, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=9)
 MODEL = BridgeTowerConfig(image=IMAGE, text=TEXT, width=64, heads=2, feed_forward=32, layers=3, dropout=0.0)
 METER = replace(MODEL, bridge="none")
 IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1]])
 MASK = IDS != 1
-PICTURES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
+IMAGES = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(0))
 
 
 def built(cfg: BridgeTowerConfig) -> BridgeTower:
@@ -30,7 +30,7 @@ def built(cfg: BridgeTowerConfig) -> BridgeTower:
 
 
 def counted(model: nn.Module) -> Counter[str]:
-    """Counts the calls of every module from here on."""
+    """Count the calls of every module from here on."""
     calls: Counter[str] = Counter()
     for name, module in model.named_modules():
         module.register_forward_hook(lambda *_, name=name: calls.update([name]))
@@ -38,7 +38,7 @@ def counted(model: nn.Module) -> Counter[str]:
 
 
 def layers(calls: Counter[str], prefix: str) -> list[int]:
-    """Gives the numbers of the layers below ``prefix`` that were called, each once."""
+    """Return the numbers of the layers below ``prefix`` that were called, each once."""
     numbers = [name.removeprefix(prefix) for name in calls if name.startswith(prefix)]
     called = sorted(int(number) for number in numbers if number.isdigit())
     assert all(calls[f"{prefix}{number}"] == 1 for number in called)
@@ -49,7 +49,7 @@ def layers(calls: Counter[str], prefix: str) -> list[int]:
 @torch.no_grad()
 def test_who_predicts_words_alone_pays_for_no_picture(rows: Tensor) -> None:
     model = built(MODEL)
-    image, text = model.embed_image(PICTURES), model.embed_text(IDS, MASK)
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     calls = counted(model)
     fused = model.fuse(image, text, rows)
     assert layers(calls, "layers.text.") == [0, 1, 2]
@@ -62,9 +62,9 @@ def test_who_predicts_words_alone_pays_for_no_picture(rows: Tensor) -> None:
 
 @torch.no_grad()
 def test_the_last_layer_computes_what_is_wanted() -> None:
-    """The first token, for the pooler, and the wanted ones; of the picture its class token alone."""
+    """The first token, for the pooler, and the wanted ones; of the image its class token alone."""
     model = built(MODEL)
-    image, text = model.embed_image(PICTURES), model.embed_text(IDS, MASK)
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     lengths: dict[str, int] = {}
     for modality in ("text", "image"):
         for number, layer in enumerate(model.layers[modality]):
@@ -78,7 +78,7 @@ def test_the_last_layer_computes_what_is_wanted() -> None:
 @torch.no_grad()
 def test_towers_run_once_however_often_their_tokens_are_fused() -> None:
     model = built(MODEL)
-    image, text = model.embed_image(PICTURES), model.embed_text(IDS, MASK)
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     calls = counted(model)
     for _ in range(2):
         assert model.fuse(image.take(torch.tensor([1, 0])), text).pooled.isfinite().all()
@@ -92,11 +92,11 @@ def test_towers_run_once_however_often_their_tokens_are_fused() -> None:
 def test_layers_above_the_last_wanted_one_are_not_run(wanted: tuple[int, ...]) -> None:
     """And what is wanted comes in the order in which it was asked for."""
     image, text = ImageTower(IMAGE).eval(), TextTower(TEXT, dropout=0.1).eval()
-    all_images, grid = image(PICTURES, range(4))
+    all_images, grid = image(IMAGES, range(4))
     all_texts = text(IDS, MASK, range(4))
     assert grid == (2, 3) and len(all_images) == len(all_texts) == 4
     image_calls, text_calls = counted(image), counted(text)
-    images, texts = image(PICTURES, wanted)[0], text(IDS, MASK, wanted)
+    images, texts = image(IMAGES, wanted)[0], text(IDS, MASK, wanted)
     assert layers(image_calls, "blocks.") == layers(text_calls, "layers.") == list(range(1 + max(wanted)))
     assert image_calls["norm_after"] == len(wanted)
     for place, number in enumerate(wanted):
@@ -108,8 +108,8 @@ def test_layers_above_the_last_wanted_one_are_not_run(wanted: tuple[int, ...]) -
 def test_what_a_tower_gives_is_normalised_and_what_goes_on_is_not() -> None:
     tower = ImageTower(IMAGE).eval()
     nn.init.constant_(tower.norm_after.bias, 3.0)
-    x, _ = tower.embed(PICTURES)
-    states, _ = tower(PICTURES, range(4))
+    x, _ = tower.embed(IMAGES)
+    states, _ = tower(IMAGES, range(4))
     for block, state in zip(tower.blocks, states, strict=True):
         x = block(x)
         assert_close(state, tower.norm_after(x))
@@ -120,7 +120,7 @@ def test_a_tower_of_eleven_blocks() -> None:
     """METER's: its top is what feeds, whatever the depth of the text tower."""
     model = built(replace(METER, image=replace(IMAGE, depth=3)))
     calls = counted(model)
-    image, text = model.embed_image(PICTURES), model.embed_text(IDS, MASK)
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     assert layers(calls, "image_tower.blocks.") == [0, 1, 2] and layers(calls, "text_tower.layers.") == [0, 1, 2, 3]
     assert calls["image_tower.norm_after"] == calls["transforms.image"] == calls["transforms.text"] == 1
     assert len(image.states) == len(text.states) == 2
@@ -128,7 +128,7 @@ def test_a_tower_of_eleven_blocks() -> None:
     assert model.fuse(image, text).pooled.shape == (2, 128)
     deeper = built(METER)
     deeper.load_state_dict(model.state_dict(), strict=False)
-    assert (model.encode(image) - deeper.encode(deeper.embed_image(PICTURES))).abs().max() > 1e-3
+    assert (model.encode(image) - deeper.encode(deeper.embed_image(IMAGES))).abs().max() > 1e-3
     published = BridgeTowerConfig(image=ImageTowerConfig(depth=11), bridge="none")
     with torch.device("meta"):
         assert len(published.build().image_tower.blocks) == 11
@@ -137,18 +137,18 @@ def test_a_tower_of_eleven_blocks() -> None:
 @torch.no_grad()
 def test_feeds_choose_the_layers_of_the_towers() -> None:
     """Counted down from the top; the top itself is always run, for the vectors of contrast."""
-    model = built(replace(MODEL, feeds=(3, 1)))
-    image, text = model.embed_image(PICTURES), model.embed_text(IDS, MASK)
-    pictures, _ = model.image_tower(PICTURES, (0, 2, 3))
+    model = built(replace(MODEL, tower_layers=(3, 1)))
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
+    images, _ = model.image_tower(IMAGES, (0, 2, 3))
     texts = model.text_tower(IDS, MASK, (0, 2, 3))
-    for tokens, states, row in ((image, pictures, 1), (text, texts, 0)):
+    for tokens, states, row in ((image, images, 1), (text, texts, 0)):
         alone, *fed = tokens.states
         assert torch.equal(alone, states[2][:, :1])
         assert len(fed) == 2
         for given, state in zip(fed, states, strict=False):
             assert_close(given, model.transforms[tokens.modality](state) + model.types.weight[row])
     assert len(model.bridges["text"]) == len(model.bridges["image"]) == 1
-    assert BridgeTowerConfig().fed == (5, 4, 3, 2, 1, 0) and METER.fed == (0,)
+    assert BridgeTowerConfig().resolved_tower_layers == (5, 4, 3, 2, 1, 0) and METER.resolved_tower_layers == (0,)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +168,16 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
         (MODEL, {"image": replace(IMAGE, depth=2)}, "towers that have 2; name at most .* each from 0 to 1"),
         (METER, {"feeds": (2, 1, 0)}, r"without bridges the top layers alone feed .* leave feeds=\(2, 1, 0\) out"),
         (MODEL, {"all_layers": True}, 'all_layers is METER\'s: it goes with bridge="none"'),
-        (MODEL, {"contrast_image": "transformed", "feeds": (2, 1)}, r"needs the top layer .* not \(2, 1\)"),
+        (MODEL, {"itc_image_feature": "transformed", "feeds": (2, 1)}, r"needs the top layer .* not \(2, 1\)"),
         (
             MODEL,
             {"text": replace(TEXT, width=32)},
-            r"texts of width 32 with pictures of width 64; they must be equal \(contrast_image is 'tower'\)",
+            r"texts of width 32 with images of width 64; they must be equal \(itc_image_feature is 'tower'\)",
         ),
         (
             MODEL,
-            {"contrast_image": "transformed", "width": 32},
-            r"texts of width 64 with pictures of width 32; they must be equal \(contrast_image is 'transformed'\)",
+            {"itc_image_feature": "transformed", "width": 32},
+            r"texts of width 64 with images of width 32; they must be equal \(itc_image_feature is 'transformed'\)",
         ),
     ],
 )
@@ -187,8 +187,8 @@ def test_numbers_that_make_no_model_are_refused(cfg: Any, changes: dict[str, Any
 
 
 def test_a_slot_that_the_model_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="slot 1: this model tells 1 pictures apart"):
-        built(MODEL).embed_image(PICTURES, slot=1)
+    with pytest.raises(ValueError, match="slot 1: this model tells 1 images apart"):
+        built(MODEL).embed_image(IMAGES, slot=1)
 
 
 def test_a_text_longer_than_the_positions_is_refused() -> None:
@@ -210,7 +210,7 @@ def test_a_picture_that_cannot_be_cut_is_refused(size: tuple[int, int]) -> None:
 @torch.no_grad()
 def test_positions_count_tokens(pad: int) -> None:
     """From pad + 1 on, and padding has the position pad, wherever it stands."""
-    words = RobertaWords(replace(TEXT, pad=pad), dropout=0.1).eval()
+    words = RobertaEmbeddings(replace(TEXT, pad_id=pad), dropout=0.1).eval()
     assert words.position.num_embeddings == TEXT.text_length + pad + 1
     ids = torch.tensor([[10, 11, pad, pad], [pad, 12, pad, 13]])
     positions = [[pad + 1, pad + 2, pad, pad], [pad, pad + 1, pad, pad + 2]]
@@ -225,12 +225,12 @@ def test_positions_count_tokens(pad: int) -> None:
 def test_patches_stand_row_by_row_behind_the_class() -> None:
     """A patch by itself: its pixels times the projection, plus its position, normalised."""
     tower = ImageTower(IMAGE).eval()
-    x, grid = tower.embed(PICTURES)
+    x, grid = tower.embed(IMAGES)
     assert grid == (2, 3) and x.shape == (2, 7, 64)
     assert_close(x[1, 0], tower.norm_before(tower.class_embedding + tower.positions[0]))
     for number in range(6):
         top, left = 8 * (number // 3), 8 * (number % 3)
-        pixels = PICTURES[1, :, top : top + 8, left : left + 8]
+        pixels = IMAGES[1, :, top : top + 8, left : left + 8]
         patch = tower.projection.weight.flatten(1) @ pixels.flatten()
         wanted = tower.norm_before(patch + tower.positions[1 + number])
         assert_close(x[1, 1 + number], wanted, atol=1e-5, rtol=1e-5)
@@ -249,5 +249,5 @@ def test_pictures_of_other_sizes_read_resized_positions() -> None:
 @torch.no_grad()
 def test_convolutions_instead_of_one_matrix() -> None:
     model = built(replace(MODEL, image=replace(IMAGE, stem="convolution")))
-    image = model.embed_image(PICTURES)
+    image = model.embed_image(IMAGES)
     assert image.grid == (2, 3) and model.fuse(image, model.embed_text(IDS, MASK)).pooled.isfinite().all()

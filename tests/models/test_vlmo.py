@@ -1,4 +1,4 @@
-"""What is particular to VLMo: other picture sizes, picture slots, and settings that cannot be."""
+"""What is particular to VLMo: other image sizes, image slots, and settings that cannot be."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ from dualfuse.layers.relative_bias import resize_table
 from dualfuse.models.vlmo import VLMo, VLMoConfig
 
 TINY = VLMoConfig(
-    width=16, depth=3, heads=2, both_from=2, patch=8, image_size=(24, 32), vocabulary=50, text_length=6, drop_path=0.0
+    width=16,
+    depth=3,
+    heads=2,
+    vl_expert_start=2,
+    patch_size=8,
+    image_size=(24, 32),
+    vocab_size=50,
+    text_length=6,
+    drop_path=0.0,
 )
 
 
@@ -52,7 +60,7 @@ def test_another_picture_size_with_absolute_positions() -> None:
 
 
 def test_resized_positions_keep_the_class_token_and_a_slope() -> None:
-    """Away from the border a bicubic picture of a slope is nearly the slope, read at the centres of the patches."""
+    """Away from the border a bicubic image of a slope is nearly the slope, read at the centres of the patches."""
     slope = torch.arange(8.0)[:, None, None] + 100 * torch.arange(10.0)[None, :, None]
     position = torch.cat([torch.full((1, 1, 1), -7.0), slope.view(1, 80, 1)], dim=1)
     resized = resize_positions(position, (8, 10), (16, 5))
@@ -82,9 +90,9 @@ def test_slots_tell_pictures_apart() -> None:
     first, second = model.embed_image(images), model.embed_image(images, slot=1)
     difference = (second.states[0] - first.states[0])[0]
     assert_close(difference, (model.types.weight[2] - model.types.weight[1]).expand_as(difference))
-    with pytest.raises(ValueError, match="slot 2: this model tells 2 pictures apart"):
+    with pytest.raises(ValueError, match="slot 2: this model tells 2 images apart"):
         model.embed_image(images, slot=2)
-    with pytest.raises(ValueError, match="slot 1: this model tells 1 pictures apart"):
+    with pytest.raises(ValueError, match="slot 1: this model tells 1 images apart"):
         stirred(TINY).embed_image(images, slot=1)
 
 
@@ -92,42 +100,44 @@ def test_the_second_view_shares_the_lower_layers() -> None:
     """Its upper layers are the vision-language experts': their weights move it, and leave the plain view alone."""
     model = stirred(TINY)
     tokens = model.embed_image(torch.randn(2, 3, 24, 32))
-    plain, other = model.views(tokens)
-    nn.init.normal_(model.blocks[2].experts["both"].up.weight)
-    plain_after, other_after = model.views(tokens)
+    plain, other = model.itc_features(tokens)
+    nn.init.normal_(model.blocks[2].experts["vl"].up.weight)
+    plain_after, other_after = model.itc_features(tokens)
     assert torch.equal(plain, plain_after) and not torch.allclose(other, other_after)
     nn.init.normal_(model.blocks[2].experts["image"].up.weight)
-    assert torch.equal(model.views(tokens)[1], other_after) and not torch.allclose(model.encode(tokens), plain)
+    assert torch.equal(model.itc_features(tokens)[1], other_after) and not torch.allclose(model.encode(tokens), plain)
     nn.init.normal_(model.blocks[1].experts["image"].up.weight)
-    assert not torch.allclose(model.views(tokens)[1], other_after)
+    assert not torch.allclose(model.itc_features(tokens)[1], other_after)
 
 
 def test_separate_attention_keeps_modalities_apart_below() -> None:
-    """With the last layer's joint attention cut out, a picture cannot tell the words anything."""
+    """With the last layer's joint attention cut out, an image cannot tell the words anything."""
     ids = torch.tensor([[2, 3, 4], [2, 3, 4]])
-    for separate_until, is_apart in ((2, True), (1, False)):
-        model = stirred(replace(TINY, separate_until=separate_until))
+    for separate_attention_until, is_apart in ((2, True), (1, False)):
+        model = stirred(replace(TINY, separate_attention_until=separate_attention_until))
         nn.init.zeros_(model.blocks[2].attention["shared"].projection.weight)
         fused = model.fuse(model.embed_image(torch.randn(2, 3, 24, 32)), model.embed_text(ids, ids > 0))
         assert torch.allclose(fused.text[0], fused.text[1]) == is_apart
 
 
-@pytest.mark.parametrize(("both_from", "separate_until"), [(2, 3), (1, 2), (3, 3)])
+@pytest.mark.parametrize(("vl_expert_start", "separate_attention_until"), [(2, 3), (1, 2), (3, 3)])
 def test_separate_attention_ends_below_the_last_layer_and_the_joint_experts(
-    both_from: int, separate_until: int
+    vl_expert_start: int, separate_attention_until: int
 ) -> None:
-    with pytest.raises(ValueError, match=f"separate_until={separate_until}.*give at most {min(both_from, 2)}"):
-        replace(TINY, both_from=both_from, separate_until=separate_until).build()
+    with pytest.raises(
+        ValueError, match=f"separate_attention_until={separate_attention_until}.*give at most {min(vl_expert_start, 2)}"
+    ):
+        replace(TINY, vl_expert_start=vl_expert_start, separate_attention_until=separate_attention_until).build()
 
 
 def test_width_and_heads_must_fit() -> None:
     with pytest.raises(ValueError, match="width 16 cannot be split over 3 heads"):
         replace(TINY, heads=3).build()
     with pytest.raises(ValueError, match="patch 12 is no power of two"):
-        replace(TINY, patch=12, image_size=(24, 24), stem="convolution").build()
+        replace(TINY, patch_size=12, image_size=(24, 24), stem="convolution").build()
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4, 8])
 def test_convolutions_give_one_vector_per_patch(patch: int) -> None:
-    model = stirred(replace(TINY, patch=patch, stem="convolution", image_size=(8, 16)))
+    model = stirred(replace(TINY, patch_size=patch, stem="convolution", image_size=(8, 16)))
     assert model.embed_image(torch.randn(1, 3, 8, 16)).states[0].shape == (1, 1 + 8 * 16 // patch**2, 16)

@@ -1,4 +1,4 @@
-"""VLMo against tensors recorded from the released code: see tests/golden/vlmo/facts.json for their origin."""
+"""VLMo against tensors recorded from the official code: see tests/golden/vlmo/facts.json for their origin."""
 
 from __future__ import annotations
 
@@ -13,21 +13,29 @@ from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index, resize_table
+from dualfuse.losses import itc as contrast_module
 from dualfuse.models.base import Tokens
-from dualfuse.models.vlmo import Initial, VLMoConfig
-from dualfuse.tasks import contrast as contrast_module
-from dualfuse.tasks.pair_rows import masked_rows
-from dualfuse.tasks.pairs import Pairs, PairsConfig, unit
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
+from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig, normalize
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 FACTS = json.loads((GOLDEN / "facts.json").read_text())
 TINY = VLMoConfig(
-    width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=101, text_length=20, drop_path=0.0
+    width=48,
+    depth=4,
+    heads=4,
+    vl_expert_start=2,
+    patch_size=8,
+    image_size=(32, 32),
+    vocab_size=101,
+    text_length=20,
+    drop_path=0.0,
 )
 CONFIGS = {
     "rel": TINY,
     "abs": VLMoConfig(
-        **(vars(TINY) | {"positions": "absolute", "initial": Initial(layer_scale=0.0), "text_length": 12})
+        **(vars(TINY) | {"positions": "absolute", "init": InitConfig(layer_scale=0.0), "text_length": 12})
     ),
 }
 
@@ -56,7 +64,13 @@ class Golden:
             "ids": self.inputs["in.text_ids"],
             "mask": self.inputs["in.text_masks"].bool(),
             "masked_ids": self.inputs["in.text_ids_mlm"],
-            **dict(zip(("rows", "targets"), masked_rows(list(self.inputs["in.text_labels_mlm"].numpy())), strict=True)),
+            **dict(
+                zip(
+                    ("positions", "targets"),
+                    mlm_positions(list(self.inputs["in.text_labels_mlm"].numpy())),
+                    strict=True,
+                )
+            ),
             "image_id": numbers,
             "text_id": numbers,
         }
@@ -76,9 +90,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
-    draw = contrast_module.draw_negatives
+    draw = contrast_module.sample_negatives
     monkeypatch.setattr(
-        "dualfuse.tasks.negatives.draw_negatives",
+        "dualfuse.losses.hard_negatives.draw_negatives",
         lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
     )
 
@@ -107,14 +121,16 @@ def test_one_modality_alone(golden: Golden) -> None:
     model, task = golden.task.model, golden.task
     for name, tokens in zip(("image", "text"), golden.tokens(), strict=True):
         golden.check(f"{name}.embed", tokens.states[0])
-        projections = [getattr(head, name) for head in task.projections]
-        plain, other = (unit(head(view)) for head, view in zip(projections, model.views(tokens), strict=True))
+        itc_heads = [getattr(head, name) for head in task.itc_heads]
+        plain, other = (normalize(head(view)) for head, view in zip(itc_heads, model.itc_features(tokens), strict=True))
         golden.check(f"{name}.itc_feat", plain)
         golden.check(f"{name}.itc_vl_feat", other)
         features = task.image_features(tokens) if name == "image" else task.text_features(tokens)
         golden.check(f"{name}.itc_feat", features)
 
-        hidden = hidden_states(golden, lambda tokens=tokens: model.views(tokens))  # 4 layers, then 2 of the branch
+        hidden = hidden_states(
+            golden, lambda tokens=tokens: model.itc_features(tokens)
+        )  # 4 layers, then 2 of the branch
         wanted, branch = golden.outputs[f"{name}.hidden"], golden.outputs[f"{name}.hidden_vl_branch"]
         for layer in range(3):
             assert_close(hidden[layer], wanted[layer], atol=2e-5, rtol=1e-5)
@@ -140,28 +156,28 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
     positives = contrast_module.find_positives(torch.arange(4), torch.arange(4))
-    plain, other = task.contrast(task.vectors(image, text))
+    plain, other = task.similarities(task.embeddings(image, text))
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)
     golden.check("itc.vl_i2t_logits", other.image_to_text)
     golden.check("irtr.loss", plain.loss(positives))
     golden.check("itc.loss", torch.stack([plain.loss(positives), other.loss(positives)]).mean())
-    golden.check("itc.logit_scale", task.projections[0].scale[0])
+    golden.check("itc.logit_scale", task.itc_heads[0].scale[0])
     # their weights are not renormalised after the diagonal is removed: the distribution is the same
     for name, logits in (("i2t", plain.image_to_text), ("t2i", plain.text_to_image)):
         weights = golden.outputs[f"itm.weights_{name}"]
         ours = logits.masked_fill(positive, float("-inf")).softmax(1)
         assert_close(ours, weights / weights.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
     zero = torch.zeros(4, 4)
-    drawn = contrast_module.draw_negatives(plain.text_to_image, ~positive, zero)[0]
+    drawn = contrast_module.sample_negatives(plain.text_to_image, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
-    drawn = contrast_module.draw_negatives(plain.image_to_text, ~positive, zero)[0]
+    drawn = contrast_module.sample_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
-    chosen = task.choose(batch, image, text, plain, positives)
-    pooled, _ = task.fuse(chosen.pairs, batch["rows"])
-    golden.check("itm.logits", task.match_head(pooled))
-    golden.check("itm.loss", task.matching(pooled, chosen.drawn)[0])
-    head = golden.task.match_score(image, text)
+    chosen = task.itm_batch(batch, image, text, plain, positives)
+    pooled, _ = task.fuse(chosen.pairs, batch["positions"])
+    golden.check("itm.logits", task.itm_head(pooled))
+    golden.check("itm.loss", task.itm(pooled, chosen.drawn)[0])
+    head = golden.task.match_logit(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
 
 
@@ -170,8 +186,8 @@ def test_whole_step_with_gradients(golden: Golden) -> None:
     task.zero_grad()
     output = task(golden.batch())
     golden.check("pretrain.total_loss", output.loss[0] if output.loss.ndim else output.loss)
-    golden.check("mlm.loss_weighted", 0.25 * output.log["words"])
-    golden.check("itm.loss", output.log["match"])
+    golden.check("mlm.loss_weighted", 0.25 * output.log["loss/mlm"])
+    golden.check("itm.loss", output.log["loss/itm"])
     output.loss.backward()
     gradients = {name: parameter.grad for name, parameter in task.named_parameters()}
     norms = FACTS["facts"][golden.variant]["gradient_norms"]

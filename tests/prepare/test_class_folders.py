@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dualfuse import cli
-from dualfuse.data.images import ImageTransform
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text
+from dualfuse.cli import main as cli
+from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.image_classes import ImageClassesConfig
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 
-BY_FOLDER = PrepareOptions(label_column="folder", workers=1)
+BY_FOLDER = PrepareOptions(label_column="folder", num_workers=1)
 COLOURS = np.concatenate([np.eye(3), 1 - np.eye(3)])
 IDS = tuple(f"n0144076{number}" for number in range(6))
 NAMES = ("tench", "goldfish, Carassius auratus", "crane", "crane", "hen", "jay")
@@ -40,12 +40,12 @@ def put(path: Path, content: bytes) -> None:
 
 
 def imagenet(folder: Path, each: int = 8) -> Path:
-    """Six classes of one colour, eight pictures each to learn from and two to judge on."""
+    """Six classes of one colour, eight images each to learn from and two to judge on."""
     for number, name in enumerate(IDS):
-        for picture in range(each):
-            put(folder / "train" / name / f"{name}_{picture}.JPEG", coloured(number, 10 * number + picture))
-        for picture in range(2):
-            seed = 100 + 10 * number + picture
+        for image in range(each):
+            put(folder / "train" / name / f"{name}_{image}.JPEG", coloured(number, 10 * number + image))
+        for image in range(2):
+            seed = 100 + 10 * number + image
             put(folder / "val" / name / f"ILSVRC2012_val_{seed:08d}.JPEG", coloured(number, seed))
     return folder
 
@@ -69,12 +69,12 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     assert found[f"val/{IDS[3]}/ILSVRC2012_val_00000130.JPEG"] == called[3]
 
     small = "--model.width 32 --model.depth 2 --model.both-from 1 --model.image-size 32 32 --data.image-size 32 32"
-    quick = "--data.batch 24 --data.workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
+    quick = "--data.batch_size-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
     learn = ["train", "vlmo-nano-classes", "--out", str(tmp_path / "run"), "--task.labels", str(out / "labels.txt")]
     assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *quick.split()]) == 0
     numbers = tmp_path / "numbers.json"
     judge = ["evaluate", str(tmp_path / "run" / "final"), str(out / "val-*.tar"), "--out", str(numbers)]
-    assert cli.main([*judge, "--workers", "0", "--answers", str(tmp_path / "answers.jsonl")]) == 0
+    assert cli.main([*judge, "--num-workers", "0", "--answers", str(tmp_path / "answers.jsonl")]) == 0
     metrics = json.loads(numbers.read_text())
     assert metrics["accuracy"] > 0.9 and metrics["accuracy/top5"] == 1.0
     answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
@@ -89,7 +89,7 @@ def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
     put(tmp_path / "a" / "solution.csv", b"ImageId,PredictionString\n1,bus\n")  # a table beside classes is none of them
     summary = prepare(tmp_path / "a", tmp_path / "out", BY_FOLDER)
     assert labels(tmp_path / "out", "train-*.tar") == {"bus/deep/1.jpg": "bus", "test/deep/1.jpg": "test"}
-    assert summary.tally.left_out == {"in no folder of a class": 1}
+    assert summary.tally.skipped == {"in no folder of a class": 1}
     assert (tmp_path / "out" / "labels.txt").read_text() == "bus\ntest\n"
 
     for name in ("train/0/1.jpg", "validation/1/2.jpg", "test/3.jpg"):
@@ -98,14 +98,14 @@ def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
     summary = prepare(tmp_path / "b", tmp_path / "split", BY_FOLDER)
     assert labels(tmp_path / "split", "train-*.tar") == {"train/0/1.jpg": 0}
     assert labels(tmp_path / "split", "val-*.tar") == {"validation/1/2.jpg": 1}
-    assert summary.tally.left_out == {"in no folder of a class": 1}
+    assert summary.tally.skipped == {"in no folder of a class": 1}
     assert Shards.open(tmp_path / "split" / "train-*.tar")[0].texts == ("a cat",)
 
 
 def test_without_the_option_a_folder_is_what_it_was(tmp_path: Path) -> None:
     imagenet(tmp_path / "imagenet", each=1)
     with pytest.raises(ValueError, match="no caption: 18"):
-        prepare(tmp_path / "imagenet", tmp_path / "out", PrepareOptions(workers=1))
+        prepare(tmp_path / "imagenet", tmp_path / "out", PrepareOptions(num_workers=1))
 
 
 def test_numbers_that_a_published_head_knows(tmp_path: Path) -> None:
@@ -152,10 +152,10 @@ def test_tars_with_class_numbers(tmp_path: Path) -> None:
     tar = tar_with_classes(tmp_path / "imagenet-val-000000.tar")
     direct = Shards.open(tar)
     assert [sample.meta["label"] for sample in direct] == [3, 0, "hen"]
-    cfg = ImageClassesConfig(labels=("cock", "hen", "jay", "crane"))
-    prep = Prep(ImageTransform((32, 32)), Text(8))
-    assert [cfg.read(sample, prep, np.random.default_rng(0))["target"] for sample in direct] == [3, 0, 1]
-    prepare(tar, tmp_path / "out", PrepareOptions(pictures_only=True, workers=1))
+    cfg = ImageClassificationConfig(labels=("cock", "hen", "jay", "crane"))
+    processor = Processor(ImageTransform((32, 32)), TextTransform(8))
+    assert [cfg.read(sample, processor, np.random.default_rng(0))["target"] for sample in direct] == [3, 0, 1]
+    prepare(tar, tmp_path / "out", PrepareOptions(images_only=True, num_workers=1))
     assert [sample.meta["label"] for sample in Shards.open(tmp_path / "out" / "val-*.tar")] == [3, 0, "hen"]
 
 
@@ -167,6 +167,6 @@ def test_a_tar_without_classes_has_no_labels(tmp_path: Path) -> None:
             tar.addfile(info, io.BytesIO(content))
     first, second = Shards.open(tmp_path / "a.tar")
     assert "label" not in first.meta and second.meta["label"] == "9" * 5000  # no number that anybody would count
-    prepare(tmp_path / "a.tar", tmp_path / "out", PrepareOptions(pictures_only=True, workers=1))
+    prepare(tmp_path / "a.tar", tmp_path / "out", PrepareOptions(images_only=True, num_workers=1))
     first, second = Shards.open(tmp_path / "out" / "train-*.tar")
     assert "label" not in first.meta and second.meta["label"] == "9" * 5000

@@ -1,4 +1,4 @@
-"""The folder of the package easy_vqa, in miniature: prepared, learnt, judged and asked by the commands."""
+"""The folder of the package easy_vqa, in miniature: prepared, trained, judged and asked by the commands."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny import lines, picture
+from tiny import lines, png_image
 
-from dualfuse import cli
-from dualfuse.data.shards import Shards
+from dualfuse.cli import main as cli
+from dualfuse.data.shards.shards import Shards
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.sources.recognise import FORMATS, recognise
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.registry import FORMATS, recognise
 
 ANSWERS = ("circle", "green", "yes", "no")
 ASKED = (("what color is the shape?", "green"), ("what is the green shape?", "circle"), ("is there a circle?", "yes"))
-PICTURES = {"train": 30, "test": 4}
-ONE = PrepareOptions(workers=1)
+IMAGES = {"train": 30, "test": 4}
+ONE = PrepareOptions(num_workers=1)
 
 
 def package(root: Path) -> Path:
     """What `pip install easy-vqa` leaves: python files, and data."""
-    for part, number in PICTURES.items():
+    for part, number in IMAGES.items():
         images = root / "easy_vqa" / "data" / part / "images"
         images.mkdir(parents=True)
         for image in range(number):
-            (images / f"{image}.png").write_bytes(picture(image if part == "train" else 100 + image))
+            (images / f"{image}.png").write_bytes(png_image(image if part == "train" else 100 + image))
         questions = [[text, answer, image] for image in range(number) for text, answer in ASKED]
         (images.parent / "questions.json").write_text(json.dumps(questions))
     (root / "easy_vqa" / "__init__.py").write_text("from .easy_vqa import *\n")
@@ -45,23 +45,23 @@ def test_its_questions(tmp_path: Path) -> None:
     folder, out = package(tmp_path), tmp_path / "out"
     summary = prepare(folder, out, ONE)
     of = {split: list(Shards.open(out / f"{split}-*.tar")) for split in ("train", "val", "test")}
-    apart = {image for image in range(PICTURES["train"]) if is_apart(image)}
+    apart = {image for image in range(IMAGES["train"]) if is_apart(image)}
     assert 0 < len(apart) < 10
     assert {sample.meta["image_id"] for sample in of["val"]} == apart
-    assert {sample.meta["image_id"] for sample in of["train"]} == set(range(PICTURES["train"])) - apart
+    assert {sample.meta["image_id"] for sample in of["train"]} == set(range(IMAGES["train"])) - apart
     assert {name: len(samples) for name, samples in of.items()} == {
-        "train": 3 * (PICTURES["train"] - len(apart)),
+        "train": 3 * (IMAGES["train"] - len(apart)),
         "val": 3 * len(apart),
-        "test": 3 * PICTURES["test"],
+        "test": 3 * IMAGES["test"],
     }
     asked = sorted(of["train"] + of["val"], key=lambda sample: int(str(sample.meta["id"]))) + of["test"]
-    assert [sample.meta["id"] for sample in asked] == list(range(3 * sum(PICTURES.values())))
+    assert [sample.meta["id"] for sample in asked] == list(range(3 * sum(IMAGES.values())))
     kinds = ("colour", "shape", "yes/no")
     for number, sample in enumerate(asked):
         text, answer = ASKED[number % 3]
         image = number // 3 - (0 if number < 90 else 30)
         assert sample.texts == (text,)
-        assert sample.image == picture(image if number < 90 else 100 + image)
+        assert sample.image == png_image(image if number < 90 else 100 + image)
         assert (sample.meta["answers"], sample.meta["answer_type"]) == ([answer], kinds[number % 3])
     assert (out / "answers.txt").read_text() == "circle\ngreen\nyes\nno\n"
     assert summary.tally.remarks[0].startswith("answers.txt: 4 answers, as given; val: a tenth")
@@ -75,7 +75,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (data / "train" / "questions.json").write_text(json.dumps(questions))
     (data / "test").rename(tmp_path / "test")
     summary = prepare(data, out, ONE)
-    assert summary.tally.left_out == {"its answer is not in answers.txt": 1, "missing picture": 3}
+    assert summary.tally.skipped == {"its answer is not in answers.txt": 1, "missing image": 3}
     assert summary.tally.remarks[1:] == ["not there: test"]
 
 
@@ -83,7 +83,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 def test_other_questions_are_refused(tmp_path: Path, content: str) -> None:
     data = package(tmp_path) / "data"
     (data / "train" / "questions.json").write_text(content)
-    with pytest.raises(ValueError, match=r"questions\.json is no list of \[question, answer, number of the picture\]"):
+    with pytest.raises(ValueError, match=r"questions\.json is no list of \[question, answer, number of the image\]"):
         prepare(data, tmp_path / "out", ONE)
 
 
@@ -91,7 +91,7 @@ def test_it_is_recognised_by_its_layout(tmp_path: Path) -> None:
     folder = package(tmp_path)
     assert recognise(folder) == ("easy-vqa", folder / "data") == recognise(folder / "data")
     assert "easy-vqa" in FORMATS
-    with pytest.raises(ValueError, match="of the kind 'easy-vqa', has pictures"):
+    with pytest.raises(ValueError, match="of the kind 'easy-vqa', has images"):
         prepare(folder, tmp_path / "out", PrepareOptions(images=folder))
     (folder / "data" / "answers.txt").unlink()
     assert recognise(folder / "data")[0] != "easy-vqa"
@@ -107,12 +107,21 @@ def test_from_the_package_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFix
 
     assert "answers.txt: 4 answers" in dualfuse("prepare", folder, out)
     data = ("--data.train", f"{out}/train-*.tar", "--data.validation", f"{out}/val-*.tar")
-    flags = ("--run.steps", 3, "--run.log-every", 1, "--data.batch", 8, "--task.vocabulary", out / "answers.txt")
+    flags = (
+        "--run.steps",
+        3,
+        "--run.log-every",
+        1,
+        "--data.batch_size-size",
+        8,
+        "--task.vocabulary",
+        out / "answers.txt",
+    )
     dualfuse("train", recipe, "--out", run, *data, *flags)
     assert {"validation/accuracy", "validation/accuracy/colour"} <= set(lines(run)[-1])
     metrics, answers = tmp_path / "metrics.json", tmp_path / "answers.json"
     said = dualfuse(
-        "evaluate", run / "final", f"{out}/test-*.tar", "--workers", 0, "--out", metrics, "--answers", answers
+        "evaluate", run / "final", f"{out}/test-*.tar", "--num-workers", 0, "--out", metrics, "--answers", answers
     )
     assert "12 questions, 12 of them with a known answer, 0 excluded" in said
     assert set(json.loads(metrics.read_text())) == {

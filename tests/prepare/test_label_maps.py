@@ -1,4 +1,4 @@
-"""Pictures with label maps become samples, in ADE20K's layout and in plain folders; what does not fit is told."""
+"""Images with label maps become samples, in ADE20K's layout and in plain folders; what does not fit is told."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from PIL import Image
 from rich.console import Console
 from shapes import NAMES, ade20k, draw
 
-from dualfuse.data.images import decode
-from dualfuse.data.label_map import decode_labels
+from dualfuse.data.image.label_map import decode_labels
+from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
+from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.sources.recognise import recognise
-from dualfuse.tasks.answers import read_vocabulary
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.registry import recognise
 
-ONE = PrepareOptions(workers=1)
+ONE = PrepareOptions(num_workers=1)
 
 
 def by_name(out: Path, split: str) -> dict[str, Sample]:
     return {str(sample.meta["name"]): sample for sample in Shards.open(out / f"{split}-*.tar")}
 
 
-def left_out(out: Path) -> dict[str, str]:
-    return {row["name"]: row["reason"] for row in map(json.loads, (out / "left-out.jsonl").read_text().splitlines())}
+def skipped(out: Path) -> dict[str, str]:
+    return {row["name"]: row["reason"] for row in map(json.loads, (out / "skipped.jsonl").read_text().splitlines())}
 
 
 def test_ade20k(tmp_path: Path) -> None:
@@ -44,14 +44,14 @@ def test_ade20k(tmp_path: Path) -> None:
     assert sample.label_map == (source / "annotations/validation/ADE_00001001.png").read_bytes()
     drawn = draw(1001, (72 + 1001 % 3 * 8, 56))[1]
     assert np.array_equal(decode_labels(sample.label_map).numpy(), np.asarray(drawn))
-    assert read_vocabulary(out / "labels.txt") == NAMES and not left_out(out)
+    assert read_vocabulary(out / "labels.txt") == NAMES and not skipped(out)
 
 
 def test_plain_folders_and_what_is_left_out(tmp_path: Path) -> None:
     source, out = tmp_path / "mine", tmp_path / "out"
     for number in range(6):
-        picture, labels = draw(number)
-        for kind, drawn, ending in (("images", picture, "jpg"), ("annotations", labels, "png")):
+        image, labels = draw(number)
+        for kind, drawn, ending in (("images", image, "jpg"), ("annotations", labels, "png")):
             (source / kind / "street").mkdir(parents=True, exist_ok=True)
             drawn.save(source / kind / "street" / f"{number}.{ending}")
     maps = source / "annotations" / "street"
@@ -62,9 +62,9 @@ def test_plain_folders_and_what_is_left_out(tmp_path: Path) -> None:
     (maps / "5.png").write_bytes((maps / "5.png").read_bytes()[:60])
     summary = prepare(source, out, ONE)
     assert list(by_name(out, "train")) == ["street/0.jpg"]
-    assert left_out(out) == {
+    assert skipped(out) == {
         "street/1.jpg": "missing label map",
-        "street/2.png": "label map without a picture",
+        "street/2.png": "label map without an image",
         "street/3.jpg": "label map of another size",
         "street/4.jpg": "unreadable label map",
         "street/5.jpg": "unreadable label map",
@@ -86,7 +86,7 @@ def test_smaller_pictures_have_smaller_label_maps(tmp_path: Path) -> None:
 def test_the_same_again_and_the_same_bytes(tmp_path: Path) -> None:
     source = ade20k(tmp_path / "ade", training=5, validation=2)
     prepare(source, tmp_path / "a", ONE)
-    prepare(source, tmp_path / "b", replace(ONE, workers=3))
+    prepare(source, tmp_path / "b", replace(ONE, num_workers=3))
     files = {path.name: path.read_bytes() for path in (tmp_path / "a").glob("*.tar")}
     assert files == {path.name: path.read_bytes() for path in (tmp_path / "b").glob("*.tar")}
     assert prepare(source, tmp_path / "a", ONE).tally.samples == 7
@@ -107,7 +107,7 @@ def test_equal_names_with_other_endings(tmp_path: Path) -> None:
     first = source / "images/training/ADE_00000000.jpg"
     shutil.copy(first, first.with_suffix(".webp"))
     prepare(source, tmp_path / "out", ONE)
-    assert left_out(tmp_path / "out") == {"training/ADE_00000000.webp": "another picture of that name came before"}
+    assert skipped(tmp_path / "out") == {"training/ADE_00000000.webp": "another image of that name came before"}
 
 
 @pytest.mark.parametrize("split", ["val=0.3"])

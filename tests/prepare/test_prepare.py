@@ -19,16 +19,16 @@ from PIL import Image
 from rich.console import Console
 
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.data.split import split_name
-from dualfuse.prepare import folder as prepared_folder
-from dualfuse.prepare.check import LeftOut, Ready
+from dualfuse.prepare import output_folder as prepared_folder
+from dualfuse.prepare.checks import PreparedItem, SkippedItem
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.registry import recognise
 from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.recognise import recognise
 
-ONE = PrepareOptions(workers=1)
+ONE = PrepareOptions(num_workers=1)
 
 
 def encode(number: int, size: tuple[int, int] = (20, 12), kind: str = "JPEG") -> bytes:
@@ -52,8 +52,8 @@ def texts(out: Path, split: str = "train") -> dict[str, tuple[str, ...]]:
     return {name: sample.texts for name, sample in samples(out, split).items()}
 
 
-def left_out(out: Path) -> dict[str, str]:
-    lines = (out / "left-out.jsonl").read_text().splitlines()
+def skipped(out: Path) -> dict[str, str]:
+    lines = (out / "skipped.jsonl").read_text().splitlines()
     return {row["name"]: row["reason"] for row in map(json.loads, lines)}
 
 
@@ -61,7 +61,7 @@ def shards(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if not path.name.endswith(".npz")}
 
 
-def pictures(folder: Path, count: int = 3, captions: bool = True) -> Path:
+def images(folder: Path, count: int = 3, captions: bool = True) -> Path:
     for number in range(count):
         put(folder / f"{number:02d}.jpg", encode(number))
         if captions:
@@ -70,28 +70,28 @@ def pictures(folder: Path, count: int = 3, captions: bool = True) -> Path:
 
 
 def test_folder_of_pictures_with_texts_beside(tmp_path: Path) -> None:
-    source, out = pictures(tmp_path / "mine"), tmp_path / "out"
+    source, out = images(tmp_path / "mine"), tmp_path / "out"
     summary = prepare(source, out, ONE)
     assert texts(out)["01.jpg"] == ("caption 1", "second line")
     assert samples(out)["02.jpg"].image == encode(2)
     assert samples(out)["02.jpg"].meta == {"name": "02.jpg", "width": 20, "height": 12}
-    assert (summary.tally.samples, summary.tally.captions, left_out(out)) == (3, {"train": 6}, {})
+    assert (summary.tally.samples, summary.tally.captions, skipped(out)) == (3, {"train": 6}, {})
 
 
 def test_sub_folders_are_splits_only_if_all_of_them_are(tmp_path: Path) -> None:
     for folder in ("train", "validation", "test"):
-        pictures(tmp_path / "split" / folder, 2)
+        images(tmp_path / "split" / folder, 2)
     prepare(tmp_path / "split", tmp_path / "a", ONE)
     assert {p.name for p in (tmp_path / "a").glob("*.tar")} == {"train-00000.tar", "val-00000.tar", "test-00000.tar"}
     for folder in ("test", "bus"):
-        pictures(tmp_path / "vehicles" / folder, 2)
+        images(tmp_path / "vehicles" / folder, 2)
     prepare(tmp_path / "vehicles", tmp_path / "b", ONE)
     assert list(texts(tmp_path / "b")) == ["bus/00.jpg", "bus/01.jpg", "test/00.jpg", "test/01.jpg"]
 
 
 def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
-    source = pictures(tmp_path / "mine")
-    put(source / "bad.jpg", b"no picture"), put(source / "bad.txt", "text")
+    source = images(tmp_path / "mine")
+    put(source / "bad.jpg", b"no image"), put(source / "bad.txt", "text")
     put(source / "cut.jpg", encode(5, (64, 64))[:-400]), put(source / "cut.txt", "text")
     put(source / "empty.png", b""), put(source / "empty.txt", "text")
     put(source / "mute.jpg", encode(6)), put(source / "blank.jpg", encode(7)), put(source / "blank.txt", " \n")
@@ -99,23 +99,23 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     Image.new("1", (30_000, 3_000)).save(big, "PNG")
     put(source / "big.png", big.getvalue()), put(source / "big.txt", "text")
     summary = prepare(source, tmp_path / "out", ONE)
-    bad = "unreadable picture"
-    assert left_out(tmp_path / "out") == {
-        "bad.jpg": bad, "big.png": "picture too large", "blank.jpg": "no caption", "cut.jpg": bad,
+    bad = "unreadable image"
+    assert skipped(tmp_path / "out") == {
+        "bad.jpg": bad, "big.png": "image too large", "blank.jpg": "no caption", "cut.jpg": bad,
         "empty.png": bad, "mute.jpg": "no caption",
     }  # fmt: skip
-    assert summary.tally.left_out == {bad: 3, "picture too large": 1, "no caption": 2}
-    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["left_out"] == summary.tally.left_out
+    assert summary.tally.skipped == {bad: 3, "image too large": 1, "no caption": 2}
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["left_out"] == summary.tally.skipped
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(summary)
-    assert "3 left out: unreadable picture, such as bad.jpg, cut.jpg, empty.png" in console.export_text()
+    assert "3 left out: unreadable image, such as bad.jpg, cut.jpg, empty.png" in console.export_text()
 
 
 def test_pictures_without_captions_are_kept_on_demand(tmp_path: Path) -> None:
-    source = pictures(tmp_path / "mine", captions=False)
-    with pytest.raises(ValueError, match=r"3 items can be used \(no caption: 3\).*--pictures-only"):
+    source = images(tmp_path / "mine", captions=False)
+    with pytest.raises(ValueError, match=r"3 items can be used \(no caption: 3\).*--images-only"):
         prepare(source, tmp_path / "out", ONE)
-    prepare(source, tmp_path / "out", replace(ONE, pictures_only=True))
+    prepare(source, tmp_path / "out", replace(ONE, images_only=True))
     assert texts(tmp_path / "out") == {"00.jpg": (), "01.jpg": (), "02.jpg": ()}
 
 
@@ -130,7 +130,7 @@ def test_other_formats_become_png_and_large_pictures_small_on_demand(tmp_path: P
     assert np.array_equal(pixels, np.asarray(Image.open(source / "a.bmp")))
     summary = prepare(source, tmp_path / "small", replace(ONE, longest_side=15))
     small = {name: Image.open(io.BytesIO(sample.image)) for name, sample in samples(tmp_path / "small").items()}
-    assert {(picture.format, picture.size) for picture in small.values()} == {("JPEG", (15, 5))}
+    assert {(image.format, image.size) for image in small.values()} == {("JPEG", (15, 5))}
     assert summary.tally.changed == {"made smaller, as JPEG": 2}
 
 
@@ -144,29 +144,29 @@ def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], deli
     ("name", "delimiter"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv", "|"), ("captions.txt", ",")]
 )
 def test_separated_tables_with_several_rows_a_picture(tmp_path: Path, name: str, delimiter: str) -> None:
-    source = pictures(tmp_path / "mine", captions=False)
+    source = images(tmp_path / "mine", captions=False)
     rows = [("00.jpg", 'a, "b"', "train"), ("01.jpg", "c", "Validation"), ("00.jpg", "d", "train"), ("9.jpg", "e", "")]
     path = table(source / name, ("image", "Caption", "split"), rows, delimiter)
     prepare(path, tmp_path / "out", ONE)
     assert texts(tmp_path / "out") == {"00.jpg": ('a, "b"', "d")}
     assert texts(tmp_path / "out", "val") == {"01.jpg": ("c",)}
-    assert left_out(tmp_path / "out") == {"9.jpg": "missing picture"}
+    assert skipped(tmp_path / "out") == {"9.jpg": "missing image"}
     assert recognise(source) == ("table", path)  # the folder means the one table in it
 
 
 def test_jsonl_with_numbered_captions_other_folder_and_bad_lines(tmp_path: Path) -> None:
-    pictures(tmp_path / "elsewhere", captions=False)
+    images(tmp_path / "elsewhere", captions=False)
     rows = [{"file_name": "00.jpg", "caption_0": "a", "caption_1": "b", "id": 7}, {"file_name": "", "caption_0": "x"}]
     source = put(tmp_path / "t.jsonl", "\n".join([*map(json.dumps, rows), "{broken", "[1]"]))
     prepare(source, tmp_path / "out", replace(ONE, images=tmp_path / "elsewhere"))
     sample = samples(tmp_path / "out")["00.jpg"]
     assert (sample.texts, sample.meta["id"]) == (("a", "b"), 7)
     bad = "unreadable row"
-    assert left_out(tmp_path / "out") == {"t.jsonl:2": "missing picture", "t.jsonl:3": bad, "t.jsonl:4": bad}
+    assert skipped(tmp_path / "out") == {"t.jsonl:2": "missing image", "t.jsonl:3": bad, "t.jsonl:4": bad}
 
 
 def test_json_list_and_columns_by_name(tmp_path: Path) -> None:
-    pictures(tmp_path, captions=False)
+    images(tmp_path, captions=False)
     source = put(tmp_path / "t.json", json.dumps([{"photo": "00.jpg", "en": ["a", "b"], "de": "c", "text": "no"}]))
     prepare(source, tmp_path / "out", replace(ONE, image_column="photo", text_columns=("en", "de")))
     assert texts(tmp_path / "out") == {"00.jpg": ("a", "b", "c")}
@@ -184,7 +184,7 @@ def test_urls_are_a_matter_for_img2dataset(tmp_path: Path, row: tuple[str, str])
 
 
 def test_parquet_with_names_or_with_pictures_inside(tmp_path: Path) -> None:
-    pictures(tmp_path, captions=False)
+    images(tmp_path, captions=False)
     named = pyarrow.table({"image": ["00.jpg", "00.jpg"], "caption": ["a", "b"]})
     pyarrow.parquet.write_table(named, tmp_path / "t.parquet")
     prepare(tmp_path / "t.parquet", tmp_path / "named", ONE)
@@ -200,7 +200,7 @@ def test_parquet_with_names_or_with_pictures_inside(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(crawl, tmp_path / "crawl" / "00000.parquet")
     prepare(tmp_path / "crawl", tmp_path / "crawled", ONE)
     assert texts(tmp_path / "crawled") == {"00000.parquet:1": ("c",)}
-    assert left_out(tmp_path / "crawled") == {"00000.parquet:2": "missing picture"}
+    assert skipped(tmp_path / "crawled") == {"00000.parquet:2": "missing image"}
 
 
 def test_coco_captions(tmp_path: Path) -> None:
@@ -216,20 +216,20 @@ def test_coco_captions(tmp_path: Path) -> None:
     prepare(tmp_path / "annotations", tmp_path / "both", ONE)
     assert texts(tmp_path / "both", "val") == {"val2017/000000000002.jpg": ("c20", "c21", "c22", "c23", "c24")}
     prepare(tmp_path / "annotations", tmp_path / "named", replace(ONE, images=tmp_path / "val2017"))
-    assert set(left_out(tmp_path / "named")) == {"train2017/000000000001.jpg"}
+    assert set(skipped(tmp_path / "named")) == {"train2017/000000000001.jpg"}
 
 
 @pytest.mark.parametrize("has_folders", [True, False])
 def test_karpathy_splits(tmp_path: Path, has_folders: bool) -> None:
     entries = []
     for number, split in enumerate(("train", "restval", "val", "test")):
-        put(tmp_path / "pictures" / ("val2014" if has_folders else "") / f"{number}.jpg", encode(number))
+        put(tmp_path / "images" / ("val2014" if has_folders else "") / f"{number}.jpg", encode(number))
         sentences = [{"raw": f"{split} {n}.", "tokens": [split]} for n in range(5)]
         entry = {"filename": f"{number}.jpg", "split": split, "sentences": sentences, "imgid": number}
         entries.append(entry | ({"filepath": "val2014"} if has_folders else {}))
     source = put(tmp_path / "dataset_coco.json", json.dumps({"images": entries, "dataset": "coco"}))
     assert recognise(source) == ("karpathy", source)
-    prepare(source, tmp_path / "out", replace(ONE, images=tmp_path / "pictures"))
+    prepare(source, tmp_path / "out", replace(ONE, images=tmp_path / "images"))
     counts = {
         split: [len(text) for text in texts(tmp_path / "out", split).values()] for split in ("train", "val", "test")
     }
@@ -257,13 +257,13 @@ def test_tars_of_img2dataset(tmp_path: Path) -> None:
     prepare(tmp_path / "crawl", tmp_path / "out", ONE)
     sample = samples(tmp_path / "out")["00000/000000"]
     assert (sample.image, sample.texts, sample.meta["url"]) == (encode(1), ("a",), "http://a")
-    reasons = left_out(tmp_path / "out")
+    reasons = skipped(tmp_path / "out")
     assert reasons.pop("00001").startswith("unreadable tar") and reasons.pop("00002").startswith("unreadable tar")
-    assert reasons == {"00000/000001": "no caption", "00000/000002": "missing picture"}
+    assert reasons == {"00000/000001": "no caption", "00000/000002": "missing image"}
 
 
 def test_shards_can_be_prepared_again_into_the_same_pictures(tmp_path: Path) -> None:
-    prepare(pictures(tmp_path / "mine" / "val").parent, tmp_path / "once", ONE)
+    prepare(images(tmp_path / "mine" / "val").parent, tmp_path / "once", ONE)
     prepare(tmp_path / "once", tmp_path / "twice", ONE)
     once, twice = Shards.open(tmp_path / "once"), Shards.open(tmp_path / "twice" / "val-*.tar")
     assert [(s.image, s.texts) for s in once] == [(s.image, s.texts) for s in twice]
@@ -288,14 +288,14 @@ def test_split_by_content_keeps_copies_together_and_never_changes(tmp_path: Path
 @pytest.mark.parametrize("split", ["val", "val=2", "val=0.5,test=0.5", "train=0.1", "val=0.1,val=0.1", "val=0.0"])
 def test_shares_that_make_no_sense_are_refused(tmp_path: Path, split: str) -> None:
     with pytest.raises(ValueError, match="split"):
-        prepare(pictures(tmp_path / "mine"), tmp_path / "out", replace(ONE, split=split))
+        prepare(images(tmp_path / "mine"), tmp_path / "out", replace(ONE, split=split))
 
 
 def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are for tables"):
-        prepare(pictures(tmp_path / "mine"), tmp_path / "out", replace(ONE, text_columns=("a",)))
+        prepare(images(tmp_path / "mine"), tmp_path / "out", replace(ONE, text_columns=("a",)))
     with pytest.raises(ValueError, match="has splits already"):
-        prepare(pictures(tmp_path / "split" / "test").parent, tmp_path / "out", replace(ONE, split="val=0.5"))
+        prepare(images(tmp_path / "split" / "test").parent, tmp_path / "out", replace(ONE, split="val=0.5"))
 
 
 def test_what_is_not_known_is_said_with_all_that_is(tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ STOPPED = replace(ONE, split="val=0.3", shard_samples=3)
 
 
 def many(folder: Path) -> Path:
-    pictures(folder, 16)
+    images(folder, 16)
     for number in (2, 9, 15):
         put(folder / f"{number:02d}.jpg", b"broken")
     return folder
@@ -346,7 +346,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monke
 def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, take = many(tmp_path / "mine"), tmp_path / "out", prepared_folder.PreparedFolder.take
 
-    def interrupt(self: prepared_folder.PreparedFolder, item: Item, outcome: Ready | LeftOut) -> None:
+    def interrupt(self: prepared_folder.PreparedFolder, item: Item, outcome: PreparedItem | SkippedItem) -> None:
         take(self, item, outcome)
         if self.tally.consumed == 11:
             raise KeyboardInterrupt
@@ -358,7 +358,7 @@ def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytes
     assert json.loads((out / "progress.json").read_text())["consumed"] == 8
     put(source / "09.jpg", encode(9)), put(source / "15.jpg", encode(15))  # what was left out meanwhile is mended
     prepare(source, out, STOPPED)
-    assert left_out(out) == {"02.jpg": "unreadable picture"}
+    assert skipped(out) == {"02.jpg": "unreadable image"}
     prepare(source, tmp_path / "whole", STOPPED)
     assert shards(out) == shards(tmp_path / "whole")
 
@@ -375,7 +375,7 @@ def test_repeating_a_complete_run_writes_nothing(tmp_path: Path) -> None:
 def test_threads_do_not_change_the_order(tmp_path: Path) -> None:
     source = many(tmp_path / "mine")
     prepare(source, tmp_path / "one", STOPPED)
-    prepare(source, tmp_path / "four", replace(STOPPED, workers=4))
+    prepare(source, tmp_path / "four", replace(STOPPED, num_workers=4))
     assert shards(tmp_path / "one") == shards(tmp_path / "four")
 
 
@@ -385,7 +385,7 @@ def test_another_source_or_other_options_need_another_folder(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="longest_side was 0, is 9"):
         prepare(source, out, replace(STOPPED, longest_side=9))
     with pytest.raises(ValueError, match="source was 'mine', is 'other'"):
-        prepare(pictures(tmp_path / "other"), out, STOPPED)
+        prepare(images(tmp_path / "other"), out, STOPPED)
     put(source / "00.txt", "another caption")
     with pytest.raises(ValueError, match="the source has changed"):
         prepare(source, out, STOPPED)

@@ -14,30 +14,30 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from rich.console import Console
-from tiny import lines, picture, recipe, tokenizer
+from tiny import lines, png_image, recipe, tokenizer
 
-from dualfuse.data.images import ImageTransform
+from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text
-from dualfuse.engine import train
-from dualfuse.prepare import folder as prepared_folder
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.metrics.vqa import read_vocabulary
+from dualfuse.prepare import output_folder as prepared_folder
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.sources import vqav2
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.registry import recognise
 from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.labels import truth_of
-from dualfuse.prepare.sources.recognise import recognise
+from dualfuse.prepare.sources.label_names import truth_of
+from dualfuse.prepare.sources.questions import vqav2
 from dualfuse.prepare.summary import Summary
 from dualfuse.recipe import Run
-from dualfuse.tasks.answers import read_vocabulary
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.classification import QuestionRow
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.classification import QuestionExample
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.training import loop
 
-ONE = PrepareOptions(workers=1)
+ONE = PrepareOptions(num_workers=1)
 RNG = np.random.default_rng(0)
 
 
@@ -56,8 +56,8 @@ def samples(out: Path, split: str) -> dict[object, Sample]:
     return {sample.meta["id"]: sample for sample in Shards.open(out / f"{split}-*.tar")}
 
 
-def left_out(out: Path) -> dict[object, str]:
-    return {row["id"]: row["reason"] for row in map(json.loads, (out / "left-out.jsonl").read_text().splitlines())}
+def skipped(out: Path) -> dict[object, str]:
+    return {row["id"]: row["reason"] for row in map(json.loads, (out / "skipped.jsonl").read_text().splitlines())}
 
 
 def shards(out: Path) -> dict[str, bytes]:
@@ -71,8 +71,8 @@ def printed(summary: Summary) -> str:
 
 
 @pytest.fixture
-def prep(tmp_path: Path) -> Prep:
-    return Prep(ImageTransform((32, 32)), Text(12, tokenizer(tmp_path / "words")))
+def processor(tmp_path: Path) -> Processor:
+    return Processor(ImageTransform((32, 32)), TextTransform(12, tokenizer(tmp_path / "words")))
 
 
 def coco(part: str, image: int) -> str:
@@ -139,7 +139,7 @@ def vqa(root: Path) -> Path:
     questions_json(root, "test-dev2015", [ask(11001)])
     for part, images in {"train2014": (1, 2, 3), "val2014": (5, 6, 7), "test2015": (11,)}.items():
         for image in images:
-            put(root.parent / coco(part, image), picture(image))
+            put(root.parent / coco(part, image), png_image(image))
     return root
 
 
@@ -155,7 +155,7 @@ def test_vqav2(tmp_path: Path) -> None:
     assert read_vocabulary(out / "answers.txt") == ("no", "yes", "red")
     train_set = samples(out, "train")
     assert list(train_set) == [*range(1000, 1009), *range(2000, 2008), 3000]
-    assert train_set[3000].texts == ("is 3000 red",) and train_set[3000].image == picture(3)
+    assert train_set[3000].texts == ("is 3000 red",) and train_set[3000].image == png_image(3)
     assert train_set[3000].meta == {
         "id": 3000, "image_id": 3, "answer_type": "other", "answers": ["No", "the no", "no!", *["zebra"] * 7],
         "name": "train2014/COCO_train2014_000000000003.jpg", "width": 32, "height": 32,
@@ -164,11 +164,11 @@ def test_vqav2(tmp_path: Path) -> None:
     assert set(samples(out, "rest_val")) == {7000, 7001}
     assert list(samples(out, "test")) == [11000] and list(samples(out, "test_dev")) == [11001]
     assert "answers" not in samples(out, "test")[11000].meta
-    assert left_out(out) == {
-        3001: "nobody answered it", 1000: "its id came before", 3002: vqav2.UNKNOWN, 9000: "missing picture",
+    assert skipped(out) == {
+        3001: "nobody answered it", 1000: "its id came before", 3002: vqav2.UNKNOWN, 9000: "missing image",
         8000: "answers to no question",
     }  # fmt: skip
-    assert summary.tally.noted == {vqav2.UNKNOWN: 1, "the same text about the same picture came before": 1}
+    assert summary.tally.noted == {vqav2.UNKNOWN: 1, "the same text about the same image came before": 1}
     said = printed(summary)
     assert "3 answers, those most common for 9 or more questions of train2014 and val2014\n" in said
     assert "1 questions of test2015 are those of test-dev2015" in said
@@ -181,30 +181,30 @@ def test_a_picture_lies_once_beside_all_its_questions(tmp_path: Path) -> None:
     prepare(vqa(tmp_path / "vqa"), out, ONE)
     [shard] = out.glob("train-*.tar")
     with tarfile.open(shard) as tar:
-        pictures = [member for member in tar if member.name.endswith(".png")]
-    assert sum(member.isreg() for member in pictures) == 3 and len(pictures) == 18
-    assert {sample.image for sample in Shards.open(shard)[9:17]} == {picture(2)}
+        images = [member for member in tar if member.name.endswith(".png")]
+    assert sum(member.isreg() for member in images) == 3 and len(images) == 18
+    assert {sample.image for sample in Shards.open(shard)[9:17]} == {png_image(2)}
 
 
-def test_vqav2_is_read_by_its_task(tmp_path: Path, prep: Prep) -> None:
+def test_vqav2_is_read_by_its_task(tmp_path: Path, processor: Processor) -> None:
     out = tmp_path / "out"
     prepare(vqa(tmp_path / "vqa"), out, ONE)
-    task = VQAConfig(vocabulary=read_vocabulary(out / "answers.txt"))
-    row: QuestionRow = task.read(samples(out, "train")[3000], prep, RNG)
+    task = VQAConfig(answers=read_vocabulary(out / "answers.txt"))
+    row: QuestionExample = task.read(samples(out, "train")[3000], processor, RNG)
     assert "target" in row and row["target"].tolist() == pytest.approx([0.9, 0, 0])
     assert (row["asked"].id, row["asked"].kind) == (3000, "other")
-    asked = task.ask(samples(out, "test")[11000], prep, RNG)["asked"]
-    assert (asked.id, asked.truth) == (11000, ())
+    asked = task.read_question(samples(out, "test")[11000], processor, RNG)["asked"]
+    assert (asked.id, asked.target) == (11000, ())
 
 
 def test_vqav2_is_learnt(tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(vqa(tmp_path / "vqa"), out, ONE)
-    tiny = recipe(tmp_path / "tiny", pictures=8)
-    task = VQAConfig(vocabulary=read_vocabulary(out / "answers.txt"))
-    data = replace(tiny.data, train=(str(out / "train-*.tar"), str(out / "trainable_val-*.tar")), batch=4)
+    tiny = recipe(tmp_path / "tiny", images=8)
+    task = VQAConfig(answers=read_vocabulary(out / "answers.txt"))
+    data = replace(tiny.data, train=(str(out / "train-*.tar"), str(out / "trainable_val-*.tar")), batch_size=4)
     vqa_recipe = replace(tiny, task=task, data=data, run=Run(steps=2, log_every=1))
-    train.train((vqa_recipe,), tmp_path / "run")
+    loop.train((vqa_recipe,), tmp_path / "run")
     losses = [line["loss"] for line in lines(tmp_path / "run")]
     assert len(losses) == 2 and np.isfinite(losses).all()
 
@@ -233,12 +233,12 @@ def test_a_vocabulary_of_ones_own_and_pictures_elsewhere(tmp_path: Path) -> None
     for name in ("train2014", "val2014", "test2015"):
         (tmp_path / name).rename(tmp_path / "elsewhere" / name)
     mine = put(tmp_path / "mine.txt", "zebra\n")
-    options = replace(ONE, vocabulary=mine, images=tmp_path / "elsewhere")
+    options = replace(ONE, vocab_size=mine, images=tmp_path / "elsewhere")
     prepare(source, tmp_path / "out", options)
     assert list(samples(tmp_path / "out", "train")) == [3000, 3002]
     assert (tmp_path / "out" / "answers.txt").read_text() == "zebra\n"
     with pytest.raises(ValueError, match=r"vocabulary was 'mine\.txt', is ''"):
-        prepare(source, tmp_path / "out", replace(options, vocabulary=None))
+        prepare(source, tmp_path / "out", replace(options, answers=None))
 
 
 def test_pictures_that_are_nowhere_are_noticed_among_other_problems(tmp_path: Path) -> None:
@@ -294,26 +294,26 @@ def genome(root: Path) -> Path:
         {"image_id": 2, "url": "https://cs.stanford.edu/people/rak248/VG_100K/2.jpg", "coco_id": 77},
         {"image_id": 3, "url": "https://cs.stanford.edu/people/rak248/VG_100K/3.jpg", "coco_id": None},
     ]
-    put(root / "VG_100K_2" / "1.jpg", picture(1)), put(root / "images" / "VG_100K" / "2.jpg", picture(2))
+    put(root / "VG_100K_2" / "1.jpg", png_image(1)), put(root / "images" / "VG_100K" / "2.jpg", png_image(2))
     put(root / "image_data.json", data)
     return put(root / "question_answers.json", content)
 
 
-def test_visual_genome(tmp_path: Path, prep: Prep) -> None:
+def test_visual_genome(tmp_path: Path, processor: Processor) -> None:
     source, out = genome(tmp_path / "vg"), tmp_path / "out"
     assert recognise(source) == recognise(source.parent) == ("visual-genome", source)
     with pytest.raises(ValueError, match=r"choose with --vocabulary answers\.txt"):
         prepare(source, out, ONE)
-    known = replace(ONE, vocabulary=put(tmp_path / "answers.txt", "red\nyes\nno\n"))
+    known = replace(ONE, vocab_size=put(tmp_path / "answers.txt", "red\nyes\nno\n"))
     prepare(source, out, known)
     assert list(samples(out, "train")) == [10] and list(samples(out, "train_coco")) == [21, 22]
     unknown = "its answer is not in the vocabulary"
-    assert left_out(out) == {
-        11: "the same text about the same picture came before", 12: unknown, 13: "it has several answers",
-        14: "it has several answers", 20: unknown, 30: "missing picture",
+    assert skipped(out) == {
+        11: "the same text about the same image came before", 12: unknown, 13: "it has several answers",
+        14: "it has several answers", 20: unknown, 30: "missing image",
     }  # fmt: skip
     assert samples(out, "train_coco")[21].meta["coco_id"] == 77
-    row = VQAConfig(vocabulary=("no", "red")).read(samples(out, "train")[10], prep, RNG)
+    row = VQAConfig(answers=("no", "red")).read(samples(out, "train")[10], processor, RNG)
     assert "target" in row and row["target"].tolist() == [0, 1]
     source.with_name("image_data.json").unlink()
     said = printed(prepare(source.parent, tmp_path / "b", known))
@@ -332,32 +332,32 @@ def nlvr2(root: Path) -> Path:
     json_lines(data / "test1.json", [row("test1-1-0-0", "two dogs", "True"), ["no row"]])
     json_lines(data / "balanced" / "balanced_dev.json", [row("dev-1-0-0", "two dogs", "False")])
     for number in (0, 1):
-        put(root / "images" / "train" / "39" / f"train-7-0-img{number}.png", picture(number))
-        put(root / "images" / "train" / "39" / f"train-7-1-img{number}.png", picture(2 + number))
-        put(root / "dev" / f"dev-1-0-img{number}.png", picture(4 + number))
-        put(root / "test1" / f"test1-1-0-img{number}.png", picture(6 + number))
-    put(root / "images" / "train" / "40" / "train-8-0-img0.png", picture(8))  # its second one is not there
+        put(root / "images" / "train" / "39" / f"train-7-0-img{number}.png", png_image(number))
+        put(root / "images" / "train" / "39" / f"train-7-1-img{number}.png", png_image(2 + number))
+        put(root / "dev" / f"dev-1-0-img{number}.png", png_image(4 + number))
+        put(root / "test1" / f"test1-1-0-img{number}.png", png_image(6 + number))
+    put(root / "images" / "train" / "40" / "train-8-0-img0.png", png_image(8))  # its second one is not there
     return data
 
 
-def test_nlvr2(tmp_path: Path, prep: Prep) -> None:
+def test_nlvr2(tmp_path: Path, processor: Processor) -> None:
     source, out = nlvr2(tmp_path / "nlvr"), tmp_path / "out"
     assert recognise(source) == ("nlvr2", source)
     summary = prepare(source, out, ONE)
     first = samples(out, "train")["train-7-0-0"]
-    assert (first.image, first.others, first.texts) == (picture(0), (picture(1),), ("a red cat",))
+    assert (first.image, first.other_images, first.texts) == (png_image(0), (png_image(1),), ("a red cat",))
     assert [sample.meta["label"] for sample in samples(out, "train").values()] == ["True", "False"]
     assert set(samples(out, "val")) == {"dev-1-0-0", "dev-1-0-1"} and set(samples(out, "test1")) == {"test1-1-0-0"}
-    reasons = [json.loads(line) for line in (out / "left-out.jsonl").read_text().splitlines()]
+    reasons = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert [(row.get("id", row["name"]), row["reason"]) for row in reasons] == [
-        ("train-7-0-1", "its label is neither True nor False"), ("train-8-0-0", "missing picture"),
+        ("train-7-0-1", "its label is neither True nor False"), ("train-8-0-0", "missing image"),
         ("train-7-0-0", "its id came before"), ("test1.json:2", "unreadable row"),
     ]  # fmt: skip
     assert "train-8-0-img1.png" in reasons[1]["detail"]
     assert summary.tally.labels == {"True": 2, "False": 3}
     assert "2 labels: False 3, True 2" in printed(summary)
-    assert summary.tally.noted == {"the same text about the same picture came before": 1}
-    row = NLVR2Config().read(samples(out, "train")["train-7-1-0"], prep, RNG)
+    assert summary.tally.noted == {"the same text about the same image came before": 1}
+    row = NLVR2Config().read(samples(out, "train")["train-7-1-0"], processor, RNG)
     assert row["images"].shape == (2, 3, 32, 32) and "target" in row and row["target"].item() == 0
     one = source / "balanced" / "balanced_dev.json"
     assert recognise(one) == ("nlvr2", one)
@@ -366,10 +366,10 @@ def test_nlvr2(tmp_path: Path, prep: Prep) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["Flickr30K_ID", "Flikr30kID"])
-def test_snli_ve(tmp_path: Path, prep: Prep, spelling: str) -> None:
-    def row(picture: int, number: int, text: str, label: str) -> dict[str, object]:
-        pair = f"{picture}.jpg#{number}r1n"
-        return {"gold_label": label, "pairID": pair, "sentence1": "no", "sentence2": text, spelling: str(picture)}
+def test_snli_ve(tmp_path: Path, processor: Processor, spelling: str) -> None:
+    def row(image: int, number: int, text: str, label: str) -> dict[str, object]:
+        pair = f"{image}.jpg#{number}r1n"
+        return {"gold_label": label, "pairID": pair, "sentence1": "no", "sentence2": text, spelling: str(image)}
 
     source, out = tmp_path / "snli_ve", tmp_path / "out"
     good = [row(1, 0, "a cat", "entailment"), row(1, 1, "a dog", "contradiction"), row(1, 2, "a cat", "neutral")]
@@ -378,17 +378,17 @@ def test_snli_ve(tmp_path: Path, prep: Prep, spelling: str) -> None:
     json_lines(source / "snli_ve_dev.jsonl", [row(2, 1, "a tree", "neutral")])
     json_lines(source / "snli_ve_test.jsonl", [row(2, 2, "a house", "neutral")])
     for number in (1, 2):
-        put(tmp_path / "flickr30k-images" / f"{number}.jpg", picture(number))
+        put(tmp_path / "flickr30k-images" / f"{number}.jpg", png_image(number))
     assert recognise(source) == ("snli-ve", source)
     summary = prepare(source, out, ONE)
     assert list(samples(out, "train")) == ["1.jpg#0r1n", "1.jpg#1r1n", "1.jpg#2r1n"]
     assert list(samples(out, "val")) == ["2.jpg#1r1n"] and list(samples(out, "test")) == ["2.jpg#2r1n"]
-    assert left_out(out) == {
-        "2.jpg#0r1n": "its label is none of contradiction, neutral, entailment", "3.jpg#0r1n": "missing picture",
+    assert skipped(out) == {
+        "2.jpg#0r1n": "its label is none of contradiction, neutral, entailment", "3.jpg#0r1n": "missing image",
         "1.jpg#1r1n": "its id came before", "1.jpg#4r1n": "no caption",
     }  # fmt: skip
-    assert summary.tally.noted == {"the same text about the same picture came before": 1}
-    row_read = EntailmentConfig().read(samples(out, "train")["1.jpg#1r1n"], prep, RNG)
+    assert summary.tally.noted == {"the same text about the same image came before": 1}
+    row_read = EntailmentConfig().read(samples(out, "train")["1.jpg#1r1n"], processor, RNG)
     assert "target" in row_read and row_read["target"].item() == 0 and row_read["asked"].text == "a dog"
     one = source / "snli_ve_dev.jsonl"
     assert recognise(one) == ("snli-ve", one)
@@ -404,11 +404,11 @@ def tables(tmp_path: Path, rows: Sequence[dict[str, object]]) -> Iterator[Path]:
     yield tmp_path / "t.parquet"
 
 
-def test_a_table_with_labels(tmp_path: Path, prep: Prep) -> None:
+def test_a_table_with_labels(tmp_path: Path, processor: Processor) -> None:
     def row(number: int, photo: str, text: str, verdict: str) -> dict[str, object]:
         return {"id": number, "photo": photo, "says": text, "verdict": verdict}
 
-    put(tmp_path / "a.jpg", picture(1)), put(tmp_path / "b.jpg", picture(2))
+    put(tmp_path / "a.jpg", png_image(1)), put(tmp_path / "b.jpg", png_image(2))
     rows = [row(1, "a.jpg", "a cat", "good"), row(2, "a.jpg", "a dog", "bad"), row(3, "b.jpg", "a cat", "good")]
     rows += [row(4, "a.jpg", "a cat", "good"), row(5, "a.jpg", "a cat", "bad"), row(6, "c.jpg", "a", "good")]
     rows += [row(7, "b.jpg", "a dog", ""), row(8, "b.jpg", "", "bad")]
@@ -419,23 +419,23 @@ def test_a_table_with_labels(tmp_path: Path, prep: Prep) -> None:
         names = {str(name): sample for name, sample in samples(out, "train").items()}
         found = {name: (sample.texts[0], sample.meta["label"]) for name, sample in names.items()}
         assert found == {"1": ("a cat", "good"), "2": ("a dog", "bad"), "3": ("a cat", "good"), "5": ("a cat", "bad")}
-        assert {str(name): reason for name, reason in left_out(out).items()} == {
-            "4": "the same row came before", "6": "missing picture", "7": "no label", "8": "no caption",
+        assert {str(name): reason for name, reason in skipped(out).items()} == {
+            "4": "the same row came before", "6": "missing image", "7": "no label", "8": "no caption",
         }  # fmt: skip
         assert summary.tally.labels == {"good": 2, "bad": 2}
         assert summary.tally.noted == {"the same row came before with another label": 1}
-        read = EntailmentConfig(labels=("bad", "good")).read(names["3"], prep, RNG)
+        read = EntailmentConfig(labels=("bad", "good")).read(names["3"], processor, RNG)
         assert "target" in read and read["target"].item() == 1
     with pytest.raises(ValueError, match="no column 'judge'"):
         prepare(path, tmp_path / "no", replace(options, label_column="judge"))
 
 
-def test_a_table_with_questions_of_ones_own(tmp_path: Path, prep: Prep) -> None:
-    put(tmp_path / "a.jpg", picture(1))
+def test_a_table_with_questions_of_ones_own(tmp_path: Path, processor: Processor) -> None:
+    put(tmp_path / "a.jpg", png_image(1))
     rows = [{"image": "a.jpg", "text": "is it a cat", "said": ["no", "No", "yes"]}]
     prepare(json_lines(tmp_path / "t.jsonl", rows), tmp_path / "out", replace(ONE, label_column="said"))
     [sample] = Shards.open(tmp_path / "out")
-    read = VQAConfig(vocabulary=("yes", "no")).read(sample, prep, RNG)
+    read = VQAConfig(answers=("yes", "no")).read(sample, processor, RNG)
     assert "target" in read and read["target"].tolist() == pytest.approx([2 / 9, 4 / 9])
 
 
@@ -452,14 +452,14 @@ def test_labels_in_cells(cell: object, truth: dict[str, object]) -> None:
 
 def test_a_column_that_is_no_label_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualfuse.prepare.summary.MOST_LABELS", 2)
-    put(tmp_path / "a.jpg", picture(1))
+    put(tmp_path / "a.jpg", png_image(1))
     rows = [{"image": "a.jpg", "text": f"{n}", "price": n} for n in range(3)]
     with pytest.raises(ValueError, match="more than 2 different labels"):
         prepare(json_lines(tmp_path / "t.jsonl", rows), tmp_path / "out", replace(ONE, label_column="price"))
 
 
 def test_karpathy_finds_flickr30k_beside_it(tmp_path: Path) -> None:
-    put(tmp_path / "flickr30k-images" / "1.jpg", picture(1))
+    put(tmp_path / "flickr30k-images" / "1.jpg", png_image(1))
     entry = {"filename": "1.jpg", "split": "test", "imgid": 0, "sentids": [0], "sentences": [{"raw": "A cat."}]}
     source = put(tmp_path / "karpathy" / "dataset_flickr30k.json", {"images": [entry], "dataset": "flickr30k"})
     prepare(source, tmp_path / "out", ONE)
@@ -471,7 +471,7 @@ def test_several_data_sets_in_one_folder_and_options_that_do_not_fit(tmp_path: P
     with pytest.raises(ValueError, match="--image, --text, --label and --split-column are for tables"):
         prepare(source, tmp_path / "out", replace(ONE, label_column="a"))
     with pytest.raises(ValueError, match="--vocabulary is for VQAv2"):
-        prepare(nlvr2(tmp_path / "nlvr"), tmp_path / "out", replace(ONE, vocabulary=put(tmp_path / "a.txt", "a")))
+        prepare(nlvr2(tmp_path / "nlvr"), tmp_path / "out", replace(ONE, vocab_size=put(tmp_path / "a.txt", "a")))
     genome(source)
     with pytest.raises(ValueError, match="several data sets: vqav2, visual-genome; put each into a folder"):
         recognise(source)
@@ -481,7 +481,7 @@ def test_several_data_sets_in_one_folder_and_options_that_do_not_fit(tmp_path: P
 
 
 def test_what_an_older_version_prepared_is_still_complete(tmp_path: Path) -> None:
-    put(tmp_path / "mine" / "a.jpg", picture(1)), put(tmp_path / "mine" / "a.txt", "a cat")
+    put(tmp_path / "mine" / "a.jpg", png_image(1)), put(tmp_path / "mine" / "a.txt", "a cat")
     prepare(tmp_path / "mine", tmp_path / "out", ONE)
     content = json.loads((tmp_path / "out" / "prepared.json").read_text())
     for name in ("labels", "noted", "noted_examples", "remarks"):

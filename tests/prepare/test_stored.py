@@ -1,4 +1,4 @@
-"""Samples that ask about one picture share it in their shard, and nobody who reads them sees a difference."""
+"""Samples that ask about one image share it in their shard, and nobody who reads them sees a difference."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from tiny import picture
+from tiny import png_image
 
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.write import ShardWriter, write_shards
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.shard_writer import ShardWriter, write_shards
 
 
 def asked(number: int, of: int, name: str = "", others: tuple[bytes, ...] = ()) -> Sample:
-    """Question ``number`` about picture ``of``."""
+    """Question ``number`` about image ``of``."""
     meta = {"id": number, "name": name or f"{of}.jpg"}
-    return Sample(f"{number:04d}", picture(of), (f"question {number}",), meta, others=others)
+    return Sample(f"{number:04d}", png_image(of), (f"question {number}",), meta, other_images=others)
 
 
 def questions() -> list[Sample]:
-    """Five about each of three pictures."""
+    """Five about each of three images."""
     return [asked(5 * of + number, of) for of in range(3) for number in range(5)]
 
 
@@ -32,8 +32,8 @@ def members(shard: Path) -> list[tarfile.TarInfo]:
 
 
 def same(shards: Path, expected: list[Sample]) -> None:
-    found = [(sample.image, sample.others, sample.texts, sample.meta) for sample in Shards.open(shards)]
-    assert found == [(sample.image, sample.others, sample.texts, sample.meta) for sample in expected]
+    found = [(sample.image, sample.other_images, sample.texts, sample.meta) for sample in Shards.open(shards)]
+    assert found == [(sample.image, sample.other_images, sample.texts, sample.meta) for sample in expected]
 
 
 def test_each_picture_lies_there_once(tmp_path: Path) -> None:
@@ -50,10 +50,10 @@ def test_each_picture_lies_there_once(tmp_path: Path) -> None:
 
 
 def test_one_that_comes_back_later_is_found_and_one_of_another_name_is_stored(tmp_path: Path) -> None:
-    content = [asked(0, 1), asked(1, 2), asked(2, 1), asked(3, 1, "copy.jpg"), Sample("0004", picture(1))]
-    [shard] = write_shards([*content, Sample("0005", picture(1))], tmp_path)
+    content = [asked(0, 1), asked(1, 2), asked(2, 1), asked(3, 1, "copy.jpg"), Sample("0004", png_image(1))]
+    [shard] = write_shards([*content, Sample("0005", png_image(1))], tmp_path)
     assert [member.name for member in members(shard) if member.islnk()] == ["0002.png"]
-    both = [asked(n, 1, others=(picture(2), picture(1))) for n in range(2)]
+    both = [asked(n, 1, others=(png_image(2), png_image(1))) for n in range(2)]
     [shard] = write_shards(both, tmp_path / "several")
     assert [member.name for member in members(shard) if member.isreg()] == ["0000.png", "0000.1.png"]
     same(tmp_path / "several", both)
@@ -88,7 +88,7 @@ def test_stopped_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, stop: int)
 
 def test_shards_can_be_prepared_again(tmp_path: Path) -> None:
     write_shards(questions(), tmp_path / "shards")
-    prepare(tmp_path / "shards", tmp_path / "again", PrepareOptions(workers=1))
+    prepare(tmp_path / "shards", tmp_path / "again", PrepareOptions(num_workers=1))
     assert [(sample.image, sample.texts) for sample in Shards.open(tmp_path / "again")] == [
         (sample.image, sample.texts) for sample in questions()
     ]

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from dualfuse.data.picture_file import picture_suffix
+from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.prepare.write import Mark, ShardWriter, write_shards
+from dualfuse.data.shards.shards import Shards
+from dualfuse.prepare.shard_writer import Mark, ShardWriter, write_shards
 
 
-def picture(number: int, kind: str = "JPEG") -> bytes:
+def image(number: int, kind: str = "JPEG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (8 + number, 8), (10 * number, 0, 99)).save(file, kind)
     return file.getvalue()
 
 
 SAMPLES = tuple(
-    Sample(f"{n:04d}", picture(n, kind), (f"text {n}", "größer\n als"), {"n": n})
+    Sample(f"{n:04d}", image(n, kind), (f"text {n}", "größer\n als"), {"n": n})
     for n, kind in enumerate(("JPEG", "PNG", "WEBP", "JPEG", "JPEG"))
 )
 
@@ -57,7 +57,7 @@ def test_going_on_from_a_mark_gives_the_same_bytes(tmp_path: Path, taken: int) -
         first.add(sample)
     mark = first.mark()
     for number in range(9):
-        first.add(Sample(f"lost{number}", picture(number), ("much text",) * 2000))  # after the mark: to be cut off
+        first.add(Sample(f"lost{number}", image(number), ("much text",) * 2000))  # after the mark: to be cut off
     first.stop()
     second = ShardWriter(tmp_path / "parts", "train", mark, limit=(2, 1 << 20))
     for sample in SAMPLES[taken:]:
@@ -78,24 +78,24 @@ def test_half_a_shard_is_no_tar_for_any_reader(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "größe", "x" * 91])
 def test_keys_that_readers_would_take_apart_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="key"):
-        write_shards([Sample(key, picture(1))], tmp_path)
+        write_shards([Sample(key, image(1))], tmp_path)
 
 
 def test_only_jpeg_png_and_webp_go_into_shards(tmp_path: Path) -> None:
-    assert [picture_suffix(picture(1, kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF")] == ["jpg", "png", "webp", ""]
+    assert [image_suffix(image(1, kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF")] == ["jpg", "png", "webp", ""]
     with pytest.raises(ValueError, match="convert it first"):
-        write_shards([Sample("a", picture(1, "GIF"))], tmp_path)
+        write_shards([Sample("a", image(1, "GIF"))], tmp_path)
 
 
 def test_further_pictures_come_back_in_order(tmp_path: Path) -> None:
-    others = tuple(picture(number, kind) for number, kind in enumerate(("PNG", "JPEG", "WEBP")))
-    several = Sample("two", picture(9), ("a text",), {"n": 1}, others=others)
+    others = tuple(image(number, kind) for number, kind in enumerate(("PNG", "JPEG", "WEBP")))
+    several = Sample("two", image(9), ("a text",), {"n": 1}, other_images=others)
     (shard,) = write_shards([several, SAMPLES[0]], tmp_path)
     first, second = Shards.open(shard)
-    assert (first.image, first.others, first.texts, first.meta) == (picture(9), others, ("a text",), {"n": 1})
-    assert second.others == ()
+    assert (first.image, first.other_images, first.texts, first.meta) == (image(9), others, ("a text",), {"n": 1})
+    assert second.other_images == ()
     with tarfile.open(shard) as archive:
         assert archive.getnames()[:6] == ["two.jpg", "two.1.png", "two.2.jpg", "two.3.webp", "two.txt", "two.json"]
-    for broken, reason in ((others * 4, "12 further pictures"), ((b"no picture",), "none of them; convert")):
+    for broken, reason in ((others * 4, "12 further images"), ((b"no image",), "none of them; convert")):
         with pytest.raises(ValueError, match=reason):
-            write_shards([Sample("k", picture(0), others=broken)], tmp_path / "broken")
+            write_shards([Sample("k", image(0), other_images=broken)], tmp_path / "broken")

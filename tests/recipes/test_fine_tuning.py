@@ -14,10 +14,10 @@ from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import finetune_bridgetower, finetune_vlmo
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.tasks.ranking import RankingConfig
-from dualfuse.tasks.vqa import VQAConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.ranking import RankingConfig
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 PLACES = {
     f"{module.__name__}:{name}": make()
@@ -56,14 +56,14 @@ def test_flags_of_questions(tmp_path: Path) -> None:
     flags = ["--task.vocabulary", str(answers), "--optim.lr", "1e-4", "--data.train", "x.tar"]
     (chosen,) = recipes.override(recipes.find("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
     assert isinstance(chosen.task, VQAConfig)
-    assert (chosen.task.vocabulary, chosen.optim.lr, chosen.optim.head_rate) == (("yes", "no"), 1e-4, 20.0)
+    assert (chosen.task.answers, chosen.optim.lr, chosen.optim.head_lr_mult) == (("yes", "no"), 1e-4, 20.0)
 
 
 def test_numbers_of_the_papers() -> None:
-    """Epochs, looked up in the tables of the released configurations."""
+    """Epochs, looked up in the tables of the official configurations."""
 
     def epochs(recipe: Recipe, samples: int) -> float:
-        return recipe.run.steps * recipe.data.batch / samples
+        return recipe.run.steps * recipe.data.batch_size / samples
 
     assert epochs(finetune_vlmo.vqa_base(), 640_000) == pytest.approx(10, abs=0.1)
     assert epochs(finetune_vlmo.nlvr2_large(), 86_373) == pytest.approx(10, abs=0.1)
@@ -74,14 +74,14 @@ def test_numbers_of_the_papers() -> None:
     assert epochs(finetune_bridgetower.meter_coco_base(), 566_747) == pytest.approx(10, abs=0.1)
     assert epochs(finetune_bridgetower.flickr30k_base_ranking(), 145_000) == pytest.approx(20, abs=0.3)
     ranks = finetune_bridgetower.meter_flickr30k_base().task
-    assert isinstance(ranks, RankingConfig) and ranks.false_texts == 15
+    assert isinstance(ranks, RankingConfig) and ranks.num_negatives == 15
     both = finetune_bridgetower.coco_base().task
-    assert isinstance(both, PairsConfig) and both.contrast == both.match == 1.0 and both.words == 0.0
+    assert isinstance(both, PairsConfig) and both.itc_weight == both.itm_weight == 1.0 and both.mlm_weight == 0.0
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_the_best_is_chosen_as_published(place: str) -> None:
-    """By recall where pictures are retrieved, by accuracy on dev; of VQAv2, and of VLMo's NLVR2, the last one is."""
+    """By recall where images are retrieved, by accuracy on dev; of VQAv2, and of VLMo's NLVR2, the last one is."""
     recipe = PLACES[place]
     recalled = recipe.name in ("coco", "flickr30k")
     by_dev = recipe.name in ("nlvr2", "entailment") and isinstance(recipe.model, BridgeTowerConfig)

@@ -1,4 +1,4 @@
-"""Recipes of answers on a laptop, and what their benchmark makes of pictures with names."""
+"""Recipes of answers on a laptop, and what their benchmark makes of images with names."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from tiny import picture
+from tiny import png_image
 
 from dualfuse import recipes
 from dualfuse.config import from_json, to_json
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
+from dualfuse.data.shards.shards import Shards
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 
 BENCH = Path(__file__).parents[2] / "bench"
 
@@ -36,12 +36,12 @@ baselines, labels = bench("answer_baselines"), bench("openpics_labels")
 RNG = np.random.default_rng
 
 
-def pictures(number: int, first: int = 0) -> list[Sample]:
+def images(number: int, first: int = 0) -> list[Sample]:
     """Three of each name, each from another source; kinds and keywords by the name."""
     return [
         Sample(
             f"{name}-{source}",
-            picture(3 * name + number),
+            png_image(3 * name + number),
             (f"Thing, {name}!",),
             {
                 "source": source,
@@ -67,17 +67,17 @@ def test_a_recipe_is_whole(name: str) -> None:
 
 @pytest.mark.parametrize("rng", [None, 3])
 def test_wrong_ones_have_another_name_and_come_as_often(rng: int | None) -> None:
-    samples = pictures(10)
+    samples = images(10)
     pairs = list(labels.wrong_ones(samples, None if rng is None else RNG(rng)))
-    assert Counter(picture.key for picture, _ in pairs) == Counter(sample.key for sample in samples)
+    assert Counter(image.key for image, _ in pairs) == Counter(sample.key for sample in samples)
     assert Counter(other.key for _, other in pairs) == Counter(sample.key for sample in samples)
-    assert all(labels.name_of(picture) != labels.name_of(other) for picture, other in pairs)
+    assert all(labels.name_of(image) != labels.name_of(other) for image, other in pairs)
     if rng is None:  # neighbours: of 30, all but the last ones of a kind find one of their kind
-        assert sum(picture.meta["kind"] == other.meta["kind"] for picture, other in pairs) >= 24
+        assert sum(image.meta["kind"] == other.meta["kind"] for image, other in pairs) >= 24
 
 
 def test_texts_that_fit_and_texts_that_differ(tmp_path: Path) -> None:
-    parts = {"train": pictures(12), "val": pictures(4, 12), "test": pictures(4, 16)}
+    parts = {"train": images(12), "val": images(4, 12), "test": images(4, 16)}
     with labels.write_fits(parts, tmp_path / "fits", RNG(0)).open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert Counter(row["split"] for row in rows) == {"train": 72, "val": 24, "test": 24, "test_near": 24}
@@ -91,24 +91,26 @@ def test_texts_that_fit_and_texts_that_differ(tmp_path: Path) -> None:
 
 
 def test_two_pictures_of_one_thing(tmp_path: Path) -> None:
-    samples = pictures(60)
+    samples = images(60)
     seen = frozenset(labels.name_of(sample) for sample in samples[:60])
     numbers = labels.write_same(samples, seen, tmp_path, RNG(0))
     of = {split: list(Shards.open(tmp_path / f"{split}-*.tar")) for split in numbers}
     assert set(of) == {"train", "val", "test", "test_near"}
     thing = {sample.image: labels.name_of(sample) for sample in samples}
-    names = {split: {thing[image] for one in part for image in (one.image, *one.others)} for split, part in of.items()}
+    names = {
+        split: {thing[image] for one in part for image in (one.image, *one.other_images)} for split, part in of.items()
+    }
     assert names["test"] == names["test_near"] and seen <= names["train"]
     assert not names["train"] & names["test"] and not names["train"] & names["val"] and not names["val"] & names["test"]
     for split, part in of.items():
         assert len(part) == numbers[split]
         for sample in part:
-            (other,) = sample.others
+            (other,) = sample.other_images
             assert (thing[sample.image] == thing[other]) == (sample.meta["label"] == "True")
         for label in ("True", "False"):
-            shown = [image for one in part if one.meta["label"] == label for image in (one.image, *one.others)]
+            shown = [image for one in part if one.meta["label"] == label for image in (one.image, *one.other_images)]
             assert Counter(shown) == Counter(
-                image for one in part if one.meta["label"] != label for image in (one.image, *one.others)
+                image for one in part if one.meta["label"] != label for image in (one.image, *one.other_images)
             )
 
 

@@ -17,41 +17,50 @@ from tiny import shards, weights
 from dualfuse import hub, recipes
 from dualfuse.config import from_json, to_json
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.log import read_log
-from dualfuse.engine.score import score
-from dualfuse.engine.train import train
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.answers import evaluate_answers
+from dualfuse.evaluation.retrieval import Plan
 from dualfuse.recipe import Recipe
-from dualfuse.recipes import vlmo_classes
-from dualfuse.tasks.image_classes import ImageClasses
+from dualfuse.recipes import vlmo_classification
+from dualfuse.tasks.finetune.image_classification import ImageClassification
+from dualfuse.training.loop import train
+from dualfuse.training.run_log import read_log
 
 PLACES = {
     name: make()
-    for name, make in inspect.getmembers(vlmo_classes, inspect.isfunction)
-    if make.__module__ == vlmo_classes.__name__ and not name.startswith("_")
+    for name, make in inspect.getmembers(vlmo_classification, inspect.isfunction)
+    if make.__module__ == vlmo_classification.__name__ and not name.startswith("_")
 }
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_a_recipe_is_whole(name: str) -> None:
     recipe = PLACES[name]
-    assert recipes.find(f"dualfuse.recipes.vlmo_classes:{name}") == (recipe,)
+    assert recipes.find(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
     assert from_json(to_json(recipe)) == recipe
-    flags = ["--task.classes", "5", "--task.mix.cut", "0.5", "--optim.layer-decay", "0.6", "--data.looks.kept", "1"]
+    flags = [
+        "--task.classes",
+        "5",
+        "--task.mix.cut",
+        "0.5",
+        "--optim.layer-decay",
+        "0.6",
+        "--data.preprocess.kept",
+        "1",
+    ]
     (chosen,) = recipes.override((recipe,), flags, prog="train")
     assert (chosen.task.classes, chosen.task.mix.cut, chosen.optim.layer_decay) == (5, 0.5, 0.6)
     assert recipe.model.image_size == recipe.data.image_size
     with torch.device("meta"):
         task = chosen.build()
-    assert isinstance(task, ImageClasses) and task.head.out_features == 5
+    assert isinstance(task, ImageClassification) and task.head.out_features == 5
 
 
 def test_numbers_of_beit() -> None:
     """Epochs, warm-up, rate, decay of layers and drop path, looked up in its README."""
 
-    def said(recipe: Recipe, pictures: int) -> tuple[float, ...]:
-        epoch = pictures / recipe.data.batch
+    def said(recipe: Recipe, images: int) -> tuple[float, ...]:
+        epoch = images / recipe.data.batch_size
         numbers = recipe.run.steps / epoch, recipe.optim.warmup / epoch
         return *map(round, numbers), recipe.optim.lr, recipe.optim.layer_decay, recipe.model.drop_path
 
@@ -79,18 +88,18 @@ def small(tmp_path: Path) -> Recipe:
     train_set = shards(tmp_path / "data", [coloured(n) for n in range(48)])
     return replace(
         recipe,
-        model=replace(recipe.model, width=32, depth=2, both_from=1, image_size=(32, 32)),
-        task=replace(recipe.task, labels=tuple(f"colour {n}" for n in range(6)), erase=0.2),
+        model=replace(recipe.model, width=32, depth=2, vl_expert_start=1, image_size=(32, 32)),
+        task=replace(recipe.task, labels=tuple(f"colour {n}" for n in range(6)), random_erasing=0.2),
         data=replace(
             recipe.data,
             image_size=(32, 32),
             train=(train_set,),
             validation=shards(tmp_path / "data", [coloured(n) for n in range(100, 112)], "val"),
-            batch=24,
-            workers=0,
+            batch_size=24,
+            num_workers=0,
         ),
         optim=replace(recipe.optim, warmup=5, lr=5e-3),
-        run=replace(recipe.run, steps=40, save_every=20, log_every=20, keep=9),
+        run=replace(recipe.run, steps=40, save_every=20, log_every=20, keep_last=9),
     )
 
 
@@ -99,8 +108,10 @@ def test_learns_classes_and_is_judged(small: Recipe, tmp_path: Path) -> None:
     last = read_log(tmp_path / "run")[-1]
     assert last["validation/accuracy"] > 0.9 and last["validation/accuracy/top5"] == 1.0
     loaded = hub.load(tmp_path / "run" / "final")
-    found = score(loaded.task, loaded.prep, Shards.open(small.data.validation), Plan(batch=5, workers=0))
-    assert found.judged == 12 and found.metrics["accuracy"] == last["validation/accuracy"]
+    found = evaluate_answers(
+        loaded.task, loaded.processor, Shards.open(small.data.validation), Plan(batch_size=5, num_workers=0)
+    )
+    assert found.labelled == 12 and found.metrics["accuracy"] == last["validation/accuracy"]
     assert found.answers[0].answer.startswith("colour ")
 
 

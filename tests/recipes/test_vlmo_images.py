@@ -16,7 +16,7 @@ def test_the_published_numbers() -> None:
     for recipe in (base, thousand, large):
         optim, mask, augment = recipe.optim, recipe.task.mask, recipe.data.augment
         assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (1.5e-3, (0.9, 0.999), 1e-8, 0.05)
-        assert (optim.schedule, optim.clip, recipe.data.batch, recipe.data.image_size) == (
+        assert (optim.schedule, optim.grad_clip_norm, recipe.data.batch_size, recipe.data.image_size) == (
             "cosine",
             3.0,
             2048,
@@ -25,15 +25,20 @@ def test_the_published_numbers() -> None:
         assert (recipe.task.codes, recipe.task.patch, recipe.task.stride) == (8192, 16, 8)
         assert (mask.patches, mask.smallest, mask.aspect) == (75, 16, 0.3)
         assert augment is not None and not augment.rand_augment
-        assert (augment.crop, augment.flip, augment.colour, augment.aspect) == ((0.08, 1.0), 0.5, 0.4, (3 / 4, 4 / 3))
-        assert (recipe.model.drop_path, recipe.model.bias, recipe.model.initial.rule) == (0.1, "alike", "beit")
-        assert recipe.model.initial.std == 0.02
-    assert (base.model.initial.layer_scale, large.model.initial.layer_scale) == (0.1, 1e-5)
-    assert replace(base.model, bias="each", initial=BASE.initial) == BASE
-    assert replace(large.model, bias="each", initial=LARGE.initial) == LARGE
+        assert (augment.crop, augment.flip, augment.color_jitter, augment.aspect) == (
+            (0.08, 1.0),
+            0.5,
+            0.4,
+            (3 / 4, 4 / 3),
+        )
+        assert (recipe.model.drop_path, recipe.model.share_relative_bias, recipe.model.init.rule) == (0.1, True, "beit")
+        assert recipe.model.init.std == 0.02
+    assert (base.model.init.layer_scale, large.model.init.layer_scale) == (0.1, 1e-5)
+    assert replace(base.model, share_relative_bias=False, init=BASE.init) == BASE
+    assert replace(large.model, share_relative_bias=False, init=LARGE.init) == LARGE
     assert (base.run.steps, base.optim.warmup) == (1_039_800, 10_000)
     assert (thousand.run.steps, thousand.optim.warmup) == (500_000, 6250)
-    assert base.data.looks.mean == (0.5, 0.5, 0.5) and thousand.data.looks.std == (0.229, 0.224, 0.225)
+    assert base.data.preprocess.mean == (0.5, 0.5, 0.5) and thousand.data.preprocess.std == (0.229, 0.224, 0.225)
 
 
 def test_small_recipes_build_and_fit_each_other() -> None:

@@ -16,30 +16,30 @@ from shapes import EDGE, NAMES, ade20k
 from tiny import weights
 
 from dualfuse import hub, recipes
-from dualfuse.cli import main
+from dualfuse.cli.main import main
 from dualfuse.config import from_json, to_json
-from dualfuse.data.images import decode
-from dualfuse.data.label_map import decode_labels, encode_labels
+from dualfuse.data.image.label_map import decode_labels, encode_labels
+from dualfuse.data.image.transform import decode
 from dualfuse.data.loader import Skipped
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.judge import check_wishes, judge
-from dualfuse.engine.log import read_log
-from dualfuse.engine.train import train
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import check_outputs, evaluate
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.prepare import prepare
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes import vlmo_segmentation
-from dualfuse.tasks.segmentation import Segmentation
+from dualfuse.tasks.finetune.segmentation import Segmentation
+from dualfuse.training.loop import train
+from dualfuse.training.run_log import read_log
 
 PLACES = {
     name: make()
     for name, make in inspect.getmembers(vlmo_segmentation, inspect.isfunction)
     if make.__module__ == vlmo_segmentation.__name__ and not name.startswith("_")
 }
-PLAN = Plan(workers=0)
+PLAN = Plan(num_workers=0)
 
 
 @pytest.mark.parametrize("name", PLACES)
@@ -90,7 +90,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of a miniature of ADE20K."""
     folder = tmp_path_factory.mktemp("shapes")
     source = ade20k(folder / "ADEChallengeData2016", training=32, validation=8)
-    prepare(source, folder / "shards", PrepareOptions(workers=1))
+    prepare(source, folder / "shards", PrepareOptions(num_workers=1))
     return folder / "shards"
 
 
@@ -99,15 +99,15 @@ def small(data: Path) -> Recipe:
     recipe = PLACES["nano"]
     return replace(
         recipe,
-        model=replace(recipe.model, width=32, depth=2, both_from=2, patch=8, image_size=(32, 32)),
-        task=replace(recipe.task, after=(1, 1, 2, 2), labels=NAMES, ignore_zero=True),
+        model=replace(recipe.model, width=32, depth=2, vl_expert_start=2, patch_size=8, image_size=(32, 32)),
+        task=replace(recipe.task, feature_layers=(1, 1, 2, 2), labels=NAMES, ignore_zero=True),
         data=replace(
             recipe.data,
             image_size=(32, 32),
             train=(str(data / "train-*.tar"),),
             validation=str(data / "val-*.tar"),
-            batch=8,
-            workers=0,
+            batch_size=8,
+            num_workers=0,
         ),
         optim=replace(recipe.optim, warmup=5, lr=4e-3),
         run=Run(steps=60, save_every=30, log_every=30),
@@ -128,34 +128,34 @@ def test_learns_and_is_judged_by_the_command(
     last = read_log(trained)[-1]
     assert last["validation/mean_iou"] > 0.6 and last["validation/pixel_accuracy"] > 0.8
     assert not any("iou/" in name for name in last)  # 150 of them would drown the rest
-    wishes = ["--sheet", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--workers", "0"]
+    wishes = ["--save-image", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--num-workers", "0"]
     main(["evaluate", str(trained / "final"), str(data / "val-*.tar"), *wishes])
     said = capsys.readouterr().out
-    assert "mean_iou" in said and "iou/green ball" in said and "8 pictures" in said and "0 excluded" in said
+    assert "mean_iou" in said and "iou/green ball" in said and "8 images" in said and "0 excluded" in said
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["mean_iou"] == pytest.approx(last["validation/mean_iou"], abs=1e-6)
     assert scores["mean_iou"] == pytest.approx(np.mean([scores[f"iou/{name}"] for name in NAMES]))
-    with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.width > 700 and sheet.height > 8 * 200
+    with Image.open(tmp_path / "sheet.png") as grid:
+        assert grid.width > 700 and grid.height > 8 * 200
 
 
 def test_numbers_are_those_of_what_is_predicted(trained: Path, data: Path) -> None:
-    """Every picture by itself, its shorter side brought to the window, judged where it has a class."""
+    """Every image by itself, its shorter side brought to the window, judged where it has a class."""
     model = hub.load(trained / "final")
     assert isinstance(model.task, Segmentation)
     right = pixels = 0
     for sample in Shards.open(data / "val-*.tar"):
         truth, image = decode_labels(sample.label_map), decode(sample.image)
         assert (truth[:, :EDGE] == 0).all()
-        row = model.task.cfg.whole(sample, model.prep)
+        row = model.task.cfg.read_whole(sample, model.processor)
         assert min(row["image"].shape[1:]) == 32 and row["truth"].shape == image.shape[1:]
         with torch.no_grad():
             said = model.task.segment(row["image"], (32, 32), tuple(truth.shape))
         right += int((said + 1 == truth).sum())
         pixels += int((truth > 0).sum())
-    found = judge(model, str(data / "val-*.tar"), PLAN)
+    found = evaluate(model, str(data / "val-*.tar"), PLAN)
     assert found.metrics["pixel_accuracy"] == pytest.approx(right / pixels)
-    assert found.size == f"8 pictures, {pixels:,} pixels"
+    assert found.size == f"8 images, {pixels:,} pixels"
 
 
 def test_windows_and_the_whole_picture_are_about_alike(trained: Path, data: Path) -> None:
@@ -163,7 +163,7 @@ def test_windows_and_the_whole_picture_are_about_alike(trained: Path, data: Path
     whole = replace(model, task=replace(model.recipe.task, test="whole").build(model.recipe.model.build()))
     whole.task.load_state_dict(model.task.state_dict())
     whole.task.eval()
-    found = [judge(one, str(data / "val-*.tar"), PLAN).metrics["mean_iou"] for one in (model, whole)]
+    found = [evaluate(one, str(data / "val-*.tar"), PLAN).metrics["mean_iou"] for one in (model, whole)]
     assert found[0] != found[1] and found[1] > 0.5
 
 
@@ -175,21 +175,21 @@ def test_what_has_no_label_map_is_named(trained: Path, data: Path, tmp_path: Pat
     mixed = [replace(good[0], key="good"), bare, Sample("high", good[1].image, label_map=encode_labels(labels))]
     write_shards(mixed, tmp_path, "mixed")
     with pytest.raises(BrokenSample, match="bare: it has no label map"):
-        judge(model, str(tmp_path / "mixed-*.tar"), PLAN)
-    found = judge(model, str(tmp_path / "mixed-*.tar"), replace(PLAN, exclude_broken=True))
-    assert found.size.startswith("1 pictures") and len(found.excluded) == 2
+        evaluate(model, str(tmp_path / "mixed-*.tar"), PLAN)
+    found = evaluate(model, str(tmp_path / "mixed-*.tar"), replace(PLAN, exclude_broken=True))
+    assert found.size.startswith("1 images") and len(found.excluded) == 2
     assert isinstance(found.excluded[1], Skipped)
     wanted = "its label map has the number 9; the task has 4 classes, numbered from 1 on, and 255 for none"
     assert found.excluded[1].reason == wanted
     with pytest.raises(ValueError, match="Segmentation model answers no questions"):
-        check_wishes(model.task, answers=Path("a.csv"), sheet=None)
+        check_outputs(model.task, answers=Path("a.csv"), save_image=None)
 
 
 def test_a_run_that_goes_on_is_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:
     """Statistics of the norms, crops and light come back as well."""
     whole = small(data)
     short = replace(
-        whole, run=replace(whole.run, steps=4, save_every=2, keep=9), data=replace(whole.data, validation="")
+        whole, run=replace(whole.run, steps=4, save_every=2, keep_last=9), data=replace(whole.data, validation="")
     )
     train([short], tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "again")

@@ -1,4 +1,4 @@
-"""The text stage trains and freezes what the released code does: see tests/golden/vlmo/facts.json for its origin."""
+"""The text stage trains and freezes what the official code does: see tests/golden/vlmo/facts.json for its origin."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ import pytest
 import torch
 from official_vlmo import to_official_names
 
-from dualfuse.engine.start import freeze
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import vlmo, vlmo_text
+from dualfuse.training.init_from import freeze
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vlmo" / "text_stage.json").read_text())
-SIZE = dict(width=48, depth=4, heads=4, both_from=4, patch=8, image_size=(32, 32), vocabulary=101, text_length=20)
+SIZE = dict(
+    width=48, depth=4, heads=4, vl_expert_start=4, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20
+)
 
 
 def sets(recipe: Recipe, model: VLMoConfig) -> tuple[set[str], set[str]]:
-    """Trained and frozen parameters, by the names of the released code."""
+    """Trained and frozen parameters, by the names of the official code."""
     task = recipe.task.build(model.build())
     freeze(task, recipe.train_only)
     found: tuple[set[str], set[str]] = set(), set()
@@ -51,18 +53,18 @@ def test_recipes(size: str) -> None:
     with torch.device("meta"):
         task = recipe.build()
     freeze(task, recipe.train_only)
-    assert not any("experts.both" in name for name, _ in task.named_parameters())
+    assert not any("experts.vl" in name for name, _ in task.named_parameters())
     assert recipe.model.text_length == recipe.data.text_length
 
 
 def test_published_numbers() -> None:
     base = vlmo_text.base_text()
-    assert (base.data.text_length, base.data.batch, base.run.steps) == (196, 1024, 200_000)
+    assert (base.data.text_length, base.data.batch_size, base.run.steps) == (196, 1024, 200_000)
     assert (base.optim.lr, base.optim.warmup, base.optim.betas, base.optim.weight_decay) == (
         2e-4,
         2500,
         (0.9, 0.98),
         0.01,
     )
-    assert base.task.mask_share == 0.15 and base.model.drop_path == 0.1
-    assert base.model == replace(vlmo.BASE, both_from=12)
+    assert base.task.mlm_probability == 0.15 and base.model.drop_path == 0.1
+    assert base.model == replace(vlmo.BASE, vl_expert_start=12)

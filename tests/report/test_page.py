@@ -13,28 +13,29 @@ import numpy as np
 import pytest
 import torch
 
-from dualfuse import demo, hub
-from dualfuse.data.shards import Shards
-from dualfuse.engine.evaluate import evaluate
-from dualfuse.engine.log import Ledger
-from dualfuse.prepare.write import ShardWriter
+from dualfuse import hub
+from dualfuse.data.shards.shards import Shards
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.recipe import Recipe, Run
-from dualfuse.recipes import small
-from dualfuse.report import figures, judge, words
+from dualfuse.recipes import small_pairs
+from dualfuse.report import figures
 from dualfuse.report.curves import Curve, History, joined, merged
+from dualfuse.report.demo import evaluate, run, wording
+from dualfuse.report.demo.masked import masked_words
+from dualfuse.report.demo.page import demo_page
+from dualfuse.report.demo.queries import EACH, draw, queries
+from dualfuse.report.demo.results import DemoResults
 from dualfuse.report.figures import Chart, Line
-from dualfuse.report.masked import masked_words
-from dualfuse.report.page import demo_page
-from dualfuse.report.queries import EACH, draw, queries
-from dualfuse.report.results import DemoResults
 from dualfuse.report.run_page import report
+from dualfuse.training.run_log import SkippedLog
 
 NOT_CLOSED = {"meta", "img", "br", "link", "input"}
 
 
 def few_pictures(folder: Path) -> Path:
-    """Writes a source like examples/openpics-mini, with 24, 6 and 20 of its pictures."""
-    everything = Shards.open(demo.EXAMPLES / "openpics-mini-test-00000.tar")
+    """Write a source like examples/openpics-mini, with 24, 6 and 20 of its images."""
+    everything = Shards.open(run.EXAMPLES / "openpics-mini-test-00000.tar")
     first = 0
     for split, number in (("train", 24), ("val", 6), ("test", 20)):
         writer = ShardWriter(folder, f"few-{split}")
@@ -42,42 +43,42 @@ def few_pictures(folder: Path) -> Path:
             writer.add(replace(sample, key=sample.key.rpartition("/")[2]))
         writer.close()
         first += number
-    (folder / demo.AUTHORS).write_text("those who drew them\n")
+    (folder / run.AUTHORS).write_text("those who drew them\n")
     return folder
 
 
 def shrunk(recipe: Recipe) -> Recipe:
     return replace(
         recipe,
-        model=replace(recipe.model, width=32, depth=2, both_from=1, image_size=(32, 32)),
-        data=replace(recipe.data, image_size=(32, 32), batch=8, workers=0),
+        model=replace(recipe.model, width=32, depth=2, vl_expert_start=1, image_size=(32, 32)),
+        data=replace(recipe.data, image_size=(32, 32), batch_size=8, num_workers=0),
         run=Run(steps=4, log_every=1, eval_every=2, save_every=0),
     )
 
 
 @pytest.fixture(scope="module")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> demo.Setup:
+def setup(tmp_path_factory: pytest.TempPathFactory) -> run.Setup:
     """A demo of a few steps, finished."""
     folder = tmp_path_factory.mktemp("demo")
-    joint, control = (tuple(map(shrunk, recipes)) for recipes in (small.demo(), small.demo_contrast()))
-    setup = demo.Setup(few_pictures(folder / "source"), folder / "out", 3, joint, control)
-    demo.build(setup)
+    joint, control = (tuple(map(shrunk, recipes)) for recipes in (small_pairs.demo(), small_pairs.demo_contrast()))
+    setup = run.Setup(few_pictures(folder / "source"), folder / "out", 3, joint, control)
+    run.build(setup)
     return setup
 
 
 @pytest.fixture(scope="module")
-def results(setup: demo.Setup) -> DemoResults:
+def results(setup: run.Setup) -> DemoResults:
     return DemoResults.load(setup.out)
 
 
 @torch.no_grad()
-def scrambled(setup: demo.Setup) -> hub.Loaded:
-    """Gives the demo's model with weights whose answers differ from pair to pair."""
+def scrambled(setup: run.Setup) -> hub.LoadedModel:
+    """Return the demo's model with weights whose answers differ from pair to pair."""
     joint = hub.load(setup.out / "pairs" / "final")
     torch.manual_seed(0)
     for parameter in joint.task.parameters():
         parameter.add_(torch.randn_like(parameter) * 0.2)
-    joint.task.match_head.weight.mul_(100)
+    joint.task.itm_head.weight.mul_(100)
     return joint
 
 
@@ -128,14 +129,14 @@ def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
-def test_the_page_needs_nothing_else(setup: demo.Setup, results: DemoResults) -> None:
+def test_the_page_needs_nothing_else(setup: run.Setup, results: DemoResults) -> None:
     html = (setup.out / "report.html").read_text(encoding="utf-8")
     page = needs_nothing(html)
     assert page.seen.count("svg") == 6 + 2  # three losses and validation recall, over steps and over time
     assert html == demo_page(results)
 
 
-def test_numbers_agree_with_the_results(setup: demo.Setup, results: DemoResults) -> None:
+def test_numbers_agree_with_the_results(setup: run.Setup, results: DemoResults) -> None:
     found = results.retrieval
     html = demo_page(results)
     for way in ("text_to_image", "image_to_text"):
@@ -145,40 +146,40 @@ def test_numbers_agree_with_the_results(setup: demo.Setup, results: DemoResults)
         assert shown == [f"{100 * share:.1f}" for row in rows for share in row]
     for number in results.fusion:
         assert f"{100 * number.value:.1f}%" in text_of(html)
-    assert {number.name for number in results.fusion} >= {"match/hard", "words"}
+    assert {number.name for number in results.fusion} >= {"itm/hard_negative", "mlm/accuracy"}
     joint = hub.load(setup.out / "pairs" / "final")
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    again = evaluate(joint.task, joint.prep, test, demo.PLAN).metrics
+    again = evaluate_retrieval(joint.task, joint.processor, test, run.PLAN).metrics
     assert found.joint.text_to_image == tuple(again[f"text_to_image/R@{k}"] for k in (1, 5, 10))
     assert found.reranked.image_to_text == tuple(again[f"image_to_text/reranked/R@{k}"] for k in (1, 5, 10))
-    assert (found.pictures, found.texts) == (20, sum(len(sample.texts) for sample in test))
+    assert (found.images, found.texts) == (20, sum(len(sample.texts) for sample in test))
     trained = [number.value for number in results.parts if number.name == "train pairs"]
     assert trained == pytest.approx([results.joint[1].seconds], abs=0.01)
 
 
 @torch.inference_mode()
-def test_queries_are_what_the_model_says(setup: demo.Setup) -> None:
+def test_queries_are_what_the_model_says(setup: run.Setup) -> None:
     """Every query, searched and re-ranked again one pair at a time, by weights that disagree about the order."""
     joint = scrambled(setup)
-    task, prep = joint.task, joint.prep
+    task, processor = joint.task, joint.processor
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    found = queries(task, prep, test, demo.PLAN)
-    images = [task.model.embed_image(prep.image(s.image, np.random.default_rng())[None]) for s in test]
+    found = queries(task, processor, test, run.PLAN)
+    images = [task.model.embed_image(processor.image(s.image, np.random.default_rng())[None]) for s in test]
     for query in found.drawn:
         assert query.caption in test[query.right].texts
-        ids = torch.from_numpy(prep.text.encode(query.caption).ids)[None]
+        ids = torch.from_numpy(processor.text.encode(query.caption).ids)[None]
         text = task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
         cosine = torch.cat([task.image_features(image) @ task.text_features(text)[0] for image in images])
-        both = task.rerank_score(cosine, torch.cat([task.match_score(image, text) for image in images]))
-        considered = cosine.topk(demo.RERANK).indices
+        both = task.rerank_score(cosine, torch.cat([task.match_logit(image, text) for image in images]))
+        considered = cosine.topk(run.RERANK).indices
         assert query.place == int((cosine > cosine[query.right]).sum())
         beaten = int((both[considered] > both[query.right]).sum())
         assert query.reranked_place == (beaten if query.right in considered else query.place)
         for answers, scores in ((query.nearest, cosine), (query.reranked, both)):
             best = scores[considered].sort(descending=True).values[:5].tolist()
             assert [answer.score for answer in answers] == pytest.approx(best, abs=6e-4)
-            assert [scores[answer.picture].item() for answer in answers] == pytest.approx(best, abs=1e-4)
-    assert any(query.nearest[0].picture != query.reranked[0].picture for query in found.drawn)
+            assert [scores[answer.image].item() for answer in answers] == pytest.approx(best, abs=1e-4)
+    assert any(query.nearest[0].image != query.reranked[0].image for query in found.drawn)
 
 
 def test_successes_and_failures_are_marked(results: DemoResults) -> None:
@@ -186,64 +187,64 @@ def test_successes_and_failures_are_marked(results: DemoResults) -> None:
     assert first == sorted(first, reverse=True) and len(first) == 2 * EACH
     html = demo_page(results)
     assert html.count('badge hit">found: ') == sum(first)
-    assert html.count("right picture: ") == len(first) - sum(first) >= 4
+    assert html.count("right image: ") == len(first) - sum(first) >= 4
     for card in html.split("<article")[1 : 1 + len(first)]:
-        assert card.count('class="right"') >= 1  # the picture that is looked for, and where it was found
+        assert card.count('class="right"') >= 1  # the image that is looked for, and where it was found
 
 
 @torch.inference_mode()
-def test_masked_words_are_guessed_from_the_rest(setup: demo.Setup) -> None:
+def test_masked_words_are_guessed_from_the_rest(setup: run.Setup) -> None:
     joint = scrambled(setup)
-    task, prep = joint.task, joint.prep
+    task, processor = joint.task, joint.processor
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    found = masked_words(task, prep, test)
+    found = masked_words(task, processor, test)
     assert found
     for example in found:
         before, after = example.caption.split("[MASK]")
-        ids = prep.text.encode(before + example.word + after).ids
-        place = len(prep.text.encode(before).ids) - 1
-        assert prep.text.decode(ids[place : place + 1]) == example.word
-        ids[place] = prep.text.mask
+        ids = processor.text.encode(before + example.word + after).ids
+        place = len(processor.text.encode(before).ids) - 1
+        assert processor.text.decode(ids[place : place + 1]) == example.word
+        ids[place] = processor.text.mask_id
         words = task.model.embed_text(torch.from_numpy(ids)[None], torch.ones(1, len(ids), dtype=torch.bool))
-        pixels = prep.image(test[example.picture].image, np.random.default_rng())
+        pixels = processor.image(test[example.image].image, np.random.default_rng())
         states = task.model.fuse(task.model.embed_image(pixels[None]), words).text
-        likely = task.word_head(states[0, place]).softmax(0).sort(descending=True)
+        likely = task.mlm_head(states[0, place]).softmax(0).sort(descending=True)
         assert [guess.probability for guess in example.guesses] == pytest.approx(likely.values[:3].tolist(), abs=1e-4)
-        assert example.guesses[0].word == prep.text.decode([int(likely.indices[0])])
+        assert example.guesses[0].word == processor.text.decode([int(likely.indices[0])])
 
 
-def test_what_is_finished_is_not_done_again(setup: demo.Setup, results: DemoResults) -> None:
+def test_what_is_finished_is_not_done_again(setup: run.Setup, results: DemoResults) -> None:
     models = [setup.out / name / "final" / "model.safetensors" for name in ("contrast", "pairs", "contrast-only")]
     before = [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")]
-    assert demo.build(setup) == results
+    assert run.build(setup) == results
     assert [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")] == before
     with pytest.raises(ValueError, match="another recipe"):
-        demo.build(replace(setup, seed=4))
+        run.build(replace(setup, seed=4))
 
 
-def test_pictures_are_plain_files(setup: demo.Setup) -> None:
+def test_pictures_are_plain_files(setup: run.Setup) -> None:
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    files = sorted((setup.out / "pictures").iterdir())
+    files = sorted((setup.out / "images").iterdir())
     assert [file.read_bytes() for file in files] == [sample.image for sample in test]
     assert (setup.out / "ATTRIBUTION.txt").read_text() == "those who drew them\n"
 
 
-def test_tells_the_numbers(setup: demo.Setup, results: DemoResults, capsys: pytest.CaptureFixture[str]) -> None:
-    demo.tell(results, setup.out)
+def test_tells_the_numbers(setup: run.Setup, results: DemoResults, capsys: pytest.CaptureFixture[str]) -> None:
+    run.tell(results, setup.out)
     said = capsys.readouterr().out
     assert f"{100 * results.retrieval.reranked.text_to_image[0]:.1f}%" in said
-    assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "pictures"} "flag of Jamaica"' in said
+    assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "images"} "flag of Jamaica"' in said
 
 
-def test_report_of_any_run(setup: demo.Setup, tmp_path: Path) -> None:
+def test_report_of_any_run(setup: run.Setup, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(setup.out / "pairs", run)
-    Ledger(run, 0)
+    SkippedLog(run, 0)
     html = report(run).read_text(encoding="utf-8")
     needs_nothing(html)
     assert "None: every sample could be read" in html and "of 4 steps, finished" in html
-    assert "task.negatives_per_pair" in html and "dualfuse.tasks.pairs:PairsConfig" in html
-    ledger = Ledger(run, 4)
+    assert "task.negatives_per_pair" in html and "dualfuse.tasks.pretrain.pairs:PairsConfig" in html
+    ledger = SkippedLog(run, 4)
     for number in range(12):
         ledger.append(4, f"train/{number}", "it is <broken>", "train/0")
     html = report(run).read_text(encoding="utf-8")
@@ -251,10 +252,10 @@ def test_report_of_any_run(setup: demo.Setup, tmp_path: Path) -> None:
     assert "it is &lt;broken&gt;" in html and "12 times" in html
 
 
-def test_report_of_the_demo_is_made_from_its_results(setup: demo.Setup, tmp_path: Path) -> None:
+def test_report_of_the_demo_is_made_from_its_results(setup: run.Setup, tmp_path: Path) -> None:
     shutil.copyfile(setup.out / "results.json", tmp_path / "results.json")
     assert report(tmp_path).read_bytes() == (setup.out / "report.html").read_bytes()
-    (tmp_path / "results.json").write_text(json.dumps({"is": "dualfuse.report.results:DemoResults", "seed": 1}))
+    (tmp_path / "results.json").write_text(json.dumps({"is": "dualfuse.report.demo.results:DemoResults", "seed": 1}))
     with pytest.raises(ValueError, match="delete it and repeat"):
         report(tmp_path)
 
@@ -269,9 +270,9 @@ def test_folders_that_are_no_runs(tmp_path: Path) -> None:
 
 
 def test_examples_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(demo, "EXAMPLES", tmp_path / "nowhere")
+    monkeypatch.setattr(run, "EXAMPLES", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="clone the repository"):
-        demo.demo(tmp_path / "out")
+        run.demo(tmp_path / "out")
 
 
 def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,15 +282,15 @@ def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_chance_is_that_of_a_random_order() -> None:
-    """All orders of four texts, of which the second picture has two."""
+    """All orders of four texts, of which the second image has two."""
     counts, owner = (1, 2, 1), (0, 1, 1, 2)
     orders = list(itertools.permutations(range(4)))
-    expected = [np.mean([owner[order[0]] == picture for order in orders]) for picture in range(3)]
-    found = judge.chance(counts)
+    expected = [np.mean([owner[order[0]] == image for order in orders]) for image in range(3)]
+    found = evaluate.chance(counts)
     assert found.image_to_text[0] == pytest.approx(np.mean(expected))
     assert found.text_to_image == pytest.approx((1 / 3, 1, 1))
     missed = np.prod([(38 - drawn) / (40 - drawn) for drawn in range(5)])  # 38 of 40 texts are wrong
-    assert judge.chance([2] * 20).image_to_text[1] == pytest.approx(1 - missed)
+    assert evaluate.chance([2] * 20).image_to_text[1] == pytest.approx(1 - missed)
 
 
 def test_examples_are_drawn_from_both_kinds() -> None:
@@ -316,11 +317,11 @@ def test_examples_are_drawn_from_both_kinds() -> None:
     ],
 )
 def test_verdicts_follow_from_the_numbers(before: float, after: float, queries: int, expected: str) -> None:
-    assert words.compare((before, 0.5, 0.6), (after, 0.5, 0.6), queries).startswith(expected)
+    assert wording.compare((before, 0.5, 0.6), (after, 0.5, 0.6), queries).startswith(expected)
 
 
 def test_durations() -> None:
-    assert [words.duration(seconds) for seconds in (1.25, 48.4, 725, 3720)] == [
+    assert [wording.duration(seconds) for seconds in (1.25, 48.4, 725, 3720)] == [
         "1.2 s",
         "48 s",
         "12 min 5 s",

@@ -1,4 +1,4 @@
-"""An index answers as a loop over single pictures would, and never embeds a picture twice."""
+"""An index answers as a loop over single images would, and never embeds an image twice."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from safetensors.torch import load_file
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
-from dualfuse.hub import Loaded
+from dualfuse.hub import LoadedModel
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.prepare.write import write_shards
+from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Data, Recipe
 from dualfuse.search import growing
-from dualfuse.search.answer import answer, printable
+from dualfuse.search.command import printable, search_command
 from dualfuse.search.index import Index
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 MODEL = VLMoConfig(
     width=32,
     depth=2,
     heads=2,
-    both_from=1,
-    patch=8,
+    vl_expert_start=1,
+    patch_size=8,
     image_size=(16, 16),
     text_length=16,
     positions="absolute",
@@ -42,29 +42,29 @@ TEXT = "a dog in the snow"
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two models that differ in one small tensor only: the projection of pictures."""
+    """Two models that differ in one small tensor only: the projection of images."""
     torch.manual_seed(1)
     task = RECIPE.task.build(MODEL.build())
     for weight in task.parameters():  # random weights of 0.02 tell hardly anything apart
         weight.data += 0.2 * torch.randn_like(weight)
     one = hub.save(tmp_path_factory.mktemp("one") / "model", task, RECIPE)
-    task.projections[0].image.weight.data.neg_()
+    task.itc_heads[0].image.weight.data.neg_()
     return one, hub.save(tmp_path_factory.mktemp("other") / "model", task, RECIPE)
 
 
 @pytest.fixture
-def loaded(folders: tuple[Path, Path]) -> Loaded:
+def loaded(folders: tuple[Path, Path]) -> LoadedModel:
     return hub.load(folders[0])
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
     for number, name in enumerate(NAMES):
         paint(folder / name, number)
     (folder / ".hidden").mkdir()
     paint(folder / ".hidden" / "no.png", 99)
-    (folder / "notes.txt").write_text("no picture")
+    (folder / "notes.txt").write_text("no image")
     return folder
 
 
@@ -81,8 +81,8 @@ def paint(path: Path, seed: int) -> None:
 
 
 @pytest.fixture
-def count(loaded: Loaded) -> Iterator[Callable[[], int]]:
-    """Tells how many pictures the model has embedded since it was last asked."""
+def count(loaded: LoadedModel) -> Iterator[Callable[[], int]]:
+    """Return how many images the model has embedded since it was last asked."""
     seen: list[int] = []
     embed_image = loaded.task.model.embed_image
 
@@ -100,43 +100,43 @@ def count(loaded: Loaded) -> Iterator[Callable[[], int]]:
 
 
 @torch.no_grad()
-def naive(loaded: Loaded, pictures: Path, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
-    """Cosine and log-odds of TEXT with each picture, one by one."""
+def naive(loaded: LoadedModel, images: Path, names: tuple[str, ...]) -> tuple[dict[str, float], dict[str, float]]:
+    """Cosine and log-odds of TEXT with each image, one by one."""
     task, rng = loaded.task, np.random.default_rng(0)
-    ids = torch.tensor([list(loaded.prep.text.encode(TEXT).ids)])
+    ids = torch.tensor([list(loaded.processor.text.encode(TEXT).ids)])
     text = task.model.embed_text(ids, torch.ones(ids.shape))
     cosine, match = {}, {}
     for name in names:
-        image = task.model.embed_image(loaded.prep.image((pictures / name).read_bytes(), rng)[None])
+        image = task.model.embed_image(loaded.processor.image((images / name).read_bytes(), rng)[None])
         one, other = (
-            task.projections[0].image(task.model.encode(image)),
-            task.projections[0].text(task.model.encode(text)),
+            task.itc_heads[0].image(task.model.encode(image)),
+            task.itc_heads[0].text(task.model.encode(text)),
         )
         cosine[name] = torch.nn.functional.cosine_similarity(one, other).item()
-        no, yes = task.match_head(task.model.fuse(image, text).pooled)[0].tolist()
+        no, yes = task.itm_head(task.model.fuse(image, text).pooled)[0].tolist()
         match[name] = yes - no
     return cosine, match
 
 
-def test_order_is_that_of_single_comparisons(loaded: Loaded, pictures: Path) -> None:
-    hits = Index.build(loaded, pictures, batch=5).search(TEXT, top=100)
-    cosine, _ = naive(loaded, pictures, NAMES)
+def test_order_is_that_of_single_comparisons(loaded: LoadedModel, images: Path) -> None:
+    hits = Index.build(loaded, images, batch=5).search(TEXT, top=100)
+    cosine, _ = naive(loaded, images, NAMES)
     assert [hit.name for hit in hits] == sorted(NAMES, key=lambda name: -cosine[name])
     assert [hit.cosine for hit in hits] == pytest.approx([cosine[hit.name] for hit in hits], abs=1e-5)
     assert all(hit.score == hit.cosine and hit.match is None for hit in hits)
     assert max(cosine.values()) - min(cosine.values()) > 0.05  # else any order would do
 
 
-def test_top_is_the_beginning(loaded: Loaded, pictures: Path) -> None:
-    index = Index.build(loaded, pictures)
+def test_top_is_the_beginning(loaded: LoadedModel, images: Path) -> None:
+    index = Index.build(loaded, images)
     assert index.search(TEXT, top=3) == index.search(TEXT, top=12)[:3]
 
 
 @pytest.mark.parametrize(("top", "rerank"), [(12, 5), (3, 8), (5, 100)])
-def test_reranked_order_is_that_of_the_formula(loaded: Loaded, pictures: Path, top: int, rerank: int) -> None:
-    hits = Index.build(loaded, pictures).search(TEXT, top=top, rerank=rerank)
-    cosine, match = naive(loaded, pictures, NAMES)
-    scale = loaded.task.projections[0].log_scale.exp().item()
+def test_reranked_order_is_that_of_the_formula(loaded: LoadedModel, images: Path, top: int, rerank: int) -> None:
+    hits = Index.build(loaded, images).search(TEXT, top=top, rerank=rerank)
+    cosine, match = naive(loaded, images, NAMES)
+    scale = loaded.task.itc_heads[0].logit_scale.exp().item()
     both = {name: scale * cosine[name] + match[name] for name in NAMES}
     by_cosine = sorted(NAMES, key=lambda name: -cosine[name])
     expected = sorted(by_cosine[:rerank], key=lambda name: -both[name]) + by_cosine[rerank:]
@@ -147,8 +147,8 @@ def test_reranked_order_is_that_of_the_formula(loaded: Loaded, pictures: Path, t
     assert expected[:rerank] != by_cosine[:rerank]  # else re-ranking did nothing
 
 
-def test_candidates_are_matched_in_parts(loaded: Loaded, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    index = Index.build(loaded, pictures)
+def test_candidates_are_matched_in_parts(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = Index.build(loaded, images)
     whole = index.search(TEXT, rerank=12)
     monkeypatch.setattr("dualfuse.search.index.PAIRS", 5)
     parts = index.search(TEXT, rerank=12)
@@ -156,55 +156,55 @@ def test_candidates_are_matched_in_parts(loaded: Loaded, pictures: Path, monkeyp
     assert [hit.score for hit in parts] == pytest.approx([hit.score for hit in whole], abs=1e-5)
 
 
-def test_opened_again_embeds_nothing(loaded: Loaded, pictures: Path, count: Callable[[], int]) -> None:
-    first = Index.build(loaded, pictures)
-    assert (count(), first.embedded, first.place.parent) == (12, 12, pictures / ".dualfuse")
+def test_opened_again_embeds_nothing(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+    first = Index.build(loaded, images)
+    assert (count(), first.embedded, first.place.parent) == (12, 12, images / ".dualfuse")
     written = first.place.stat().st_mtime_ns
-    again = Index.build(loaded, pictures)
+    again = Index.build(loaded, images)
     assert (count(), again.embedded, again.place) == (0, 0, first.place)
     assert again.place.stat().st_mtime_ns == written
     assert again.search(TEXT) == first.search(TEXT)
 
 
-def test_a_folder_moves_with_its_index(loaded: Loaded, pictures: Path, count: Callable[[], int]) -> None:
-    Index.build(loaded, pictures)
-    moved = pictures.rename(pictures.with_name("elsewhere"))
+def test_a_folder_moves_with_its_index(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+    Index.build(loaded, images)
+    moved = images.rename(images.with_name("elsewhere"))
     count()
     assert Index.build(loaded, moved).place.parent == moved / ".dualfuse"
     assert count() == 0
 
 
-def test_changed_new_and_vanished_pictures(loaded: Loaded, pictures: Path, count: Callable[[], int]) -> None:
-    Index.build(loaded, pictures)
+def test_changed_new_and_vanished_pictures(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+    Index.build(loaded, images)
     count()
-    paint(pictures / "03.png", 333)
-    os.utime(pictures / "03.png", ns=(1, 1))  # size and second may be the same
-    paint(pictures / "00-new.png", 50)  # sorted between the others
-    (pictures / "05.png").unlink()
-    (pictures / "07.png").rename(pictures / "deep" / "7.png")
-    index = Index.build(loaded, pictures)
+    paint(images / "03.png", 333)
+    os.utime(images / "03.png", ns=(1, 1))  # size and second may be the same
+    paint(images / "00-new.png", 50)  # sorted between the others
+    (images / "05.png").unlink()
+    (images / "07.png").rename(images / "deep" / "7.png")
+    index = Index.build(loaded, images)
     assert (count(), index.embedded, len(index)) == (3, 3, 12)
     assert index.numbers == tuple(range(12))
     names = tuple(index.collection.names)
     assert set(names) == {*NAMES, "00-new.png", "deep/7.png"} - {"05.png", "07.png"}
-    cosine, _ = naive(loaded, pictures, names)
+    cosine, _ = naive(loaded, images, names)
     count()
-    for hits in (index.search(TEXT, top=12), Index.build(loaded, pictures).search(TEXT, top=12)):
+    for hits in (index.search(TEXT, top=12), Index.build(loaded, images).search(TEXT, top=12)):
         assert {hit.name: hit.cosine for hit in hits} == pytest.approx(cosine, abs=1e-5)
     assert count() == 0
 
 
-def test_vanished_pictures_alone_are_forgotten(loaded: Loaded, pictures: Path) -> None:
-    Index.build(loaded, pictures)
-    (pictures / "05.png").unlink()
-    index = Index.build(loaded, pictures)
+def test_vanished_pictures_alone_are_forgotten(loaded: LoadedModel, images: Path) -> None:
+    Index.build(loaded, images)
+    (images / "05.png").unlink()
+    index = Index.build(loaded, images)
     assert (len(index), index.embedded) == (11, 0)
     assert "05.png" not in {hit.name for hit in index.search(TEXT, top=12)}
     assert len(load_file(index.place)["vectors"]) == 11
 
 
 def test_interrupted_build_goes_on(
-    loaded: Loaded, pictures: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]
+    loaded: LoadedModel, pil_images: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]
 ) -> None:
     counting, calls = loaded.task.model.embed_image, []
 
@@ -216,97 +216,99 @@ def test_interrupted_build_goes_on(
 
     monkeypatch.setattr(loaded.task.model, "embed_image", stopping)
     with pytest.raises(KeyboardInterrupt):
-        Index.build(loaded, pictures, batch=4)
+        Index.build(loaded, pil_images, batch=4)
     monkeypatch.setattr(loaded.task.model, "embed_image", counting)
     assert count() == 8
-    index = Index.build(loaded, pictures, batch=4)
+    index = Index.build(loaded, pil_images, batch=4)
     assert (count(), index.embedded, len(index)) == (4, 4, 12)
-    cosine, _ = naive(loaded, pictures, NAMES)
+    cosine, _ = naive(loaded, pil_images, NAMES)
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
-def test_long_builds_are_saved_on_the_way(loaded: Loaded, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_builds_are_saved_on_the_way(
+    loaded: LoadedModel, pil_images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(growing, "SAVE_EVERY", 0.0)
-    embed_image, killed = loaded.task.model.embed_image, pictures.with_name("killed")
+    embed_image, killed = loaded.task.model.embed_image, pil_images.with_name("killed")
 
     def copying(images: torch.Tensor, slot: int = 0):
-        if not killed.exists() and (pictures / ".dualfuse").exists():
-            shutil.copytree(pictures, killed)  # what a power cut would leave
+        if not killed.exists() and (pil_images / ".dualfuse").exists():
+            shutil.copytree(pil_images, killed)  # what a power cut would leave
         return embed_image(images, slot)
 
     monkeypatch.setattr(loaded.task.model, "embed_image", copying)
-    Index.build(loaded, pictures, batch=4)
+    Index.build(loaded, pil_images, batch=4)
     assert Index.build(loaded, killed, batch=4).embedded == 8
 
 
-def test_unreadable_pictures_are_reported(loaded: Loaded, pictures: Path) -> None:
-    (pictures / "02.png").write_bytes((pictures / "02.png").read_bytes()[:60])
-    (pictures / "04.png").write_bytes(b"")
-    (pictures / "gone.jpg").symlink_to(pictures / "nothing.jpg")
-    os.mkfifo(pictures / "pipe.jpg")
+def test_unreadable_pictures_are_reported(loaded: LoadedModel, images: Path) -> None:
+    (images / "02.png").write_bytes((images / "02.png").read_bytes()[:60])
+    (images / "04.png").write_bytes(b"")
+    (images / "gone.jpg").symlink_to(images / "nothing.jpg")
+    os.mkfifo(images / "pipe.jpg")
     for embedded in (10, 0):
-        index = Index.build(loaded, pictures, batch=3)
-        assert [each.name for each in index.left_out] == ["02.png", "04.png", "gone.jpg", "pipe.jpg"]
-        assert index.left_out[1].reason.startswith("0 bytes are no picture")
-        assert index.left_out[2].reason == "No such file or directory"
+        index = Index.build(loaded, images, batch=3)
+        assert [each.name for each in index.skipped] == ["02.png", "04.png", "gone.jpg", "pipe.jpg"]
+        assert index.skipped[1].reason.startswith("0 bytes are no image")
+        assert index.skipped[2].reason == "No such file or directory"
         assert (len(index), index.embedded) == (10, embedded)
-    cosine, _ = naive(loaded, pictures, tuple(name for name in NAMES if name not in ("02.png", "04.png")))
+    cosine, _ = naive(loaded, images, tuple(name for name in NAMES if name not in ("02.png", "04.png")))
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
-def test_nothing_to_search(loaded: Loaded, tmp_path: Path) -> None:
+def test_nothing_to_search(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"nonsense")
-    with pytest.raises(ValueError, match=r"none of the 1 pictures at .* can be read; the first: one.png: 8 bytes"):
+    with pytest.raises(ValueError, match=r"none of the 1 images at .* can be read; the first: one.png: 8 bytes"):
         Index.build(loaded, tmp_path)
     (tmp_path / "one.png").rename(tmp_path / "one.txt")
-    with pytest.raises(ValueError, match=r"holds no picture, no folder with pictures, and no tar file; it holds one"):
+    with pytest.raises(ValueError, match=r"holds no image, no folder with images, and no tar file; it holds one"):
         Index.build(loaded, tmp_path)
     with pytest.raises(ValueError, match="no shards"):
         Index.build(loaded, tmp_path / "missing")
 
 
-def test_another_model_has_vectors_of_its_own(folders: tuple[Path, Path], pictures: Path) -> None:
-    one = Index.build(hub.load(folders[0]), pictures)
-    other = Index.build(hub.load(folders[1]), pictures)
+def test_another_model_has_vectors_of_its_own(folders: tuple[Path, Path], images: Path) -> None:
+    one = Index.build(hub.load(folders[0]), images)
+    other = Index.build(hub.load(folders[1]), images)
     assert other.embedded == 12
-    assert other.vectors.numpy() == pytest.approx(-one.vectors.numpy(), abs=1e-6)
+    assert other.embeddings.numpy() == pytest.approx(-one.embeddings.numpy(), abs=1e-6)
     copy = shutil.copytree(folders[0], folders[0].with_name("copy"))  # the same weights, another file
-    assert Index.build(hub.load(copy), pictures).embedded == 0
+    assert Index.build(hub.load(copy), images).embedded == 0
 
 
-def test_picture_finds_itself(loaded: Loaded, pictures: Path) -> None:
-    index = Index.build(loaded, pictures)
-    for query in (pictures / "deep/er/a.jpg", (pictures / "deep/er/a.jpg").read_bytes()):
+def test_picture_finds_itself(loaded: LoadedModel, images: Path) -> None:
+    index = Index.build(loaded, images)
+    for query in (images / "deep/er/a.jpg", (images / "deep/er/a.jpg").read_bytes()):
         first, second = index.search(query, top=2)
         assert first.name == "deep/er/a.jpg"
         assert first.cosine == pytest.approx(1, abs=1e-5)
         assert second.cosine < 0.999
-    assert index.picture("deep/er/a.jpg") == query
+    assert index.image("deep/er/a.jpg") == query
 
 
-def test_questions_without_an_answer(loaded: Loaded, pictures: Path) -> None:
-    index = Index.build(loaded, pictures)
+def test_questions_without_an_answer(loaded: LoadedModel, images: Path) -> None:
+    index = Index.build(loaded, images)
     with pytest.raises(ValueError, match="only a text can be matched"):
-        index.search(pictures / "00.png", rerank=5)
+        index.search(images / "00.png", rerank=5)
     with pytest.raises(ValueError, match="the query is empty"):
         index.search(" ")
     with pytest.raises(ValueError, match="top is 0"):
         index.search(TEXT, top=0)
-    with pytest.raises(ValueError, match=r"notes.txt: 10 bytes are no picture"):
-        index.search(pictures / "notes.txt")
+    with pytest.raises(ValueError, match=r"notes.txt: 10 bytes are no image"):
+        index.search(images / "notes.txt")
 
 
-def test_picture_that_vanished_since_is_not_reranked(loaded: Loaded, pictures: Path) -> None:
-    index = Index.build(loaded, pictures)
+def test_picture_that_vanished_since_is_not_reranked(loaded: LoadedModel, images: Path) -> None:
+    index = Index.build(loaded, images)
     first = index.search(TEXT, top=1)[0]
-    (pictures / first.name).unlink()
+    (images / first.name).unlink()
     hits = index.search(TEXT, top=12, rerank=6)
     assert hits[5] == first
     assert all(hit.match is not None for hit in hits[:5])
 
 
-def test_searches_shards(loaded: Loaded, pictures: Path, tmp_path: Path, count: Callable[[], int]) -> None:
-    data = {name: (pictures / name).read_bytes() for name in NAMES if not name.endswith(".bmp")}  # no bmp in shards
+def test_searches_shards(loaded: LoadedModel, images: Path, tmp_path: Path, count: Callable[[], int]) -> None:
+    data = {name: (images / name).read_bytes() for name in NAMES if not name.endswith(".bmp")}  # no bmp in shards
     samples = [Sample(f"{number:02}", image) for number, image in enumerate(data.values())]
     tars = tmp_path / "tars"
     write_shards(samples[:6], tars, "a")
@@ -314,10 +316,10 @@ def test_searches_shards(loaded: Loaded, pictures: Path, tmp_path: Path, count: 
     count()
     index = Index.build(loaded, tars)
     assert (count(), index.place.parent) == (11, tars / ".dualfuse")
-    cosine, _ = naive(loaded, pictures, tuple(data))
+    cosine, _ = naive(loaded, images, tuple(data))
     by_key = {f"{'a' if n < 6 else 'b'}-00000/{n:02}": value for n, value in enumerate(cosine.values())}
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(by_key, abs=1e-5)
-    assert index.picture("b-00000/07") == samples[7].image
+    assert index.image("b-00000/07") == samples[7].image
     assert index.search(samples[3].image)[0].name == "a-00000/03"
 
     for source, pictures_in_it in ((tars / "a-00000.tar", 6), (str(tars / "b-*.tar"), 5)):
@@ -328,100 +330,102 @@ def test_searches_shards(loaded: Loaded, pictures: Path, tmp_path: Path, count: 
     assert count() == 5
 
 
-def test_pictures_among_tars_are_not_guessed_at(loaded: Loaded, pictures: Path) -> None:
-    write_shards([Sample("0", (pictures / "00.png").read_bytes())], pictures, "set")
-    with pytest.raises(
-        ValueError, match=r"12 picture\(s\), such as 00.png, and 1 tar file\(s\), such as set-00000.tar"
-    ):
-        Index.build(loaded, pictures)
-    assert len(Index.build(loaded, pictures / "*.tar")) == 1
+def test_pictures_among_tars_are_not_guessed_at(loaded: LoadedModel, images: Path) -> None:
+    write_shards([Sample("0", (images / "00.png").read_bytes())], images, "set")
+    with pytest.raises(ValueError, match=r"12 image\(s\), such as 00.png, and 1 tar file\(s\), such as set-00000.tar"):
+        Index.build(loaded, images)
+    assert len(Index.build(loaded, images / "*.tar")) == 1
 
 
-def test_read_only_folder_uses_the_cache(loaded: Loaded, pictures: Path, cache: Path, count: Callable[[], int]) -> None:
-    Index.build(loaded, pictures)
-    kept = next((pictures / ".dualfuse").iterdir())
-    shutil.rmtree(pictures / ".dualfuse")
-    (pictures / ".dualfuse").write_text("a file in its place: nothing can be written below it")
-    index = Index.build(loaded, pictures)
+def test_read_only_folder_uses_the_cache(
+    loaded: LoadedModel, images: Path, cache: Path, count: Callable[[], int]
+) -> None:
+    Index.build(loaded, images)
+    kept = next((images / ".dualfuse").iterdir())
+    shutil.rmtree(images / ".dualfuse")
+    (images / ".dualfuse").write_text("a file in its place: nothing can be written below it")
+    index = Index.build(loaded, images)
     assert index.place.parent == cache / "dualfuse" / "search"
     count()
-    assert Index.build(loaded, pictures).place == index.place
+    assert Index.build(loaded, images).place == index.place
     assert (count(), kept.exists()) == (0, False)
 
     shutil.rmtree(cache)
     cache.write_text("nor here")
-    index = Index.build(loaded, pictures)
+    index = Index.build(loaded, images)
     assert (index.place, len(index.search(TEXT, top=12))) == (None, 12)
 
 
-def test_newest_of_two_files_is_read(loaded: Loaded, pictures: Path, tmp_path: Path, count: Callable[[], int]) -> None:
-    stale = Index.build(loaded, pictures).place
+def test_newest_of_two_files_is_read(
+    loaded: LoadedModel, images: Path, tmp_path: Path, count: Callable[[], int]
+) -> None:
+    stale = Index.build(loaded, images).place
     aside = shutil.move(stale.parent, tmp_path / "aside")
-    (pictures / ".dualfuse").touch()
-    paint(pictures / "13.png", 13)
-    cached = Index.build(loaded, pictures).place
-    (pictures / ".dualfuse").unlink()
+    (images / ".dualfuse").touch()
+    paint(images / "13.png", 13)
+    cached = Index.build(loaded, images).place
+    (images / ".dualfuse").unlink()
     shutil.move(aside, stale.parent)
     os.utime(stale, ns=(1, 1))
     count()
-    assert Index.build(loaded, pictures).place == cached
+    assert Index.build(loaded, images).place == cached
     assert count() == 0
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"x" * len(data)])
-def test_damaged_index_is_made_again(loaded: Loaded, pictures: Path, damage: Callable[[bytes], bytes]) -> None:
-    first = Index.build(loaded, pictures)
+def test_damaged_index_is_made_again(loaded: LoadedModel, images: Path, damage: Callable[[bytes], bytes]) -> None:
+    first = Index.build(loaded, images)
     first.place.write_bytes(damage(first.place.read_bytes()))
-    again = Index.build(loaded, pictures)
+    again = Index.build(loaded, images)
     assert again.embedded == 12
     assert again.search(TEXT) == first.search(TEXT)
 
 
-def test_model_that_gives_no_numbers(loaded: Loaded, pictures: Path) -> None:
-    loaded.task.projections[0].image.weight.data.fill_(float("nan"))
+def test_model_that_gives_no_numbers(loaded: LoadedModel, images: Path) -> None:
+    loaded.task.itc_heads[0].image.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="did its training diverge"):
-        Index.build(loaded, pictures)
+        Index.build(loaded, images)
 
 
 def test_prints_and_draws(
-    folders: tuple[Path, Path], loaded: Loaded, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path], loaded: LoadedModel, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (pictures / "broken[b].png").write_bytes(b"x")
-    sheet = tmp_path / "new" / "sheet.png"
-    hits = answer(folders[0], str(pictures), TEXT, top=7, rerank=3, sheet=sheet)
+    (images / "broken[b].png").write_bytes(b"x")
+    grid = tmp_path / "new" / "sheet.png"
+    hits = search_command(folders[0], str(images), TEXT, top=7, rerank=3, save_image=grid)
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[0].split() == ["rank", "score", "cosine", "match", "picture"]
+    assert lines[0].split() == ["rank", "score", "cosine", "match", "image"]
     assert [line.split(maxsplit=4)[4] for line in lines[1:]] == [hit.name for hit in hits]
     assert [line.split()[1] for line in lines[1:]] == [f"{hit.score:.3f}" for hit in hits]
     assert lines[4].split()[3] == "-"
-    assert "12 pictures: 12 embedded now, 0 from the index" in printed.err
-    assert "cannot be read: 1\n  broken[b].png: 1 bytes are no picture" in printed.err
-    with Image.open(sheet) as drawn:
+    assert "12 images: 12 embedded now, 0 from the index" in printed.err
+    assert "cannot be read: 1\n  broken[b].png: 1 bytes are no image" in printed.err
+    with Image.open(grid) as drawn:
         assert drawn.width > 5 * 200 and drawn.height > 2 * 200  # two rows of five
 
-    hits = answer(folders[0], str(pictures), str(pictures / "00.png"), top=2)
+    hits = search_command(folders[0], str(images), str(images / "00.png"), top=2)
     assert capsys.readouterr().out.splitlines()[1].split() == ["1", "1.0000", "00.png"]
-    assert hits == Index.build(loaded, pictures).search(pictures / "00.png", top=2)
+    assert hits == Index.build(loaded, images).search(images / "00.png", top=2)
 
 
-def test_mistakes_are_told_before_anything_is_embedded(folders: tuple[Path, Path], pictures: Path) -> None:
+def test_mistakes_are_told_before_anything_is_embedded(folders: tuple[Path, Path], images: Path) -> None:
     with pytest.raises(ValueError, match=r"dog.jpg is not there"):
-        answer(folders[0], str(pictures), "dog.jpg")
+        search_command(folders[0], str(images), "dog.jpg")
     with pytest.raises(ValueError, match=r"must be called .png or .jpg"):
-        answer(folders[0], str(pictures), TEXT, sheet=pictures / "sheet.txt")
+        search_command(folders[0], str(images), TEXT, save_image=images / "sheet.txt")
     with pytest.raises(ValueError, match=r"leave out rerank"):
-        answer(folders[0], str(pictures), str(pictures / "00.png"), rerank=1)
-    assert not (pictures / ".dualfuse").exists()
+        search_command(folders[0], str(images), str(images / "00.png"), rerank=1)
+    assert not (images / ".dualfuse").exists()
 
 
 def test_names_of_any_bytes(
-    folders: tuple[Path, Path], pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folders: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = os.fsdecode(b"\xff\n\x1b[31m.png")
-    shutil.copy(pictures / "00.png", pictures / odd)
+    shutil.copy(images / "00.png", images / odd)
     for _ in range(2):
-        hits = answer(folders[0], str(pictures), TEXT, top=13, sheet=tmp_path / "sheet.jpg")
+        hits = search_command(folders[0], str(images), TEXT, top=13, save_image=tmp_path / "sheet.jpg")
         assert odd in {hit.name for hit in hits}
         assert r"\udcff\n\x1b[31m.png" in capsys.readouterr().out
     assert printable("ü [1]") == "ü [1]"

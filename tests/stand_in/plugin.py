@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch.utils import cpp_extension
 
-from dualfuse import dist
+from dualfuse import distributed as dist
 
 NAME = "stand_in"
 
@@ -50,6 +50,6 @@ def start() -> torch.device:
 
 
 DEVICE = start()
-for place in (dist, sys.modules["dualfuse.dist.processes"]):
+for place in (dist, sys.modules["dualfuse.distributed.process_group"]):
     vars(place)["device"] = lambda: DEVICE
 os.fork = lambda: pytest.skip("starts a process, which cannot use the stand-in for a GPU")

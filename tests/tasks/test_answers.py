@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from dualfuse.tasks.answered import Asked
-from dualfuse.tasks.answers import (
+from dualfuse.metrics.accuracy import Question
+from dualfuse.metrics.vqa import (
     REPAIRED,
     AnswerScore,
     accuracy,
@@ -87,9 +87,9 @@ def test_official_accuracy() -> None:
 def test_score_by_kind() -> None:
     metric = AnswerScore()
     assert metric.result() == {}
-    metric.add(Asked("a", 1, "?", ("yes", "no"), "yes/no"), ("yes",))
-    metric.add(Asked("b", 2, "?", ("none",) * 10, "number"), ("0",))
-    metric.add(Asked("c", 3, "?", ("red",)), ("red",))
+    metric.add(Question("a", 1, "?", ("yes", "no"), "yes/no"), ("yes",))
+    metric.add(Question("b", 2, "?", ("none",) * 10, "number"), ("0",))
+    metric.add(Question("c", 3, "?", ("red",)), ("red",))
     half = agreement(1, 2)
     assert metric.result() == pytest.approx(
         {"accuracy": (half + 1) / 3, "accuracy/number": 0.0, "accuracy/yes/no": half, "score": (half + 2) / 3}

@@ -10,46 +10,46 @@ import pytest
 import torch
 from torch import Tensor
 
-from dualfuse.tasks.beam_search import Beam, Found, beam_search
+from dualfuse.tasks.finetune.beam_search import Beam, Hypothesis, beam_search
 
 START, END, WORDS = 3, 0, (1, 2)
 ALL = Beam(width=64, length_penalty=0.0, longest=6, start=START, end=END)
 
 
-def next_word(picture: int, text: tuple[int, ...]) -> np.ndarray:
+def next_word(image: int, text: tuple[int, ...]) -> np.ndarray:
     """Any distribution over the end and both words that depends on all of the text; the start is impossible."""
-    logits = np.random.default_rng([picture, *text]).normal(size=3) * 2
+    logits = np.random.default_rng([image, *text]).normal(size=3) * 2
     return np.append(logits - np.log(np.exp(logits).sum()), -np.inf)
 
 
 class Steps:
-    """Follows by ``origin`` which picture each text is of, as a writer follows what it remembers."""
+    """Follows by ``origin`` which image each text is of, as a writer follows what it remembers."""
 
-    def __init__(self, pictures: int) -> None:
-        self.about, self.calls = torch.arange(pictures), 0
+    def __init__(self, images: int) -> None:
+        self.about, self.calls = torch.arange(images), 0
 
     def __call__(self, ids: Tensor, origin: Tensor) -> Tensor:
         self.about, self.calls = self.about[origin], self.calls + 1
         pairs = zip(self.about.tolist(), ids.tolist(), strict=True)
-        return torch.from_numpy(np.stack([next_word(picture, tuple(text)) for picture, text in pairs]))
+        return torch.from_numpy(np.stack([next_word(image, tuple(text)) for image, text in pairs]))
 
 
-def log_probability(picture: int, text: tuple[int, ...]) -> float:
-    return float(sum(next_word(picture, (START, *text[:n]))[word] for n, word in enumerate(text)))
+def log_probability(image: int, text: tuple[int, ...]) -> float:
+    return float(sum(next_word(image, (START, *text[:n]))[word] for n, word in enumerate(text)))
 
 
-def every_text(picture: int, beam: Beam) -> list[Found]:
+def every_text(image: int, beam: Beam) -> list[Hypothesis]:
     """All texts that end, and those that are as long as can be."""
-    texts: list[Found] = []
+    texts: list[Hypothesis] = []
     for length in range(beam.longest):
         for words in product(WORDS, repeat=length):
             tokens = (*words, END) if length < beam.longest - 1 else words
-            value = log_probability(picture, tokens)
-            texts.append(Found(words, value, value / len(tokens) ** beam.length_penalty))
+            value = log_probability(image, tokens)
+            texts.append(Hypothesis(words, value, value / len(tokens) ** beam.length_penalty))
     return sorted(texts, key=lambda each: -each.score)
 
 
-def same(found: list[Found], wanted: list[Found]) -> None:
+def same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
     assert [each.ids for each in found] == [each.ids for each in wanted]
     assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
     assert [each.log_probability for each in found] == pytest.approx([e.log_probability for e in wanted], abs=1e-5)
@@ -58,27 +58,27 @@ def same(found: list[Found], wanted: list[Found]) -> None:
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
 def test_a_wide_beam_finds_what_is_best_of_all(penalty: float) -> None:
     beam = replace(ALL, length_penalty=penalty)
-    for picture, found in enumerate(beam_search(Steps(5), 5, beam)):
-        same(found, every_text(picture, beam)[: beam.width])
+    for image, found in enumerate(beam_search(Steps(5), 5, beam)):
+        same(found, every_text(image, beam)[: beam.width])
 
 
-def by_lists(picture: int, beam: Beam) -> list[Found]:
-    """One picture, nothing stopped early."""
+def by_lists(image: int, beam: Beam) -> list[Hypothesis]:
+    """One image, nothing stopped early."""
     live, found = [((), 0.0)], []
     for length in range(1, beam.longest):
         longer = [
-            ((*text, word), value + next_word(picture, (START, *text))[word])
+            ((*text, word), value + next_word(image, (START, *text))[word])
             for text, value in live
             for word in (END, *WORDS)
         ]
         longer.sort(key=lambda each: -each[1])
         found += [
-            Found(text[:-1], value, value / length**beam.length_penalty)
+            Hypothesis(text[:-1], value, value / length**beam.length_penalty)
             for text, value in longer[: beam.width]
             if text[-1] == END
         ]
         live = [each for each in longer if each[0][-1] != END][: beam.width]
-    found += [Found(text, value, value / (beam.longest - 1) ** beam.length_penalty) for text, value in live]
+    found += [Hypothesis(text, value, value / (beam.longest - 1) ** beam.length_penalty) for text, value in live]
     return sorted(found, key=lambda each: -each.score)[: beam.width]
 
 
@@ -86,15 +86,15 @@ def by_lists(picture: int, beam: Beam) -> list[Found]:
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.5])
 def test_a_narrow_beam_is_that_of_lists(width: int, penalty: float) -> None:
     beam = replace(ALL, width=width, length_penalty=penalty, longest=9)
-    for picture, found in enumerate(beam_search(Steps(12), 12, beam)):
-        same(found, by_lists(picture, beam))
+    for image, found in enumerate(beam_search(Steps(12), 12, beam)):
+        same(found, by_lists(image, beam))
 
 
 def test_a_beam_of_one_takes_the_likeliest_word_until_the_end() -> None:
     beam = replace(ALL, width=1, longest=9)
-    for picture, [found] in enumerate(beam_search(Steps(8), 8, beam)):
+    for image, [found] in enumerate(beam_search(Steps(8), 8, beam)):
         text: list[int] = []
-        while len(text) < 8 and (word := int(next_word(picture, (START, *text)).argmax())) != END:
+        while len(text) < 8 and (word := int(next_word(image, (START, *text)).argmax())) != END:
             text.append(word)
         assert found.ids == tuple(text)
 

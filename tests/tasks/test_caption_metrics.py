@@ -10,7 +10,7 @@ import math
 
 import pytest
 
-from dualfuse.tasks.caption_metrics import caption_metrics, caption_words
+from dualfuse.metrics.captions import caption_metrics, caption_words
 
 CAPTIONS = (
     "cat sleeps dog dog red tree a blue sleeps",

@@ -1,4 +1,4 @@
-"""Captions: what is masked, what is learnt, and what is written, against the same computed plainly."""
+"""Captions: what is masked, what is trained, and what is written, against the same computed plainly."""
 
 from __future__ import annotations
 
@@ -8,52 +8,52 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny import BRIDGETOWER, MODEL, WORDS, picture, samples, tokenizer
+from tiny import BRIDGETOWER, MODEL, WORDS, png_image, samples, tokenizer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.data.images import ImageTransform
+from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import Text, load
-from dualfuse.models.base import reading_order
-from dualfuse.models.vlmo import Initial, VLMoConfig
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.beam_search import Beam, beam_search
-from dualfuse.tasks.captioning import Captioning, CaptioningConfig, Writer, mask_caption
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
+from dualfuse.models.base import seq2seq_attention_mask
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.beam_search import Beam, beam_search
+from dualfuse.tasks.finetune.captioning import CaptionDecoder, Captioning, CaptioningConfig, mask_caption
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
-RELATIVE = replace(MODEL, drop_path=0.0, depth=3, both_from=2, initial=Initial(std=0.3, layer_scale=0.0))
+RELATIVE = replace(MODEL, drop_path=0.0, depth=3, vl_expert_start=2, init=InitConfig(std=0.3, layer_scale=0.0))
 MODELS = {"relative": RELATIVE, "absolute": replace(RELATIVE, positions="absolute")}
 MASK = 4  # of the tiny tokenizer, whose start is 2 and end 3
 
 
 @pytest.fixture(scope="module")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Text:
-    return Text(12, tokenizer(tmp_path_factory.mktemp("words")))
+def text(tmp_path_factory: pytest.TempPathFactory) -> TextTransform:
+    return TextTransform(12, tokenizer(tmp_path_factory.mktemp("words")))
 
 
 @pytest.fixture(scope="module")
-def prep(text: Text) -> Prep:
-    return Prep(ImageTransform((32, 32)), text)
+def processor(text: TextTransform) -> Processor:
+    return Processor(ImageTransform((32, 32)), text)
 
 
 def built(cfg: VLMoConfig = RELATIVE, task: CaptioningConfig | None = None) -> Captioning:
     torch.manual_seed(0)
     made = (task or CaptioningConfig()).build(cfg.build())
-    nn.init.normal_(made.word_head.decoder.weight, std=0.5)
+    nn.init.normal_(made.mlm_head.decoder.weight, std=0.5)
     if made.model.state_dict().get("relative_bias.table") is not None:
         nn.init.normal_(made.model.get_parameter("relative_bias.table"), std=0.5)
     return made.eval()
 
 
-def images(prep: Prep, number: int) -> Tensor:
-    return torch.stack([prep.image(picture(seed), np.random.default_rng(0)) for seed in range(number)])
+def images(processor: Processor, number: int) -> Tensor:
+    return torch.stack([processor.image(png_image(seed), np.random.default_rng(0)) for seed in range(number)])
 
 
 @pytest.mark.parametrize(
     ("words", "share", "number"), [(3, 0.7, 4), (5, 0.6, 4), (10, 0.7, 8), (1, 0.01, 1), (2, 1, 3)]
 )
-def test_as_many_are_masked_as_beit3_masks(text: Text, words: int, share: float, number: int) -> None:
+def test_as_many_are_masked_as_beit3_masks(text: TextTransform, words: int, share: float, number: int) -> None:
     """round(share x (words and both special tokens)), at most all but the start, at least one."""
     encoded, rng = text.encode(" ".join(WORDS[:words])), np.random.default_rng(0)
     for _ in range(20):
@@ -61,32 +61,34 @@ def test_as_many_are_masked_as_beit3_masks(text: Text, words: int, share: float,
         assert len(chosen) == len(set(chosen)) == number and 0 not in chosen
 
 
-def test_ends_are_learnt_but_not_where_a_caption_was_cut(text: Text) -> None:
+def test_ends_are_learnt_but_not_where_a_caption_was_cut(text: TextTransform) -> None:
     rng = np.random.default_rng(0)
     whole, cut = text.encode("the red cat"), text.encode("the red cat " * 5)
     assert cut.truncated and {n for _ in range(50) for n in mask_caption(whole, 0.3, rng)} == {1, 2, 3, 4}
     assert {n for _ in range(80) for n in mask_caption(cut, 0.3, rng)} == set(range(1, 11))
 
 
-def test_any_of_the_captions_is_read(prep: Prep) -> None:
-    sample, rng = Sample("a", picture(0), ("the red cat", "a big dog sleeps")), np.random.default_rng(0)
-    rows = [CaptioningConfig(mask_share=0.01).read(sample, prep, rng) for _ in range(40)]
+def test_any_of_the_captions_is_read(processor: Processor) -> None:
+    sample, rng = Sample("a", png_image(0), ("the red cat", "a big dog sleeps")), np.random.default_rng(0)
+    rows = [CaptioningConfig(mask_probability=0.01).read(sample, processor, rng) for _ in range(40)]
     lengths = {len(row["ids"]) for row in rows}
     assert lengths == {5, 6} and all((row["labels"] != -100).sum() == 1 for row in rows)
     with pytest.raises(BrokenSample, match="it has no caption"):
-        CaptioningConfig().read(Sample("b", picture(0)), prep, rng)
+        CaptioningConfig().read(Sample("b", png_image(0)), processor, rng)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_by_its_definition(prep: Prep, smoothing: float) -> None:
+def test_the_loss_by_its_definition(processor: Processor, smoothing: float) -> None:
     """All rows of all texts, then the masked ones by hand."""
     task = built(task=CaptioningConfig(label_smoothing=smoothing))
     rng = np.random.default_rng(1)
-    rows = [task.cfg.read(sample, prep, rng) for sample in samples(6)]
+    rows = [task.cfg.read(sample, processor, rng) for sample in samples(6)]
     batch = task.cfg.collate(rows)
     found = task(batch)
     image, text = task.model.embed_image(batch["image"]), task.model.embed_text(batch["ids"], batch["mask"])
-    logits = task.word_head(task.model.fuse(image, text, sees=reading_order(batch["ids"].shape[1], 17)).text)
+    logits = task.mlm_head(
+        task.model.fuse(image, text, attention_mask=seq2seq_attention_mask(batch["ids"].shape[1], 17)).text
+    )
     losses, right = [], []
     for number, row in enumerate(rows):
         for place in np.flatnonzero(row["labels"] != -100):
@@ -94,8 +96,8 @@ def test_the_loss_by_its_definition(prep: Prep, smoothing: float) -> None:
             losses.append(-(1 - smoothing) * logs[row["labels"][place]] - smoothing * logs.mean())
             right.append(int(logs.argmax()) == row["labels"][place])
     assert_close(found.loss, torch.stack(losses).mean())
-    assert float(found.log["accuracy/words"]) == pytest.approx(np.mean(right))
-    plain = task.word_head(task.model.fuse(image, text).text)
+    assert float(found.log["accuracy/mlm"]) == pytest.approx(np.mean(right))
+    plain = task.mlm_head(task.model.fuse(image, text).text)
     assert not torch.allclose(plain, logits, atol=1e-3)  # the mask matters
 
 
@@ -110,17 +112,19 @@ class Plain:
         asked = torch.cat([ids, torch.full((len(ids), 1), MASK)], dim=1)
         model, length = self.task.model, asked.shape[1]
         text = model.embed_text(asked, torch.ones_like(asked))
-        states = model.fuse(model.embed_image(self.images), text, sees=reading_order(length, 17)).text[:, -1]
-        logits = self.task.word_head(states)
+        states = model.fuse(
+            model.embed_image(self.images), text, attention_mask=seq2seq_attention_mask(length, 17)
+        ).text[:, -1]
+        logits = self.task.mlm_head(states)
         logits[:, [0, 2, MASK]] = -math.inf
         return logits.log_softmax(1)
 
 
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 @torch.inference_mode()
-def test_what_is_remembered_changes_nothing(cfg: VLMoConfig, prep: Prep) -> None:
+def test_what_is_remembered_changes_nothing(cfg: VLMoConfig, processor: Processor) -> None:
     """Through a whole search, in which texts change places; then the captions themselves."""
-    task, pictures = built(cfg), images(prep, 3)
+    task, pil_images = built(cfg), images(processor, 3)
     seen = []
 
     def compared(ids: Tensor, origin: Tensor) -> Tensor:
@@ -129,40 +133,40 @@ def test_what_is_remembered_changes_nothing(cfg: VLMoConfig, prep: Prep) -> None
         seen.append(origin.tolist())
         return values[0]
 
-    quick, plain = Writer(task, task.model.embed_image(pictures), prep.text), Plain(task, pictures)
-    beam = Beam(task.cfg.beam, task.cfg.length_penalty, prep.text.length, start=2, end=3)
+    quick, plain = CaptionDecoder(task, task.model.embed_image(pil_images), processor.text), Plain(task, pil_images)
+    beam = Beam(task.cfg.beam, task.cfg.length_penalty, processor.text.length, start=2, end=3)
     found = beam_search(compared, 3, beam)
     assert any(origin != sorted(origin) or len(set(origin)) < len(origin) for origin in seen[1:])
-    for best, said in zip(found, task.write(pictures, prep.text), strict=True):
-        assert [prep.text.decode(each.ids) for each in best] == [each.text for each in said]
+    for best, said in zip(found, task.generate(pil_images, processor.text), strict=True):
+        assert [processor.text.decode(each.ids) for each in best] == [each.text for each in said]
         assert [math.exp(each.log_probability) for each in best] == pytest.approx([e.probability for e in said])
-    assert len({said[0].text for said in task.write(pictures, prep.text)}) > 1  # pictures matter
+    assert len({said[0].text for said in task.generate(pil_images, processor.text)}) > 1  # images matter
 
 
 @torch.inference_mode()
-def test_a_batch_is_each_picture_alone(prep: Prep) -> None:
-    task, pictures = built(), images(prep, 4)
-    together = task.write(pictures, prep.text)
+def test_a_batch_is_each_picture_alone(processor: Processor) -> None:
+    task, pil_images = built(), images(processor, 4)
+    together = task.generate(pil_images, processor.text)
     for number, said in enumerate(together):
-        [alone] = task.write(pictures[number : number + 1], prep.text)
+        [alone] = task.generate(pil_images[number : number + 1], processor.text)
         assert [each.text for each in alone] == [each.text for each in said]
         assert [each.probability for each in alone] == pytest.approx([e.probability for e in said], rel=1e-4)
 
 
-def test_eight_pictures_are_learnt_and_written(prep: Prep) -> None:
-    """The whole way: masked training, then beam search gives each picture the caption that it was shown with."""
-    shown = [Sample(f"{n}", picture(n), (f"the {WORDS[2 + n]} {WORDS[4 + n]}",)) for n in range(8)]
+def test_eight_pictures_are_learnt_and_written(processor: Processor) -> None:
+    """The whole way: masked training, then beam search gives each image the caption that it was shown with."""
+    shown = [Sample(f"{n}", png_image(n), (f"the {WORDS[2 + n]} {WORDS[4 + n]}",)) for n in range(8)]
     torch.manual_seed(0)
-    cfg = replace(RELATIVE, depth=2, both_from=1, initial=Initial(std=0.18, layer_scale=0.0))
-    task = CaptioningConfig(label_smoothing=0.0, initial_std=0.18).build(cfg.build())
+    cfg = replace(RELATIVE, depth=2, vl_expert_start=1, init=InitConfig(std=0.18, layer_scale=0.0))
+    task = CaptioningConfig(label_smoothing=0.0, init_std=0.18).build(cfg.build())
     optimizer, rng = torch.optim.Adam(task.parameters(), lr=4e-3), np.random.default_rng(0)
-    plain = Prep(ImageTransform((32, 32), None), prep.text)
+    plain = Processor(ImageTransform((32, 32), None), processor.text)
     for step in range(100):
         optimizer.param_groups[0]["lr"] = 4e-3 * (1 - step / 100)
         task(task.cfg.collate([task.cfg.read(sample, plain, rng) for sample in shown * 3])).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-    written = task.eval().write(torch.stack([plain.image(sample.image, rng) for sample in shown]), prep.text)
+    written = task.eval().generate(torch.stack([plain.image(sample.image, rng) for sample in shown]), processor.text)
     assert [best.text for best, *_ in written] == [sample.texts[0] for sample in shown]
 
 
@@ -171,20 +175,20 @@ def test_pretraining_on_pairs_hands_over_all_of_it() -> None:
     assert task.keys() <= pairs.keys() and all(value.shape == pairs[name].shape for name, value in task.items())
 
 
-def test_what_cannot_be(prep: Prep) -> None:
-    with pytest.raises(ValueError, match=r"BridgeTower writes no captions: its pictures see whole texts"):
+def test_what_cannot_be(processor: Processor) -> None:
+    with pytest.raises(ValueError, match=r"BridgeTower writes no captions: its images see whole texts"):
         CaptioningConfig().build(BRIDGETOWER.build())
     with pytest.raises(ValueError, match="in training mode"):
-        built().train().write(images(prep, 1), prep.text)
+        built().train().generate(images(processor, 1), processor.text)
 
 
-def test_special_tokens_and_rows_of_no_word_are_never_written(prep: Prep) -> None:
+def test_special_tokens_and_rows_of_no_word_are_never_written(processor: Processor) -> None:
     """The tiny vocabulary is smaller than the table, as published ones are."""
-    task = built(replace(RELATIVE, vocabulary=MODEL.vocabulary + 9))
-    names = load(prep.text.tokenizer)
-    writer = Writer(task, task.model.embed_image(images(prep, 1)), prep.text)
+    task = built(replace(RELATIVE, vocab_size=MODEL.vocab_size + 9))
+    names = load_tokenizer(processor.text.tokenizer)
+    writer = CaptionDecoder(task, task.model.embed_image(images(processor, 1)), processor.text)
     with torch.inference_mode():
         values = writer(torch.tensor([[names.start]]), torch.tensor([0]))[0]
     impossible = (~values.isfinite()).nonzero()[:, 0].tolist()
-    assert impossible == [names.pad, names.start, names.mask, *range(MODEL.vocabulary, MODEL.vocabulary + 9)]
+    assert impossible == [names.pad_id, names.start, names.mask_id, *range(MODEL.vocab_size, MODEL.vocab_size + 9)]
     assert values.exp().sum() == pytest.approx(1, abs=1e-5)

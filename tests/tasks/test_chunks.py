@@ -12,18 +12,18 @@ from tiny import BRIDGETOWER, MODEL
 from torch import nn
 from torch.testing import assert_close
 
-from dualfuse import dist
-from dualfuse.tasks.chunks import in_chunks
-from dualfuse.tasks.pair_rows import PairBatch
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse import distributed as dist
+from dualfuse.losses.grad_cache import grad_cache
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
-VLMO = replace(MODEL, depth=3, both_from=2, vocabulary=50, text_length=8, drop_path=0.0)
-MODELS = {"vlmo": VLMO, "bridgetower": replace(BRIDGETOWER, text=replace(BRIDGETOWER.text, vocabulary=50))}
+VLMO = replace(MODEL, depth=3, vl_expert_start=2, vocab_size=50, text_length=8, drop_path=0.0)
+MODELS = {"vlmo": VLMO, "bridgetower": replace(BRIDGETOWER, text=replace(BRIDGETOWER.text, vocab_size=50))}
 PAIRS = 8
 
 
 def batch(own: slice = slice(None)) -> PairBatch:
-    """Pairs 2 and 3 show the same picture."""
+    """Pairs 2 and 3 show the same image."""
     torch.manual_seed(0)
     ids = torch.randint(5, 50, (PAIRS, 8))
     images = torch.randn(PAIRS, 3, 32, 32)
@@ -33,7 +33,7 @@ def batch(own: slice = slice(None)) -> PairBatch:
         "ids": ids[own],
         "mask": (torch.arange(8) < (3 + number % 6)[:, None])[own],
         "masked_ids": ids.clone().index_fill_(1, torch.tensor([2]), 4)[own],
-        "rows": torch.full((PAIRS, 1), 2)[own],
+        "positions": torch.full((PAIRS, 1), 2)[own],
         "targets": ids[own, 2:3],
         "image_id": number.index_fill(0, torch.tensor([3]), 2)[own],
         "text_id": number[own],
@@ -41,9 +41,9 @@ def batch(own: slice = slice(None)) -> PairBatch:
     }
 
 
-def task(name: str, rows_at_once: int) -> Pairs:
+def task(name: str, grad_cache_chunk: int) -> Pairs:
     torch.manual_seed(1)
-    built: Pairs = PairsConfig(rows_at_once=rows_at_once).build(MODELS[name].build())
+    built: Pairs = PairsConfig(grad_cache_chunk=grad_cache_chunk).build(MODELS[name].build())
     return built.double()  # what is left is the order of sums, and not their rounding
 
 
@@ -52,10 +52,10 @@ def gradients(built: Pairs) -> Mapping[str, torch.Tensor]:
 
 
 def step(built: Pairs, forward: nn.Module, pairs: PairBatch) -> Mapping[str, torch.Tensor]:
-    dist.seed_alike(2)  # the same negatives are drawn
+    dist.seed_shared_rng(2)  # the same negatives are drawn
     loss = forward(pairs | {"image": pairs["image"].double()}).loss
     loss.backward()
-    return {"loss": dist.mean(loss)} | gradients(built)
+    return {"loss": dist.all_reduce_mean(loss)} | gradients(built)
 
 
 def assert_same(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
@@ -81,8 +81,8 @@ def test_same_gradient_as_one_process(name: str, world: int) -> None:
 
     def work() -> None:
         torch.set_num_threads(1)
-        with dist.processes() as device:
-            own = PAIRS // dist.world()
+        with dist.process_group() as device:
+            own = PAIRS // dist.world_size()
             built = task(name, 2)
             reached = {key for key, parameter in whole.named_parameters() if parameter.grad is not None}
             for key, parameter in built.named_parameters():  # as a recipe would, or the processes would wait for these
@@ -95,7 +95,7 @@ def test_same_gradient_as_one_process(name: str, world: int) -> None:
 
 def test_dropout_is_the_same_when_computed_again() -> None:
     x = torch.ones(4, 1000, requires_grad=True)
-    (dropped,) = in_chunks(lambda part: (torch.dropout(part, 0.5, train=True),), 2, x)
+    (dropped,) = grad_cache(lambda part: (torch.dropout(part, 0.5, train=True),), 2, x)
     dropped.sum().backward()
     assert_close(x.grad, dropped.detach())  # each kept number is 2, and so is its gradient
 
@@ -116,6 +116,6 @@ def test_less_is_kept() -> None:
     for rows in (0, 2):
         kept.clear()
         with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
-            in_chunks(work, rows, torch.ones(8, 100, requires_grad=True))
+            grad_cache(work, rows, torch.ones(8, 100, requires_grad=True))
         sizes.append(sum(kept))
     assert sizes[1] < sizes[0] / 5

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from dualfuse.data.joint_crop import NOTHING
-from dualfuse.tasks.confusion import Confusion
+from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.metrics.mean_iou import ConfusionMatrix
 
 NAMES = ("wall", "sky", "tree", "car", "boat")
 
@@ -15,8 +15,8 @@ NAMES = ("wall", "sky", "tree", "car", "boat")
 def naive(predicted: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, float]:
     """Every pixel is a thing of its own; per class a set of those that are, and a set of those said to be."""
     pixels = [
-        (picture, place, int(said[place]), int(label[place]))
-        for picture, (said, label) in enumerate(zip(predicted, truth, strict=True))
+        (image, place, int(said[place]), int(label[place]))
+        for image, (said, label) in enumerate(zip(predicted, truth, strict=True))
         for place in np.ndindex(label.shape)
         if label[place] != NOTHING
     ]
@@ -42,7 +42,7 @@ def test_against_sets_of_pixels(seed: int) -> None:
     truth = [rng.choice([NOTHING, 0, 1, 4], shape) for shape in ((7, 5), (3, 9), (1, 1))]
     predicted = [np.where(rng.random(one.shape) < 0.5, one.clip(0), rng.choice([0, 1, 3], one.shape)) for one in truth]
     predicted = [np.where(one == 4, 0, one) for one in predicted]
-    counted = Confusion(len(NAMES))
+    counted = ConfusionMatrix(len(NAMES))
     for said, label in zip(predicted, truth, strict=True):
         counted.add(torch.from_numpy(said), torch.from_numpy(label))
     wanted = naive(predicted, truth)
@@ -54,7 +54,7 @@ def test_against_sets_of_pixels(seed: int) -> None:
 
 def test_by_hand() -> None:
     """Of four walls one was called sky; of four skies all were found."""
-    counted = Confusion(2)
+    counted = ConfusionMatrix(2)
     counted.add(torch.tensor([[0, 0, 0, 1], [1, 1, 1, 1]]), torch.tensor([[0, 0, 0, 0], [1, 1, 1, 1]]))
     found = counted.result() | counted.by_class(("wall", "sky"))
     assert found["iou/wall"] == pytest.approx(3 / 4) and found["iou/sky"] == pytest.approx(4 / 5)
@@ -62,6 +62,6 @@ def test_by_hand() -> None:
 
 
 def test_nothing_judged() -> None:
-    counted = Confusion(2)
+    counted = ConfusionMatrix(2)
     counted.add(torch.zeros(2, 2), torch.full((2, 2), NOTHING))
     assert counted.result() == {} == counted.by_class(("a", "b"))

@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.tasks.contrast import (
+from dualfuse.layers.heads import normalize
+from dualfuse.losses.itc import (
     Similarities,
-    draw_negatives,
     find_positives,
+    gather_similarities,
     gumbel,
-    own_columns,
-    similarities,
+    local_columns,
+    sample_negatives,
 )
-from dualfuse.tasks.heads import unit
 
 DRAWS = 20_000
 
 
 def features(number: int = 5, width: int = 3) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
-    return unit(torch.randn(number, width)), unit(torch.randn(number, width))
+    return normalize(torch.randn(number, width)), normalize(torch.randn(number, width))
 
 
 def naive_loss(image: Tensor, text: Tensor, scale: float, positive: list[list[bool]]) -> float:
@@ -43,7 +43,7 @@ def test_loss_against_a_double_loop(scale: float, shown: tuple[int, ...]) -> Non
     image, text = features()
     positive = [[one == other for other in shown] for one in shown]
     positives = find_positives(torch.tensor(shown), torch.arange(5))
-    similar = similarities(image, text, torch.tensor([scale]))
+    similar = gather_similarities(image, text, torch.tensor([scale]))
     assert_close(
         similar.loss(positives).item(),
         naive_loss(image, text, scale, positive),
@@ -67,7 +67,7 @@ def test_several_positives_by_hand() -> None:
 def test_gradient_pulls_pairs_together() -> None:
     image, text = (x.requires_grad_() for x in features())
     scale = torch.ones(1, requires_grad=True)
-    similarities(image, text, scale).loss(find_positives(torch.arange(5), torch.arange(5))).backward()
+    gather_similarities(image, text, scale).loss(find_positives(torch.arange(5), torch.arange(5))).backward()
     assert image.grad is not None and text.grad is not None and scale.grad is not None
     assert ((image.grad * text).sum(1) < 0).all() and scale.grad.any()
 
@@ -78,7 +78,7 @@ def test_a_share_of_the_gradient_leaves_the_loss_and_the_temperature(share: floa
     for part in (1.0, share):
         image, text = (x.requires_grad_() for x in features())
         scale = torch.tensor([3.0], requires_grad=True)
-        loss = similarities(image, text, scale, part).loss(find_positives(torch.arange(5), torch.arange(5)))
+        loss = gather_similarities(image, text, scale, part).loss(find_positives(torch.arange(5), torch.arange(5)))
         gradients.append((loss.detach(), *torch.autograd.grad(loss, (scale, image, text))))
     whole, some = gradients
     assert_close(some[:2], whole[:2])
@@ -103,14 +103,14 @@ def test_a_number_in_both_lists_means_nothing() -> None:
 
 
 def test_own_columns_of_one_process_are_all() -> None:
-    assert own_columns(3, torch.device("cpu")).tolist() == [True] * 3
+    assert local_columns(3, torch.device("cpu")).tolist() == [True] * 3
 
 
 @pytest.mark.parametrize("allowed", [[0, 1, 1, 1, 1, 1], [1, 0, 1, 0, 0, 1]])
 def test_draws_follow_the_softmax_of_the_allowed(allowed: list[int]) -> None:
     logits, mask = torch.tensor([2.0, -1.0, 0.0, 1.5, 1.0, -3.0]), torch.tensor(allowed, dtype=torch.bool)
     noise = gumbel(0, torch.arange(DRAWS), 6)
-    drawn, has_any = draw_negatives(logits.expand(DRAWS, -1), mask.expand(DRAWS, -1), noise)
+    drawn, has_any = sample_negatives(logits.expand(DRAWS, -1), mask.expand(DRAWS, -1), noise)
     assert has_any.all()
     counts = torch.bincount(drawn, minlength=6).double()
     weights = [math.exp(logit) * ok for logit, ok in zip(logits.tolist(), allowed, strict=True)]
@@ -123,7 +123,7 @@ def test_draws_follow_the_softmax_of_the_allowed(allowed: list[int]) -> None:
 def test_rows_are_drawn_independently() -> None:
     """Of neighbouring rows, and of one row in two steps."""
     rows, allowed = torch.arange(DRAWS), torch.ones(DRAWS, 2, dtype=torch.bool)
-    drawn, again = (draw_negatives(torch.zeros(DRAWS, 2), allowed, gumbel(key, rows, 2))[0] for key in (5, 6))
+    drawn, again = (sample_negatives(torch.zeros(DRAWS, 2), allowed, gumbel(key, rows, 2))[0] for key in (5, 6))
     for one, other in ((drawn[::2], drawn[1::2]), (drawn, again)):
         pairs = torch.bincount(one * 2 + other, minlength=4) / len(one)
         assert pairs.tolist() == pytest.approx([0.25] * 4, abs=0.02)
@@ -150,7 +150,7 @@ def test_a_positive_is_never_drawn() -> None:
     positive = find_positives(torch.tensor([0, 0, 1, 2, 3]), torch.tensor([0, 1, 2, 2, 4])).images_of_texts
     logits = 1e4 * positive.float() + torch.tensor([0.0, 0.0, 0.0, 3.0, 0.0])
     for key in range(200):
-        drawn, has_any = draw_negatives(logits, ~positive, gumbel(key, torch.arange(5), 5))
+        drawn, has_any = sample_negatives(logits, ~positive, gumbel(key, torch.arange(5), 5))
         assert has_any.all() and not positive[torch.arange(5), drawn].any()
 
 
@@ -158,20 +158,20 @@ def test_a_gap_too_wide_for_the_softmax_keeps_the_order() -> None:
     logits = torch.tensor([[1e4, 0.0, -1e4, -2e4], [0.0, 1e4, -2e4, -1e4]])
     allowed = torch.tensor([[0, 0, 1, 1], [0, 0, 1, 1]], dtype=torch.bool)
     for key in range(50):
-        assert draw_negatives(logits, allowed, gumbel(key, torch.arange(2), 4))[0].tolist() == [2, 3]
+        assert sample_negatives(logits, allowed, gumbel(key, torch.arange(2), 4))[0].tolist() == [2, 3]
 
 
 def test_a_row_without_candidates_says_so() -> None:
     allowed = torch.tensor([[False, False], [True, False]])
-    drawn, has_any = draw_negatives(torch.zeros(2, 2), allowed, gumbel(0, torch.arange(2), 2))
+    drawn, has_any = sample_negatives(torch.zeros(2, 2), allowed, gumbel(0, torch.arange(2), 2))
     assert has_any.tolist() == [False, True] and 0 <= drawn[0] < 2 and drawn[1] == 0
-    alone, has_any = draw_negatives(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
+    alone, has_any = sample_negatives(torch.zeros(1, 1), torch.zeros(1, 1, dtype=torch.bool), torch.zeros(1, 1))
     assert alone.tolist() == [0] and has_any.tolist() == [False]
 
 
 def test_draws_carry_no_gradient_and_take_given_noise() -> None:
     logits = torch.tensor([[1.0, 2.0, 0.0]], requires_grad=True)
     allowed = torch.ones(1, 3, dtype=torch.bool)
-    drawn, _ = draw_negatives(logits, allowed, torch.tensor([[0.0, 0.0, 2.5]]))
+    drawn, _ = sample_negatives(logits, allowed, torch.tensor([[0.0, 0.0, 2.5]]))
     assert drawn.tolist() == [2] and not drawn.requires_grad
-    assert draw_negatives(logits.bfloat16(), allowed, torch.zeros(1, 3))[0].tolist() == [1]
+    assert sample_negatives(logits.bfloat16(), allowed, torch.zeros(1, 3))[0].tolist() == [1]

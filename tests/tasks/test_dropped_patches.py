@@ -1,4 +1,4 @@
-"""Contrast on some patches of each picture: against pictures cut up by hand, and drawn alike whoever holds them."""
+"""Contrast on some patches of each image: against images cut up by hand, and drawn alike whoever holds them."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tiny import BRIDGETOWER, MODEL
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse import dist
+from dualfuse import distributed as dist
+from dualfuse.losses.itc import gumbel
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.models.vlmo import VLMo, VLMoConfig
-from dualfuse.tasks.contrast import gumbel
-from dualfuse.tasks.dropped_patches import some_patches
-from dualfuse.tasks.pair_rows import PairBatch
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.patch_dropout import drop_patches
 
-VLMO = replace(MODEL, positions="absolute", drop_path=0.0, vocabulary=50)
-HALF = PairsConfig(patches_kept=0.5)
+VLMO = replace(MODEL, positions="absolute", drop_path=0.0, vocab_size=50)
+HALF = PairsConfig(patch_dropout=0.5)
 PAIRS, PATCHES = 6, 16
 
 
@@ -31,7 +31,7 @@ def batch(own: slice = slice(None)) -> PairBatch:
         "ids": ids,
         "mask": torch.arange(8) < (3 + number)[:, None],
         "masked_ids": ids.clone().index_fill_(1, torch.tensor([2]), 4),
-        "rows": torch.full((PAIRS, 1), 2),
+        "positions": torch.full((PAIRS, 1), 2),
         "targets": ids[:, 2:3],
         "image_id": number,
         "text_id": number,
@@ -46,33 +46,33 @@ def task(cfg: PairsConfig, model: VLMoConfig = VLMO) -> Pairs:
 
 
 def kept_by_hand(key: int) -> list[list[int]]:
-    """The eight patches of each picture with the most noise, from 1: the class token is 0."""
+    """The eight patches of each image with the most noise, from 1: the class token is 0."""
     noise = gumbel(key, torch.arange(PAIRS), PATCHES)
     return [sorted(range(1, 1 + PATCHES), key=lambda patch: -float(row[patch - 1]))[:8] for row in noise]
 
 
 def encoded_by_hand(model: VLMo, image: Tokens, kept: list[list[int]]) -> list[Tensor]:
-    """Each picture alone, as a shorter sequence of embedded patches; the first view."""
-    vectors = []
+    """Each image alone, as a shorter sequence of embedded patches; the first view."""
+    embeddings = []
     for row, places in enumerate(kept):
         x = image.states[0][row : row + 1, [0, *sorted(places)]]
         for block in model.blocks:
             x = block(x, (("image", x.shape[1]),))
-        vectors.append(model.norm(x)[0, 0])
-    return vectors
+        embeddings.append(model.norm(x)[0, 0])
+    return embeddings
 
 
 def test_contrast_sees_the_kept_patches_alone() -> None:
-    built, pairs = task(replace(HALF, views="plain", match=0.0, words=0.0)), batch()
+    built, pairs = task(replace(HALF, itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0)), batch()
     assert isinstance(built.model, VLMo)
-    dist.seed_alike(3)
-    key = dist.draw_alike()
-    dist.seed_alike(3)
+    dist.seed_shared_rng(3)
+    key = dist.draw_shared()
+    dist.seed_shared_rng(3)
     loss = built(pairs).loss
-    pictures = torch.stack(encoded_by_hand(built.model, built.model.embed_image(pairs["image"]), kept_by_hand(key)))
-    head = built.views[0]
+    images = torch.stack(encoded_by_hand(built.model, built.model.embed_image(pairs["image"]), kept_by_hand(key)))
+    head = built.feature_heads[0]
     seen, read = (
-        head.image(pictures),
+        head.image(images),
         head.text(built.model.encode(built.model.embed_text(pairs["ids"], pairs["mask"]))),
     )
     logits = head.scale * torch.nn.functional.cosine_similarity(seen[:, None], read[None], dim=2)
@@ -81,7 +81,10 @@ def test_contrast_sees_the_kept_patches_alone() -> None:
     assert_close(loss, wanted, check_dtype=False, atol=1e-5, rtol=1e-5)  # logits are float32 in the loss
     whole = built.eval()(pairs).loss
     assert abs(whole - wanted) > 1e-3  # so that the draw matters, and judging sees everything
-    assert_close(whole, task(replace(HALF, views="plain", match=0.0, words=0.0, patches_kept=1.0))(pairs).loss)
+    assert_close(
+        whole,
+        task(replace(HALF, itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0, patch_dropout=0.0))(pairs).loss,
+    )
 
 
 def test_fusion_sees_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,8 +104,8 @@ def test_fusion_sees_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_same_gradient_a_few_rows_at_a_time() -> None:
     gradients = []
     for at_once in (0, 1, 4):
-        built = task(replace(HALF, rows_at_once=at_once))
-        dist.seed_alike(2)
+        built = task(replace(HALF, grad_cache_chunk=at_once))
+        dist.seed_shared_rng(2)
         built(batch()).loss.backward()
         gradients.append({name: p.grad for name, p in built.named_parameters() if p.grad is not None})
     for name, wanted in gradients[0].items():
@@ -112,42 +115,42 @@ def test_same_gradient_a_few_rows_at_a_time() -> None:
 
 def test_drawn_alike_by_whoever_holds_a_picture() -> None:
     image = task(HALF).model.embed_image(batch()["image"])
-    together = some_patches(image, torch.arange(PAIRS), 0.25, key=7)
+    together = drop_patches(image, torch.arange(PAIRS), 0.75, key=7)
     assert together.states[0].shape[:2] == together.mask.shape == (PAIRS, 1 + 4)
     for row in range(PAIRS):
-        alone = some_patches(image.take(torch.tensor([row])), torch.tensor([row]), 0.25, key=7)
+        alone = drop_patches(image.take(torch.tensor([row])), torch.tensor([row]), 0.25, key=7)
         assert torch.equal(alone.states[0][0], together.states[0][row])
-    again = some_patches(image, torch.arange(PAIRS), 0.25, key=8)
+    again = drop_patches(image, torch.arange(PAIRS), 0.25, key=8)
     assert not torch.equal(again.states[0], together.states[0])
 
 
 def test_every_patch_is_kept_as_often() -> None:
     """Each of 16 patches in half of 4,000 draws: 2,000, of which 32 are one standard deviation."""
     states = torch.arange(1 + PATCHES).expand(4000, -1)[..., None]
-    picture = Tokens("image", (states,), torch.ones(states.shape[:2], dtype=torch.bool), (4, 4))
-    kept = some_patches(picture, torch.arange(4000), 0.5, key=1).states[0]
+    image = Tokens("image", (states,), torch.ones(states.shape[:2], dtype=torch.bool), (4, 4))
+    kept = drop_patches(image, torch.arange(4000), 0.5, key=1).states[0]
     counts = kept.flatten().bincount(minlength=1 + PATCHES)
     assert counts[0] == 4000 and (counts[1:] - 2000).abs().max() < 5 * 32
     assert all(len(row.unique()) == 9 for row in kept[:50])
 
 
 def test_all_patches_kept_draw_nothing() -> None:
-    """Runs of recipes that keep everything go on with the draws they had."""
-    built, pairs = task(PairsConfig(match=0.0, words=0.0)), batch()
-    dist.seed_alike(4)
-    first = dist.draw_alike()
-    dist.seed_alike(4)
+    """Run of recipes that keep everything go on with the draws they had."""
+    built, pairs = task(PairsConfig(itm_weight=0.0, mlm_weight=0.0)), batch()
+    dist.seed_shared_rng(4)
+    first = dist.draw_shared()
+    dist.seed_shared_rng(4)
     built(pairs)
-    assert dist.draw_alike() == first
+    assert dist.draw_shared() == first
 
 
 @pytest.mark.parametrize("model", [MODEL.build(), BRIDGETOWER.build()], ids=["relative", "bridgetower"])
 def test_models_that_read_whole_pictures_are_refused(model: VisionLanguageModel) -> None:
-    with pytest.raises(ValueError, match=r"--model\.positions absolute, or set patches_kept to 1"):
+    with pytest.raises(ValueError, match=r"--model\.positions absolute, or set patch_dropout to 0"):
         HALF.build(model)
 
 
-@pytest.mark.parametrize("share", [0.0, -1.0, 1.5])
+@pytest.mark.parametrize("share", [1.0, -1.0, 1.5])
 def test_what_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"give a share of the patches above 0"):
-        task(PairsConfig(patches_kept=share))
+    with pytest.raises(ValueError, match=r"give the share of patches to drop"):
+        task(PairsConfig(patch_dropout=share))

@@ -13,8 +13,8 @@ from tiny import BRIDGETOWER, MODEL
 
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.pair_rows import PairBatch
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 BENCH = Path(__file__).parents[2] / "bench" / "flops.py"
 SPEC = importlib.util.spec_from_file_location("flops", BENCH)
@@ -22,25 +22,25 @@ assert SPEC is not None and SPEC.loader is not None
 flops = sys.modules["flops"] = importlib.util.module_from_spec(SPEC)  # where dataclasses look
 SPEC.loader.exec_module(flops)
 
-VLMO = replace(MODEL, depth=4, both_from=2, width=64, vocabulary=500, drop_path=0.0)
+VLMO = replace(MODEL, depth=4, vl_expert_start=2, width=64, vocab_size=500, drop_path=0.0)
 TOWERS = replace(
     BRIDGETOWER,
     image=replace(BRIDGETOWER.image, depth=3),
-    text=replace(BRIDGETOWER.text, depth=3, feed_forward=256, vocabulary=500),
+    text=replace(BRIDGETOWER.text, depth=3, feed_forward=256, vocab_size=500),
     width=64,
     feed_forward=256,
 )
 WORDS, MASKED, PAIRS = 10, 2, 4
 
 TASKS = {
-    "contrast": PairsConfig(match=0.0, words=0.0, views="plain"),
-    "half the patches": PairsConfig(match=0.0, words=0.0, patches_kept=0.5),
-    "both views": PairsConfig(match=0.0, words=0.0),
-    "words": PairsConfig(contrast=0.0, match=0.0),
-    "match": PairsConfig(contrast=0.0, words=0.0, hardness=0.0),
-    "half": PairsConfig(contrast=0.0, hardness=0.0, negatives_per_pair=0),
+    "contrast": PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"),
+    "half the patches": PairsConfig(itm_weight=0.0, mlm_weight=0.0, patch_dropout=0.5),
+    "both views": PairsConfig(itm_weight=0.0, mlm_weight=0.0),
+    "words": PairsConfig(itc_weight=0.0, itm_weight=0.0),
+    "match": PairsConfig(itc_weight=0.0, mlm_weight=0.0, negative_hardness=0.0),
+    "half": PairsConfig(itc_weight=0.0, negative_hardness=0.0, negatives_per_pair=0),
     "paper": PairsConfig(),
-    "one negative": PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
+    "one negative": PairsConfig(itc_features="unimodal", itm_on_masked_text=True, negatives_per_pair=1),
 }
 
 
@@ -52,7 +52,7 @@ def batch() -> PairBatch:
         "ids": ids,
         "mask": torch.ones_like(ids).bool(),
         "masked_ids": ids,
-        "rows": torch.tensor([[1, 3]] * PAIRS),
+        "positions": torch.tensor([[1, 3]] * PAIRS),
         "targets": ids[:, [1, 3]],
         "image_id": number,
         "text_id": number,

@@ -9,17 +9,17 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from dualfuse.tasks.heads import Projection, Projections, WordHead, initialise, unit
+from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
 
 
 def test_unit_vectors() -> None:
     x = torch.tensor([[3.0, 4.0], [0.0, -1e-20]])
-    assert_close(unit(x), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
+    assert_close(normalize(x), torch.tensor([[0.6, 0.8], [0.0, -1.0]]))
 
 
 def test_word_head_against_the_formula() -> None:
     torch.manual_seed(0)
-    head = WordHead(8, 11).double()
+    head = MLMHead(8, 11).double()
     for parameter in head.parameters():
         nn.init.normal_(parameter)
     x = torch.randn(5, 8, dtype=torch.float64)
@@ -33,20 +33,20 @@ def test_word_head_against_the_formula() -> None:
 
 def test_first_values() -> None:
     torch.manual_seed(0)
-    head, views = WordHead(64, 300), Projections(Projection(), 64, fused_width=64)
+    head, views = MLMHead(64, 300), ITCHead(ITCHeadConfig(), 64, fused_width=64)
     for matrix in (head.dense.weight, head.decoder.weight, views.image.weight, views.text.weight):
         assert matrix.std().item() == pytest.approx(0.02, rel=0.05)
     assert not head.dense.bias.any() and not head.decoder.bias.any()
     assert views.image.bias is None and views.text.bias is None
     match = nn.Linear(500, 2)
-    initialise(match)
+    init_linear(match)
     assert match.weight.std().item() == pytest.approx(0.02, rel=0.1) and not match.bias.any()
 
 
 def test_temperature() -> None:
-    views = Projections(Projection(), 4, fused_width=4)
-    assert views.log_scale.shape == (1,)
-    assert views.log_scale.item() == pytest.approx(2.6593, abs=1e-4)
+    views = ITCHead(ITCHeadConfig(), 4, fused_width=4)
+    assert views.logit_scale.shape == (1,)
+    assert views.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)
     assert views.scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
-    nn.init.constant_(views.log_scale, 50.0)
+    nn.init.constant_(views.logit_scale, 50.0)
     assert views.scale.item() == pytest.approx(1000, rel=1e-4)

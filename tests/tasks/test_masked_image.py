@@ -1,4 +1,4 @@
-"""Masked image modelling from pictures to a trained model, with a tokenizer that is trained first."""
+"""Masked image modelling from images to a trained model, with a tokenizer that is trained first."""
 
 from __future__ import annotations
 
@@ -12,39 +12,37 @@ import torch
 import torch.nn.functional as F
 
 from dualfuse import hub
-from dualfuse.data.block_mask import BlockMask
-from dualfuse.data.images import Augment, ImageTransform
+from dualfuse.data.image.block_mask import BlockMask
+from dualfuse.data.image.transform import Augment, ImageTransform
 from dualfuse.data.sample import Sample
-from dualfuse.data.text import Text
-from dualfuse.engine.log import read_log
-from dualfuse.engine.train import train
-from dualfuse.layers.autoencoder import Autoencoder, AutoencoderConfig
-from dualfuse.models.vlmo import Initial
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.layers.vq.autoencoder import Autoencoder, AutoencoderConfig
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Optim, Recipe, Run
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.codebook_sheet import codebook_sheet
-from dualfuse.tasks.masked_image import MaskedImage, MaskedImageConfig
-from dualfuse.tasks.reconstruction import ReconstructionConfig
-from dualfuse.tasks.visual_tokens import open_tokenizer
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.codebook_grid import codebook_grid
+from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageConfig
+from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
+from dualfuse.training.loop import train
+from dualfuse.training.run_log import read_log
 
 CPU = torch.device("cpu")
 WORDS = AutoencoderConfig(codes=16, stride=4, width=8, blocks=1, code_width=4)
 TASK = MaskedImageConfig(codes=16, patch=8, stride=4, mask=BlockMask(patches=6, smallest=2))
-LEARNER = replace(tiny.MODEL, drop_path=0.0, positions="absolute", initial=Initial(std=0.18, layer_scale=0.0))
-PICTURES = [Sample(f"{n:03d}", tiny.picture(n)) for n in range(24)]  # without any text
+LEARNER = replace(tiny.MODEL, drop_path=0.0, positions="absolute", init=InitConfig(std=0.18, layer_scale=0.0))
+IMAGES = [Sample(f"{n:03d}", tiny.png_image(n)) for n in range(24)]  # without any text
 
 
 def tokenizer_recipe(folder: Path, steps: int = 40) -> Recipe:
-    data = replace(
-        tiny.recipe(folder, pictures=PICTURES).data, image_size=(16, 16), augment=Augment(rand_augment=False)
-    )
-    optim = Optim(lr=5e-3, warmup=5, clip=1.0)
+    data = replace(tiny.recipe(folder, images=IMAGES).data, image_size=(16, 16), augment=Augment(rand_augment=False))
+    optim = Optim(lr=5e-3, warmup=5, grad_clip_norm=1.0)
     run = Run(steps=steps, save_every=20, log_every=1)
-    return Recipe("tokenizer", WORDS, ReconstructionConfig(), data, optim, run)
+    return Recipe("tokenizer", WORDS, VQTokenizerConfig(), data, optim, run)
 
 
 def images_recipe(folder: Path, tokenizer: Path, steps: int = 6) -> Recipe:
-    recipe = tiny.recipe(folder, pictures=PICTURES)
+    recipe = tiny.recipe(folder, images=IMAGES)
     return replace(
         recipe, task=replace(TASK, tokenizer=str(tokenizer)), run=Run(steps=steps, save_every=3, log_every=1)
     )
@@ -73,7 +71,7 @@ def test_the_sheet_shows_pictures_and_code_use(tokenizer: Path) -> None:
     model = open_tokenizer(str(tokenizer), CPU)
     assert isinstance(model, Autoencoder)
     views = torch.randint(256, (7, 3, 16, 16), dtype=torch.uint8)
-    few, many = (codebook_sheet(model, views, shown=shown) for shown in (2, 7))
+    few, many = (codebook_grid(model, views, shown=shown) for shown in (2, 7))
     assert many.height > few.height and len(set(few.tobytes())) > 20
     bars = np.array(many)[-100:].min(axis=(0, 2)) < 60  # columns with ink
     assert 0.01 < bars.mean() < 0.99
@@ -106,8 +104,8 @@ def test_it_learns_what_can_be_learnt(tokenizer: Path) -> None:
 
 
 def batch_of(number: int) -> dict:
-    prep = Prep(ImageTransform((32, 32), Augment(rand_augment=False)), Text(8))
-    rows = [TASK.read(sample, prep, np.random.default_rng(n)) for n, sample in enumerate(PICTURES[:number])]
+    processor = Processor(ImageTransform((32, 32), Augment(rand_augment=False)), TextTransform(8))
+    rows = [TASK.read(sample, processor, np.random.default_rng(n)) for n, sample in enumerate(IMAGES[:number])]
     return dict(TASK.collate(rows))
 
 
@@ -115,13 +113,13 @@ def test_rows_are_the_hidden_patches() -> None:
     batch = batch_of(6)
     assert batch["image"].shape == (6, 3, 32, 32) and batch["view"].shape == (6, 3, 16, 16)
     assert batch["hidden"].shape == (6, 16) and batch["hidden"].sum(1).max() == 6
-    for hidden, rows in zip(batch["hidden"], batch["rows"], strict=True):
+    for hidden, rows in zip(batch["hidden"], batch["positions"], strict=True):
         places = (1 + hidden.nonzero()[:, 0]).tolist()
         assert rows.tolist() == places + [0] * (len(rows) - len(places))
 
 
 def test_the_loss_is_the_mean_over_hidden_patches(tokenizer: Path) -> None:
-    """Against a head on all patches, one picture at a time."""
+    """Against a head on all patches, one image at a time."""
     torch.manual_seed(0)
     task = replace(TASK, tokenizer=str(tokenizer)).build(tiny.MODEL.build()).eval()
     batch = batch_of(5)
@@ -130,7 +128,7 @@ def test_the_loss_is_the_mean_over_hidden_patches(tokenizer: Path) -> None:
     for n in range(5):
         one = {name: value[n : n + 1] for name, value in batch.items()}
         hidden = torch.arange(16)[one["hidden"][0]]
-        one["rows"] = torch.arange(1, 17)[None]
+        one["positions"] = torch.arange(1, 17)[None]
         logits = task.logits(one)  # type: ignore[arg-type]  # of all 16
         losses.append(F.cross_entropy(logits[hidden], words[n, hidden], reduction="none"))
     output = task(batch)
@@ -150,14 +148,14 @@ def test_what_does_not_fit_is_refused(tokenizer: Path) -> None:
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     refused("give --task.stride 4")
     with pytest.raises(ValueError, match="patch=0"):
-        replace(TASK, patch=0)
+        replace(TASK, patch_size=0)
 
 
 def test_a_tokenizer_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(tokenizer_recipe(tmp_path, steps=6), run=Run(steps=6, save_every=3, log_every=1))
     train((recipe,), tmp_path / "whole")
     with monkeypatch.context() as patch:
-        patch.setattr("dualfuse.engine.train.seed_step", tiny.at_step(4, tiny.interrupt))
+        patch.setattr("dualfuse.training.loop.seed_step", tiny.at_step(4, tiny.interrupt))
         with pytest.raises(KeyboardInterrupt):
             train((recipe,), tmp_path / "stopped")
     train((recipe,), tmp_path / "stopped")

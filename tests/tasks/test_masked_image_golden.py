@@ -1,4 +1,4 @@
-"""Masked image modelling against tensors recorded from BEiT's released code: see facts.json for their origin."""
+"""Masked image modelling against tensors recorded from BEiT's official code: see facts.json for their origin."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from torch.testing import assert_close
 
 from dualfuse.convert.beit import as_vlmo, official
 from dualfuse.convert.rename import sort
-from dualfuse.layers.embeddings import Hidden
-from dualfuse.layers.visual_tokens import VisualTokenizer
+from dualfuse.layers.embeddings import MaskedPatches
+from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks import masked_image
-from dualfuse.tasks.masked_image import MaskedImage, MaskedImageBatch, MaskedImageConfig
+from dualfuse.tasks.pretrain import masked_image
+from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, MaskedImageConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 OUTPUTS = load_file(GOLDEN / "beit_stage2_outputs.safetensors")
 TOLERANCE = {"atol": 1e-5, "rtol": 1e-5}  # as the recording's manifest has it
 TINY = VLMoConfig(
-    width=48, depth=4, heads=4, both_from=4, patch=8, image_size=(32, 32), vocabulary=7, text_length=3, bias="alike"
+    width=48,
+    depth=4,
+    heads=4,
+    vl_expert_start=4,
+    patch_size=8,
+    image_size=(32, 32),
+    vocab_size=7,
+    text_length=3,
+    share_relative_bias=True,
 )
 
 
@@ -31,7 +39,7 @@ class Recorded(VisualTokenizer):
 
     codes, stride = 31, 4
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         return OUTPUTS["in.mim_labels"]
 
 
@@ -59,9 +67,9 @@ def batch() -> MaskedImageBatch:
 
 
 def test_states_of_all_patches(task: MaskedImage) -> None:
-    hidden = Hidden(OUTPUTS["in.mim_mask"], task.mask_token)
+    hidden = MaskedPatches(OUTPUTS["in.mim_mask"], task.mask_token)
     tokens = task.model.embed_masked_image(OUTPUTS["in.image"], hidden)
-    states = task.model.states(tokens, torch.arange(17).expand(4, -1))
+    states = task.model.token_states(tokens, torch.arange(17).expand(4, -1))
     assert_close(states, OUTPUTS["beit_mim.feats"], **TOLERANCE)
     assert_close(task.model.encode(tokens), OUTPUTS["beit_mim.feats"][:, 0], **TOLERANCE)
     assert_close(task.head(states[:, 1:]), OUTPUTS["beit_mim.logits_all"], **TOLERANCE)

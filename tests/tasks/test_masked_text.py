@@ -1,4 +1,4 @@
-"""Masked words on text alone: the released code's loss, and many processes as one."""
+"""Masked words on text alone: the official code's loss, and many processes as one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ from safetensors.torch import load_file, save_file
 from tiny import WORDS, tokenizer
 from torch import multiprocessing
 
-from dualfuse.data.images import ImageTransform
+from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import Text
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
-from dualfuse.tasks.pair_rows import masked_rows
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.masked_text import MaskedText, MaskedTextConfig
+from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 TINY = VLMoConfig(
-    width=48, depth=4, heads=4, both_from=4, patch=8, image_size=(32, 32), vocabulary=101, text_length=20, drop_path=0.0
+    width=48,
+    depth=4,
+    heads=4,
+    vl_expert_start=4,
+    patch_size=8,
+    image_size=(32, 32),
+    vocab_size=101,
+    text_length=20,
+    drop_path=0.0,
 )
 
 
 def released() -> MaskedText:
-    """The text-stage model of the released code."""
+    """The text-stage model of the official code."""
     state = load_file(GOLDEN / "beit_stage2_state.safetensors")
     stage2 = {name.removeprefix("stage2."): tensor for name, tensor in state.items() if name.startswith("stage2.")}
     task = MaskedTextConfig().build(TINY.build()).eval()
@@ -40,11 +48,11 @@ def released() -> MaskedText:
 
 def batch(rows: slice = slice(None)) -> dict[str, torch.Tensor]:
     inputs = load_file(GOLDEN / "beit_stage2_outputs.safetensors")
-    places, targets = masked_rows(list(inputs["in.text_labels_mlm"][rows].numpy()))
+    places, targets = mlm_positions(list(inputs["in.text_labels_mlm"][rows].numpy()))
     return {
         "ids": inputs["in.text_ids_mlm"][rows],
         "mask": inputs["in.text_masks"][rows].bool(),
-        "rows": places,
+        "positions": places,
         "targets": targets,
     }
 
@@ -53,12 +61,12 @@ def test_the_loss_of_the_released_code() -> None:
     outputs = load_file(GOLDEN / "beit_stage2_outputs.safetensors")
     task, given = released(), batch()
     torch.testing.assert_close(task(given).loss, outputs["stage2.mlm_loss"], atol=1e-5, rtol=1e-5)
-    states = task.model.states(task.model.embed_text(given["ids"], given["mask"]), given["rows"])
-    logits = outputs["stage2.mlm_logits"].take_along_dim(given["rows"][..., None], dim=1)
-    torch.testing.assert_close(task.word_head(states), logits, atol=1e-5, rtol=1e-5)
+    states = task.model.token_states(task.model.embed_text(given["ids"], given["mask"]), given["positions"])
+    logits = outputs["stage2.mlm_logits"].take_along_dim(given["positions"][..., None], dim=1)
+    torch.testing.assert_close(task.mlm_head(states), logits, atol=1e-5, rtol=1e-5)
     is_masked = given["targets"] != -100
     right = (logits.argmax(-1) == given["targets"])[is_masked].float().mean()
-    assert task(given).log["accuracy/words"] == pytest.approx(float(right))
+    assert task(given).log["accuracy/mlm"] == pytest.approx(float(right))
 
 
 def _on_a_rank(rank: int, port: int, folder: Path) -> None:
@@ -87,18 +95,18 @@ def test_two_processes_average_over_all_words(tmp_path: Path) -> None:
 
 
 def test_reading(tmp_path: Path) -> None:
-    prep = Prep(ImageTransform((32, 32), None), Text(12, tokenizer(tmp_path)))
+    processor = Processor(ImageTransform((32, 32), None), TextTransform(12, tokenizer(tmp_path)))
     cfg, rng = MaskedTextConfig(), np.random.default_rng(0)
-    rows = [cfg.read(Sample("a", b"", (" ".join(WORDS[:n]),)), prep, rng) for n in (3, 10, 12)]
+    rows = [cfg.read(Sample("a", b"", (" ".join(WORDS[:n]),)), processor, rng) for n in (3, 10, 12)]
     given = cfg.collate(rows)
     assert given["mask"].sum(1).tolist() == [5, 12, 12]
     assert (given["targets"] != -100).sum(1).tolist() == [1, 2, 2]
-    whole = prep.text.encode(" ".join(WORDS[:10])).ids
-    for row, place, target in zip(given["ids"], given["rows"], given["targets"], strict=True):
+    whole = processor.text.encode(" ".join(WORDS[:10])).ids
+    for row, place, target in zip(given["ids"], given["positions"], given["targets"], strict=True):
         for position, wanted in zip(place.tolist(), target.tolist(), strict=True):
             if wanted != -100:
                 assert wanted == whole[position]
                 row[position] = wanted
         assert row[: (row > 0).sum() - 1].tolist() == whole[: (row > 0).sum() - 1].tolist()
     with pytest.raises(BrokenSample, match="a: it has no text"):
-        cfg.read(Sample("a", b""), prep, rng)
+        cfg.read(Sample("a", b""), processor, rng)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dualfuse.tasks import metrics
-from dualfuse.tasks.metrics import nearest, ranks, recall, reranked
+from dualfuse.metrics.recall import nearest, ranks, recall, reranked_ranks
 
 SCORES = torch.tensor(
     [
@@ -27,7 +26,7 @@ def test_ranks_and_recall_by_hand() -> None:
 
 
 def test_the_best_of_several_right_answers_counts_and_the_others_do_not_stand_in_its_way() -> None:
-    """Columns 0 and 1 belong to picture 0, columns 2 and 3 to picture 1; both of its own beat the rest in row 0."""
+    """Columns 0 and 1 belong to image 0, columns 2 and 3 to image 1; both of its own beat the rest in row 0."""
     owners = torch.tensor([0, 0, 1, 1])
     assert ranks(SCORES[:2], EYE, torch.tensor([0, 1]), owners).tolist() == [0, 1]
     assert ranks(torch.tensor([[0.1, 0.9, 0.5, 0.8]]), EYE, torch.tensor([0]), owners).tolist() == [0]
@@ -41,7 +40,7 @@ def test_alike_scores_find_nothing() -> None:
 
 def test_ranks_against_sorting_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    monkeypatch.setattr(metrics, "BLOCK", 7)
+    monkeypatch.setattr("dualfuse.metrics.recall.BLOCK", 7)
     queries, candidates = torch.randn(20, 5), torch.randn(31, 5)
     query_of, candidate_of = torch.randint(6, (20,)), torch.arange(31) % 6
     found = ranks(queries, candidates, query_of, candidate_of)
@@ -61,4 +60,4 @@ def test_reranking_by_hand() -> None:
     right = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
     scores = torch.tensor([[1.0, 2, 3], [1, 2, 3], [2, 2, 1], [1, 2, 3], [-9, 5, 4]])
     before = torch.tensor([2, 0, 1, 17, 0])
-    assert reranked(before, right, scores).tolist() == [0, 2, 1, 17, 0]
+    assert reranked_ranks(before, right, scores).tolist() == [0, 2, 1, 17, 0]

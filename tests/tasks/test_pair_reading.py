@@ -10,20 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data.images import Augment, ImageTransform
+from dualfuse.data.image.transform import Augment, ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
-from dualfuse.data.text import Text
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.pair_rows import identity, masked_rows
-from dualfuse.tasks.pairs import PairsConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.pair_batch import content_id, mlm_positions
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 CAPTIONS = ("two dogs run along the beach", "a bird", "an unbelievably colourful butterfly sits on a leaf in the sun")
-PREP = Prep(ImageTransform((16, 16), Augment()), Text(12))
+PREP = Processor(ImageTransform((16, 16), Augment()), TextTransform(12))
 CLS, SEP, MASK = 101, 102, 103
 
 
-def picture(red: int = 9) -> bytes:
+def image(red: int = 9) -> bytes:
     pixels = np.random.default_rng(red).integers(255, size=(20, 24, 3), dtype=np.uint8)
     data = io.BytesIO()
     Image.fromarray(pixels).save(data, "PNG")
@@ -31,7 +31,7 @@ def picture(red: int = 9) -> bytes:
 
 
 def sample(texts: tuple[str, ...] = CAPTIONS, red: int = 9, meta: Mapping[str, object] | None = None) -> Sample:
-    return Sample("one", picture(red), texts, meta or {})
+    return Sample("one", image(red), texts, meta or {})
 
 
 def rows_of(cfg: PairsConfig, given: Sample, number: int = 60) -> list:
@@ -61,21 +61,21 @@ def test_every_caption_is_drawn_and_hidden_in_part() -> None:
 
 def test_released_masking_can_hide_nothing_and_ours_never_does() -> None:
     short = sample(("a bird",))
-    hidden = [(row["labels"] != -100).sum() for row in rows_of(PairsConfig(masking="released"), short, 100)]
+    hidden = [(row["labels"] != -100).sum() for row in rows_of(PairsConfig(masking="official"), short, 100)]
     assert 0 in hidden and max(hidden) == 2
     assert all((row["labels"] != -100).sum() == 1 for row in rows_of(PairsConfig(), short, 100))
-    many = rows_of(PairsConfig(mask_share=0.5), sample((CAPTIONS[0],)), 20)
+    many = rows_of(PairsConfig(mlm_probability=0.5), sample((CAPTIONS[0],)), 20)
     assert {int((row["labels"] != -100).sum()) for row in many} == {3}  # of six words
     assert any(MASK in row["masked_ids"] for row in many)
 
 
 def test_who_a_pair_is() -> None:
     rows = rows_of(PairsConfig(), sample(), 20) + rows_of(PairsConfig(), sample(red=8), 20)
-    assert {row["image_id"] for row in rows[:20]} == {identity(picture())}
-    assert {row["image_id"] for row in rows[20:]} == {identity(picture(8))} != {identity(picture())}
+    assert {row["image_id"] for row in rows[:20]} == {content_id(image())}
+    assert {row["image_id"] for row in rows[20:]} == {content_id(image(8))} != {content_id(image())}
     by_text = {(PREP.text.decode(row["ids"]), row["text_id"]) for row in rows}
     assert len(by_text) == 3 == len({text_id for _, text_id in by_text})
-    assert all(0 <= identity(bytes([number])) < 2**63 for number in range(100))
+    assert all(0 <= content_id(bytes([number])) < 2**63 for number in range(100))
 
 
 def test_a_sample_without_text_is_broken() -> None:
@@ -108,10 +108,10 @@ def test_tags_are_left_alone_unless_asked_for() -> None:
 
 def test_masked_rows_by_hand() -> None:
     labels = [np.array([-100, 7, -100, 8]), np.array([-100, -100]), np.array([-100, -100, 9])]
-    rows, targets = masked_rows(labels)
+    rows, targets = mlm_positions(labels)
     assert rows.tolist() == [[1, 3], [0, 0], [2, 0]]
     assert targets.tolist() == [[7, 8], [-100, -100], [9, -100]]
-    rows, targets = masked_rows(labels[1:2])
+    rows, targets = mlm_positions(labels[1:2])
     assert rows.shape == targets.shape == (1, 0) and rows.dtype == torch.long
 
 
@@ -129,18 +129,20 @@ def test_a_batch_is_padded_to_its_longest_text_and_can_be_learnt_from() -> None:
     for number, row in enumerate(rows):
         assert batch["ids"][number, : lengths[number]].tolist() == row["ids"].tolist()
         hidden = np.flatnonzero(row["labels"] != -100).tolist()
-        assert batch["rows"][number, : len(hidden)].tolist() == hidden
+        assert batch["positions"][number, : len(hidden)].tolist() == hidden
         assert batch["targets"][number][batch["targets"][number] != -100].tolist() == row["ids"][hidden].tolist()
     assert [batch[name].tolist() for name in ("image_id", "text_id")] == [
         [row[name] for row in rows] for name in ("image_id", "text_id")
     ]
-    model = VLMoConfig(width=8, depth=2, heads=2, both_from=1, patch=8, image_size=(16, 16), text_length=12).build()
+    model = VLMoConfig(
+        width=8, depth=2, heads=2, vl_expert_start=1, patch_size=8, image_size=(16, 16), text_length=12
+    ).build()
     assert cfg.build(model)(batch).loss.isfinite()
 
 
-@pytest.mark.parametrize("masking", ["words", "released"])
+@pytest.mark.parametrize("masking", ["whole_word", "official"])
 def test_a_caption_without_words_is_no_accident(masking: str) -> None:
     cfg = PairsConfig(masking=masking)
     row = cfg.read(sample(("",)), PREP, np.random.default_rng(0))
     assert row["ids"].tolist() == [CLS, SEP] and (row["labels"] == -100).all()
-    assert cfg.collate([row])["rows"].shape == (1, 0)
+    assert cfg.collate([row])["positions"].shape == (1, 0)

@@ -11,12 +11,20 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
+from dualfuse.losses.itc import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.contrast import draw_negatives
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 TINY = VLMoConfig(
-    width=16, depth=2, heads=2, both_from=1, patch=8, image_size=(16, 16), vocabulary=30, text_length=8, drop_path=0.0
+    width=16,
+    depth=2,
+    heads=2,
+    vl_expert_start=1,
+    patch_size=8,
+    image_size=(16, 16),
+    vocab_size=30,
+    text_length=8,
+    drop_path=0.0,
 )
 LENGTHS = (8, 3, 5, 8, 4, 6)
 
@@ -30,7 +38,7 @@ class Draws:
         self.has_any: list[list[bool]] = []
 
     def __call__(self, logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        drawn, has_any = draw_negatives(logits, allowed, noise)
+        drawn, has_any = sample_negatives(logits, allowed, noise)
         self.logits.append(logits.detach())
         self.drawn.append(drawn.tolist())
         self.has_any.append(has_any.tolist())
@@ -40,7 +48,7 @@ class Draws:
 @pytest.fixture
 def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
     kept = Draws()
-    monkeypatch.setattr("dualfuse.tasks.negatives.draw_negatives", kept)
+    monkeypatch.setattr("dualfuse.losses.hard_negatives.draw_negatives", kept)
     return kept
 
 
@@ -50,13 +58,13 @@ def build(cfg: PairsConfig, model: VLMoConfig = TINY) -> Pairs:
     task = cfg.build(model.build()).double()
     for name, parameter in task.named_parameters():
         nn.init.normal_(parameter, std=0.3)
-        if name.endswith("log_scale"):
+        if name.endswith("logit_scale"):
             nn.init.constant_(parameter, 1.0)
     return task
 
 
 def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ...] = ()) -> dict[str, Tensor]:
-    """``images`` and ``texts`` say which of six pictures and captions each pair has; -100 ends the masked words."""
+    """``images`` and ``texts`` say which of six images and captions each pair has; -100 ends the masked words."""
     generator = torch.Generator().manual_seed(1)
     image_id, text_id = torch.tensor(images or range(number)), torch.tensor(texts or range(number))
     ids = torch.randint(1, 30, (6, 8), generator=generator)
@@ -69,7 +77,7 @@ def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ..
         "ids": (ids * mask)[text_id],
         "mask": mask[text_id],
         "masked_ids": torch.where(torch.arange(8) == 1, 29, ids * mask)[text_id],
-        "rows": rows[text_id],
+        "positions": rows[text_id],
         "targets": targets[text_id],
         "image_id": image_id,
         "text_id": text_id,
@@ -80,7 +88,7 @@ def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ..
 def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
     """The three losses, one pass and one pair at a time, on the negatives that were drawn."""
     cfg, model, number = task.cfg, task.model, len(batch["ids"])
-    masked_match = cfg.match_sees_masked
+    masked_match = cfg.itm_on_masked_text
 
     def image(row: int):
         return model.embed_image(batch["image"][row : row + 1])
@@ -96,13 +104,15 @@ def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str,
         return (int(batch["image_id"][image_row]), int(batch["text_id"][text_row])) in data
 
     contrast = []
-    for view, head in enumerate(task.projections):
-        seen = [model.views(image(row))[view] @ head.image.weight.T for row in range(number)]
-        read = [model.views(text(row))[view] @ head.text.weight.T for row in range(number)]
-        seen, read = ([vector[0] / vector[0].square().sum().sqrt() for vector in vectors] for vectors in (seen, read))
+    for view, head in enumerate(task.itc_heads):
+        seen = [model.itc_features(image(row))[view] @ head.image.weight.T for row in range(number)]
+        read = [model.itc_features(text(row))[view] @ head.text.weight.T for row in range(number)]
+        seen, read = (
+            [vector[0] / vector[0].square().sum().sqrt() for vector in embeddings] for embeddings in (seen, read)
+        )
         for own, other in ((seen, read), (read, seen)):
             for i in range(number):
-                logits = torch.stack([head.log_scale[0].exp() * (own[i] @ other[j]) for j in range(number)])
+                logits = torch.stack([head.logit_scale[0].exp() * (own[i] @ other[j]) for j in range(number)])
                 share = logits - logits.exp().sum().log()
                 same = [j for j in range(number) if is_pair(i, j, own is seen)]
                 contrast.append(-sum(share[j] for j in same) / len(same))
@@ -110,9 +120,9 @@ def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str,
     words = []
     for row in range(number):
         states = model.fuse(image(row), text(row, masked=True)).text[0]
-        for place, wanted in zip(batch["rows"][row].tolist(), batch["targets"][row].tolist(), strict=True):
+        for place, wanted in zip(batch["positions"][row].tolist(), batch["targets"][row].tolist(), strict=True):
             if wanted != -100:
-                words.append(-task.word_head(states[place : place + 1])[0].log_softmax(0)[wanted])
+                words.append(-task.mlm_head(states[place : place + 1])[0].log_softmax(0)[wanted])
 
     kept, own_texts, own_images = {
         0: (range(1, number, 2), range(0, number, 2), range(0)),
@@ -125,23 +135,23 @@ def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str,
         (drawn, row, 0) for row, drawn, ok in zip(own_images, draws.drawn[1], draws.has_any[1], strict=True) if ok
     ]
     match = [
-        -task.match_head(model.fuse(image(j), text(i, masked_match)).pooled)[0].log_softmax(0)[label]
+        -task.itm_head(model.fuse(image(j), text(i, masked_match)).pooled)[0].log_softmax(0)[label]
         for i, j, label in pairs
     ]
-    losses = {"contrast": contrast, "words": words, "match": match}
+    losses = {"loss/itc": contrast, "loss/mlm": words, "loss/itm": match}
     return {name: torch.stack(values).mean() for name, values in losses.items()}
 
 
 CONFIGS = {
     "paper": PairsConfig(),
-    "plain": PairsConfig(views="plain"),
+    "plain": PairsConfig(itc_features="unimodal"),
     "one-negative": PairsConfig(negatives_per_pair=1),
     "half": PairsConfig(negatives_per_pair=0),
-    "own": PairsConfig(negatives="own"),
+    "own": PairsConfig(negatives="local"),
     "source": PairsConfig(negatives="source"),
-    "match-sees-masked": PairsConfig(match_sees_masked=True),
-    "demo": PairsConfig(views="plain", match_sees_masked=True, negatives_per_pair=1),
-    "weights": PairsConfig(contrast=0.5, match=2.0, words=3.0),
+    "match-sees-masked": PairsConfig(itm_on_masked_text=True),
+    "demo": PairsConfig(itc_features="unimodal", itm_on_masked_text=True, negatives_per_pair=1),
+    "weights": PairsConfig(itc_weight=0.5, itm_weight=2.0, mlm_weight=3.0),
 }
 
 
@@ -156,7 +166,9 @@ def test_step_against_single_passes(cfg: PairsConfig, images: tuple[int, ...], d
     wanted = naive_step(task, batch, draws)
     for name, value in wanted.items():
         assert_close(output.log[name].double(), value.detach(), atol=1e-5, rtol=1e-5)
-    loss = cfg.contrast * wanted["contrast"] + cfg.match * wanted["match"] + cfg.words * wanted["words"]
+    loss = (
+        cfg.itc_weight * wanted["loss/itc"] + cfg.itm_weight * wanted["loss/itm"] + cfg.mlm_weight * wanted["loss/mlm"]
+    )
     assert_close(output.loss.double(), loss, atol=1e-5, rtol=1e-5)
     assert_close(output.log["loss"], output.loss.detach())
     wanted_gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
@@ -169,15 +181,15 @@ def test_step_against_single_passes(cfg: PairsConfig, images: tuple[int, ...], d
 def test_accuracies(draws: Draws) -> None:
     """Heads that always say the same are right about all of one kind."""
     task, batch = build(PairsConfig()), batch_of()
-    for head, answer in ((task.match_head, 1), (task.word_head.decoder, 9)):
+    for head, answer in ((task.itm_head, 1), (task.mlm_head.decoder, 9)):
         nn.init.zeros_(head.weight)
         head.bias.data = torch.arange(len(head.bias)).eq(answer).double()
     log = task(batch).log
-    assert (log["accuracy/match_right"], log["accuracy/match_wrong"]) == (1, 0)
-    assert log["accuracy/words"].item() == pytest.approx(2 / 10)  # two of the ten words are number 9
-    task.match_head.bias.data = torch.tensor([1.0, 0.0]).double()
+    assert (log["accuracy/itm_positive"], log["accuracy/itm_negative"]) == (1, 0)
+    assert log["accuracy/mlm"].item() == pytest.approx(2 / 10)  # two of the ten words are number 9
+    task.itm_head.bias.data = torch.tensor([1.0, 0.0]).double()
     log = task(batch).log
-    assert (log["accuracy/match_right"], log["accuracy/match_wrong"]) == (0, 1)
+    assert (log["accuracy/itm_positive"], log["accuracy/itm_negative"]) == (0, 1)
 
 
 @pytest.mark.parametrize("negatives_per_pair", [1, 2])
@@ -203,9 +215,9 @@ def test_batches_of_alike_pairs_have_no_wrong_ones(draws: Draws) -> None:
     output = task(batch_of(3, images=(2, 2, 2), texts=(0, 1, 2)))
     assert not any(map(any, draws.has_any))
     batch = batch_of(3, images=(2, 2, 2), texts=(0, 1, 2))
-    score = task.match_score(task.model.embed_image(batch["image"]), task.model.embed_text(batch["ids"], batch["mask"]))
-    assert_close(output.log["match"].double(), softplus(-score).mean().double(), atol=1e-5, rtol=1e-5)
-    assert output.log["accuracy/match_wrong"] == 0
+    score = task.match_logit(task.model.embed_image(batch["image"]), task.model.embed_text(batch["ids"], batch["mask"]))
+    assert_close(output.log["loss/itm"].double(), softplus(-score).mean().double(), atol=1e-5, rtol=1e-5)
+    assert output.log["accuracy/itm_negative"] == 0
 
 
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
@@ -213,7 +225,7 @@ def test_one_pair_alone(cfg: PairsConfig) -> None:
     task = build(cfg)
     output = task(batch_of(1))
     output.loss.backward()
-    assert output.loss.isfinite() and output.log["contrast"].abs() < 1e-6
+    assert output.loss.isfinite() and output.log["loss/itc"].abs() < 1e-6
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
 
 
@@ -221,36 +233,36 @@ def test_one_pair_alone(cfg: PairsConfig) -> None:
 def test_no_masked_word_is_no_loss(width: int) -> None:
     """As the released masking can leave it; ``rows`` may be empty, or filled up."""
     task = build(PairsConfig())
-    batch = batch_of() | {"rows": torch.zeros(6, width, dtype=torch.long), "targets": torch.full((6, width), -100)}
+    batch = batch_of() | {"positions": torch.zeros(6, width, dtype=torch.long), "targets": torch.full((6, width), -100)}
     output = task(batch)
     output.loss.backward()
-    assert output.log["words"] == 0 and output.log["accuracy/words"] == 0
+    assert output.log["loss/mlm"] == 0 and output.log["accuracy/mlm"] == 0
     assert output.loss.isfinite()
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
 
 
 def test_a_weight_of_zero_leaves_an_objective_out() -> None:
     whole = build(PairsConfig())(batch_of()).log
-    for left_out, head in (("match", "match_head"), ("words", "word_head")):
-        task = build(PairsConfig(**{left_out: 0.0}))
+    for skipped, head in (("loss/itm", "itm_head"), ("loss/mlm", "mlm_head")):
+        task = build(PairsConfig(**{skipped: 0.0}))
         output = task(batch_of())
         output.loss.backward()
-        assert left_out not in output.log and f"accuracy/{left_out}" not in output.log
+        assert skipped not in output.log and f"accuracy/{skipped}" not in output.log
         assert all(parameter.grad is None for parameter in task.get_submodule(head).parameters())
-        rest = {"contrast": 1.0, "match": 1.0, "words": 0.25}
-        total = sum(weight * output.log[name] for name, weight in rest.items() if name != left_out)
+        rest = {"loss/itc": 1.0, "loss/itm": 1.0, "loss/mlm": 0.25}
+        total = sum(weight * output.log[name] for name, weight in rest.items() if name != skipped)
         assert_close(output.loss.detach(), total, atol=1e-6, rtol=1e-6, check_dtype=False)
-        assert_close(output.log["contrast"], whole["contrast"])
-    assert_close(build(PairsConfig(match=0.0))(batch_of()).log["words"], whole["words"])
+        assert_close(output.log["loss/itc"], whole["loss/itc"])
+    assert_close(build(PairsConfig(itm_weight=0.0))(batch_of()).log["loss/mlm"], whole["loss/mlm"])
 
 
 def test_contrast_alone_fuses_nothing() -> None:
-    task = build(PairsConfig(match=0.0, words=0.0))
+    task = build(PairsConfig(itm_weight=0.0, mlm_weight=0.0))
     calls: list[int] = []
     task.model.pooler.register_forward_hook(lambda *_: calls.append(1))
     output = task(batch_of())
-    assert not calls and set(output.log) == {"loss", "contrast", "count/false_negatives_avoided"}
-    assert_close(output.loss.detach(), output.log["contrast"])
+    assert not calls and set(output.log) == {"loss", "loss/itc", "count/false_negatives_avoided"}
+    assert_close(output.loss.detach(), output.log["loss/itc"])
     # and the hook would have seen it:
     task.model.fuse(task.model.embed_image(batch_of()["image"]), task.model.embed_text(*text_of(batch_of()))).pooled  # noqa: B018
     assert calls
@@ -261,15 +273,15 @@ def text_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def test_negatives_without_contrast(draws: Draws) -> None:
-    output = build(PairsConfig(contrast=0.0))(batch_of())
+    output = build(PairsConfig(itc_weight=0.0))(batch_of())
     assert len(draws.drawn) == 2
-    assert_close(output.loss.detach(), output.log["match"] + 0.25 * output.log["words"], check_dtype=False)
+    assert_close(output.loss.detach(), output.log["loss/itm"] + 0.25 * output.log["loss/mlm"], check_dtype=False)
 
 
 def test_released_gather_of_one_process_is_the_full_gradient() -> None:
     gradients = []
-    for gather in ("gradient", "released"):
-        task = build(PairsConfig(gather=gather, match=0.0, words=0.0))
+    for gather_with_grad in (True, False):
+        task = build(PairsConfig(gather_with_grad=gather_with_grad, itm_weight=0.0, mlm_weight=0.0))
         task(batch_of()).loss.backward()
         gradients.append({name: p.grad for name, p in task.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
@@ -281,29 +293,29 @@ def test_features_and_scores_are_those_of_the_step(draws: Draws) -> None:
     task, batch = build(PairsConfig()), batch_of()
     output = task(batch)
     image, text = task.model.embed_image(batch["image"]), task.model.embed_text(*text_of(batch))
-    pictures, captions = task.image_features(image), task.text_features(text)
-    assert_close(pictures.norm(dim=1), torch.ones(6, dtype=torch.float64))
+    images, captions = task.image_features(image), task.text_features(text)
+    assert_close(images.norm(dim=1), torch.ones(6, dtype=torch.float64))
     text_to_image, image_to_text = draws.logits
-    assert_close(text_to_image, (task.projections[0].scale * captions @ pictures.T).detach())
+    assert_close(text_to_image, (task.itc_heads[0].scale * captions @ images.T).detach())
     assert_close(image_to_text, text_to_image.T)
-    right = task.match_score(image, text)
+    right = task.match_logit(image, text)
     wrong_images, wrong_texts = (torch.tensor(drawn) for drawn in draws.drawn)
     wrong = torch.cat(
-        [task.match_score(image.take(wrong_images), text), task.match_score(image, text.take(wrong_texts))]
+        [task.match_logit(image.take(wrong_images), text), task.match_logit(image, text.take(wrong_texts))]
     )
     losses = torch.cat([softplus(-right), softplus(wrong)])
-    assert_close(output.log["match"], losses.mean().detach(), atol=1e-5, rtol=1e-5)
-    assert output.log["accuracy/match_right"].item() == pytest.approx((right > 0).double().mean().item())
-    assert output.log["accuracy/match_wrong"].item() == pytest.approx((wrong < 0).double().mean().item())
-    cosine = pictures @ captions.T
-    assert_close(task.rerank_score(cosine, right), task.projections[0].scale * cosine + right)
+    assert_close(output.log["loss/itm"], losses.mean().detach(), atol=1e-5, rtol=1e-5)
+    assert output.log["accuracy/itm_positive"].item() == pytest.approx((right > 0).double().mean().item())
+    assert output.log["accuracy/itm_negative"].item() == pytest.approx((wrong < 0).double().mean().item())
+    cosine = images @ captions.T
+    assert_close(task.rerank_score(cosine, right), task.itc_heads[0].scale * cosine + right)
 
 
 def test_negatives_follow_the_similarities_of_the_plain_view(draws: Draws) -> None:
     """A pair that is by far the most similar is the one that is drawn."""
     task = build(PairsConfig())
-    nn.init.constant_(task.projections[0].log_scale, 50.0)
-    nn.init.constant_(task.projections[1].log_scale, -50.0)
+    nn.init.constant_(task.itc_heads[0].logit_scale, 50.0)
+    nn.init.constant_(task.itc_heads[1].logit_scale, -50.0)
     batch = batch_of()
     for _ in range(10):
         task(batch)
@@ -317,7 +329,7 @@ def test_negatives_follow_the_similarities_of_the_plain_view(draws: Draws) -> No
 
 def test_a_model_without_a_second_view() -> None:
     task = build(PairsConfig(), replace(TINY, experts="shared"))
-    assert len(task.projections) == 1
+    assert len(task.itc_heads) == 1
     assert task(batch_of()).loss.isfinite()
 
 
@@ -334,11 +346,11 @@ def test_a_pair_of_the_batch_is_never_drawn_from_two_others(draws: Draws) -> Non
 @pytest.mark.parametrize(
     ("cfg", "texts_embedded", "encoded"),
     [
-        (PairsConfig(contrast=0.0, match=0.0), 1, 0),
-        (PairsConfig(contrast=0.0, hardness=0.0, negatives_per_pair=0), 2, 0),
-        (PairsConfig(contrast=0.0, hardness=0.0, match_sees_masked=True), 1, 0),
-        (PairsConfig(views="plain"), 2, 2),
-        (PairsConfig(views="plain", contrast=0.0), 2, 2),
+        (PairsConfig(itc_weight=0.0, itm_weight=0.0), 1, 0),
+        (PairsConfig(itc_weight=0.0, negative_hardness=0.0, negatives_per_pair=0), 2, 0),
+        (PairsConfig(itc_weight=0.0, negative_hardness=0.0, itm_on_masked_text=True), 1, 0),
+        (PairsConfig(itc_features="unimodal"), 2, 2),
+        (PairsConfig(itc_features="unimodal", itc_weight=0.0), 2, 2),
     ],
     ids=["words", "random negatives", "masked texts alone", "all", "hard negatives without contrast"],
 )

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from dualfuse.losses.itc import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.contrast import draw_negatives
-from dualfuse.tasks.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 BENCH = Path(__file__).parents[2] / "bench" / "published_step.py"
 SPEC = importlib.util.spec_from_file_location("published_step", BENCH)
@@ -27,7 +27,7 @@ LENGTHS = (11, 17, 5, 14)  # of natural texts, the longest far from 40
 def task(positions: str) -> Pairs:
     torch.manual_seed(3)
     cfg = VLMoConfig(
-        width=48, depth=4, heads=4, both_from=2, patch=8, image_size=(32, 32), vocabulary=101, text_length=40,
+        width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=40,
         positions=positions, drop_path=0.0,
     )  # fmt: skip
     made = PairsConfig().build(cfg.build())
@@ -53,8 +53,8 @@ def batch() -> dict[str, torch.Tensor]:
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "dualfuse.tasks.negatives.draw_negatives",
-        lambda logits, allowed, _: draw_negatives(logits, allowed, torch.zeros_like(logits)),
+        "dualfuse.losses.hard_negatives.draw_negatives",
+        lambda logits, allowed, _: sample_negatives(logits, allowed, torch.zeros_like(logits)),
     )
 
 

@@ -11,22 +11,22 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
-from dualfuse.convert.foreign import read_foreign
-from dualfuse.data.joint_crop import NOTHING
-from dualfuse.models.vlmo import Initial, VLMoConfig
-from dualfuse.tasks.segmentation import Segmentation, SegmentationConfig
+from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
+from dualfuse.tasks.finetune.segmentation import Segmentation, SegmentationConfig
 
 CLASSES, SIDE, PATCH = 5, 48, 8
 MODEL = VLMoConfig(
     width=32,
     depth=5,
     heads=2,
-    both_from=5,
-    patch=PATCH,
+    vl_expert_start=5,
+    patch_size=PATCH,
     image_size=(SIDE, SIDE),
     text_length=196,
     drop_path=0.0,
-    initial=Initial(layer_scale=0.1),
+    init=InitConfig(layer_scale=0.1),
 )
 NAMES = {
     r"fpn\.fpn1\.conv_transpose1\.": "strides.finest.0.",
@@ -47,7 +47,7 @@ NAMES = {
 
 
 def heads(theirs: BeitForSemanticSegmentation) -> dict[str, Tensor]:
-    """Gives everything above the encoder our names."""
+    """Return everything above the encoder our names."""
     found = {}
     for name, tensor in theirs.state_dict().items():
         if not name.startswith("beit."):
@@ -80,8 +80,8 @@ def both(tmp_path: Path) -> tuple[BeitForSemanticSegmentation, Segmentation]:
             low, high = (0.5, 1.5) if "var" in name or "norm" in name else (-0.3, 0.3)
             tensor.uniform_(low, high)
     theirs.save_pretrained(tmp_path)
-    ours = SegmentationConfig(classes=CLASSES, after=(1, 2, 3, 4), dropout=0.0).build(MODEL.build()).eval()
-    encoder = {name: tensor for name, tensor in read_foreign(tmp_path).tensors.items() if name.startswith("model.")}
+    ours = SegmentationConfig(num_classes=CLASSES, feature_layers=(1, 2, 3, 4), dropout=0.0).build(MODEL.build()).eval()
+    encoder = {name: tensor for name, tensor in read_checkpoint(tmp_path).tensors.items() if name.startswith("model.")}
     left = ours.load_state_dict(encoder | heads(theirs), strict=False)
     assert not left.unexpected_keys
     assert all(re.search(r"words|pooler|experts\.text|^model\.norm", name) for name in left.missing_keys)

@@ -1,4 +1,4 @@
-"""Windows over a picture: averaged by hand, and the same as the whole picture where the model sees only pixels."""
+"""Windows over an image: averaged by hand, and the same as the whole image where the model sees only pixels."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dualfuse.tasks import sliding
-from dualfuse.tasks.sliding import best_class, look_at_all, slide, starts
+from dualfuse.tasks.finetune.sliding_window import best_class, sliding_window, starts, whole_image
 
 
 def test_where_windows_begin() -> None:
@@ -29,7 +28,7 @@ def test_average_by_hand() -> None:
         return numbers.view(-1, 1, 1, 1).expand(-1, 1, 1, 3)
 
     row = torch.arange(5.0).view(1, 1, 5).expand(3, 1, 5)
-    assert slide(look, row, (1, 3), (1, 2)).tolist() == [[[0, 0, 0.5, 1, 1]]]
+    assert sliding_window(look, row, (1, 3), (1, 2)).tolist() == [[[0, 0, 0.5, 1, 1]]]
     assert [window[0, 0].tolist() for window in seen] == [[0, 1, 2], [2, 3, 4]]
 
 
@@ -37,8 +36,8 @@ def test_average_by_hand() -> None:
 def test_as_at_once_where_pixels_are_seen_alone(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight, image = torch.randn(4, 3, 1, 1), torch.randn(3, *size)
-    windows = slide(lambda part: F.conv2d(part, weight), image, (8, 8), (5, 5))
-    whole = look_at_all(lambda part: F.conv2d(part, weight), image, 8)
+    windows = sliding_window(lambda part: F.conv2d(part, weight), image, (8, 8), (5, 5))
+    whole = whole_image(lambda part: F.conv2d(part, weight), image, 8)
     assert_close(windows, F.conv2d(image[None], weight)[0])
     assert_close(whole, windows)
 
@@ -50,9 +49,9 @@ def test_many_windows_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) ->
         sizes.append(len(part))
         return part
 
-    together = slide(look, image, (8, 8), (5, 5))
-    monkeypatch.setattr(sliding, "AT_ONCE", 3)
-    assert_close(slide(look, image, (8, 8), (5, 5)), together)
+    together = sliding_window(look, image, (8, 8), (5, 5))
+    monkeypatch.setattr("dualfuse.tasks.finetune.sliding_window.AT_ONCE", 3)
+    assert_close(sliding_window(look, image, (8, 8), (5, 5)), together)
     assert_close(together, image)
     assert max(sizes[-5:]) == 3
 
@@ -61,5 +60,5 @@ def test_best_class_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(7, 6, 5, generator=torch.Generator().manual_seed(0))
     at_once = F.interpolate(scores[None], (20, 31), mode="bilinear")[0].argmax(0)
     assert torch.equal(best_class(scores, (20, 31)), at_once) and len(at_once.unique()) == 7
-    monkeypatch.setattr(sliding, "MOST_VALUES", 2 * 20 * 31)
+    monkeypatch.setattr("dualfuse.tasks.finetune.sliding_window.MOST_VALUES", 2 * 20 * 31)
     assert torch.equal(best_class(scores, (20, 31)), at_once)

@@ -1,4 +1,4 @@
-"""A teacher's features of hidden patches, against loops over pictures and patches, for both kinds of teacher."""
+"""A teacher's features of hidden patches, against loops over images and patches, for both kinds of teacher."""
 
 from __future__ import annotations
 
@@ -9,43 +9,43 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import BRIDGETOWER, MODEL, changed, picture, recipe
+from tiny import BRIDGETOWER, MODEL, changed, png_image, recipe
 
 from dualfuse import hub
-from dualfuse.data.block_mask import BlockMask
-from dualfuse.data.images import Augment, ImageTransform, Looks
+from dualfuse.data.image.block_mask import BlockMask
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess
 from dualfuse.data.sample import Sample
-from dualfuse.data.text import Text
-from dualfuse.engine.train import train
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.vlmo import Initial
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Recipe
-from dualfuse.tasks.base import Prep
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.teacher import TaughtImage, TaughtImageConfig, patch_states
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.pretrain.masked_feature import MaskedFeature, MaskedFeatureConfig, patch_states
+from dualfuse.training.loop import train
 
-LEARNER = replace(MODEL, drop_path=0.0, positions="absolute", initial=Initial(std=0.18, layer_scale=0.0))
+LEARNER = replace(MODEL, drop_path=0.0, positions="absolute", init=InitConfig(std=0.18, layer_scale=0.0))
 TEACHERS: dict[str, tuple[ModelConfig, int]] = {
-    "VLMo": (replace(LEARNER, width=48, patch=4, image_size=(16, 16), positions="relative"), 48),
-    "CLIP": (replace(BRIDGETOWER, image=replace(BRIDGETOWER.image, patch=4, image_size=(16, 16))), 64),
+    "VLMo": (replace(LEARNER, width=48, patch_size=4, image_size=(16, 16), positions="relative"), 48),
+    "CLIP": (replace(BRIDGETOWER, image=replace(BRIDGETOWER.image, patch_size=4, image_size=(16, 16))), 64),
 }
-LOOKS = Looks(mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.3))
-TASK = TaughtImageConfig(patch=8, teacher_patch=4, mask=BlockMask(patches=6, smallest=2))
+LOOKS = Preprocess(mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.3))
+TASK = MaskedFeatureConfig(patch=8, teacher_patch=4, mask=BlockMask(patches=6, smallest=2))
 
 
-def taught(folder: Path, name: str) -> TaughtImageConfig:
+def taught(folder: Path, name: str) -> MaskedFeatureConfig:
     """A teacher of random weights in a folder, for 4 x 4 patches of 4 pixels."""
     model, channels = TEACHERS[name]
     torch.manual_seed(1)
-    data = Data(image_size=(16, 16), text_length=12, looks=LOOKS)
+    data = Data(image_size=(16, 16), text_length=12, preprocess=LOOKS)
     made = Recipe(name="teacher", model=model, task=EntailmentConfig(labels=("a", "b")), data=data)
     hub.save(folder, made.build(), made)
     return replace(TASK, teacher=str(folder), channels=channels)
 
 
-def batch_of(cfg: TaughtImageConfig, number: int) -> dict:
-    prep = Prep(ImageTransform((32, 32), Augment(rand_augment=False)), Text(8))
-    rows = [cfg.read(Sample(f"{n}", picture(n)), prep, np.random.default_rng(n)) for n in range(number)]
+def batch_of(cfg: MaskedFeatureConfig, number: int) -> dict:
+    processor = Processor(ImageTransform((32, 32), Augment(rand_augment=False)), TextTransform(8))
+    rows = [cfg.read(Sample(f"{n}", png_image(n)), processor, np.random.default_rng(n)) for n in range(number)]
     return dict(cfg.collate(rows))
 
 
@@ -65,8 +65,8 @@ def test_the_loss_against_a_loop(name: str, tmp_path: Path) -> None:
         if name == "CLIP":
             states = teacher.image_tower(pixels, (1,))[0][0][0]  # the upper of two layers
         else:
-            states = teacher.states(teacher.embed_image(pixels), torch.arange(17)[None])[0]
-        one = {key: value[n : n + 1] for key, value in batch.items()} | {"rows": torch.arange(1, 17)[None]}
+            states = teacher.token_states(teacher.embed_image(pixels), torch.arange(17)[None])[0]
+        one = {key: value[n : n + 1] for key, value in batch.items()} | {"positions": torch.arange(1, 17)[None]}
         said = task.logits(one)  # type: ignore[arg-type]  # of all 16
         for patch in torch.arange(16)[batch["hidden"][n]].tolist():
             a, b = said[patch], states[1 + patch]
@@ -79,7 +79,7 @@ def test_the_loss_against_a_loop(name: str, tmp_path: Path) -> None:
 
 
 def test_it_learns_what_the_teacher_says(tmp_path: Path) -> None:
-    """Four pictures by heart."""
+    """Four images by heart."""
     cfg = taught(tmp_path, "VLMo")
     torch.manual_seed(0)
     task, batch = cfg.build(LEARNER.build()), batch_of(cfg, 4)
@@ -94,13 +94,13 @@ def test_it_learns_what_the_teacher_says(tmp_path: Path) -> None:
 
 def test_a_run_is_a_model_folder_and_a_start(tmp_path: Path) -> None:
     cfg = taught(tmp_path / "teacher", "VLMo")
-    first = changed(recipe(tmp_path, pictures=[Sample(f"{n}", picture(n)) for n in range(12)]), steps=2, save_every=2)
+    first = changed(recipe(tmp_path, images=[Sample(f"{n}", png_image(n)) for n in range(12)]), steps=2, save_every=2)
     final = train((replace(first, task=cfg),), tmp_path / "run")
-    assert isinstance(hub.load(final).task, TaughtImage)
+    assert isinstance(hub.load(final).task, MaskedFeature)
     train((changed(recipe(tmp_path / "pairs"), steps=1, start_from=str(final)),), tmp_path / "next")
     report = json.loads((tmp_path / "next" / "start.json").read_text())
     assert "model.blocks.0.experts.image.up.weight" in report["copied"]
-    assert "model.words.word.weight" in report["new"]  # it has seen pictures alone
+    assert "model.words.word.weight" in report["new"]  # it has seen images alone
     assert {"head.weight", "mask_token"} <= set(report["unused"])
 
 

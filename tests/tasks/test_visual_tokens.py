@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.layers.dalle import DalleEncoder
-from dualfuse.tasks.visual_tokens import open_tokenizer
+from dualfuse.layers.vq.dalle import DalleEncoder
+from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer
 
 WIDTH, CODES, BLOCKS = 8, 20, 2
 CPU = torch.device("cpu")
@@ -80,8 +80,8 @@ def published(monkeypatch: pytest.MonkeyPatch) -> Encoder:
     return Encoder()
 
 
-def wanted(encoder: Encoder, pictures: Tensor) -> Tensor:
-    return encoder(0.8 * pictures + 0.1).argmax(1).flatten(1)
+def wanted(encoder: Encoder, images: Tensor) -> Tensor:
+    return encoder(0.8 * images + 0.1).argmax(1).flatten(1)
 
 
 @pytest.mark.parametrize("as_archive", [True, False])
@@ -96,9 +96,9 @@ def test_the_published_file_is_read_without_its_classes(
     assert isinstance(tokenizer, DalleEncoder) and (tokenizer.codes, tokenizer.stride) == (CODES, 8)
     assert not any(parameter.requires_grad for parameter in tokenizer.parameters())
     assert tokenizer.state_dict().keys() == published.state_dict().keys()
-    pictures = torch.rand(3, 3, 32, 48)
-    assert torch.equal(tokenizer(pictures), wanted(published, pictures))
-    assert tokenizer(pictures).shape == (3, 4 * 6) and tokenizer(pictures).unique().numel() > 3
+    images = torch.rand(3, 3, 32, 48)
+    assert torch.equal(tokenizer(images), wanted(published, images))
+    assert tokenizer(images).shape == (3, 4 * 6) and tokenizer(images).unique().numel() > 3
     assert "dall_e.encoder" not in sys.modules
 
 
@@ -106,8 +106,8 @@ def test_the_published_file_is_read_without_its_classes(
 def test_a_state_dict_will_do(published: Encoder, tmp_path: Path, name: str) -> None:
     save = save_file if name.endswith("safetensors") else torch.save
     save(published.state_dict(), tmp_path / name)
-    pictures = torch.rand(2, 3, 16, 16)
-    assert torch.equal(open_tokenizer(str(tmp_path / name), CPU)(pictures), wanted(published, pictures))
+    images = torch.rand(2, 3, 16, 16)
+    assert torch.equal(open_tokenizer(str(tmp_path / name), CPU)(images), wanted(published, images))
 
 
 class Evil:

@@ -11,41 +11,41 @@ import pytest
 import torch
 from PIL import Image
 from tiny import BRIDGETOWER as TINY_TOWERS
-from tiny import MODEL, picture, tokenizer
+from tiny import MODEL, png_image, tokenizer
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse import hub
+from dualfuse.inference.attention_maps import record_attention
+from dualfuse.inference.explain import WHOLE, Explanation, explain
+from dualfuse.inference.heat_map_grid import HOT, explain_command, heat_map_grid
+from dualfuse.inference.relevance import Relevance, attention_flow, halves
 from dualfuse.models.base import ModelConfig, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTower
-from dualfuse.models.vlmo import Initial, VLMo
+from dualfuse.models.vlmo import InitConfig, VLMo
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.classification import PairClassification
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.masked_text import MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import PairsConfig
-from dualfuse.use.explain import WHOLE, Explanation, explain
-from dualfuse.use.heat_sheet import HOT, explain_command, heat_sheet
-from dualfuse.use.recorded import recorded
-from dualfuse.use.relevance import Flow, follow, halves
+from dualfuse.tasks.finetune.classification import PairClassification
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 
-VLMO = replace(MODEL, depth=3, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
+VLMO = replace(MODEL, depth=3, image_slots=2, drop_path=0.0, init=InitConfig(std=0.3, layer_scale=0.0))
 BRIDGETOWER = replace(
     TINY_TOWERS,
     image=replace(TINY_TOWERS.image, depth=3),
     text=replace(TINY_TOWERS.text, depth=3),
     image_slots=2,
-    initial_std=0.3,
+    init_std=0.3,
 )
 MODELS: dict[str, ModelConfig] = {
     "vlmo": VLMO,
-    "vlmo-separate": replace(VLMO, separate_until=1),
+    "vlmo-separate": replace(VLMO, separate_attention_until=1),
     "vlmo-absolute": replace(VLMO, positions="absolute"),
     "bridgetower": BRIDGETOWER,
     "bridgetower-attending-bridges": replace(BRIDGETOWER, bridge="cross_attention_mlp"),
-    "bridgetower-one-plain-layer": replace(BRIDGETOWER, layers=3, feeds=(2, 0)),
+    "bridgetower-one-plain-layer": replace(BRIDGETOWER, layers=3, tower_layers=(2, 0)),
     "meter": replace(BRIDGETOWER, bridge="none"),
     "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
 }
@@ -61,7 +61,7 @@ def built(cfg: ModelConfig) -> VisionLanguageModel:
     return model
 
 
-def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
+def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.LoadedModel:
     torch.manual_seed(0)
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
     recipe = Recipe(name="tiny", model=model, task=task, data=data)
@@ -72,7 +72,7 @@ def saved(folder: Path, task: TaskConfig, model: ModelConfig) -> hub.Loaded:
 def fuse(model: VisionLanguageModel) -> Tensor:
     """Two pairs, the second text shorter."""
     torch.manual_seed(1)
-    ids = torch.randint(5, MODEL.vocabulary, (2, WORDS))
+    ids = torch.randint(5, MODEL.vocab_size, (2, WORDS))
     mask = torch.tensor([[True] * WORDS, [True] * 3 + [False] * 2])
     image = model.embed_image(torch.randn(2, 3, 32, 32))
     return model.fuse(image, model.embed_text(ids, mask)).pooled
@@ -82,7 +82,7 @@ def fuse(model: VisionLanguageModel) -> Tensor:
 def test_answers_stay_what_they_are(name: str) -> None:
     model = built(MODELS[name])
     plain = fuse(model)
-    with recorded(model) as found:
+    with record_attention(model) as found:
         assert_close(fuse(model), plain, rtol=1e-4, atol=1e-5)
     number = sum(map(len, found.values()))
     fuse(model)
@@ -98,7 +98,7 @@ def test_recorded_is_softmax_of_queries_and_keys(name: str) -> None:
     model, inputs = built(MODELS[name]), []
     module = model.get_submodule("blocks.1.attention.shared" if name == "vlmo" else "layers.image.0.cross_attention")
     module.register_forward_pre_hook(lambda _, given: inputs.append(given))
-    with torch.no_grad(), recorded(model) as found:
+    with torch.no_grad(), record_attention(model) as found:
         fuse(model)
     x, context, mask, bias = unpacked(module, inputs[0])
     query, key = projected(module, x, context)
@@ -137,9 +137,9 @@ def projected(module: nn.Module, x: Tensor, context: Tensor) -> tuple[Tensor, Te
 @pytest.mark.parametrize("name", MODELS)
 def test_rollout_rows_add_up_to_one(name: str) -> None:
     model = built(MODELS[name])
-    with torch.no_grad(), recorded(model) as found:
+    with torch.no_grad(), record_attention(model) as found:
         fuse(model)
-    flow = follow(model, lambda module: found[module][0][0].mean(0), Flow.start(WORDS, PATCHES), halves)
+    flow = attention_flow(model, lambda module: found[module][0][0].mean(0), Relevance.start(WORDS, PATCHES), halves)
     assert flow.words.shape == (WORDS, WORDS + PATCHES)
     assert flow.patches.shape == (PATCHES, WORDS + PATCHES)
     both = torch.cat([flow.words, flow.patches])
@@ -151,39 +151,39 @@ def test_rollout_rows_add_up_to_one(name: str) -> None:
 def test_rollout_is_a_product_of_matrices() -> None:
     model = built(MODELS["vlmo"])
     assert isinstance(model, VLMo)
-    with torch.no_grad(), recorded(model) as found:
+    with torch.no_grad(), record_attention(model) as found:
         fuse(model)
     product = np.eye(WORDS + PATCHES)
     for block in model.blocks:
         attention = found[block.get_submodule("attention.shared")][0][0].double().numpy().mean(0)
         product = (0.5 * attention + 0.5 * np.eye(len(attention))) @ product
-    flow = follow(model, lambda module: found[module][0][0].mean(0), Flow.start(WORDS, PATCHES), halves)
+    flow = attention_flow(model, lambda module: found[module][0][0].mean(0), Relevance.start(WORDS, PATCHES), halves)
     assert_close(torch.cat([flow.words, flow.patches]), torch.tensor(product, dtype=torch.float32))
 
 
 def test_training_is_refused() -> None:
     model = built(replace(BRIDGETOWER, dropout=0.5)).train()
-    with recorded(model), pytest.raises(ValueError, match="training mode"):
+    with record_attention(model), pytest.raises(ValueError, match="training mode"):
         fuse(model)
 
 
 def direction(x: Tensor, wanted: int) -> Tensor:
-    """Gives a vector (D,) whose product with the states x (N, D) is 1 at one of them and 0 at all others."""
+    """Return a vector (D,) whose product with the states x (N, D) is 1 at one of them and 0 at all others."""
     return torch.linalg.pinv(x) @ torch.eye(len(x))[wanted]
 
 
-def captured(model: hub.Loaded, module: nn.Module, number: int) -> Tensor:
-    """Gives the states (N, D) that a module reads when it explains the picture."""
+def captured(model: hub.LoadedModel, module: nn.Module, number: int) -> Tensor:
+    """Return the states (N, D) that a module reads when it explains the image."""
     given: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[number].detach()))
-    explain(model, picture(1), TEXT)
+    explain(model, png_image(1), TEXT)
     handle.remove()
     return given[0][0]
 
 
 @torch.no_grad()
 def look_at(module: nn.Module, vector: Tensor) -> None:
-    """Makes every query of every head look along ``vector``."""
+    """Make every query of every head look along ``vector``."""
     if hasattr(module, "qkv"):
         width = len(vector)
         query, key, bias = module.qkv.weight[:width], module.qkv.weight[width : 2 * width], module.q_bias
@@ -197,10 +197,10 @@ def look_at(module: nn.Module, vector: Tensor) -> None:
         bias[first], key[first] = 1.0, 100 * vector
 
 
-def narrow(task: TaskConfig, folder: Path, name: str) -> tuple[hub.Loaded, nn.Module]:
+def narrow(task: TaskConfig, folder: Path, name: str) -> tuple[hub.LoadedModel, nn.Module]:
     """One layer where words and patches meet, wide enough that every token has a direction of its own."""
     if name == "vlmo":
-        cfg = replace(VLMO, width=64, depth=1, both_from=0, positions="absolute")
+        cfg = replace(VLMO, width=64, depth=1, vl_expert_start=0, positions="absolute")
         loaded = saved(folder, task, cfg)
         return loaded, loaded.task.model.get_submodule("blocks.0.attention.shared")
     cfg = replace(BRIDGETOWER, layers=1, image=replace(BRIDGETOWER.image, depth=1))
@@ -218,7 +218,7 @@ def test_rollout_shows_the_patch_that_all_words_look_at(tmp_path: Path, name: st
     loaded, module = narrow(EntailmentConfig(), tmp_path, name)
     context, before = (0, WORDS) if name == "vlmo" else (1, 0)  # VLMo's patches stand behind the words
     look_at(module, direction(captured(loaded, module, context), before + 1 + patch))
-    [explanation] = explain(loaded, picture(1), TEXT, method="rollout")
+    [explanation] = explain(loaded, png_image(1), TEXT, method="rollout")
     assert explanation.words == (WHOLE, "the", "red", "cat")
     assert explanation.heat.shape == (4, SIDE, SIDE)
     for heat in explanation.heat:
@@ -238,19 +238,19 @@ def test_gradient_shows_the_patch_that_speaks_for_the_answer(tmp_path: Path, nam
     shown = []
     for sign in (1.0, -1.0):
         says_only(module, 1e-3 * sign * direction(states, before + 1 + patch))
-        [explanation] = explain(loaded, picture(1), TEXT)
+        [explanation] = explain(loaded, png_image(1), TEXT)
         shown.append(explanation.heat[0].flatten())
     speaks_for, against = sorted(shown, key=lambda heat: -heat[patch].item())
     assert hottest(speaks_for) == patch
     assert speaks_for[patch] > 100 * speaks_for[[n for n in range(16) if n != patch]].max()
     assert against[patch] < 0.1 * speaks_for[patch]
-    [plain] = explain(loaded, picture(1), TEXT, method="rollout")
+    [plain] = explain(loaded, png_image(1), TEXT, method="rollout")
     assert plain.heat[0].flatten()[patch] < 1.5 * plain.heat[0].median()  # rollout does not know what values say
 
 
 @torch.no_grad()
 def says_only(module: nn.Module, vector: Tensor) -> None:
-    """Makes the values of all tokens zero but along ``vector``."""
+    """Make the values of all tokens zero but along ``vector``."""
     if hasattr(module, "qkv"):
         module.qkv.weight[2 * len(vector) :] = vector
         module.v_bias.zero_()
@@ -264,15 +264,15 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
     loaded, module = narrow(EntailmentConfig(), tmp_path, "vlmo")
     task = loaded.task
     assert isinstance(task, PairClassification)
-    [explanation] = explain(loaded, picture(1), TEXT)
+    [explanation] = explain(loaded, png_image(1), TEXT)
     best = task.names.index(explanation.answer)
-    image = loaded.prep.image(picture(1), np.random.default_rng())[None].double()
-    ids = torch.from_numpy(loaded.prep.text.encode(TEXT).ids)[None]
+    image = loaded.processor.image(png_image(1), np.random.default_rng())[None].double()
+    ids = torch.from_numpy(loaded.processor.text.encode(TEXT).ids)[None]
     task.double()
     size = 32
 
     def logit(head: int, patch: int, step: float) -> float:
-        """Adds step times the value of a patch to what the first word takes in a head, in front of the projection."""
+        """Add step times the value of a patch to what the first word takes in a head, in front of the projection."""
 
         def more(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
             part = slice(head * size, (head + 1) * size)
@@ -285,7 +285,7 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
         handle.remove()
         return task.classifier(pooled)[0, best].item()
 
-    with torch.no_grad(), recorded(task.model) as found:
+    with torch.no_grad(), record_attention(task.model) as found:
         inputs: list[Tensor] = []
         handle = module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         task.model.fuse(task.model.embed_image(image), task.model.embed_text(ids, ids > -1))
@@ -304,8 +304,8 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("method", ["rollout", "gradient"])
 def test_two_pictures_have_maps_of_their_own(tmp_path: Path, model: ModelConfig, method: str) -> None:
     loaded = saved(tmp_path, NLVR2Config(), model)
-    first, second = explain(loaded, (picture(1), picture(2)), TEXT, method=method)
-    other_first, other_second = explain(loaded, (picture(1), picture(3)), TEXT, method=method)
+    first, second = explain(loaded, (png_image(1), png_image(2)), TEXT, method=method)
+    other_first, other_second = explain(loaded, (png_image(1), png_image(3)), TEXT, method=method)
     assert (first.pixels == other_first.pixels).all()
     assert not (second.pixels == other_second.pixels).all()
     assert not torch.equal(second.heat, other_second.heat)
@@ -315,7 +315,7 @@ def test_two_pictures_have_maps_of_their_own(tmp_path: Path, model: ModelConfig,
 
 def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig(), BRIDGETOWER)
-    [explanation] = explain(loaded, picture(1), TEXT)
+    [explanation] = explain(loaded, png_image(1), TEXT)
     assert explanation.answer.startswith("match ")
     assert explanation.heat.max() > 0
 
@@ -323,33 +323,35 @@ def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "message"),
     [
-        (PairsConfig(match=0), TEXT, "questions, labels or matching"),
-        (MaskedTextConfig(), TEXT, "looks at no picture"),
+        (PairsConfig(itm_weight=0), TEXT, "questions, labels or matching"),
+        (MaskedTextConfig(), TEXT, "looks at no image"),
         (PairsConfig(), "a [MASK]", "has a mask"),
         (EntailmentConfig(), "", "no text"),
     ],
 )
 def test_what_cannot_be_explained(tmp_path: Path, task: TaskConfig, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        explain(saved(tmp_path, task, VLMO), picture(1), text)
+        explain(saved(tmp_path, task, VLMO), png_image(1), text)
 
 
 def test_a_model_with_other_layers_is_refused() -> None:
     class Other(BridgeTower):
         pass
 
-    assert follow(Other(BRIDGETOWER), lambda _: torch.zeros(1, 1), Flow.start(1, 1), halves)  # one that adds to ours
+    assert attention_flow(
+        Other(BRIDGETOWER), lambda _: torch.zeros(1, 1), Relevance.start(1, 1), halves
+    )  # one that adds to ours
     with pytest.raises(ValueError, match="not known here"):
-        follow(nn.Linear(1, 1), lambda _: torch.zeros(1, 1), Flow.start(1, 1), halves)  # type: ignore[arg-type]
+        attention_flow(nn.Linear(1, 1), lambda _: torch.zeros(1, 1), Relevance.start(1, 1), halves)  # type: ignore[arg-type]
 
 
 def test_the_hottest_patch_is_drawn_where_it_is() -> None:
     heat = torch.zeros(2, 2, 4)
     heat[0, 1, 3] = 1.0
     pixels = np.full((96, 192, 3), (0, 0, 255), dtype=np.uint8)
-    sheet = heat_sheet([Explanation("yes", ("hot", "even"), heat, pixels)])
-    hot = [np.asarray(sheet.crop((8 + n * 200, 8, 200 + n * 200, 200)))[48:144] for n in range(3)]
-    assert (hot[0][:, :, 2] == 255).all()  # the picture itself
+    grid = heat_map_grid([Explanation("yes", ("hot", "even"), heat, pixels)])
+    hot = [np.asarray(grid.crop((8 + n * 200, 8, 200 + n * 200, 200)))[48:144] for n in range(3)]
+    assert (hot[0][:, :, 2] == 255).all()  # the image itself
     assert hot[1][90, 186, 0] > 0.7 * HOT[0]
     assert abs(int(hot[1][10, 10, 0]) - 29) < 3  # grey of pure blue
     assert (hot[2][:, :, 0] < 33).all()  # nothing stands out
@@ -357,11 +359,11 @@ def test_the_hottest_patch_is_drawn_where_it_is() -> None:
 
 def test_the_command_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path, EntailmentConfig(labels=("no", "yes")), VLMO)
-    (tmp_path / "a.png").write_bytes(picture(1))
-    sheet = tmp_path / "new" / "explain.png"
-    [explanation] = explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, sheet=sheet)
-    assert capsys.readouterr().out == f"{explanation.answer}; the sheet is {sheet}\n"
-    with Image.open(sheet) as drawn:
+    (tmp_path / "a.png").write_bytes(png_image(1))
+    grid = tmp_path / "new" / "explain.png"
+    [explanation] = explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, save_image=grid)
+    assert capsys.readouterr().out == f"{explanation.answer}; the sheet is {grid}\n"
+    with Image.open(grid) as drawn:
         assert drawn.width > 5 * 192
     with pytest.raises(ValueError, match="must be called"):
-        explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, sheet=tmp_path / "a.txt")
+        explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, save_image=tmp_path / "a.txt")

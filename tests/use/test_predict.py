@@ -1,4 +1,4 @@
-"""What a model says of a picture and a text, against the same computed by other ways."""
+"""What a model says of an image and a text, against the same computed by other ways."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ import pytest
 import torch
 from PIL import Image
 from tiny import BRIDGETOWER as TINY_TOWERS
-from tiny import MODEL, picture, shards, tokenizer
+from tiny import MODEL, png_image, shards, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards import Shards
-from dualfuse.data.text import Text, load
-from dualfuse.engine.evaluate import Plan
-from dualfuse.engine.score import score
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
+from dualfuse.evaluation.answers import evaluate_answers
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.inference.command import predict_command
+from dualfuse.inference.fill_mask import read_masked
+from dualfuse.inference.predict import predict
+from dualfuse.inference.table import predict_table
 from dualfuse.models.base import ModelConfig
-from dualfuse.models.vlmo import Initial
+from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
-from dualfuse.tasks.entailment import EntailmentConfig
-from dualfuse.tasks.masked_image import MaskedImageConfig
-from dualfuse.tasks.masked_text import MaskedText, MaskedTextConfig
-from dualfuse.tasks.nlvr2 import NLVR2Config
-from dualfuse.tasks.pairs import Pairs, PairsConfig
-from dualfuse.tasks.segmentation import SegmentationConfig
-from dualfuse.tasks.vqa import VQAConfig
-from dualfuse.use.blanks import read_blanks
-from dualfuse.use.command import predict_command
-from dualfuse.use.predict import predict
-from dualfuse.use.table import predict_table
+from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.segmentation import SegmentationConfig
+from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.masked_text import MaskedText, MaskedTextConfig
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
-VLMO = replace(MODEL, image_slots=2, drop_path=0.0, initial=Initial(std=0.3, layer_scale=0.0))
-BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, initial_std=0.3)
+VLMO = replace(MODEL, image_slots=2, drop_path=0.0, init=InitConfig(std=0.3, layer_scale=0.0))
+BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, init_std=0.3)
 ANSWERS = ("red", "blue", "2", "cat")
 QUESTION = "the red cat sleeps"
 
 
-def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.Loaded:
+def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.LoadedModel:
     """Random weights: what they say is arbitrary, and differs for every input."""
     torch.manual_seed(0)
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
@@ -56,16 +56,20 @@ def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.Load
 
 @pytest.mark.parametrize("model", [VLMO, BRIDGETOWER], ids=["vlmo", "bridgetower"])
 @pytest.mark.parametrize(
-    "task", [VQAConfig(vocabulary=ANSWERS), NLVR2Config(), EntailmentConfig(labels=("bad", "fine", "so"))]
+    "task", [VQAConfig(answers=ANSWERS), NLVR2Config(), EntailmentConfig(labels=("bad", "fine", "so"))]
 )
 def test_answers_are_those_of_evaluation(tmp_path: Path, task: TaskConfig, model: ModelConfig) -> None:
     loaded = saved(tmp_path, task, model)
     number = 2 if isinstance(task, NLVR2Config) else 1
-    samples = [Sample(f"{n}", picture(n), (QUESTION,), others=(picture(n + 9),)[: number - 1]) for n in range(4)]
-    judged = score(loaded.task, loaded.prep, Shards.open(shards(tmp_path, samples)), Plan(workers=0))
-    for sample, answer in zip(samples, judged.answers, strict=True):
-        pictures = (sample.image, *sample.others)
-        said = predict(loaded, pictures if number == 2 else pictures[0], QUESTION, top=2).answers
+    samples = [
+        Sample(f"{n}", png_image(n), (QUESTION,), other_images=(png_image(n + 9),)[: number - 1]) for n in range(4)
+    ]
+    evaluated = evaluate_answers(
+        loaded.task, loaded.processor, Shards.open(shards(tmp_path, samples)), Plan(num_workers=0)
+    )
+    for sample, answer in zip(samples, evaluated.answers, strict=True):
+        images = (sample.image, *sample.other_images)
+        said = predict(loaded, images if number == 2 else images[0], QUESTION, top=2).answers
         assert len(said) == 2
         assert said[0].probability > said[1].probability
         assert (said[0].answer, said[0].probability) == (answer.answer, pytest.approx(answer.probability, abs=1e-6))
@@ -75,23 +79,26 @@ def test_pairs_by_the_definition_of_both_numbers(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
     task = loaded.task
     assert isinstance(task, Pairs)
-    said = predict(loaded, picture(1), QUESTION)
+    said = predict(loaded, png_image(1), QUESTION)
     with torch.inference_mode():
-        image = task.model.embed_image(loaded.prep.image(picture(1), np.random.default_rng())[None])
-        ids = torch.from_numpy(loaded.prep.text.encode(QUESTION).ids)[None]
+        image = task.model.embed_image(loaded.processor.image(png_image(1), np.random.default_rng())[None])
+        ids = torch.from_numpy(loaded.processor.text.encode(QUESTION).ids)[None]
         text = task.model.embed_text(ids, torch.ones_like(ids).bool())
-        match = task.match_head(task.model.fuse(image, text).pooled).softmax(1)[0, 1]
-        one, other = task.views[0].image(task.model.encode(image)), task.views[0].text(task.model.encode(text))
+        match = task.itm_head(task.model.fuse(image, text).pooled).softmax(1)[0, 1]
+        one, other = (
+            task.feature_heads[0].image(task.model.encode(image)),
+            task.feature_heads[0].text(task.model.encode(text)),
+        )
     assert said.match == pytest.approx(match.item(), abs=1e-5)
     assert said.cosine == pytest.approx(torch.cosine_similarity(one, other)[0].item(), abs=1e-5)
     assert not (said.answers or said.words or said.filled)
 
 
 def test_objectives_that_were_not_learnt_say_nothing(tmp_path: Path) -> None:
-    only_contrast = predict(saved(tmp_path / "a", PairsConfig(match=0)), picture(1), QUESTION)
+    only_contrast = predict(saved(tmp_path / "a", PairsConfig(itm_weight=0)), png_image(1), QUESTION)
     assert only_contrast.match is None
     assert only_contrast.cosine is not None
-    only_match = predict(saved(tmp_path / "b", PairsConfig(contrast=0)), picture(1), QUESTION)
+    only_match = predict(saved(tmp_path / "b", PairsConfig(itc_weight=0)), png_image(1), QUESTION)
     assert only_match.match is not None
     assert only_match.cosine is None
 
@@ -99,29 +106,29 @@ def test_objectives_that_were_not_learnt_say_nothing(tmp_path: Path) -> None:
 def test_words_beside_a_picture_and_alone(tmp_path: Path) -> None:
     """Two masks; the fill is compared with states of all positions, and with ids made by hand."""
     loaded = saved(tmp_path / "pairs", PairsConfig())
-    vocabulary = load(loaded.prep.text.tokenizer).tokenizer.get_vocab()
+    vocabulary = load_tokenizer(loaded.processor.text.tokenizer).tokenizer.get_vocab()
     names = ["[CLS]", "the", "[MASK]", "cat", "[MASK]", "[SEP]"]
     ids = torch.tensor([[vocabulary[name] for name in names]])
     task = loaded.task
     assert isinstance(task, Pairs)
     with torch.inference_mode():
-        image = task.model.embed_image(loaded.prep.image(picture(1), np.random.default_rng())[None])
+        image = task.model.embed_image(loaded.processor.image(png_image(1), np.random.default_rng())[None])
         text = task.model.embed_text(ids, torch.ones_like(ids).bool())
-        logits = task.word_head(task.model.fuse(image, text).text[0, [2, 4]])
-    check_words(loaded, predict(loaded, picture(1), "the [MASK] cat [MASK]", top=3).words, logits)
+        logits = task.mlm_head(task.model.fuse(image, text).text[0, [2, 4]])
+    check_words(loaded, predict(loaded, png_image(1), "the [MASK] cat [MASK]", top=3).words, logits)
 
     alone = saved(tmp_path / "text", MaskedTextConfig())
     assert isinstance(alone.task, MaskedText)
     with torch.inference_mode():
         text = alone.task.model.embed_text(ids, torch.ones_like(ids).bool())
-        logits = alone.task.word_head(alone.task.model.states(text, torch.tensor([[2, 4]]))[0])
+        logits = alone.task.mlm_head(alone.task.model.token_states(text, torch.tensor([[2, 4]]))[0])
     said = predict(alone, text="the <mask> cat [mask]", top=3)
     check_words(alone, said.words, logits)
     assert said.filled == f"the {said.words[0][0].answer} cat {said.words[1][0].answer}"
 
 
-def check_words(loaded: hub.Loaded, words: Sequence[Sequence[object]], logits: torch.Tensor) -> None:
-    pieces = load(loaded.prep.text.tokenizer).tokenizer
+def check_words(loaded: hub.LoadedModel, words: Sequence[Sequence[object]], logits: torch.Tensor) -> None:
+    pieces = load_tokenizer(loaded.processor.text.tokenizer).tokenizer
     allowed = [
         n for n in range(pieces.get_vocab_size()) if pieces.id_to_token(n) not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
     ]
@@ -136,7 +143,7 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
     made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.save(str(tmp_path / "tokenizer.json"))
-    blanks = read_blanks("a <mask> c", Text(9, str(tmp_path / "tokenizer.json")))
+    blanks = read_masked("a <mask> c", TextTransform(9, str(tmp_path / "tokenizer.json")))
     assert blanks.ids.tolist() == [0, 4, 3, 5, 6, 1]
     assert blanks.places.tolist() == [2]
 
@@ -144,24 +151,24 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "image", "text", "message"),
     [
-        (VQAConfig(vocabulary=ANSWERS), None, QUESTION, "no picture"),
-        (VQAConfig(vocabulary=ANSWERS), picture(1), " ", "no text"),
-        (VQAConfig(vocabulary=ANSWERS), (picture(1), picture(2)), QUESTION, "2 pictures are given, .* looks at 1"),
-        (VQAConfig(vocabulary=ANSWERS), b"GIF", QUESTION, "no picture in one of the formats"),
-        (NLVR2Config(), picture(1), QUESTION, "1 pictures of the 2"),
-        (PairsConfig(), picture(1), "", "no text"),
-        (PairsConfig(words=0), picture(1), "a [MASK]", "without masked words"),
-        (PairsConfig(match=0, contrast=0), picture(1), QUESTION, "only fills in words"),
-        (PairsConfig(), picture(1), "a " * 10 + "[MASK]", "word piece 11 .* reads 10"),
-        (MaskedTextConfig(), picture(1), "a [MASK]", "looks at no picture"),
+        (VQAConfig(answers=ANSWERS), None, QUESTION, "no image"),
+        (VQAConfig(answers=ANSWERS), png_image(1), " ", "no text"),
+        (VQAConfig(answers=ANSWERS), (png_image(1), png_image(2)), QUESTION, "2 images are given, .* looks at 1"),
+        (VQAConfig(answers=ANSWERS), b"GIF", QUESTION, "no image in one of the formats"),
+        (NLVR2Config(), png_image(1), QUESTION, "1 images of the 2"),
+        (PairsConfig(), png_image(1), "", "no text"),
+        (PairsConfig(mlm_weight=0), png_image(1), "a [MASK]", "without masked words"),
+        (PairsConfig(itm_weight=0, itc_weight=0), png_image(1), QUESTION, "only fills in words"),
+        (PairsConfig(), png_image(1), "a " * 10 + "[MASK]", "token 11 .* reads 10"),
+        (MaskedTextConfig(), png_image(1), "a [MASK]", "looks at no image"),
         (MaskedTextConfig(), None, "a", "put .MASK."),
         (
-            SegmentationConfig(labels=("sky", "sea"), after=(1, 2, 2, 2)),
-            picture(1),
+            SegmentationConfig(labels=("sky", "sea"), feature_layers=(1, 2, 2, 2)),
+            png_image(1),
             "",
-            "class of every pixel.* --sheet",
+            "class of every pixel.* --save-image",
         ),
-        (MaskedImageConfig(), picture(1), "", "a MaskedImage model answers nothing"),
+        (MaskedImageConfig(), png_image(1), "", "a MaskedImage model answers nothing"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
@@ -170,16 +177,16 @@ def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, t
 
 
 def test_a_cut_text_is_told(tmp_path: Path) -> None:
-    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
-    assert predict(loaded, picture(1), "a " * 11).is_cut
-    assert not predict(loaded, picture(1), "a " * 10).is_cut
+    loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
+    assert predict(loaded, png_image(1), "a " * 11).is_cut
+    assert not predict(loaded, png_image(1), "a " * 10).is_cut
 
 
 def table(folder: Path, number: int = 9) -> Path:
-    """A row in nine has no such picture, one no text, one a damaged picture."""
+    """A row in nine has no such image, one no text, one a damaged image."""
     for n in range(number):
-        (folder / f"{n}.png").write_bytes(picture(n))
-    (folder / "4.png").write_bytes(picture(4)[:60])
+        (folder / f"{n}.png").write_bytes(png_image(n))
+    (folder / "4.png").write_bytes(png_image(4)[:60])
     with (folder / "questions.csv").open("w", newline="") as file:
         write = csv.writer(file)
         write.writerow(["id", "image", "question"])
@@ -190,7 +197,7 @@ def table(folder: Path, number: int = 9) -> Path:
     return folder / "questions.csv"
 
 
-@pytest.mark.parametrize("task", [VQAConfig(vocabulary=ANSWERS), PairsConfig()])
+@pytest.mark.parametrize("task", [VQAConfig(answers=ANSWERS), PairsConfig()])
 def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig) -> None:
     """In batches of four: texts of two lengths are padded, and broken rows lie between good ones."""
     loaded = saved(tmp_path, task)
@@ -198,8 +205,8 @@ def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig)
     assert [answer.row for answer in answers] == list(range(1, 13))
     problems = {answer.row: answer.problem for answer in answers if answer.prediction is None}
     assert set(problems) == {5, 10, 11, 12}
-    assert "cannot be decoded" in problems[5] or "no picture" in problems[5]
-    assert problems[10] == "its picture cannot be read: No such file or directory"
+    assert "cannot be decoded" in problems[5] or "no image" in problems[5]
+    assert problems[10] == "its image cannot be read: No such file or directory"
     assert "no text" in problems[11]
     assert answers[9].asked == {"id": "200", "image": "none.png", "text": QUESTION}
     assert problems[12] == "the row cannot be read"
@@ -218,7 +225,7 @@ def flat(record: dict[str, object]) -> dict[str, object]:
 
 def test_masked_and_whole_texts_in_one_table(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
-    (tmp_path / "a.png").write_bytes(picture(1))
+    (tmp_path / "a.png").write_bytes(png_image(1))
     texts = ("the [MASK] cat", QUESTION, "a [MASK] [MASK]")
     lines = [json.dumps({"image": "a.png", "text": text}) for text in texts]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
@@ -233,28 +240,28 @@ def test_masked_and_whole_texts_in_one_table(tmp_path: Path) -> None:
 def test_two_pictures_in_a_table(tmp_path: Path) -> None:
     loaded = saved(tmp_path, NLVR2Config(), BRIDGETOWER)
     for n in range(2):
-        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"{n}.png").write_bytes(png_image(n))
     (tmp_path / "t.csv").write_text(f"image,image_2,text\n0.png,1.png,{QUESTION}\n0.png,,{QUESTION}\n")
     good, bad = predict_table(loaded, tmp_path / "t.csv")
     assert good.prediction is not None
-    assert good.prediction.answers[0] == predict(loaded, (picture(0), picture(1)), QUESTION).answers[0]
-    assert "1 pictures of the 2" in bad.problem
+    assert good.prediction.answers[0] == predict(loaded, (png_image(0), png_image(1)), QUESTION).answers[0]
+    assert "1 images of the 2" in bad.problem
 
 
 def test_pictures_inside_parquet(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    rows = {"image": [{"bytes": picture(1), "path": None}, None], "text": [QUESTION, QUESTION]}
+    rows = {"image": [{"bytes": png_image(1), "path": None}, None], "text": [QUESTION, QUESTION]}
     parquet.write_table(pa.table(rows), tmp_path / "t.parquet")
-    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
     first, second = predict_table(loaded, tmp_path / "t.parquet")
-    assert first.prediction == predict(loaded, picture(1), QUESTION)
-    assert "no picture" in second.problem
+    assert first.prediction == predict(loaded, png_image(1), QUESTION)
+    assert "no image" in second.problem
 
 
 def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    saved(tmp_path, VQAConfig(answers=ANSWERS))
     questions = table(tmp_path)
     for name in ("out.jsonl", "out.csv"):
         predict_command(tmp_path / "model", table=questions, out=tmp_path / name, top=3, batch=5)
@@ -274,10 +281,10 @@ def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    loaded = saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
-    (tmp_path / "a.png").write_bytes(picture(1))
+    loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
+    (tmp_path / "a.png").write_bytes(png_image(1))
     predict_command(tmp_path / "model", image=(tmp_path / "a.png",), text=QUESTION, top=1)
-    best = predict(loaded, picture(1), QUESTION).answers[0]
+    best = predict(loaded, png_image(1), QUESTION).answers[0]
     assert capsys.readouterr().out == f"{100 * best.probability:6.1f} %  {best.answer}\n"
 
 
@@ -295,7 +302,7 @@ def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.Capture
     ],
 )
 def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
-    saved(tmp_path, VQAConfig(vocabulary=ANSWERS))
+    saved(tmp_path, VQAConfig(answers=ANSWERS))
     table(tmp_path)
     (tmp_path / "empty.csv").write_text("image,text\n")
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
@@ -306,8 +313,8 @@ def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: 
 
 def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
-    upright = Image.open(io.BytesIO(picture(3)))
+    upright = Image.open(io.BytesIO(png_image(3)))
     turned, exif = io.BytesIO(), Image.Exif()
     exif[0x0112] = 3  # upside down
     upright.rotate(180).save(turned, "PNG", exif=exif)
-    assert predict(loaded, turned.getvalue(), QUESTION) == predict(loaded, picture(3), QUESTION)
+    assert predict(loaded, turned.getvalue(), QUESTION) == predict(loaded, png_image(3), QUESTION)

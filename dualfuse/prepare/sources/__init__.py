@@ -1,1 +1,1 @@
-"""Raw pictures and captions, as users have them, read one picture after the other."""
+"""Raw images and captions, as users have them, read one image after the other."""

@@ -1,4 +1,4 @@
-"""Which column of a table holds the pictures, which the captions, which the split, which the labels."""
+"""Which column of a table holds the images, which the captions, which the split, which the labels."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 IMAGE_COLUMNS = (
     "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name", "file", "path", "img",
-    "img_path", "picture", "jpg", "jpeg", "png", "webp",
+    "img_path", "image", "jpg", "jpeg", "png", "webp",
 )  # fmt: skip
 TEXT_COLUMNS = (
     "captions",
@@ -38,7 +38,7 @@ class Columns:
 
 
 def choose(names: Iterable[str], wanted: Columns, where: str) -> Columns:
-    """Gives the columns to read among ``names``: those wanted, else those with usual names.
+    """Return the columns to read among ``names``: those wanted, else those with usual names.
 
     Raises ``ValueError`` if one is wanted that is not there, or if none has a usual name. A table need not have texts
     or a split.
@@ -56,9 +56,9 @@ def choose(names: Iterable[str], wanted: Columns, where: str) -> Columns:
 
 
 def refuse_url(where: str) -> ValueError:
-    """Gives the error for a table that names pictures by their address in the network."""
+    """Return the error for a table that names images by their address in the network."""
     return ValueError(
-        f"{where} names its pictures by URL, and dualfuse downloads none; fetch them first with img2dataset "
+        f"{where} names its images by URL, and dualfuse downloads none; fetch them first with img2dataset "
         "(https://github.com/rom1504/img2dataset) and prepare the folder that it writes"
     )
 
@@ -70,7 +70,7 @@ def _image(plain: dict[str, str], where: str) -> str:
     if any(name in plain for name in _URL_COLUMNS):
         raise refuse_url(where)
     raise ValueError(
-        f"none of the columns of {where} is known to hold pictures: {', '.join(plain.values())}; name it with --image "
+        f"none of the columns of {where} is known to hold images: {', '.join(plain.values())}; name it with --image "
         "(the first line of a csv or tsv file must name the columns)"
     )
 

@@ -1,4 +1,4 @@
-"""What a source gives: a picture that is not read yet, or several, and what the source says about it."""
+"""What a source gives: an image that is not read yet, or several, and what the source says about it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-PICTURE_SUFFIXES = (
+IMAGE_SUFFIXES = (
     ".jpg",
     ".jpeg",
     ".png",
@@ -17,12 +17,12 @@ PICTURE_SUFFIXES = (
     ".tiff",
     ".jfif",
     ".avif",
-)  # all that people would call pictures; what cannot be decoded is reported
+)  # all that people would call images; what cannot be decoded is reported
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some bytes of a file: a whole picture file, or one member of a tar."""
+    """Some bytes of a file: a whole image file, or one member of a tar."""
 
     path: Path
     offset: int = 0
@@ -30,7 +30,7 @@ class Slice:
     """How many bytes; -1: up to the end of the file."""
 
     def read(self) -> bytes:
-        """Gives the bytes; raises ``OSError`` where there is no such file."""
+        """Return the bytes; raises ``OSError`` where there is no such file."""
         with self.path.open("rb") as file:
             file.seek(self.offset)
             return file.read(self.size)
@@ -38,22 +38,22 @@ class Slice:
 
 @dataclass(frozen=True)
 class Item:
-    """One picture of a source with its captions, or with one question; cheap to make: the picture is read later."""
+    """One image of a source with its captions, or with one question; cheap to make: the image is read later."""
 
     name: str
-    """Names the picture within its source, such as ``val2014/COCO_val2014_000000391895.jpg``."""
+    """Names the image within its source, such as ``val2014/COCO_val2014_000000391895.jpg``."""
     image: Slice | bytes
-    """Where the picture lies, or the picture itself where the source cannot be read at any place (parquet)."""
+    """Where the image lies, or the image itself where the source cannot be read at any place (parquet)."""
     texts: tuple[str, ...] = ()
     split: str = ""
     """train, val, test and so on; empty: the source does not say."""
     meta: Mapping[str, object] = field(default_factory=dict)
     problem: str = ""
     """Why the source itself says that this one cannot be used; empty: as far as it knows it can."""
-    others: tuple[Slice | bytes, ...] = ()
-    """Further pictures that the text speaks of."""
-    truth: Mapping[str, object] = field(default_factory=dict)
-    """What is to be learnt, for the meta: a ``label``, or ``answers``, or one certain ``answer``."""
+    other_images: tuple[Slice | bytes, ...] = ()
+    """Further images that the text speaks of."""
+    label: Mapping[str, object] = field(default_factory=dict)
+    """What is to be trained, for the meta: a ``label``, or ``answers``, or one certain ``answer``."""
     note: str = ""
     """What people should know of it although it is kept; counted like a problem."""
     label_map: Slice | bytes = b""
@@ -61,12 +61,12 @@ class Item:
 
     @property
     def title(self) -> str:
-        """What it is called where several items share a picture: the name, and the ``id`` of its meta."""
+        """What it is called where several items share an image: the name, and the ``id`` of its meta."""
         return f"{self.name} ({self.meta['id']})" if "id" in self.meta else self.name
 
 
 def captions_of(meta: Mapping[str, object]) -> tuple[str, ...]:
-    """Gives the captions in a json that lies beside a picture: a list ``captions``, or a ``caption``, or a ``text``."""
+    """Return the captions in a json that lies beside an image: a list ``captions``, or a ``caption``, or a ``text``."""
     found = meta.get("captions") or meta.get("caption") or meta.get("text")
     candidates = found if isinstance(found, list) else [found]
     return tuple(text for text in candidates if isinstance(text, str) and text.strip())

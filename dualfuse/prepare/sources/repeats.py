@@ -11,15 +11,15 @@ class Repeats:
         self._ids: set[object] = set()
         self._asked: set[int] = set()
 
-    def look(self, number: object, picture: str, text: str) -> tuple[str, str]:
-        """Gives the problem and the note, or empty texts, of the question ``text`` that its owners call ``number``.
+    def look(self, number: object, image: str, text: str) -> tuple[str, str]:
+        """Return the problem and the note, or empty texts, of the question ``text`` that its owners call ``number``.
 
-        The same number again is a problem. The same text about the same picture is only noted: owners ask it of other
+        The same number again is a problem. The same text about the same image is only noted: owners ask it of other
         people, and count it.
         """
-        asked = hash((picture, text))  # of some millions no two are equal by chance
+        asked = hash((image, text))  # of some millions no two are equal by chance
         problem = "its id came before" if number in self._ids else ""
-        note = "the same text about the same picture came before" if asked in self._asked else ""
+        note = "the same text about the same image came before" if asked in self._asked else ""
         self._ids.add(number)
         self._asked.add(asked)
         return problem, note

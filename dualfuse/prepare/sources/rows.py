@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-Row = Mapping[str, object]
+TableRow = Mapping[str, object]
 
 
-def read_rows(path: Path) -> Iterator[Row | None]:
-    """Gives the rows of the table at ``path``, by its ending; None for a line that cannot be read."""
+def read_rows(path: Path) -> Iterator[TableRow | None]:
+    """Return the rows of the table at ``path``, by its ending; None for a line that cannot be read."""
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return json_lines(path)
@@ -23,7 +23,7 @@ def read_rows(path: Path) -> Iterator[Row | None]:
             return _separated(path)
 
 
-def _separated(path: Path) -> Iterator[Row | None]:
+def _separated(path: Path) -> Iterator[TableRow | None]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         header = file.readline()
         file.seek(0)
@@ -41,8 +41,8 @@ def _separated(path: Path) -> Iterator[Row | None]:
             yield row if has_all else None
 
 
-def json_lines(path: Path) -> Iterator[Row | None]:
-    """Gives the json objects of a file that has one a line, whatever it is called; None for any other line."""
+def json_lines(path: Path) -> Iterator[TableRow | None]:
+    """Return the json objects of a file that has one a line, whatever it is called; None for any other line."""
     with path.open("rb") as file:
         for line in filter(None, map(bytes.strip, file)):
             try:
@@ -52,7 +52,7 @@ def json_lines(path: Path) -> Iterator[Row | None]:
             yield row if isinstance(row, dict) else None
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[TableRow]:
     try:
         import pyarrow.parquet
     except ImportError:

@@ -25,7 +25,7 @@ class Source:
 
 @contextmanager
 def of_others(path: Path, kind: str) -> Iterator[None]:
-    """Turns what a file of somebody else makes its reader stumble over into a ``ValueError`` that names the file."""
+    """Turn what a file of somebody else makes its reader stumble over into a ``ValueError`` that names the file."""
     try:
         yield
     except (ValueError, OSError, ImportError):  # these say what is wrong
@@ -38,7 +38,7 @@ def of_others(path: Path, kind: str) -> Iterator[None]:
 
 
 def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:
-    """Gives the items of a file of somebody else; ``ValueError`` where it is not what it seems.
+    """Return the items of a file of somebody else; ``ValueError`` where it is not what it seems.
 
     A caption that is no text is none.
     """

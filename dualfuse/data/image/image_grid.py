@@ -1,0 +1,125 @@
+"""Draws images with their captions as one image: for a look at a data set, or at the results of a search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dualfuse.data.image.transform import decode
+
+MARGIN = 8
+LINES = 4  # of a caption; what is longer ends in an ellipsis
+INK, FAINT, RED, PAPER, EMPTY = "#1a1a1a", "#707070", "#c62828", "white", "#eeeeee"
+FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf")
+
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+class Tile(NamedTuple):
+    """One image of a sheet: a file's bytes or pixels (H, W, 3), and what stands below it."""
+
+    image: bytes | np.ndarray
+    caption: str
+    title: str = ""
+    """A faint line above the caption, such as a key."""
+    note: str = ""
+    """A line below the caption, such as a score or what is wrong."""
+    is_marked: bool = False
+    """Whether it has a red frame and a red note."""
+
+
+def image_grid(
+    tiles: Sequence[Tile | tuple[bytes | np.ndarray, str]], columns: int = 6, cell: int = 192, heading: str = ""
+) -> Image.Image:
+    """Return a sheet of ``tiles``, each ``cell`` pixels wide, in rows of ``columns``, below a ``heading``.
+
+    An image that cannot be decoded is shown as an empty field that says so.
+    """
+    if not tiles or columns < 1:
+        raise ValueError(f"a sheet needs images and columns; there are {len(tiles)} and {columns}")
+    font = _font(max(10, cell // 15))
+    drawn = [_draw(tile if isinstance(tile, Tile) else Tile(tile[0], tile[1]), cell, font) for tile in tiles]
+    rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
+    heights = [max(tile.height for tile in row) for row in rows]
+    top = 3 * MARGIN + _line_height(font) if heading else MARGIN
+    width = MARGIN + min(columns, len(drawn)) * (cell + MARGIN)
+    grid = Image.new("RGB", (width, top + sum(heights) + MARGIN * len(rows)), PAPER)
+    ImageDraw.Draw(grid).text((MARGIN, MARGIN), _shorten(heading, width - 2 * MARGIN, font), INK, font)
+    for row, height in zip(rows, heights, strict=True):
+        for column, tile in enumerate(row):
+            grid.paste(tile, (MARGIN + column * (cell + MARGIN), top))
+        top += height + MARGIN
+    return grid
+
+
+def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
+    """Return one tile: image, title, caption, note."""
+    lines = [(_shorten(tile.title, cell, font), FAINT)] if tile.title else []
+    lines += [(line, INK) for line in wrap(tile.caption, cell, font)]
+    lines += [(line, RED if tile.is_marked else FAINT) for line in wrap(tile.note, cell, font)]
+    step = _line_height(font)
+    drawn = Image.new("RGB", (cell, cell + MARGIN // 2 + step * len(lines)), PAPER)
+    draw = ImageDraw.Draw(drawn)
+    image = _image(tile.image, cell)
+    if image is None:
+        draw.rectangle((0, 0, cell - 1, cell - 1), fill=EMPTY)
+        draw.text((cell // 2, cell // 2), "no image", FAINT, font, anchor="mm")
+    else:
+        drawn.paste(image, ((cell - image.width) // 2, (cell - image.height) // 2))
+    if tile.is_marked:
+        draw.rectangle((0, 0, cell - 1, cell - 1), outline=RED, width=3)
+    for number, (line, ink) in enumerate(lines):
+        draw.text((0, cell + MARGIN // 2 + step * number), line, ink, font)
+    return drawn
+
+
+def _image(pil_image: bytes | np.ndarray, cell: int) -> Image.Image | None:
+    """Return the image as large as fits into a cell; None if it cannot be decoded."""
+    try:
+        pixels = decode(pil_image).permute(1, 2, 0).numpy() if isinstance(pil_image, bytes) else pil_image
+    except ValueError:
+        return None
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    scale = cell / max(image.size)
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image.resize(size, Image.Resampling.BICUBIC)
+
+
+def wrap(text: str, width: int, font: Font, most: int = LINES) -> list[str]:
+    """Return ``text`` in lines of at most ``width`` pixels, broken at spaces; the last of ``most`` may be shortened."""
+    lines: list[str] = []
+    words = text.split()
+    while words and len(lines) < most - 1:
+        count = 1
+        while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
+            count += 1
+        lines.append(_shorten(" ".join(words[:count]), width, font))
+        words = words[count:]
+    return [*lines, _shorten(" ".join(words), width, font)] if words else lines
+
+
+def _shorten(text: str, width: int, font: Font) -> str:
+    """Return ``text``, or as much of its beginning as fits into ``width`` pixels, with an ellipsis."""
+    if font.getlength(text[:1000]) <= width and len(text) <= 1000:
+        return text
+    kept = text[: 4 * width]
+    while kept and font.getlength(kept + "…") > width:
+        kept = kept[: min(len(kept) - 1, int(len(kept) * width / font.getlength(kept + "…")) + 1)]
+    return kept.rstrip() + "…"
+
+
+def _font(size: int) -> Font:
+    """Return a font of the system that knows many letters, else the plain one that comes with Pillow."""
+    for name in FONTS:
+        try:
+            return ImageFont.truetype(name, size)
+        except OSError:  # this system does not have it
+            continue
+    return ImageFont.load_default(size)
+
+
+def _line_height(font: Font) -> int:
+    return round(font.getbbox("Ägjy")[3] * 1.25)

@@ -1,0 +1,195 @@
+"""The folder that ``prepare`` writes: shards, what was left out, and how far it has come."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+
+from dualfuse.data.sample import Sample
+from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
+from dualfuse.prepare.shard_writer import ShardWriter
+from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally
+
+SAVE_EVERY = 1000  # items; what was done since the last save is done again after a stop
+PATIENCE = 100  # items; if so many lack their image before one has it, the folder of the images is wrong
+
+
+class PreparedFolder:
+    """Takes the items of a source in their order, goes on where an earlier process stopped.
+
+    A stop, even by a signal or a power cut, leaves at worst some bytes that were not yet counted in ``progress.json``;
+    the next run cuts them off.
+    """
+
+    def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
+        """``request`` says what is prepared, and how; raises ``ValueError`` if ``folder`` holds something else."""
+        self.folder, self._limit = folder, limit
+        finished = load_tally(folder / "prepared.json")
+        begun = finished or load_tally(folder / "progress.json")
+        if begun is None and any(folder.glob("*.tar")):
+            raise ValueError(f"{folder} holds tar files that this command did not write; give another folder")
+        if begun is not None:
+            _compare(begun.request, request, folder)
+        self.tally = begun or Tally(request, _version())
+        self.is_finished = finished is not None
+        self._writers: dict[str, ShardWriter] = {}
+        if self.is_finished:
+            self._look_for_shards()
+        else:
+            self._open()
+
+    def skip(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Return the items that were not taken yet; raises ``ValueError`` if those before are no longer the same."""
+        listing = ""
+        for _ in range(self.tally.consumed):
+            item = next(items, None)
+            listing = extend_listing(listing, item) if item else ""
+        if listing != self.tally.listing:
+            raise self._changed()
+        return items
+
+    def put(self, files: Mapping[str, str], remarks: Iterable[str]) -> None:
+        """Write texts by name beside the shards, where they do not lie there already, and keeps what is to remark."""
+        for name, text in files.items():
+            path = self.folder / name
+            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                path.write_text(text, encoding="utf-8")
+        self.tally.remarks = list(remarks)
+
+    def take(self, item: Item, outcome: PreparedItem | SkippedItem) -> None:
+        """Write one item into the shards of its split, or into the list of those left out."""
+        if self.is_finished:
+            raise self._changed()
+        tally = self.tally
+        key = f"{tally.consumed:08d}-{_slug(item.name)}".rstrip("-")
+        tally.consumed += 1
+        tally.listing = extend_listing(tally.listing, item)
+        if isinstance(outcome, SkippedItem):
+            self._leave_out(key, item, outcome)
+        else:
+            self._write(key, item, outcome)
+        if tally.consumed % SAVE_EVERY == 0:
+            self._save()
+
+    def finish(self) -> Summary:
+        """Complete all shards and writes ``prepared.json``; raises ``ValueError`` if there is not one sample."""
+        if not self.is_finished:
+            self._mark()
+            if not self.tally.samples:
+                raise self._nothing()
+            for writer in self._writers.values():
+                writer.close()
+            self._save()
+            self._skipped.close()
+            save_tally(self.folder / "prepared.json", self.tally)
+            (self.folder / "progress.json").unlink()
+            self.is_finished = True
+        return Summary(self.folder, self.tally)
+
+    def close(self) -> None:
+        """Let go of all files, complete or not."""
+        if not self.is_finished:
+            self._skipped.close()
+            for writer in self._writers.values():
+                writer.stop()
+
+    def _open(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, mark in self.tally.splits.items():
+            self._writers[name] = ShardWriter(self.folder, name, mark, limit=self._limit)
+        path = self.folder / "skipped.jsonl"
+        self._skipped = path.open("r+b" if self.tally.skipped_size else "wb")
+        self._skipped.truncate(self.tally.skipped_size)
+        self._skipped.seek(self.tally.skipped_size)
+        self._save()
+
+    def _write(self, key: str, item: Item, ready: PreparedItem) -> None:
+        split, image, tally = ready.split, ready.image, self.tally
+        size = {"width": image.width, "height": image.height}
+        meta = {**item.meta, **item.label, "name": item.name, **size}
+        others = tuple(other.data for other in ready.other_images)
+        if split not in self._writers:
+            self._writers[split] = ShardWriter(self.folder, split, limit=self._limit)
+        self._writers[split].add(
+            Sample(key, image.data, ready.texts, meta, other_images=others, label_map=ready.label_map)
+        )
+        tally.captions[split] = tally.captions.get(split, 0) + len(ready.texts)
+        for change in filter(None, (fitted.change for fitted in (image, *ready.other_images))):
+            tally.changed[change] = tally.changed.get(change, 0) + 1
+        tally.keep(item)
+
+    def _leave_out(self, key: str, item: Item, why: SkippedItem) -> None:
+        line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
+        line |= {"id": item.meta["id"]} if "id" in item.meta else {}
+        self._skipped.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        self.tally.leave_out(item.title, why.reason)
+        if self.tally.skipped.get(MISSING) == PATIENCE and not self._writers:
+            raise self._nothing()
+
+    def _mark(self) -> None:
+        self.tally.splits = {name: writer.mark() for name, writer in self._writers.items()}
+
+    def _save(self) -> None:
+        self._mark()
+        self._skipped.flush()
+        os.fsync(self._skipped.fileno())
+        self.tally.skipped_size = self._skipped.tell()
+        save_tally(self.folder / "progress.json", self.tally)
+
+    def _look_for_shards(self) -> None:
+        for name, mark in self.tally.splits.items():
+            for number in range(mark.shards):
+                shard = self.folder / f"{name}-{number:05d}.tar"
+                if not shard.is_file():
+                    raise ValueError(f"{shard} has gone; remove the folder {self.folder} to write all shards again")
+
+    def _changed(self) -> ValueError:
+        return ValueError(
+            f"the source has changed since {self.folder} was written from it; give another folder for the output, or "
+            "remove this one to start again"
+        )
+
+    def _nothing(self) -> ValueError:
+        (self.folder / "progress.json").unlink()  # nothing was written: other options are welcome
+        tally, first = self.tally, self.tally.examples.get(MISSING, [""])[0]
+        reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.skipped.items()) or "it is empty"
+        hints = {
+            MISSING: f"say with --images where the images lie, so that {first} is found below it",
+            "no caption": "name the column of the captions with --text, put .txt files beside the images, or keep "
+            "images without a caption with --images-only",
+        }
+        hint = hints.get(max(tally.skipped, key=tally.skipped.__getitem__, default=""), "look into skipped.jsonl")
+        return ValueError(f"none of the first {tally.consumed} items can be used ({reasons}); {hint}")
+
+
+def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
+    """Raise ``ValueError`` that names what differs between two requests."""
+    before = {
+        name: old.get(name, type(value)()) for name, value in new.items()
+    }  # an older version lacks options: empty
+    different = [f"{name} was {before[name]!r}, is {value!r}" for name, value in new.items() if before[name] != value]
+    if different:
+        raise ValueError(
+            f"{folder} was prepared from another source or with other options ({'; '.join(different)}); "
+            "give another folder for the output, or remove this one to start again"
+        )
+
+
+def _slug(name: str) -> str:
+    """Return a short ASCII reminder of an image's name, for people."""
+    stem = re.sub(r"\.\w{2,5}$", "", name.rpartition("/")[2])
+    plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9]+", "-", plain)[-40:].strip("-")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("dualfuse")
+    except metadata.PackageNotFoundError:  # used from a checkout
+        return "not installed"

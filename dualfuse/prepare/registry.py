@@ -1,0 +1,139 @@
+"""Tells by looking what kind of data set lies at a path."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+from dualfuse.prepare.sources.labels.label_maps import has_label_maps
+from dualfuse.prepare.sources.pairs.coco_captions import caption_files
+from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.prepare.sources.questions.easy_vqa import easy_vqa_folder
+from dualfuse.prepare.sources.questions.nlvr2 import sentence_files
+from dualfuse.prepare.sources.questions.snli_ve import pair_files
+from dualfuse.prepare.sources.questions.visual_genome import is_visual_genome
+from dualfuse.prepare.sources.questions.vqav2 import question_files
+
+FORMATS = {
+    "folder": "a folder of images, each with a .txt of captions beside it (also the files output of img2dataset), "
+    "or, with --label folder, with a sub-folder for each class",
+    "table": "a .csv, .tsv, .jsonl, .json or .parquet table with an image and a caption in each row, or parquet files",
+    "karpathy": "a json of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
+    "captions": "a json of COCO captions such as annotations/captions_train2017.json, or the folder around several",
+    "vqav2": "the folder of v2_OpenEnded_mscoco_train2014_questions.json and its like, with the annotations",
+    "visual-genome": "question_answers.json of Visual Genome, or the folder around it",
+    "nlvr2": "train.json, dev.json, test1.json of NLVR2, or the folder around them",
+    "snli-ve": "snli_ve_train.jsonl and so on, or the folder around them",
+    "easy-vqa": "the folder of the package easy_vqa: data/train/images, data/train/questions.json, data/answers.txt",
+    "label-maps": "the folder around images/…/NAME.jpg and annotations/…/NAME.png (ADE20K: ADEChallengeData2016)",
+    "tar": "tar shards in the WebDataset layout (also what img2dataset writes)",
+}
+_TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+_MANY = 100_000
+
+
+def recognise(source: Path) -> tuple[str, Path]:
+    """Return the format of ``source``, one of ``FORMATS``, and the file or folder to read.
+
+    That is ``source`` itself, or the one table in a folder of images that have no texts beside them. Raises
+    ``ValueError`` that says what was found and what is possible.
+    """
+    if not source.exists():
+        raise ValueError(f"there is nothing at {source}; give a file or a folder:\n{_possible()}")
+    return _published(source) or (_folder(source) if source.is_dir() else (_file(source), source))
+
+
+def _published(source: Path) -> tuple[str, Path] | None:
+    """Return the data set, known by the names of its files, that is, or lies in, ``source``; None: there is none.
+
+    Raises ``ValueError`` if there are several.
+    """
+    in_folder = source.is_dir()
+    genome = source / "question_answers.json" if in_folder else source
+    found = {
+        "captions": source if in_folder and caption_files(source) else None,
+        "vqav2": source if in_folder and question_files(source) else None,
+        "visual-genome": genome if genome.suffix == ".json" and is_visual_genome(genome) else None,
+        "nlvr2": source if sentence_files(source) else None,
+        "snli-ve": source if pair_files(source) else None,
+        "easy-vqa": easy_vqa_folder(source),
+    }
+    found["label-maps"] = source if in_folder and has_label_maps(source) else None
+    kinds = [(kind, path) for kind, path in found.items() if path]
+    if len(kinds) > 1:
+        names = ", ".join(kind for kind, _ in kinds)
+        raise ValueError(f"{source} holds several data sets: {names}; put each into a folder of its own")
+    return kinds[0] if kinds else None
+
+
+def _file(path: Path) -> str:
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
+        return "tar"
+    if suffix == ".json":
+        return _json(path)
+    if suffix in _TABLES or (suffix == ".txt" and _has_header(path)):
+        return "table"
+    raise ValueError(f"{path} is of no format that is known; possible are:\n{_possible()}")
+
+
+def _has_header(path: Path) -> bool:
+    """True for a .txt that is a csv under another name, such as the captions.txt of Flickr8k."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        return file.readline().strip().lower().startswith(("image,", "image_name,", "image\t", "image_name|"))
+
+
+def _json(path: Path) -> str:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no json file ({error}); for one json object a line call it .jsonl") from None
+    match content:
+        case {"images": [{"sentences": _}, *_]}:
+            return "karpathy"
+        case {"images": [*_], "annotations": [{"caption": _}, *_]}:
+            return "captions"
+        case [{**row}, *_] if any(isinstance(cell, str) for cell in row.values()):
+            return "table"
+        case {**keys}:
+            found = f"an object with {', '.join(list(keys)[:8]) or 'nothing'}"
+        case _:
+            found = f"a {type(content).__name__}"
+    raise ValueError(f"{path} holds {found}, which is no caption json that is known; possible are:\n{_possible()}")
+
+
+def _folder(folder: Path) -> tuple[str, Path]:
+    endings, texts = _look(folder)
+    if endings[".tar"]:
+        return "tar", folder
+    tables = [
+        path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES or path.name == "captions.txt"
+    ]
+    if len(tables) == 1 and not texts:
+        return "table", tables[0]
+    if endings["images"]:
+        return "folder", folder
+    if endings[".parquet"]:
+        return "table", folder
+    found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
+    raise ValueError(f"{folder} holds {found}: no data set that is known; point at one of these:\n{_possible()}")
+
+
+def _look(folder: Path) -> tuple[Counter[str], bool]:
+    """Return how many files have which ending, and whether any image has a text beside it; stops after many files."""
+    endings: Counter[str] = Counter()
+    has_texts = False
+    for _, folders, files in os.walk(folder, followlinks=True):
+        folders.sort()
+        stems = {Path(file).stem for file in files if is_image_name(file)}
+        has_texts |= any(file.endswith(".txt") and file[:-4] in stems for file in files)
+        endings.update("images" if is_image_name(file) else Path(file).suffix.lower() for file in files)
+        if endings.total() > _MANY:
+            break
+    return endings, has_texts
+
+
+def _possible() -> str:
+    return "\n".join(f"  {text}" for text in FORMATS.values())

@@ -1,0 +1,64 @@
+"""A folder of images, each with a ``.txt`` file of captions beside it; also what img2dataset calls ``files``."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from dualfuse.data.split import is_split_name, split_name
+from dualfuse.prepare.sources.item import IMAGE_SUFFIXES, Item, Slice, captions_of
+
+
+def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
+    """Return the images called ``names`` (see ``image_names``) below ``folder``.
+
+    The text file has one caption a line; a ``.json`` object beside it becomes the meta data. Sub-folders called train,
+    val or test are splits, unless there are images in other sub-folders too: then they are mere folders.
+    """
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
+    has_splits = all(is_split_name(top) for top in tops)
+    for name in names:
+        path = folder / name
+        meta, problem = _meta(path.with_suffix(".json"))
+        yield Item(
+            name=name,
+            image=Slice(path),
+            texts=_captions(path.with_suffix(".txt")) or captions_of(meta),
+            split=split_name(name.partition("/")[0]) if has_splits else "",
+            meta=meta,
+            problem=problem,
+        )
+
+
+def image_names(folder: Path) -> list[str]:
+    """Return the sorted names, relative to ``folder``, of all images below it; hidden files are none."""
+    names = []
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        base = Path(parent).relative_to(folder)
+        names += [(base / file).as_posix() for file in files if is_image_name(file)]
+    return sorted(names)
+
+
+def is_image_name(name: str) -> bool:
+    """True for the name of a visible file that ends as image files do."""
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def _captions(path: Path) -> tuple[str, ...]:
+    if not path.is_file():
+        return ()
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip())
+
+
+def _meta(path: Path) -> tuple[Mapping[str, object], str]:
+    if not path.is_file():
+        return {}, ""
+    try:
+        meta = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
+        return {}, "unreadable json beside the image"
+    return (meta, "") if isinstance(meta, dict) else ({}, "")

@@ -1,0 +1,31 @@
+"""Karpathy's retrieval splits: ``dataset_coco.json``, ``dataset_flickr30k.json``, ``dataset_flickr8k.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from dualfuse.data.split import split_name
+from dualfuse.prepare.sources.image_finder import FLICKR, ImageFinder, around
+from dualfuse.prepare.sources.item import Item
+
+
+def read(path: Path, images: Path | None) -> Iterator[Item]:
+    """Return every image of the json at ``path`` with all its sentences, in the order of the json.
+
+    ``images`` is the folder that holds ``val2014/COCO_val2014_000000391895.jpg`` or ``1000092795.jpg``; without it,
+    the images are looked for around the json, also in folders such as ``flickr30k-images``. ``restval`` joins
+    ``train``, as the published recipes have it.
+    """
+    find = ImageFinder(*((images,) if images else around(path.parent, *FLICKR)))
+    for entry in json.loads(path.read_bytes())["images"]:
+        name = f"{entry['filepath']}/{entry['filename']}" if entry.get("filepath") else entry["filename"]
+        yield Item(
+            name=name,
+            image=find(name),
+            texts=tuple(sentence["raw"] for sentence in entry["sentences"]),
+            split=split_name(entry["split"]),
+            meta={key: entry[key] for key in ("cocoid", "imgid", "sentids") if key in entry}
+            | {"split": entry["split"]},
+        )

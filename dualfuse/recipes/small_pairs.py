@@ -1,0 +1,154 @@
+"""What runs on a laptop: small sizes, the demo, and the ten-second run of the tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from dualfuse.data.image.transform import Augment
+from dualfuse.models.base import ModelConfig
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.vlmo import InitConfig, VLMoConfig
+from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+
+NANO = VLMoConfig(
+    width=64,
+    depth=4,
+    heads=2,
+    vl_expert_start=2,
+    image_size=(64, 64),
+    text_length=16,
+    positions="absolute",
+    init=InitConfig(std=0.125, layer_scale=0.0),
+    drop_path=0.0,
+    stem="convolution",
+)
+"""4 layers of 64 for images of 64 pixels: half a million parameters beside the words."""
+
+SMALL = VLMoConfig(width=384, depth=12, heads=6, vl_expert_start=10, image_size=(224, 224), positions="absolute")
+"""12 layers of 384 for images of 224 pixels: one GPU, a day."""
+
+BRIDGETOWER_NANO = BridgeTowerConfig(
+    image=ImageTowerConfig(width=64, depth=2, image_size=(64, 64), stem="convolution"),
+    text=TextTowerConfig(
+        width=64, depth=2, heads=2, feed_forward=256, vocab_size=NANO.vocab_size, text_length=16, pad_id=0
+    ),
+    width=64,
+    heads=2,
+    feed_forward=128,
+    layers=2,
+    dropout=0.0,
+    init_std=0.125,
+)
+"""Two towers of 2 layers and 2 cross-modal layers of 64: half a million parameters beside the words, as VLMo-nano."""
+
+METER_NANO = replace(BRIDGETOWER_NANO, bridge="none")
+"""The same without bridges."""
+
+OPENPICS = Data(
+    train=("examples/openpics-mini/*-train-*.tar",),
+    validation="examples/openpics-mini/*-val-*.tar",
+    image_size=(64, 64),
+    augment=Augment(crop=(0.5, 1.0), rand_augment=False, color_jitter=0.2),
+    text_length=16,
+    batch_size=128,
+    num_workers=1,
+)
+"""3,000 images with names that come with the project: see examples/openpics-mini/ATTRIBUTION.txt."""
+
+QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedule="cosine", grad_clip_norm=1.0)
+"""Ten times the paper's learning rate: the model is narrow and the run short."""
+
+
+def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
+    """VLMo-nano on your pairs: give --data.train; minutes on a laptop."""
+    return Recipe(
+        name="pairs",
+        model=NANO,
+        task=PairsConfig(
+            itc_features="unimodal",
+            itm_on_masked_text=True,
+            negatives_per_pair=1,
+            negative_hardness=0.0,
+            init_std=NANO.init.std,
+        ),
+        data=replace(OPENPICS, train=(), validation=""),
+        optim=QUICK,
+        run=Run(steps=3000, save_every=500),
+    )
+
+
+def bridgetower_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
+    """BridgeTower-nano on your pairs: give --data.train; minutes on a laptop."""
+    return replace(nano_pairs(), model=BRIDGETOWER_NANO)
+
+
+def meter_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
+    """METER-nano on your pairs: give --data.train; minutes on a laptop."""
+    return replace(nano_pairs(), model=METER_NANO)
+
+
+def small_pairs() -> Recipe:
+    """VLMo-small on your pairs: give --data.train; a day on one GPU."""
+    return Recipe(
+        name="pairs",
+        model=SMALL,
+        task=PairsConfig(),
+        data=Data(batch_size=512, num_workers=8),
+        optim=Optim(lr=5e-4, weight_decay=0.05, warmup=2000, schedule="cosine", grad_clip_norm=1.0),
+        run=Run(steps=100_000, precision="bf16", save_every=1000, log_every=50),
+    )
+
+
+def demo() -> tuple[Recipe, ...]:
+    """The demo: contrast first, then all objectives, on images that come with the project."""
+    return _demo(nano_pairs())
+
+
+def demo_bridgetower() -> tuple[Recipe, ...]:
+    """The demo with BridgeTower-nano in the place of VLMo-nano."""
+    return _demo(bridgetower_nano_pairs())
+
+
+def demo_meter() -> tuple[Recipe, ...]:
+    """The demo with METER-nano in the place of VLMo-nano."""
+    return _demo(meter_nano_pairs())
+
+
+def _demo(nano: Recipe[ModelConfig, PairsConfig]) -> tuple[Recipe[ModelConfig, PairsConfig], ...]:
+    task = replace(nano.task, tags="keywords")
+    contrast = replace(
+        nano,
+        name="contrast",
+        task=replace(task, itm_weight=0.0, mlm_weight=0.0),
+        data=OPENPICS,
+        run=Run(steps=1200, eval_every=200, save_every=400),
+    )
+    joint = replace(
+        nano,
+        task=task,
+        data=OPENPICS,
+        optim=replace(QUICK, lr=1e-3),
+        run=Run(steps=500, eval_every=125, eval_rerank=16, save_every=250),
+        start_from=contrast.name,
+    )
+    return contrast, joint
+
+
+def demo_contrast() -> tuple[Recipe, ...]:
+    """The demo's control: contrast alone, for as many minutes."""
+    contrast, joint = _demo(nano_pairs())
+    run = replace(contrast.run, steps=1450, eval_every=290)
+    return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
+
+
+def ten_seconds() -> Recipe:
+    """A run of ten seconds on the demo's data, for tests and for a first look."""
+    return replace(
+        nano_pairs(),
+        name="ten-seconds",
+        model=replace(NANO, width=32, depth=2, vl_expert_start=1, image_size=(32, 32)),
+        data=replace(OPENPICS, image_size=(32, 32), batch_size=16, num_workers=0),
+        run=Run(steps=30, save_every=10, log_every=10),
+    )

@@ -1,0 +1,127 @@
+"""Masked image modelling with a teacher: its features of hidden patches, predicted from the others.
+
+The targets are those of EVA (section 2.1) and of BEiT v2's teacher, without a codebook between: the last states of a
+frozen model, compared by their cosine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dualfuse import distributed as dist
+from dualfuse.data.image.block_mask import BlockMask
+from dualfuse.data.sample import Sample
+from dualfuse.models.base import VisionLanguageModel
+from dualfuse.tasks.base import Processor, TaskOutput
+from dualfuse.tasks.frozen_model import FrozenModel, load_frozen
+from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, MaskedImageConfig, MaskedImageExample
+
+
+@dataclass(frozen=True)
+class MaskedFeatureConfig:
+    """Which patches are hidden, and whose features of them are predicted."""
+
+    teacher: str = ""
+    """A model folder: a VLMo, which a BEiT becomes by convert, or a model with CLIP's image encoder."""
+    channels: int = 768
+    """Width of the teacher's features."""
+    patch: int = 16
+    """Side in pixels of the model's patches."""
+    teacher_patch: int = 16
+    """Side in pixels of the teacher's, who sees as many in a second view of the same crop."""
+    mask: BlockMask = field(default_factory=BlockMask)
+    """What is hidden."""
+
+    @property
+    def as_words(self) -> MaskedImageConfig:
+        """The same patches, as if they were named."""
+        return MaskedImageConfig(codes=self.channels, patch=self.patch, stride=self.teacher_patch, mask=self.mask)
+
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> MaskedImageExample:
+        """Draw two views of one crop, and what is hidden; texts are not looked at."""
+        return self.as_words.read(sample, processor, rng)
+
+    def collate(self, rows: Sequence[MaskedImageExample]) -> MaskedImageBatch:
+        """Put images of one size together."""
+        return self.as_words.collate(rows)
+
+    def build(self, model: VisionLanguageModel) -> MaskedFeature:
+        """Return the task with a fresh head."""
+        return MaskedFeature(self, model)
+
+
+class MaskedFeature(MaskedImage):
+    """A head that predicts a teacher's features of hidden patches; the teacher is no part of it."""
+
+    def __init__(self, cfg: MaskedFeatureConfig, model: VisionLanguageModel) -> None:
+        """Head and mask token start as BEiT's."""
+        super().__init__(cfg.as_words, model)
+        self.teacher = cfg.teacher
+
+    def forward(self, batch: MaskedImageBatch) -> TaskOutput:
+        """Hide patches, and learns their features: one minus the cosine, the mean over patches of all processes."""
+        wanted = self.features(batch["view"], patches=batch["hidden"].shape[1])[batch["hidden"]]
+        number = dist.all_reduce_mean(batch["hidden"].sum().float()).clamp(min=1)
+        cosine = F.cosine_similarity(self.logits(batch).float(), wanted, dim=1)
+        loss = (1 - cosine).sum() / number
+        return TaskOutput(loss, {"loss": loss.detach(), "cosine": cosine.detach().sum() / number})
+
+    def features(self, view: Tensor, *, patches: int) -> Tensor:
+        """Return the teacher's features (B, P, channels) of second views (B, 3, h, w) uint8."""
+        teacher = open_teacher(self.teacher, view.device)
+        mean, std = (view.new_tensor(numbers, dtype=torch.float).view(3, 1, 1) for numbers in _numbers(teacher))
+        with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
+            found = patch_states(teacher.model, (view.float() / 255 - mean) / std)
+        if found.shape[1:] != (patches, self.cfg.codes):
+            raise ValueError(
+                f"{self.teacher} gives {found.shape[1]} patches of {found.shape[2]} channels, but {patches} patches of "
+                f"{self.cfg.codes} are expected; give --task.channels {found.shape[2]}, and with --task.teacher-patch "
+                "the side of the teacher's patches"
+            )
+        return found
+
+
+@runtime_checkable
+class Towers(Protocol):
+    """A model whose images pass a tower of their own."""
+
+    depths: Mapping[str, int]
+
+    def image_tower(self, images: Tensor, wanted: Sequence[int]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
+        """Return the normalised states (B, 1 + P, D) after the layers that are wanted."""
+        ...
+
+
+def patch_states(model: object, images: Tensor) -> Tensor:
+    """Return the last states (B, P, D) of the patches of images alone; ``ValueError`` for a model without."""
+    if isinstance(model, Towers):
+        return model.image_tower(images, (model.depths["image"] - 1,))[0][0][:, 1:]
+    if not isinstance(model, VisionLanguageModel):
+        raise ValueError(
+            f"a {type(model).__name__} teaches no patches; give the folder of a VLMo, BridgeTower or METER"
+        )
+    tokens = model.embed_image(images)
+    rows = torch.arange(1, tokens.states[0].shape[1], device=images.device)
+    return model.token_states(tokens, rows.expand(len(images), -1))
+
+
+@lru_cache(maxsize=2)
+def open_teacher(folder: str, device: torch.device) -> FrozenModel:
+    """Return the frozen model of a folder, once per process; ``ValueError`` if there is none."""
+    if not folder:
+        raise ValueError("no teacher: give --task.teacher, a model folder such as runs/demo/pairs/final")
+    found = load_frozen(Path(folder).expanduser())
+    return FrozenModel(found.model.to(device), found.preprocess)
+
+
+def _numbers(teacher: FrozenModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return teacher.preprocess.mean, teacher.preprocess.std

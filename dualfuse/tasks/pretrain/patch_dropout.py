@@ -1,0 +1,32 @@
+"""Patch dropout: ITC sees some patches of each image only (FLIP, arXiv 2212.00794), for more pairs at the same cost."""
+
+from __future__ import annotations
+
+import torch
+
+from dualfuse.losses.itc import gumbel
+from dualfuse.models.base import Tokens, VisionLanguageModel
+
+
+def drop_patches(image: Tokens, numbers: torch.Tensor, dropout: float, key: int) -> Tokens:
+    """Return the class token and the patches that remain, at least one per image, drawn without replacement.
+
+    ``dropout`` is the share of the patches that is dropped. The draw is a function of ``key``, which all processes
+    share, and of the images' ``numbers`` (B,) in the global batch: neither of the process that holds an image nor of
+    the number of images at a time.
+    """
+    patches = image.mask.shape[1] - 1
+    drawn = gumbel(key, numbers, patches).topk(max(1, round((1 - dropout) * patches)), sorted=False).indices
+    return image.select(torch.cat([image.first, 1 + drawn], dim=1))
+
+
+def check_patch_dropout(dropout: float, model: VisionLanguageModel) -> None:
+    """Raise ``ValueError`` for a share outside [0, 1), and for a model that cannot encode part of an image."""
+    if not 0 <= dropout < 1:
+        raise ValueError(f"patch_dropout is {dropout}; give the share of patches to drop: at least 0 and below 1")
+    if dropout and not model.can_drop_patches:
+        raise ValueError(
+            f"patch_dropout is {dropout}, but this {type(model).__name__} encodes whole images only: relative positions "
+            "need the whole grid, and BridgeTower's towers serve ITC and fusion in one pass. Choose a VLMo with "
+            "--model.positions absolute, or set patch_dropout to 0"
+        )

@@ -1,0 +1,261 @@
+"""Training: ``train`` runs recipes in order, ``fit`` is the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dualfuse import distributed as dist
+from dualfuse import hub
+from dualfuse.card import write_card
+from dualfuse.config import trust
+from dualfuse.data.loader import LoadedBatch
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import evaluate
+from dualfuse.recipe import Recipe, Run
+from dualfuse.tasks.base import Batch, Task
+from dualfuse.training import checkpoint
+from dualfuse.training.best_model import BestModel, keep_best
+from dualfuse.training.dataloader import (
+    check_data,
+    check_passes,
+    keys_at,
+    micro_steps,
+    open_sets,
+    passes,
+    probe_batch,
+    training_dataloader,
+)
+from dualfuse.training.init_from import check_init_from, freeze, freeze_unused, init_from
+from dualfuse.training.memory import checkpoint_activations, compile_blocks, keep_big_blocks, uncompiled
+from dualfuse.training.nonfinite import NonfiniteGuard
+from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
+from dualfuse.training.prefetch import prefetch, to_device
+from dualfuse.training.resume_data import check_same_data, write_data
+from dualfuse.training.resume_recipe import BEST, CHECKPOINTS, FINAL, is_finished, write_recipe
+from dualfuse.training.run_log import Log, SkippedLog, log_message
+from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
+from dualfuse.training.signals import Interrupted, stop_requested
+from dualfuse.training.threads import limit_threads
+from dualfuse.training.tokenizer_stages import with_tokenizers
+
+ALIKE = 1  # keeps the stream that all processes draw from apart from those of each
+
+
+def train(recipes: Sequence[Recipe], out: Path) -> Path:
+    """Run recipes in order, each in its own folder, and gives the folder of the last model.
+
+    A finished recipe is skipped, an unfinished one goes on at its last checkpoint. A single recipe uses ``out``
+    itself, several use ``out``/name. Raises ``ValueError`` before the first step where a folder holds another
+    recipe's run or data is missing, and for a start that does not fit.
+    """
+    folders = {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
+    if len(folders) < len(recipes):
+        raise ValueError(f"recipes run one after the other need different names, not {[r.name for r in recipes]}")
+    trust(tuple(recipes))
+    keep_big_blocks()
+    with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
+        recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
+        todo = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
+        for recipe in todo:
+            check_data(recipe)
+            if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
+                check_same_data(folders[recipe.name], open_sets(recipe, recipe.data.train))
+            else:
+                check_init_from(
+                    recipe, next((earlier for earlier in recipes if earlier.name == recipe.start_from), None)
+                )
+        for recipe in recipes:
+            if recipe in todo:
+                earlier = folders.get(recipe.start_from)
+                start = str(earlier / FINAL) if earlier else recipe.start_from
+                _run(recipe, folders[recipe.name], start, device)
+            else:
+                log_message(f"{recipe.name}: finished before, in {folders[recipe.name] / FINAL}")
+    return folders[recipes[-1].name] / FINAL
+
+
+def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
+    limit_threads(recipe.data.num_workers)
+    torch.manual_seed(recipe.run.seed)
+    task = recipe.build()
+    newest = checkpoint.latest(out / CHECKPOINTS)
+    if start and not newest:
+        init_from(task, recipe, start, out)
+    freeze(task, recipe.train_only)
+    freeze_unused(task.to(device), to_device(probe_batch(recipe), device))
+    _arrange(task, recipe.run, device)
+    optimizer = build_optimizer(task, recipe.optim)
+    step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
+    check_passes(recipe, extra)
+    write_recipe(recipe, out)
+    if not newest:
+        write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
+    sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
+    state = TrainState(recipe, out, task, optimizer, step, BestModel.restored(recipe.run.best, extra), sharded)
+    fit(state, dist.wrap(task, device), prefetch(training_dataloader(recipe, start=step), device))
+    state.settle()
+    state.save_model(FINAL)
+
+
+def _arrange(task: Task, run: Run, device: torch.device) -> None:
+    """Compiles, recomputes and shards the units of a model, from the inside out."""
+    if run.compile:
+        compile_blocks(task.model.fsdp_blocks())
+    if run.activation_checkpointing:
+        checkpoint_activations(task.model.fsdp_blocks())
+    if run.fsdp:
+        dist.apply_fsdp(task, task.model.fsdp_blocks(), device, half=run.precision == "bf16")
+
+
+@dataclass
+class TrainState:
+    """Everything the loop changes or saves."""
+
+    recipe: Recipe
+    out: Path
+    task: Task
+    optimizer: torch.optim.Optimizer
+    step: int
+    best: BestModel
+    sharded: ShardedCheckpoints | None
+    """What writes checkpoints of a task that is shared out."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the task is."""
+        return next(self.task.parameters()).device
+
+    def save(self) -> None:
+        """Write a checkpoint, from the first process; ``ValueError`` if the weights are no numbers any more.
+
+        One of a task that is shared out is written by all processes, while they go on.
+        """
+        broken = [
+            name for name, weight in self.task.named_parameters() if not dist.local_tensor(weight).isfinite().all()
+        ]
+        if dist.any_rank(bool(broken)):
+            some = f"{len(broken)} weights, such as {broken[0]}," if broken else "weights that another process holds"
+            raise ValueError(
+                f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
+                "kept; go on from one with a lower optim.lr, or with optim.grad_clip_norm 1"
+            )
+        what = self.step, self.task, self.optimizer, self.best.extra() | passes(self.recipe), self.recipe.run.keep_last
+        if self.sharded is not None:
+            self.sharded.save(self.out / CHECKPOINTS, *what)
+        elif dist.rank() == 0:
+            checkpoint.save(self.out / CHECKPOINTS, *what)
+        dist.barrier()
+
+    def save_model(self, name: str) -> None:
+        """Write a model folder beside the checkpoints, from the first process."""
+        weights = dist.gathered_parameters(self.task)
+        if dist.rank() == 0:
+            write_card(hub.save(self.out / name, self.task, self.recipe, weights))
+        dist.barrier()
+
+    def settle(self) -> None:
+        """Wait until the last checkpoint is on disk."""
+        if self.sharded is not None:
+            self.sharded.wait()
+        dist.barrier()
+
+
+def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) -> None:
+    """Train until the recipe's last step; ``forward`` is the task or its distributed wrap.
+
+    The tensors of ``stream`` are on the task's device.
+    """
+    recipe, run = state.recipe, state.recipe.run
+    state.task.train()
+    ledger = SkippedLog(state.out / f"rank-{dist.rank()}" if dist.rank() else state.out, state.step)
+    with (
+        Log(state.out, steps=run.steps, start=state.step, tensorboard=run.tensorboard) as log,
+        stop_requested() as stop,
+    ):
+        guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, ledger)
+        while state.step < run.steps:
+            rate = learning_rate(recipe.optim, state.step, run.steps)
+            set_learning_rate(state.optimizer, rate)
+            for micro, loaded_batch in enumerate(islice(stream, micro_steps(recipe))):
+                numbers = accumulate(state, forward, loaded_batch.batch, micro)
+                log.add(numbers)
+                guard.watch(numbers)
+                for skipped in loaded_batch.skipped:
+                    ledger.append(state.step + 1, skipped.key, skipped.reason, skipped.replacement)
+                log.add({"count/skipped": len(loaded_batch.skipped)})
+            norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
+            if guard.passes(norm, state.step + 1):
+                state.optimizer.step()
+            state.optimizer.zero_grad()
+            state.step += 1
+            log.add({"grad_norm": norm, "count/samples": recipe.data.batch_size // dist.world_size()})
+            stopping = dist.all_reduce_max(stop.signal_number)
+            saving = due(state.step, run.save_every, run.steps) or stopping > 0
+            if due(state.step, run.log_every, run.steps) or saving:  # a resumed log counts from its last line
+                log.write(state.step, lr=rate)
+                guard.check()
+            if recipe.data.validation and due(state.step, run.eval_every, run.steps):
+                guard.check()
+                found = validate(state)
+                log.write(state.step, **{f"validation/{name}": value for name, value in found.items()})
+                state.best = keep_best(state.best, found, state.step, partial(state.save_model, BEST))
+            if saving:
+                state.save()
+            if stopping:
+                state.settle()
+                raise Interrupted(f"stopped after step {state.step}; the same command goes on from there", stopping)
+
+
+def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) -> Mapping[str, Tensor]:
+    """Add the gradients of one micro-batch, and gives its log.
+
+    The loss of a step is the mean over its micro-batches, each of which stands for itself, over all processes:
+    contrast and hard negatives do not look beyond it, and words weigh alike within it. Only where every micro-batch
+    has as many masked words is the gradient of the words that of the whole batch.
+    """
+    run, steps = state.recipe.run, micro_steps(state.recipe)
+    seed_step(run, state.step, micro)
+    with dist.sync_gradients(forward, when=micro == steps - 1):
+        with torch.autocast(state.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+            output = forward(batch)
+        (output.loss / steps).backward()
+    return output.log
+
+
+def due(step: int, every: int, steps: int) -> bool:
+    """Return whether something that happens every so many steps, and at the end, happens now."""
+    return step == steps or (every > 0 and step % every == 0)
+
+
+def seed_step(run: Run, step: int, micro: int) -> None:
+    """Make what is drawn a function of seed and step, so that resuming needs no random state.
+
+    Dropout and drop-path are drawn by each process for itself, negatives alike for any number of them.
+    """
+    torch.manual_seed(_seed(run.seed, step, micro, dist.rank()))
+    dist.seed_shared_rng(_seed(run.seed, step, micro, 0, ALIKE))
+
+
+def _seed(*numbers: int) -> int:
+    words = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
+    return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def validate(state: TrainState) -> dict[str, float]:
+    """Evaluate the task as it is now, on the recipe's validation set; every process does, so that none has to wait."""
+    data, task = state.recipe.data, state.task
+    processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
+    plan = Plan(rerank=state.recipe.run.eval_rerank, num_workers=data.num_workers)
+    with dist.between_steps(task), uncompiled() if state.recipe.run.compile else nullcontext():
+        found = evaluate(hub.LoadedModel(task.eval(), processor, state.recipe), data.validation, plan).metrics
+    task.train()
+    return found

@@ -1,0 +1,245 @@
+"""What a run says while it trains: a line of numbers now and then, in a file, on the console, in TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TextIO
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from torch import Tensor
+
+from dualfuse import distributed as dist
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
+COUNT = "count/"
+SAMPLES = "count/samples"
+
+
+class Log:
+    """The log of one run: ``folder``/log.jsonl, the console, and TensorBoard if asked for.
+
+    Numbers whose name starts with "count/" are sums over the whole run, all others are means since the last line.
+    Where "count/samples" is counted, the rate is in samples per second, otherwise in steps. With many processes every
+    one adds its own numbers and takes part in each line; the first one writes it.
+    """
+
+    def __init__(self, folder: Path, *, steps: int, start: int, tensorboard: bool) -> None:
+        """Continue the log after step ``start`` of ``steps``; what a killed run wrote beyond it is cut off."""
+        self._is_first = dist.rank() == 0
+        if self._is_first:
+            folder.mkdir(parents=True, exist_ok=True)
+            cut_back(folder / LOG, start)
+        earlier = read_log(folder) if self._is_first else []
+        self.steps, self.start = steps, start
+        self.counts = {name: value for line in earlier for name, value in line.items() if name.startswith(COUNT)}
+        """Sums up to the last line."""
+        self._tensorboard = _open_tensorboard(folder, start) if tensorboard and self._is_first else None
+        self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("a", encoding="utf-8")
+        self._console = _console(steps, start) if self._is_first else _Silent()
+        self._sums: dict[str, tuple[Tensor | float, int]] = {}
+        self._earlier = earlier[-1].get("seconds", 0.0) if earlier else 0.0
+        self._began = self._before = time.perf_counter()
+        self._step = start
+
+    def __enter__(self) -> Self:
+        """Return the log."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        """Close the file and the console's progress line."""
+        self._console.close()
+        with suppress(OSError):  # a full disk was told when the line was written
+            self._file.close()
+        if self._tensorboard:
+            self._tensorboard.close()
+
+    def add(self, values: Mapping[str, Tensor | float]) -> None:
+        """Take the numbers of one step, each of one element; the device is not waited for."""
+        for name, value in values.items():
+            value = value.detach().float() if isinstance(value, Tensor) else value
+            total, times = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, times + 1  # a new tensor: the caller may change its own
+
+    def write(self, step: int, **fixed: float) -> None:
+        """Write the means and counts since the last line, and ``fixed`` (learning rate, metrics) as they are."""
+        means, new = self._settle()
+        now = time.perf_counter()  # after the device has caught up
+        rate = self._rate(step, new.get(SAMPLES), now - self._before)
+        seconds = round(self._earlier + now - self._began, 3)
+        line = {"step": step, "seconds": seconds, **means, **self.counts, **rate, **fixed}
+        _append(self._file, line)
+        left = (self.steps - step) * (now - self._began) / max(1, step - self.start)
+        self._console.show(step, {**means, **fixed, **rate}, left)
+        if self._tensorboard:
+            for name, value in line.items():
+                self._tensorboard.add_scalar(name, value, step)
+            self._tensorboard.flush()
+        self._before, self._step = now, step
+
+    def _settle(self) -> tuple[dict[str, float], dict[str, int]]:
+        """Return the means and the new counts since the last line; here the device is waited for."""
+        means: dict[str, float] = {}
+        new: dict[str, int] = {}
+        totals = torch.tensor([float(total) for total, _ in self._sums.values()], dtype=torch.float64)
+        for (name, (_, times)), total in zip(self._sums.items(), dist.all_reduce_mean(totals).tolist(), strict=True):
+            if name.startswith(COUNT):
+                new[name] = round(total * dist.world_size())
+                self.counts[name] = self.counts.get(name, 0) + new[name]
+            else:
+                means[name] = total / times
+        self._sums.clear()
+        return means, new
+
+    def _rate(self, step: int, samples: int | None, seconds: float) -> dict[str, float]:
+        """Return nothing for a second line of the same step: an evaluation is no training."""
+        if step == self._step:
+            return {}
+        if samples is None:
+            return {"steps_per_second": round((step - self._step) / seconds, 4)}
+        return {"samples_per_second": round(samples / seconds, 2)}
+
+
+class SkippedLog:
+    """The samples that could not be used, in ``folder``/skipped.jsonl: nothing is left out silently."""
+
+    def __init__(self, folder: Path, start: int) -> None:
+        """Continue the ledger after step ``start``; the folder is made when there is something to note."""
+        cut_back(folder / SKIPPED, start)
+        self._path = folder / SKIPPED
+        self.count = len(_read_lines(self._path))
+        """Samples skipped since the beginning of the run."""
+
+    def append(self, step: int, key: str, reason: str, replacement: str) -> None:
+        """Note that in ``step``, counted from 1 as in the log, ``stand_in`` took the place of the sample ``key``."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("a", encoding="utf-8") as file:
+            _append(file, {"step": step, "key": key, "reason": reason, "stand_in": replacement})
+        self.count += 1
+
+
+def log_message(text: str) -> None:
+    """Print a line on the console, from the first process."""
+    if dist.rank() == 0:
+        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
+
+
+def read_log(folder: Path) -> list[dict[str, float]]:
+    """Return the lines of ``folder``/log.jsonl, oldest first; a number that was not finite is nan."""
+    lines = _read_lines(folder / LOG)
+    if odd := [
+        line for line in lines if not all(value is None or isinstance(value, int | float) for value in line.values())
+    ]:
+        raise ValueError(f"{folder / LOG} holds more than numbers in {odd[0]}; delete that line, or the file")
+    return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Remove the lines after ``step`` and a last one that a kill left unfinished; at step 0 all lines."""
+    if not path.exists():
+        return
+    kept = [line for line in _read_lines(path) if line["step"] <= step] if step else []
+    shorter = path.with_name(path.name + ".partial")
+    with shorter.open("w", encoding="utf-8") as file:
+        for line in kept:
+            _append(file, line)
+    os.replace(shorter, path)
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    try:
+        read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was never finished
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} holds a line that is not JSON ({error}); delete that line, or the file") from error
+    for number, line in enumerate(read, start=1):
+        if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
+            raise ValueError(f"line {number} of {path} does not say its step; delete that line, or the file")
+    return read
+
+
+def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
+    """Write one line that survives a kill; JSON has no word for nan and infinity but null."""
+    finite = {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
+    }
+    try:
+        file.write(json.dumps(finite) + "\n")
+        file.flush()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, file.name) from error
+
+
+def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "run.tensorboard is on, but tensorboard is not installed: pip install 'dualfuse[track]', or switch it off"
+        ) from error
+    return SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else 0)
+
+
+def _console(steps: int, start: int) -> _Terminal | _Plain:
+    return _Terminal(steps, start) if Console(stderr=True).is_terminal else _Plain(steps)
+
+
+class _Silent:
+    """Nothing, for all processes but the first."""
+
+    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+
+class _Plain:
+    """One line of text each time, for files and pipes."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
+        print(f"step {step}/{self.steps}  {_words(values, left)}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+class _Terminal:
+    """One line that changes."""
+
+    def __init__(self, steps: int, start: int) -> None:
+        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[words]}", markup=False))
+        # drawn when there is news only: no thread beside the training
+        self.progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+        self.bar = self.progress.add_task("", total=steps, completed=start, words="")
+        self.progress.start()
+
+    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
+        self.progress.update(self.bar, completed=step, words=_words(values, left), refresh=True)
+
+    def close(self) -> None:
+        self.progress.stop()
+
+
+def _words(values: Mapping[str, float], left: float) -> str:
+    """Return "loss 0.693  lr 0.0002  1:02:03 left"."""
+    numbers = (f"{name.replace('_per_', '/')} {value:.4g}" for name, value in values.items())
+    return "  ".join((*numbers, f"{timedelta(seconds=round(left))} left"))

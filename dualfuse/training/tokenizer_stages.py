@@ -1,0 +1,60 @@
+"""Recipes that run one after the other: the tokenizer that one of them trains, and others learn to predict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
+from dualfuse.training.run_log import log_message
+from dualfuse.training.weight_transfer import model_outline
+
+
+def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tuple[Recipe, ...]:
+    """Return the recipes to run, with the path of the model in ``finals`` where a task names the recipe of a tokenizer.
+
+    A tokenizer that was to serve others, which have all been given another one, is left out. Raises ``ValueError`` for
+    one that is trained too late, is no tokenizer, or names other words than the task expects.
+    """
+    kept = tuple(recipe for number, recipe in enumerate(recipes) if not _is_idle(recipe, recipes[number + 1 :]))
+    for recipe in recipes:
+        if recipe not in kept:
+            log_message(f"{recipe.name}: left out, because another tokenizer was given")
+    return tuple(_resolved(recipe, kept[:number], finals) for number, recipe in enumerate(kept))
+
+
+def _is_idle(recipe: Recipe, later: Sequence[Recipe]) -> bool:
+    wanted = [other.task.tokenizer for other in later if isinstance(other.task, MaskedImageConfig)]
+    return isinstance(recipe.task, VQTokenizerConfig) and bool(wanted) and recipe.name not in wanted
+
+
+def _resolved(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Path]) -> Recipe:
+    task = recipe.task
+    if not isinstance(task, MaskedImageConfig) or task.tokenizer not in finals:
+        return recipe
+    earlier = next((other for other in before if other.name == task.tokenizer), None)
+    if earlier is None:
+        raise ValueError(
+            f"{recipe.name} has task.tokenizer {task.tokenizer!r}, a recipe that does not come before it; put it first"
+        )
+    _compare(recipe.name, task, earlier)
+    return replace(recipe, task=replace(task, tokenizer=str(finals[earlier.name].absolute())))
+
+
+def _compare(name: str, task: MaskedImageConfig, earlier: Recipe) -> None:
+    model = model_outline(earlier).get_submodule("model")
+    if not isinstance(model, VisualTokenizer):
+        raise ValueError(
+            f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which makes "
+            "no visual tokens of images"
+        )
+    if (model.codes, model.stride) != (task.codes, task.stride):
+        raise ValueError(
+            f"{earlier.name} trains {model.codes} visual words for squares of {model.stride} pixels, but {name} wants "
+            f"{task.codes} for squares of {task.stride}; give --{name}.task.codes {model.codes} --{name}.task.stride "
+            f"{model.stride}, or the tokenizer other numbers"
+        )
