@@ -13,8 +13,8 @@ test-slow: .venv/.test ## run the tests that train for longer
 	@.venv/bin/python -m pytest -q -m slow
 
 test-device: .venv/.test ## run the tests that train and answer on a stand-in for a GPU; needs a C++ compiler
-	@PYTHONPATH=tests .venv/bin/python -m pytest -q -p stand_in.plugin -W ignore tests/engine tests/models tests/recipes \
-		tests/report tests/search tests/tasks tests/use tests/test_cli.py \
+	@PYTHONPATH=tests .venv/bin/python -m pytest -q -p stand_in.plugin -W ignore tests/training tests/evaluation tests/losses tests/metrics tests/models tests/recipes \
+		tests/report tests/search tests/tasks tests/inference tests/test_cli.py \
 		--deselect tests/test_cli.py::test_in_a_process_of_its_own  # its rounding is another one
 
 fuzz: .venv/.test ## look for files that break a reader, some minutes, others each time

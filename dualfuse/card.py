@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from dualfuse import hub
 from dualfuse.config import IS
+from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
@@ -52,21 +53,21 @@ class Scores:
 
     @staticmethod
     def read(path: Path, command: str) -> Scores:
-        """Read the json file; ``ValueError`` if it holds something else than numbers by name."""
+        """Read the json file; ``DualfuseError`` if it holds something else than numbers by name."""
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise ValueError(f"{path} is no json file: {error}") from error
+            raise DualfuseError(f"{path} is no json file: {error}") from error
         if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
-            raise ValueError(f"{path} should hold numbers by name, as dualfuse evaluate --out writes them")
+            raise DualfuseError(f"{path} should hold numbers by name, as dualfuse evaluate --out writes them")
         return Scores(metrics, command)
 
 
 def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
-    """Write README.md into a model folder, and gives its path; ``ValueError`` for one that somebody has edited."""
+    """Write README.md into a model folder, and gives its path; ``DualfuseError`` for one that somebody has edited."""
     path = folder / CARD
     if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
-        raise ValueError(f"{path} was edited by hand and is kept; move it away to have a new one written")
+        raise DualfuseError(f"{path} was edited by hand and is kept; move it away to have a new one written")
     text = card(folder, scores, licence)
     path.write_text(f"{text}\n{_mark(text)}", encoding="utf-8")
     return path
@@ -76,7 +77,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
     """Return the card of a model folder in Markdown, with the front matter of the Hugging Face hub.
 
     ``licence`` is an identifier of the hub, such as apache-2.0. Paths of data are shortened: a card is made to be
-    shown. Raises ``ValueError`` for a folder that holds no model.
+    shown. Raises ``DualfuseError`` for a folder that holds no model.
     """
     recipe = hub.read_recipe(folder)
     parts = (
@@ -218,7 +219,7 @@ def _parameters(folder: Path) -> int:
         with safe_open(folder / hub.WEIGHTS, framework="numpy") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / hub.WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(f"{folder / hub.WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
 
 
 def _architecture(recipe: Recipe) -> str:

@@ -8,6 +8,8 @@ from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from dualfuse.errors import DualfuseError
+
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 IS = "is"
@@ -49,7 +51,7 @@ def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
     """Return back what :func:`to_json` was given.
 
     A file may come from anywhere: it can name frozen dataclasses that are defined in this package or in a module that
-    was given to :func:`trust`, and nothing else is ever imported or called on its behalf. Raises ``ValueError`` for
+    was given to :func:`trust`, and nothing else is ever imported or called on its behalf. Raises ``DualfuseError`` for
     anything else, and for values that such a class does not take.
     """
     if isinstance(data, list):
@@ -60,14 +62,16 @@ def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
     values = {name: from_json(value) for name, value in data.items() if name != IS}
     known = {field.name for field in fields(kind)}
     if unknown := values.keys() - known:
-        raise ValueError(
+        raise DualfuseError(
             f"{kind.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}. "
             "The file may come from another version of dualfuse"
         )
     try:
         return kind(**values)
     except Exception as error:  # it may look into values that are of another type than it says
-        raise ValueError(f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}") from error
+        raise DualfuseError(
+            f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}"
+        ) from error
 
 
 def _named(name: object) -> Any:  # Any: a dataclass type
@@ -88,7 +92,7 @@ def _found(name: object) -> Any:  # Any: whatever is called so
 
 def _checked(kind: Any, name: object) -> Any:  # Any: whatever was found; a dataclass type
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
-        raise ValueError(
+        raise DualfuseError(
             f'"{IS}": {name!r} names no frozen dataclass of dualfuse or of a module that was trusted; if it is yours, '
             "define it at the top of a module, import that, and call dualfuse.config.trust(THE_CLASS) first"
         )

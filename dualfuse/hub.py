@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
+from dualfuse.errors import DualfuseError
 from dualfuse.io import reserve
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Processor, Task
@@ -74,7 +75,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedMod
     try:
         outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
+        raise DualfuseError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
     with _building_of(folder):
         task = recipe.build()
     task.load_state_dict(tensors)
@@ -87,7 +88,7 @@ def _building_of(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ValueError(f"nothing can be built of {folder / CONFIG}: {error}") from error
+        raise DualfuseError(f"nothing can be built of {folder / CONFIG}: {error}") from error
 
 
 def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
@@ -96,17 +97,17 @@ def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Return the recipe of a model folder; ``ValueError`` says what the folder is if it is none."""
+    """Return the recipe of a model folder; ``DualfuseError`` says what the folder is if it is none."""
     if not (folder / CONFIG).is_file():
         inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
         found = f"holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "is no folder"
-        raise ValueError(f"{folder} is no model folder: it {found}, but should have a {CONFIG} (as OUT/final has)")
+        raise DualfuseError(f"{folder} is no model folder: it {found}, but should have a {CONFIG} (as OUT/final has)")
     try:
         recipe = from_json(json.loads((folder / CONFIG).read_text()))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
-        raise ValueError(f"{folder / CONFIG} does not describe a recipe: {error}") from error
+        raise DualfuseError(f"{folder / CONFIG} does not describe a recipe: {error}") from error
     if not (isinstance(recipe, Recipe) and isinstance(recipe.data, Data) and _builds(recipe.model, recipe.task)):
-        raise ValueError(f"{folder / CONFIG} describes no recipe; was it written by another program?")
+        raise DualfuseError(f"{folder / CONFIG} describes no recipe; was it written by another program?")
     return recipe
 
 
@@ -115,22 +116,22 @@ def _builds(*configs: object) -> bool:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model folder by name; ``ValueError`` for a damaged file."""
+    """Return the weights of a model folder by name; ``DualfuseError`` for a damaged file."""
     try:
         return safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
 
 
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
     """Return the folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
 
-    What was downloaded before is not fetched again, and is found without network too. Raises ``ValueError`` if the
+    What was downloaded before is not fetched again, and is found without network too. Raises ``DualfuseError`` if the
     name is not found, and ``ImportError`` without the extra hub.
     """
     parts = name.split("/", 2)
     if not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts[:2]):
-        raise ValueError(f"{name!r} is no path here, and no name on the Hugging Face hub, which are like OWNER/NAME")
+        raise DualfuseError(f"{name!r} is no path here, and no name on the Hugging Face hub, which are like OWNER/NAME")
     with _hub(f"{name!r} is no path here, and could not be fetched from the Hugging Face hub"):
         from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -145,10 +146,10 @@ def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
 def upload(folder: Path, name: str, *, private: bool = True) -> str:
     """Put a model folder on the Hugging Face hub as OWNER/NAME, and gives its address.
 
-    The token is that of ``hf auth login`` or the variable HF_TOKEN. Raises ``ValueError`` if the hub refuses.
+    The token is that of ``hf auth login`` or the variable HF_TOKEN. Raises ``DualfuseError`` if the hub refuses.
     """
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        raise ValueError(f"{folder} is no model folder: it needs a {CONFIG} and weights, as OUT/final has")
+        raise DualfuseError(f"{folder} is no model folder: it needs a {CONFIG} and weights, as OUT/final has")
     with _hub(f"{folder} could not be put on the Hugging Face hub as {name!r}"):
         from huggingface_hub import HfApi
 
@@ -165,4 +166,4 @@ def _hub(failed: str) -> Iterator[None]:
     except ImportError as error:
         raise ImportError(f'{failed}: that needs huggingface_hub; pip install "dualfuse[hub]"') from error
     except Exception as error:  # its own, its HTTP client's, which changes with its versions, and the disk's
-        raise ValueError(f"{failed}: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        raise DualfuseError(f"{failed}: {(str(error).splitlines() or [repr(error)])[0]}") from error

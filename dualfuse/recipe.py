@@ -10,6 +10,7 @@ from tyro.conf import AvoidSubcommands
 
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess
 from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.errors import DualfuseError
 from dualfuse.models.base import ModelConfig
 from dualfuse.tasks.base import Processor, Task, TaskConfig
 
@@ -148,7 +149,7 @@ class Recipe(Generic[Model, Learning]):
     def __post_init__(self) -> None:
         """Refuse to copy experts from nowhere."""
         if self.vl_expert_init != "random" and not self.start_from:
-            raise ValueError(
+            raise DualfuseError(
                 f"vl_expert_init={self.vl_expert_init!r} copies from what a run starts from; set start_from too"
             )
 

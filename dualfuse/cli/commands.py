@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.options import PrepareOptions
 
 Model = Annotated[
@@ -239,7 +240,7 @@ def convert(
 
     stages = recipes.find(recipe) if recipe else ()
     if len(stages) > 1:
-        raise ValueError(f"{recipe} has several stages; give a recipe of one")
+        raise DualfuseError(f"{recipe} has several stages; give a recipe of one")
     above = stages[0] if stages else None
     said = convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=above, language=language)
     print(said)

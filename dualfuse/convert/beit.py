@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dualfuse.convert.from_shapes import count
 from dualfuse.convert.rename import Layout, Table, inside, weight_and_bias
+from dualfuse.errors import DualfuseError
 
 _BLOCK: Table = {
     "attn.qkv.weight": "attention.shared.qkv.weight",
@@ -118,7 +119,9 @@ def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif part == "query.weight":
             names = [f"{layer}{middle}{letter}.weight" for letter in parts]
             if missing := [other for other in names if other not in tensors]:
-                raise ValueError(f"this BEiT has {name}, but no {' and no '.join(missing)}: the file is not complete")
+                raise DualfuseError(
+                    f"this BEiT has {name}, but no {' and no '.join(missing)}: the file is not complete"
+                )
             stacked[f"{layer}{middle}qkv.weight"] = torch.cat([tensors[other] for other in names])
     return stacked
 
@@ -138,10 +141,10 @@ def as_vlmo(tensors: Mapping[str, Tensor], text: int) -> dict[str, Tensor]:
 
 
 def window(rows: int) -> int:
-    """Return the side of the square grid of a bias table of (2g - 1)^2 + 3 ``rows``; ``ValueError`` for no square."""
+    """Return the side of the square grid of a bias table of (2g - 1)^2 + 3 ``rows``; ``DualfuseError`` for no square."""
     across = math.isqrt(max(0, rows - 3))
     if not across % 2 or across**2 != rows - 3:
-        raise ValueError(f"BEiT's relative_position_bias_table has {rows} rows, which fits no square image")
+        raise DualfuseError(f"BEiT's relative_position_bias_table has {rows} rows, which fits no square image")
     return (across + 1) // 2
 
 
@@ -162,5 +165,5 @@ def _table(tensors: Mapping[str, Tensor], depth: int) -> list[Tensor]:
     found = [tensors[name] for name in names if name in tensors]
     if found and len(found) < depth:
         missing = next(layer for layer, name in enumerate(names) if name not in tensors)
-        raise ValueError(f"layer {missing} of this BEiT has no relative_position_bias_table, but others have")
+        raise DualfuseError(f"layer {missing} of this BEiT has no relative_position_bias_table, but others have")
     return found

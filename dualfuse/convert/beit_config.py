@@ -10,6 +10,7 @@ from torch import Tensor
 from dualfuse.convert import from_shapes
 from dualfuse.convert.beit import OF_LAYER, SHARED, window
 from dualfuse.data.image.transform import Preprocess
+from dualfuse.errors import DualfuseError
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
@@ -52,7 +53,7 @@ def _task_of(tensors: Mapping[str, Tensor], patch: int) -> TaskConfig:
 
 
 def model_of(tensors: Mapping[str, Tensor], *, vocabulary: int, heads: int) -> VLMoConfig:
-    """Return the numbers of the model, without vision-language experts; ``ValueError`` if VLMo has no such model."""
+    """Return the numbers of the model, without vision-language experts; ``DualfuseError`` if VLMo has no such model."""
     from_shapes.required(
         tensors,
         "model.patches.class_token",
@@ -64,14 +65,14 @@ def model_of(tensors: Mapping[str, Tensor], *, vocabulary: int, heads: int) -> V
     table, positions = tensors.get(SHARED, tensors.get(OF_LAYER.format(0))), tensors.get("model.patches.position")
     if (table is None) == (positions is None):
         found = "both relative and absolute positions" if table is not None else "no positions"
-        raise ValueError(f"this BEiT has {found} of patches; VLMo has either")
+        raise DualfuseError(f"this BEiT has {found} of patches; VLMo has either")
     if table is not None:
         side = window(len(table))
     else:
         assert positions is not None  # one of both
         side = math.isqrt(positions.shape[1] - 1)
         if side**2 != positions.shape[1] - 1:
-            raise ValueError(f"pos_embed has {positions.shape[1] - 1} patches, which is no square")
+            raise DualfuseError(f"pos_embed has {positions.shape[1] - 1} patches, which is no square")
     return VLMoConfig(
         width=width,
         depth=depth,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dualfuse.convert.rename import Layout, Sorted, inside, sort, weight_and_bias
+from dualfuse.errors import DualfuseError
 
 _POSITIONS = "embeddings.position_embeddings.weight"
 _WORDS = {
@@ -34,7 +35,7 @@ PREFIX = "bert."
 
 
 def sort_bert(tensors: Mapping[str, Tensor], *, depth: int, relative: bool) -> Sorted:
-    """Return the tensors our names; ``ValueError`` for what is no BERT.
+    """Return the tensors our names; ``DualfuseError`` for what is no BERT.
 
     Layers above ``depth``, and the positions of words where VLMo has ``relative`` ones, are left out.
     """
@@ -49,7 +50,7 @@ def sort_bert(tensors: Mapping[str, Tensor], *, depth: int, relative: bool) -> S
     found = sort({name: tensor for name, tensor in new.items() if name not in above}, Layout(names, {}, dead))
     found.unused.update(above)
     if "model.words.word.weight" not in found.tensors:
-        raise ValueError(f"this is no BERT of Hugging Face: it holds tensors such as {', '.join(list(tensors)[:4])}")
+        raise DualfuseError(f"this is no BERT of Hugging Face: it holds tensors such as {', '.join(list(tensors)[:4])}")
     if "mlm_head.dense.weight" in found.tensors:  # files may leave out what is tied
         found.tensors.setdefault("mlm_head.decoder.weight", found.tensors["model.words.word.weight"].clone())
         if (bias := new.get("cls.predictions.bias")) is not None:
@@ -58,10 +59,10 @@ def sort_bert(tensors: Mapping[str, Tensor], *, depth: int, relative: bool) -> S
 
 
 def fitting(found: Sorted, *, width: int, text: int) -> dict[str, Tensor]:
-    """Return the tensors for a VLMo of that width and for texts so long; ``ValueError`` if the widths differ."""
+    """Return the tensors for a VLMo of that width and for texts so long; ``DualfuseError`` if the widths differ."""
     words = found.tensors["model.words.word.weight"]
     if words.shape[1] != width:
-        raise ValueError(
+        raise DualfuseError(
             f"BERT is {words.shape[1]} wide and BEiT {width}: language experts and vision experts work on vectors of "
             "one width. Choose a pair of one size: base with base, large with large"
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 from dualfuse.convert.rename import Sorted
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
+from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
 
@@ -45,7 +46,7 @@ class Converted:
 def build(foreign: ThirdPartyCheckpoint) -> Converted:
     """Build the task and gives it the weights; heads that the file lacks are new, and the same every time.
 
-    Raises ``ValueError`` if tensors are missing or of other shapes.
+    Raises ``DualfuseError`` if tensors are missing or of other shapes.
     """
     recipe = foreign.recipe
     outline = recipe.build_on_meta()  # a config.json may ask for more memory than there is
@@ -54,7 +55,7 @@ def build(foreign: ThirdPartyCheckpoint) -> Converted:
     new = [name for name in wanted if name not in given]
     missing = [name for name in new if not name.startswith(_may_lack(given)) and not _fits(name, foreign.may_be_new)]
     if missing:
-        raise ValueError(
+        raise DualfuseError(
             f"{foreign.report.source} lacks {len(missing)} tensors of the model, such as {', '.join(missing[:4])} "
             "(names of dualfuse): the file is not complete, or does not belong to its config.json"
         )
@@ -63,7 +64,7 @@ def build(foreign: ThirdPartyCheckpoint) -> Converted:
     try:
         outline.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:
-        raise ValueError(
+        raise DualfuseError(
             f"the tensors of {foreign.report.source} do not have the shapes of its model: {error}"
         ) from error
     with torch.random.fork_rng(devices=[]):

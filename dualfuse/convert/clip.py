@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.convert.rename import Layout, Table, inside, weight_and_bias
+from dualfuse.errors import DualfuseError
 
 BLOCK = {
     "attn.in_proj_weight": "attention.qkv.weight",
@@ -98,6 +99,8 @@ def joined(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif letter == "q":
             names = [f"{layer}.self_attn.{other}_proj.{kind}" for other in "qkv"]
             if missing := [other for other in names if other not in tensors]:
-                raise ValueError(f"this CLIP has {name}, but no {' and no '.join(missing)}: the file is not complete")
+                raise DualfuseError(
+                    f"this CLIP has {name}, but no {' and no '.join(missing)}: the file is not complete"
+                )
             joined[f"{layer}.self_attn.qkv_proj.{kind}"] = torch.cat([tensors[other] for other in names])
     return joined

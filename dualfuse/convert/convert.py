@@ -27,6 +27,7 @@ from dualfuse.convert.write_beit import write_beit
 from dualfuse.convert.write_hugging_face import write_hugging_face
 from dualfuse.convert.write_official import FILE as CHECKPOINT
 from dualfuse.convert.write_official import write_official
+from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.image_classification import ImageClassification
 
@@ -49,18 +50,18 @@ def convert(
     ``source`` is a folder of Hugging Face's BridgeTower or its name on the hub, an official checkpoint, a model folder,
     CLIP (then ``text`` is RoBERTa, and ``recipe`` may say what is built above them), or BEiT. Of BEiT, ``text`` may be
     BERT; without it ``language`` says what the language experts begin as: random as in the official code, or copies of
-    the vision experts. Raises ``ValueError`` for anything that cannot be converted as a whole.
+    the vision experts. Raises ``DualfuseError`` for anything that cannot be converted as a whole.
     """
     path = locate(source)
     _refuse(path, destination)
     if is_ours(path) and to == "dualfuse":
-        raise ValueError(f"{path} is a model folder of dualfuse already; did you mean --to huggingface or official?")
+        raise DualfuseError(f"{path} is a model folder of dualfuse already; did you mean --to huggingface or official?")
     if language != "random":
         converted = _with_copied_experts(path, text, tokenizer)
     elif text:
         converted = _with_text(path, locate(text), recipe, tokenizer)
     elif recipe is not None:
-        raise ValueError("a recipe says what is built above CLIP and RoBERTa; give RoBERTa too, with --text")
+        raise DualfuseError("a recipe says what is built above CLIP and RoBERTa; give RoBERTa too, with --text")
     else:
         converted = open_model(path, tokenizer)
     destination.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +83,7 @@ def _with_text(path: Path, text: Path, recipe: Recipe | None, tokenizer: str) ->
     if not is_beit(path):
         return from_towers(path, text, recipe, tokenizer)
     if recipe is not None:
-        raise ValueError(
+        raise DualfuseError(
             "what is built of BEiT and BERT follows from their sizes; convert them without --recipe, and train the "
             "recipe with --start-from FOLDER: positions are resized there"
         )
@@ -91,7 +92,9 @@ def _with_text(path: Path, text: Path, recipe: Recipe | None, tokenizer: str) ->
 
 def _with_copied_experts(path: Path, text: str, tokenizer: str) -> Converted:
     if text or is_ours(path) or not is_beit(path):
-        raise ValueError(f"language experts start as copies of vision experts in a BEiT alone, not in {text or path}")
+        raise DualfuseError(
+            f"language experts start as copies of vision experts in a BEiT alone, not in {text or path}"
+        )
     return build(with_language_of_vision(read_checkpoint(path, tokenizer)))
 
 
@@ -102,7 +105,7 @@ def locate(source: Path | str) -> Path:
         return path
     here = [str(parent) for parent in path.parents if parent.exists() and str(parent) != "."]
     if here:  # a path with a mistake in it, which the hub need not be asked about
-        raise ValueError(f"{source} is not there; {here[0]} is, and holds {_listed(Path(here[0]))}")
+        raise DualfuseError(f"{source} is not there; {here[0]} is, and holds {_listed(Path(here[0]))}")
     return hub.download(str(source))
 
 
@@ -118,11 +121,11 @@ def is_ours(path: Path) -> bool:
 
 def _refuse(source: Path, destination: Path) -> None:
     if destination.is_dir() and any(destination.iterdir()) and not (destination / FILE).is_file():
-        raise ValueError(f"{destination} holds other things; give a folder that is new, empty or a conversion's")
+        raise DualfuseError(f"{destination} holds other things; give a folder that is new, empty or a conversion's")
     if destination.exists() and not destination.is_dir():
-        raise ValueError(f"{destination} is a file; give a folder that is new, empty or a conversion's")
+        raise DualfuseError(f"{destination} is a file; give a folder that is new, empty or a conversion's")
     if destination.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ValueError(f"{destination} would replace {source} itself; give another folder")
+        raise DualfuseError(f"{destination} would replace {source} itself; give another folder")
 
 
 def _write_ours(converted: Converted, destination: Path) -> Report:

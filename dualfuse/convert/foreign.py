@@ -17,6 +17,7 @@ from dualfuse.convert.rename import sort
 from dualfuse.convert.tensor_files import find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.convert.vlmo_files import read_beit, read_vlmo, says_beit
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -34,7 +35,7 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
         raise
     except Exception as error:  # a file may say what nobody would
         said = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} looks like a checkpoint that is known, but is damaged ({said})") from error
+        raise DualfuseError(f"{path} looks like a checkpoint that is known, but is damaged ({said})") from error
 
 
 def _file(path: Path, tokenizer: str) -> ThirdPartyCheckpoint:
@@ -46,7 +47,7 @@ def _file(path: Path, tokenizer: str) -> ThirdPartyCheckpoint:
     if beit.is_beit(weights.tensors):
         return read_beit(path, weights.tensors, tokenizer)
     some = ", ".join(list(weights.tensors)[:4])
-    raise ValueError(
+    raise DualfuseError(
         f"{path} holds tensors such as {some}, and is no official BridgeTower or METER, no VLMo and no BEiT. Weights "
         "of Hugging Face need their config.json: give the folder of both. For towers to start from, give CLIP, and "
         "RoBERTa with --text"
@@ -56,13 +57,13 @@ def _file(path: Path, tokenizer: str) -> ThirdPartyCheckpoint:
 def _folder(folder: Path, tokenizer: str) -> ThirdPartyCheckpoint:
     if not (folder / "config.json").is_file():
         inside = ", ".join(sorted(entry.name for entry in folder.iterdir())[:10]) or "nothing"
-        raise ValueError(f"{folder} is no model folder: it holds {inside}, but should have a config.json")
+        raise DualfuseError(f"{folder} is no model folder: it holds {inside}, but should have a config.json")
     config = read_json(folder / "config.json")
     if says_beit(config):
         return read_beit(folder, read_weights(find_weights(folder)).tensors, tokenizer, config)
     if config.get("model_type") == "bridgetower":
         return _hugging_face(folder, config, tokenizer)
-    raise ValueError(
+    raise DualfuseError(
         f"{folder} holds a {config.get('model_type', 'model without model_type')}; known are bridgetower, beit, "
         "official checkpoints (.ckpt), and CLIP together with RoBERTa: --text ROBERTA"
     )
@@ -110,7 +111,7 @@ def _official(
     path: Path, tensors: Mapping[str, Tensor], said: Mapping[str, object], tokenizer: str
 ) -> ThirdPartyCheckpoint:
     if "vit_model.visual.conv1.weight" not in tensors:
-        raise ValueError(
+        raise DualfuseError(
             f"the image tower of {path} is not CLIP's (METER also came with Swin); only CLIP is known here"
         )
     kind = official.kind_of(tensors)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
 from dualfuse.models.towers import HEAD, ImageTowerConfig, TextTowerConfig
 
 PAD = 1  # of every RoBERTa
@@ -24,7 +25,7 @@ def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> TextTowerConfig
     """Return the numbers of the text tower; ``heads`` 0: of 64 channels, as every published one."""
     vocabulary, width = tensors["model.text_tower.words.word.weight"].shape
     if (types := len(tensors["model.text_tower.words.token_type.weight"])) != 1:
-        raise ValueError(f"the text tower has {types} token types; RoBERTa has 1, and BERT is not known here")
+        raise DualfuseError(f"the text tower has {types} token types; RoBERTa has 1, and BERT is not known here")
     return TextTowerConfig(
         width=width,
         depth=count(tensors, "model.text_tower.layers."),
@@ -46,4 +47,4 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 def required(tensors: Mapping[str, Tensor], *names: str) -> None:
     """Refuse tensors without those that tell the size of a model."""
     if missing := [name for name in names if name not in tensors]:
-        raise ValueError(f"the file has no {', no '.join(missing)} (names of dualfuse), so it is not complete")
+        raise DualfuseError(f"the file has no {', no '.join(missing)} (names of dualfuse), so it is not complete")

@@ -8,6 +8,7 @@ from typing import Any
 
 from dualfuse.convert.hugging_face import BRIDGES
 from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
+from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
 
@@ -100,7 +101,7 @@ class Read:
 
 
 def read_config(config: Json, processor: Json) -> Read:
-    """Return what config.json and preprocessor_config.json (or {}) say; ``ValueError`` names a field that fails."""
+    """Return what config.json and preprocessor_config.json (or {}) say; ``DualfuseError`` names a field that fails."""
     said = _flat(config)
     _refuse(config, said)
     text, image = _towers(said)
@@ -143,14 +144,14 @@ def _flat(config: Json) -> dict[str, Any]:
     for prefix, defaults in _PARTS.items():
         part = config.get(prefix.rstrip("."), {}) if prefix else config
         if not isinstance(part, Mapping):
-            raise ValueError(f"config.json has {prefix}{part!r} where the fields of a tower should be")
+            raise DualfuseError(f"config.json has {prefix}{part!r} where the fields of a tower should be")
         said |= {prefix + name: part.get(name, default) for name, default in defaults.items()}
     for name, default in {
         prefix + key: value for prefix, part in _PARTS.items() for key, value in part.items()
     }.items():
         value = said[name][0] if isinstance(said[name], list) and len(set(said[name])) == 1 else said[name]
         if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, type(default) | int):
-            raise ValueError(f"config.json has {name} {said[name]!r}; a value like {default!r} is needed")
+            raise DualfuseError(f"config.json has {name} {said[name]!r}; a value like {default!r} is needed")
         said[name] = value
     return said
 
@@ -159,25 +160,25 @@ def _refuse(config: Json, said: Json) -> None:
     for old, (new, harmless) in _OLD.items():
         top, _, _ = new.partition(".")
         if old in config and config[old] != harmless and top not in config:
-            raise ValueError(
+            raise DualfuseError(
                 f"config.json says {old} {config[old]!r}, a field of the first revisions that transformers does not "
                 f"read any more; it reads {new}. Take a newer revision of these files"
             )
     for name, only in _ONLY.items():
         if said[name] != only:
-            raise ValueError(f"config.json says {name} {said[name]!r}; only {only!r} works in transformers or here")
+            raise DualfuseError(f"config.json says {name} {said[name]!r}; only {only!r} works in transformers or here")
     if said["link_tower_type"] not in BRIDGES:
-        raise ValueError(
+        raise DualfuseError(
             f"config.json says link_tower_type {said['link_tower_type']!r}; it can be {', '.join(BRIDGES)}"
         )
     if said["hidden_size"] != said["text_config.hidden_size"]:
-        raise ValueError(
+        raise DualfuseError(
             f"config.json says hidden_size {said['hidden_size']} and text_config.hidden_size "
             f"{said['text_config.hidden_size']}; the cross-modal layers of transformers work only if they are equal"
         )
     blocks = said["vision_config.num_hidden_layers"] - said["vision_config.remove_last_layer"]
     if blocks != said["text_config.num_hidden_layers"]:
-        raise ValueError(
+        raise DualfuseError(
             f"config.json describes {blocks} image blocks and {said['text_config.num_hidden_layers']} text layers; "
             "transformers numbers both alike, and fails or silently leaves image blocks out"
         )
@@ -214,7 +215,7 @@ def _size(processor: Json, model: int, notes: list[str]) -> int:
 def _looks(processor: Json) -> Preprocess:
     for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
         if not processor.get(name, True):
-            raise ValueError(f"preprocessor_config.json says {name} false; images of all shapes need it")
+            raise DualfuseError(f"preprocessor_config.json says {name} false; images of all shapes need it")
     return Preprocess(
         HUGGING_FACE.resize_mode,
         HUGGING_FACE.resampling,

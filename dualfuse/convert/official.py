@@ -11,6 +11,7 @@ from torch import Tensor
 from dualfuse.convert import clip, roberta
 from dualfuse.convert.cross import CONTRAST, CROSS, MATCH, WORDS
 from dualfuse.convert.rename import Layout, Table, inside, inverse, rename, weight_and_bias
+from dualfuse.errors import DualfuseError
 
 MODEL = (
     inside(clip.TOWER, "vit_model.visual.", "model.image_tower.")
@@ -66,11 +67,11 @@ KINDS = (
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """Return what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
+    """Return what a checkpoint with these tensors was trained for; ``DualfuseError`` if it is not one thing."""
     found = [kind for kind in KINDS if kind.mark in names]
     if len(found) > 1:
         heads = " and ".join(kind.mark.partition(".")[0] for kind in found)
-        raise ValueError(f"this checkpoint has {heads}; a published one has a single task, so remove the others")
+        raise DualfuseError(f"this checkpoint has {heads}; a published one has a single task, so remove the others")
     return found[0] if found else PAIRS
 
 

@@ -9,6 +9,8 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
+
 Table = Mapping[str, str]
 """Their name to ours; {} stands for a layer number, the same on both sides."""
 
@@ -62,7 +64,7 @@ def inverse(table: Table) -> dict[str, str]:
     """Return the table from ours to theirs; refuses one that is not one to one."""
     turned = {new: old for old, new in table.items()}
     if len(turned) != len(table):
-        raise ValueError("two rows of the table have the same name on the right")
+        raise DualfuseError("two rows of the table have the same name on the right")
     return turned
 
 

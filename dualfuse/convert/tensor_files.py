@@ -18,6 +18,7 @@ from torch import Tensor
 
 from dualfuse.convert.torchscript import is_torchscript, read_torchscript
 from dualfuse.data.modest_pickle import check_archive
+from dualfuse.errors import DualfuseError
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -50,30 +51,30 @@ def find_weights(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     inside = ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-    raise ValueError(f"{folder} has no weights: it holds {inside}, and should hold one of {', '.join(names)}")
+    raise DualfuseError(f"{folder} has no weights: it holds {inside}, and should hold one of {', '.join(names)}")
 
 
 def read_weights(path: Path) -> Weights:
-    """Return the tensors of a file; ``ValueError`` says what is wrong with it, and which code it wanted to run."""
+    """Return the tensors of a file; ``DualfuseError`` says what is wrong with it, and which code it wanted to run."""
     if not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise DualfuseError(f"{path} is no file")
     if path.name.endswith(".index.json"):
         return Weights(_read_parts(path))
     if path.suffix == ".safetensors":
         return Weights(_read_safetensors(path))
     if path.suffix in PICKLES:
         return _read_pickle(path)
-    raise ValueError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
+    raise DualfuseError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
 
 
 def read_json(path: Path) -> dict[str, Any]:  # Any: what a file holds
-    """Return the object in a JSON file; ``ValueError`` for anything else."""
+    """Return the object in a JSON file; ``DualfuseError`` for anything else."""
     try:
         said = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        raise DualfuseError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no JSON object")
+        raise DualfuseError(f"{path} holds no JSON object")
     return said
 
 
@@ -82,17 +83,17 @@ def _read_parts(index: Path) -> dict[str, Tensor]:
         parts = json.loads(index.read_text())["weight_map"]
         files = sorted({str(part) for part in parts.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{index} does not list the parts of a checkpoint: {error!r}") from error
+        raise DualfuseError(f"{index} does not list the parts of a checkpoint: {error!r}") from error
     tensors: dict[str, Tensor] = {}
     for file in files:
         if Path(file).name != file or file.endswith(".index.json"):
-            raise ValueError(f"{index} lists {file!r}, which is no file beside it")
+            raise DualfuseError(f"{index} lists {file!r}, which is no file beside it")
         try:
             tensors |= read_weights(index.with_name(file)).tensors
         except OSError as error:  # such as a name that is too long
-            raise ValueError(f"{index} lists {file[:80]!r}, which cannot be read: {error.strerror}") from error
+            raise DualfuseError(f"{index} lists {file[:80]!r}, which cannot be read: {error.strerror}") from error
     if missing := sorted(parts.keys() - tensors.keys()):
-        raise ValueError(f"{index} lists {len(missing)} tensors that its files do not hold, such as {missing[0]}")
+        raise DualfuseError(f"{index} lists {len(missing)} tensors that its files do not hold, such as {missing[0]}")
     return tensors
 
 
@@ -100,7 +101,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except Exception as error:  # its own, and what torch raises for shapes that do not fit
-        raise ValueError(f"{path} is damaged or no safetensors file ({_look(path)}): {error}") from error
+        raise DualfuseError(f"{path} is damaged or no safetensors file ({_look(path)}): {error}") from error
 
 
 def _read_pickle(path: Path) -> Weights:
@@ -113,11 +114,11 @@ def _read_pickle(path: Path) -> Weights:
             with torch.serialization.safe_globals([*((dict, name) for name in LIGHTNING), ARGUMENTS]):
                 content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise ValueError(_unsafe(path, str(error))) from error
+        raise DualfuseError(_unsafe(path, str(error))) from error
     except Exception as error:  # a damaged pickle can raise whatever its instructions lead to
-        raise ValueError(f"{path} is damaged or no checkpoint of torch ({_look(path)}): {_first(error)}") from error
+        raise DualfuseError(f"{path} is damaged or no checkpoint of torch ({_look(path)}): {_first(error)}") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__} where a checkpoint holds tensors by name")
+        raise DualfuseError(f"{path} holds a {type(content).__name__} where a checkpoint holds tensors by name")
     whole: dict[str, Any] = content  # Any: whatever the file holds
     place = next((name for name in INSIDE if isinstance(whole.get(name), dict)), "")
     named, said = whole[place] if place else whole, whole.get("hyper_parameters")
@@ -125,7 +126,9 @@ def _read_pickle(path: Path) -> Weights:
     if place == "module":  # DeepSpeed wraps the model once more
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     if not tensors:
-        raise ValueError(f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:8])) or 'nothing'}")
+        raise DualfuseError(
+            f"{path} holds no tensors by name, but {', '.join(map(str, list(content)[:8])) or 'nothing'}"
+        )
     said = said.get("config", said) if isinstance(said, dict) else {}
     return Weights(tensors, said if isinstance(said, dict) else {})
 

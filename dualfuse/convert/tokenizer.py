@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dualfuse import hub
 from dualfuse.data.text.tokenizer import TextTransform, roberta_tokenizer
+from dualfuse.errors import DualfuseError
 
 FILE, PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 ROBERTA = {768: "roberta-base", 1024: "roberta-large"}
@@ -19,7 +20,7 @@ def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
     """Return the path of a tokenizer.json: of what was ``given``, else of the source's own ``folder``.
 
     ``given`` is a file, a folder or a name on the Hugging Face hub. If there is neither, ``default`` is fetched from
-    the hub; if that fails, ``ValueError`` says what to give.
+    the hub; if that fails, ``DualfuseError`` says what to give.
     """
     if given:
         path = Path(given)
@@ -29,7 +30,7 @@ def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
     try:
         return _inside(hub.download(default, hub.TOKENIZERS))
     except (ValueError, ImportError, OSError) as error:
-        raise ValueError(
+        raise DualfuseError(
             f"there is no tokenizer ({FILE}, or {' and '.join(PARTS)}) beside the weights, and {default} could not be "
             f"fetched from the hub ({error}); give one with --tokenizer PATH_OR_NAME"
         ) from error
@@ -38,7 +39,7 @@ def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
 def check_tokenizer(tokenizer: TextTransform, vocabulary: int) -> None:
     """Refuse a tokenizer that gives ids for which a model has no row."""
     if tokenizer.vocab_size > vocabulary:
-        raise ValueError(
+        raise DualfuseError(
             f"the tokenizer knows {tokenizer.vocab_size:,} tokens, the model only {vocabulary:,}; "
             "give the one it was trained with: --tokenizer PATH_OR_NAME"
         )

@@ -42,7 +42,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """Return parameters and buffers by their dotted names; ``ValueError`` or ``UnpicklingError`` for anything odd."""
+    """Return parameters and buffers by their dotted names; ``DualfuseError`` or ``UnpicklingError`` for anything odd."""
     with zipfile.ZipFile(path) as archive:
         root = next(name for name in archive.namelist() if name.endswith("/constants.pkl")).partition("/")[0]
         return dict(_named(_Reader(archive, root).load(), ""))

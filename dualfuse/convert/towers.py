@@ -16,6 +16,7 @@ from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tensor_files import find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import ROBERTA, check_tokenizer, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_CLIP
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
@@ -37,7 +38,7 @@ def from_towers(image: Path, text: Path, recipe: Recipe | None = None, tokenizer
     recipe = recipe or _default(images.tensors, words.tensors)
     model = recipe.model
     if not isinstance(model, BridgeTowerConfig):
-        raise ValueError(
+        raise DualfuseError(
             f"recipe {recipe.name} builds a {type(model).__name__}; CLIP and RoBERTa fit a BridgeTowerConfig"
         )
     given = images.tensors | words.tensors
@@ -91,13 +92,13 @@ def _read(path: Path, only: Mapping[str, object], part: str) -> dict[str, Tensor
     config = config.get(part, config) if part else config
     for name, value in only.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{path / 'config.json'} says {name} {config[name]!r}; the tower here has {value!r}")
+            raise DualfuseError(f"{path / 'config.json'} says {name} {config[name]!r}; the tower here has {value!r}")
     return read_weights(find_weights(path)).tensors
 
 
 def _found(path: Path, found: Sorted, mark: str, kind: str) -> Sorted:
     if mark not in found.tensors:
-        raise ValueError(f"{path} holds no {kind}, but tensors such as {', '.join(list(found.unexpected)[:4])}")
+        raise DualfuseError(f"{path} holds no {kind}, but tensors such as {', '.join(list(found.unexpected)[:4])}")
     return found
 
 
@@ -128,12 +129,12 @@ def _resized(positions: Tensor, image: ImageTowerConfig) -> Tensor:
 def _refuse(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], name: str) -> None:
     towers = ("model.image_tower.", "model.text_tower.")
     if missing := [key for key in wanted if key.startswith(towers) and key not in given]:
-        raise ValueError(
+        raise DualfuseError(
             f"recipe {name} asks for {len(missing)} tensors the towers lack, such as {missing[0]}: too deep"
         )
     for key, tensor in given.items():
         if key in wanted and wanted[key].shape != tensor.shape:
-            raise ValueError(
+            raise DualfuseError(
                 f"{key} is {tuple(tensor.shape)} in the files and {tuple(wanted[key].shape)} in recipe {name}: "
                 "choose a recipe of the towers' sizes, or none"
             )

@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from dualfuse.convert.rename import Layout, Table, inverse, rename, weight_and_bias
+from dualfuse.errors import DualfuseError
 
 Kind = Literal["text", "pairs", "vqa", "nlvr2"]
 """What a checkpoint was trained for: stage two; stage three or retrieval; and tasks with a head of their own."""
@@ -82,10 +83,10 @@ def is_official(names: Collection[str]) -> bool:
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """Return what a checkpoint with these tensors was trained for; ``ValueError`` if it is not one thing."""
+    """Return what a checkpoint with these tensors was trained for; ``DualfuseError`` if it is not one thing."""
     found: list[Kind] = [kind for kind in FINE_TUNED if any(name.startswith(f"{kind}_classifier.") for name in names)]
     if len(found) > 1:
-        raise ValueError(
+        raise DualfuseError(
             f"this checkpoint has {' and '.join(f'{kind}_classifier' for kind in found)}; a published one has a single "
             "task, so remove the others"
         )
@@ -115,11 +116,11 @@ def to_official(
 ) -> dict[str, Tensor]:
     """Return our tensors, and those kept for this, the names and shapes of the official checkpoint.
 
-    Raises ``ValueError`` for tensors that it has no name for.
+    Raises ``DualfuseError`` for tensors that it has no name for.
     """
     names = layout(kind, relative=relative)
     renamed = rename(tensors, inverse(names.names))
     if renamed.unknown:
-        raise ValueError(f"the official layout has no name for {', '.join(renamed.unknown[:4])}")
+        raise DualfuseError(f"the official layout has no name for {', '.join(renamed.unknown[:4])}")
     whole = renamed.tensors | rename(kept, inverse(names.kept)).tensors
     return {name: tensor.reshape(()) if name in _NUMBERS else tensor for name, tensor in whole.items()}

@@ -11,6 +11,7 @@ from torch import Tensor
 from dualfuse.convert import from_shapes
 from dualfuse.convert.vlmo import INDICES, Kind
 from dualfuse.data.image.transform import Preprocess
+from dualfuse.errors import DualfuseError
 from dualfuse.models.vlmo import BOTH, InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe
 from dualfuse.tasks.base import TaskConfig
@@ -46,7 +47,7 @@ def recipe_of(tensors: Given, kept: Given, kind: Kind, said: Said, name: str) ->
 
 
 def model_of(tensors: Given, kept: Given, said: Said) -> VLMoConfig:
-    """Return the numbers of the model; ``ValueError`` if the file does not hold them all."""
+    """Return the numbers of the model; ``DualfuseError`` if the file does not hold them all."""
     from_shapes.required(
         tensors,
         "model.types.weight",
@@ -98,7 +99,7 @@ def relative_sizes(rows: int, kept: Given, said: Said) -> tuple[int, int]:
         across = math.isqrt(max(0, rows - 2 * text - 5))
         if text and across % 2 and across**2 == rows - 2 * text - 5:
             return (across + 1) // 2, text
-    raise ValueError(
+    raise DualfuseError(
         f"relative_position_bias_table has {rows} rows, which fits no square image with texts of {TEXT} tokens, as "
         "published; a file of other sizes must tell max_text_len_of_initckpt in its hyper_parameters, or hold "
         f"{INDICES[0]}"
@@ -133,14 +134,14 @@ def _both_from(tensors: Given, depth: int) -> int:
     has = [f"model.blocks.{layer}.experts.{BOTH}.up.weight" in tensors for layer in range(depth)]
     first = has.index(True) if True in has else depth
     if not all(has[first:]):
-        raise ValueError(f"layer {first} has a vision-language expert (mlp_vl), but not all above it: not complete")
+        raise DualfuseError(f"layer {first} has a vision-language expert (mlp_vl), but not all above it: not complete")
     return first
 
 
 def _heads(width: int, said: Said) -> int:
     heads = _number(said, "num_heads") or HEADS.get(width, 0)
     if not heads:
-        raise ValueError(
+        raise DualfuseError(
             f"nothing tells into how many heads the width {width} is split: known are "
             f"{', '.join(map(str, HEADS))}; name num_heads in the file's hyper_parameters"
         )
@@ -154,7 +155,7 @@ def _grid(patches: int, said: Said, patch: int) -> tuple[int, int]:
     else:
         grid = (math.isqrt(patches), math.isqrt(patches))
     if grid[0] * grid[1] != patches:
-        raise ValueError(
+        raise DualfuseError(
             f"transformer.pos_embed has {patches} patches, which is no {grid[0]} x {grid[1]}; name image_size as "
             "[height, width] in the file's hyper_parameters"
         )

@@ -16,6 +16,7 @@ from dualfuse.convert.rename import sort
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tensor_files import Weights, find_weights, read_json, read_weights
 from dualfuse.convert.tokenizer import find_tokenizer
+from dualfuse.errors import DualfuseError
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Run
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
@@ -78,7 +79,9 @@ def with_bert(foreign: ThirdPartyCheckpoint, text: Path, tokenizer: str) -> Thir
     if text.is_dir():
         config = read_json(text / "config.json")
         if config.get("hidden_act", "gelu") != "gelu" or config.get("model_type", "bert") != "bert":
-            raise ValueError(f"{text} is a {config.get('model_type')} with {config.get('hidden_act')}; BERT has gelu")
+            raise DualfuseError(
+                f"{text} is a {config.get('model_type')} with {config.get('hidden_act')}; BERT has gelu"
+            )
     tensors = read_weights(find_weights(text) if text.is_dir() else text).tensors
     found = bert.sort_bert(tensors, depth=model.depth, relative=model.positions == "relative")
     left = {name: tensor for name, tensor in foreign.tensors.items() if name.startswith("model.")}
@@ -120,7 +123,7 @@ def says_beit(config: Mapping[str, Any]) -> bool:
 
 def _differences(config: Mapping[str, Any]) -> list[str]:
     if config.get("hidden_act", "gelu") != "gelu":
-        raise ValueError(f"this BEiT computes with {config['hidden_act']}; known is gelu")
+        raise DualfuseError(f"this BEiT computes with {config['hidden_act']}; known is gelu")
     epsilon = config.get("layer_norm_eps", 1e-12)
     return (
         [] if epsilon == EPSILON else [f"epsilon of the norms was {epsilon}; here it is {EPSILON}, as in BEiT's code"]

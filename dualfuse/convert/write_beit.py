@@ -11,6 +11,7 @@ from dualfuse.convert.beit import OF_LAYER, classes
 from dualfuse.convert.build import Converted
 from dualfuse.convert.rename import inverse, rename
 from dualfuse.convert.report import Report, shapes
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.relative_bias import image_index, of_images
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.finetune.image_classification import ImageClassification
@@ -30,14 +31,14 @@ class BeitFile:
 
 
 def write_beit(converted: Converted) -> BeitFile:
-    """Return the tensors under the names of microsoft/unilm; ``ValueError`` says what of the model BEiT does not have.
+    """Return the tensors under the names of microsoft/unilm; ``DualfuseError`` says what of the model BEiT does not have.
 
     What serves texts is left out. The type of images goes into class token and patches; where it is zero, as in a
     BEiT that was converted, everything else stays bit for bit.
     """
     model, task = converted.recipe.model, converted.task
     if not isinstance(model, VLMoConfig) or not isinstance(task, ImageClassification):
-        raise ValueError(f"BEiT tells classes of images apart, as a VLMo for them; this is a {type(task).__name__}")
+        raise DualfuseError(f"BEiT tells classes of images apart, as a VLMo for them; this is a {type(task).__name__}")
     _refuse(model)
     ours = task.state_dict()
     made = _without_types(ours) | _tables(ours, model)
@@ -69,7 +70,7 @@ def _refuse(model: VLMoConfig) -> None:
         "images that are not square": model.image_size[0] != model.image_size[1],
     }
     if impossible := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f"the official BEiT has no {', no '.join(impossible)}: this model cannot be written for it")
+        raise DualfuseError(f"the official BEiT has no {', no '.join(impossible)}: this model cannot be written for it")
 
 
 def _without_types(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:

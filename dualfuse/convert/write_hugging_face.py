@@ -14,6 +14,7 @@ from dualfuse.convert.hugging_face import PREFIX, to_hugging_face
 from dualfuse.convert.hugging_face_config import EPSILON
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.write_hugging_face_config import write_config, write_processor
+from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
@@ -41,15 +42,15 @@ class Written:
 
 
 def write_hugging_face(converted: Converted) -> Written:
-    """Return the content of the folder; ``ValueError`` says what of the model transformers does not have."""
+    """Return the content of the folder; ``DualfuseError`` says what of the model transformers does not have."""
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     if not isinstance(model, BridgeTowerConfig) or not isinstance(task, PairsConfig):
-        raise ValueError(
+        raise DualfuseError(
             f"transformers has no {type(model).__name__} for {type(task).__name__}; what it has is BridgeTower, alone "
             "or for contrast, matching and masked words"
         )
     if model.bridge == "none":
-        raise ValueError("transformers has no METER: a BridgeTower without bridges cannot be written for it")
+        raise DualfuseError("transformers has no METER: a BridgeTower without bridges cannot be written for it")
     ours, notes = converted.task.state_dict(), []
     heads = _heads(model, task, notes)
     kept = converted.kept or _no_pooler(ours, notes)

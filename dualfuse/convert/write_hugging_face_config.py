@@ -7,12 +7,13 @@ from typing import Any
 from dualfuse.convert.hugging_face import BRIDGES
 from dualfuse.convert.hugging_face_config import EPSILON, IMAGE, TEXT
 from dualfuse.data.image.transform import Preprocess
+from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers import ImageTowerConfig
 
 
 def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
-    """Return the config.json of a model; ``ValueError`` says what of it transformers cannot do."""
+    """Return the config.json of a model; ``DualfuseError`` says what of it transformers cannot do."""
     _refuse_ours(model)
     return {
         "architectures": [architecture],
@@ -103,4 +104,4 @@ def _refuse_ours(model: BridgeTowerConfig) -> None:
         ),
     }
     if impossible := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f"transformers has no BridgeTower with {'; '.join(impossible)}")
+        raise DualfuseError(f"transformers has no BridgeTower with {'; '.join(impossible)}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from dualfuse.convert.build import Converted
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.vlmo import INDICES, Kind, to_official
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.relative_bias import joint_index
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.base import TaskConfig
@@ -38,11 +39,11 @@ class Checkpoint:
 
 
 def write_official(converted: Converted) -> Checkpoint:
-    """Return the content of the file; ``ValueError`` says what of the model the official code does not have."""
+    """Return the content of the file; ``DualfuseError`` says what of the model the official code does not have."""
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     kind = KINDS.get(type(task))
     if not isinstance(model, VLMoConfig) or kind is None:
-        raise ValueError(
+        raise DualfuseError(
             f"the official layout is written of a VLMo for {', '.join(cfg.__name__ for cfg in KINDS)}; this is a "
             f"{type(model).__name__} for {type(task).__name__}"
         )
@@ -79,7 +80,7 @@ def _refuse(model: VLMoConfig, task: TaskConfig) -> None:
             f"projections to a width of {projection.width}": projection.width not in (0, model.width),
         }
     if impossible := [reason for reason, holds in reasons.items() if holds]:
-        raise ValueError(f"the official VLMo has no {', no '.join(impossible)}: this model cannot be written for it")
+        raise DualfuseError(f"the official VLMo has no {', no '.join(impossible)}: this model cannot be written for it")
 
 
 def _unlearnt(task: PairsConfig) -> tuple[str, ...]:

@@ -7,12 +7,14 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
+
 
 def find_files(source: str | Path, endings: Sequence[str], what: str) -> tuple[Path, ...]:
     """List the files that ``source`` means, sorted by path; at least one.
 
     A file is taken whatever it is called; of a folder, and of what a pattern matches, come the files with one of the
-    ``endings`` (".tar"). Raises ValueError, which says ``what`` was looked for, when there is none.
+    ``endings`` (".tar"). Raises DualfuseError, which says ``what`` was looked for, when there is none.
     """
     path = Path(source).expanduser().absolute()  # a later change of folder must not matter
     if path.is_file():
@@ -25,7 +27,7 @@ def find_files(source: str | Path, endings: Sequence[str], what: str) -> tuple[P
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     names = sorted(entry.name for entry in folder.iterdir())
     listing = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise ValueError(f"no {what} matches {pattern}; {folder} holds {listing or 'nothing'}")
+    raise DualfuseError(f"no {what} matches {pattern}; {folder} holds {listing or 'nothing'}")
 
 
 def labels(paths: Sequence[Path], endings: Sequence[str] = ()) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dualfuse.data.sample import BrokenSample, ChangedFile, Sample
 from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
+from dualfuse.errors import DualfuseError
 
 Example = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
 Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
@@ -90,7 +91,7 @@ class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
         return self.read(replace(sample, source=source), rng)
 
     def __getitem__(self, draw: Draw) -> tuple[Example, tuple[Skipped, ...]]:
-        """Return the row and the skips; ValueError when the next ``PATIENCE`` samples, or all, are broken."""
+        """Return the row and the skips; DualfuseError when the next ``PATIENCE`` samples, or all, are broken."""
         shards = self.sets[draw.source]
         broken: list[BrokenSample] = []
         for ahead in range(min(MAX_CONSECUTIVE_BROKEN, len(shards))):
@@ -102,7 +103,7 @@ class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
                 continue
             replacement = shards.key(number)
             return row, tuple(Skipped(error.key, error.reason, replacement) for error in broken)
-        raise ValueError(
+        raise DualfuseError(
             f"set {draw.source} is broken: none of {len(broken)} samples in a row from {shards.key(draw.index)} can be "
             f"used; the first: {'; '.join(map(str, broken[:3]))}. Repair the set or take it out of the recipe's data"
         )
@@ -124,13 +125,13 @@ def training_batches(
     The micro-batches of a step (0: one of all the rank's rows) follow each other and say its number. The n-th ones of
     all ranks, in rank order, are the n-th part of the global batch of ``order``: the same samples side by side for any
     number of ranks whose micro-batches are as large together. ``workers`` processes read ahead (0: none); they end when
-    the iterator is closed or forgotten. Raises ValueError, at once, for a batch that cannot be divided.
+    the iterator is closed or forgotten. Raises DualfuseError, at once, for a batch that cannot be divided.
     """
     lengths = tuple(len(shards) for shards in reader.sets)
     if order.lengths != lengths:
-        raise ValueError(f"the order is over sets of {order.lengths} samples, the reader has sets of {lengths}")
+        raise DualfuseError(f"the order is over sets of {order.lengths} samples, the reader has sets of {lengths}")
     if not 0 <= rank < world:
-        raise ValueError(f"rank is {rank} of {world}; ranks count from 0")
+        raise DualfuseError(f"rank is {rank} of {world}; ranks count from 0")
     parts = places(order.batch, rank, world, micro_batch)
     chunks = ((step, tuple(draws[place] for place in part)) for step, draws in _steps(order, start) for part in parts)
     return _deliveries(_Worker(reader, collate), chunks, workers)
@@ -139,7 +140,7 @@ def training_batches(
 def places(batch: int, rank: int, world: int, micro_batch: int) -> tuple[range, ...]:
     """Return the places in a global batch that one rank takes, one range per micro-batch.
 
-    Raises ValueError for a batch that cannot be divided.
+    Raises DualfuseError for a batch that cannot be divided.
     """
     local = _divide(batch, by=world, what="processes")
     micro = micro_batch or local
@@ -157,7 +158,7 @@ def evaluation_batches(
     read with depends on its number alone.
     """
     if batch < 1:
-        raise ValueError(f"batch is {batch}; at least 1 row at a time")
+        raise DualfuseError(f"batch is {batch}; at least 1 row at a time")
     starts = range(0, len(shards), batch)
     chunks = ((step, range(first, min(first + batch, len(shards)))) for step, first in enumerate(starts))
     worker = _Worker(_Once(shards, read, exclude_broken), collate)
@@ -216,9 +217,9 @@ def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> 
 
 
 def _divide(batch: int, by: int, what: str) -> int:
-    """Return ``batch`` / ``by``; ValueError if there is a remainder."""
+    """Return ``batch`` / ``by``; DualfuseError if there is a remainder."""
     if by < 1 or batch % by:
-        raise ValueError(f"a batch of {batch} cannot be divided by {by} {what}; choose a divisor of {batch}")
+        raise DualfuseError(f"a batch of {batch} cannot be divided by {by} {what}; choose a divisor of {batch}")
     return batch // by
 
 
@@ -250,7 +251,7 @@ def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], wo
 
 
 def _with_rows(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
-    """Join deliveries without rows to a neighbour; ValueError if there are no rows at all."""
+    """Join deliveries without rows to a neighbour; DualfuseError if there are no rows at all."""
     held: LoadedBatch | None = None
     for loaded_batch in loaded_batches:
         if held is None or (held.batch and loaded_batch.batch):
@@ -261,7 +262,7 @@ def _with_rows(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
             held = LoadedBatch(held.step, held.batch or loaded_batch.batch, held.skipped + loaded_batch.skipped)
     if held is None or not held.batch:
         reasons = "; ".join(f"{skip.key}: {skip.reason}" for skip in (held.skipped if held else ())[:3])
-        raise ValueError(f"nothing to evaluate: all samples are broken; the first: {reasons}")
+        raise DualfuseError(f"nothing to evaluate: all samples are broken; the first: {reasons}")
     yield held
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.data.modest_pickle import check_archive, check_pickle
+from dualfuse.errors import DualfuseError
 
 SHELLS = ("dall_e.", "torch.nn.modules.")
 """Beginnings of the names of classes of which only the attributes are kept."""
@@ -40,11 +41,11 @@ PROTOCOL = 1001  # of torch.save before it wrote archives
 def read_pickled_module(path: Path) -> dict[str, Tensor]:
     """Return parameters and buffers by their dotted names, or the entries of a plain state dict.
 
-    Reads both forms that torch.save has written. Raises ValueError for a file that is neither, that is damaged, or
+    Reads both forms that torch.save has written. Raises DualfuseError for a file that is neither, that is damaged, or
     that asks for anything but tensors and the modules of a network: it is then named, and has not been run.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is no file")
+        raise DualfuseError(f"{path} is no file")
     try:
         if zipfile.is_zipfile(path):
             check_archive(path)
@@ -52,18 +53,18 @@ def read_pickled_module(path: Path) -> dict[str, Tensor]:
             content = _read_archive(file) if zipfile.is_zipfile(file) else _read_stream(file)
         tensors = dict(_named(content, ""))
     except _Refused as error:
-        raise ValueError(
+        raise DualfuseError(
             f"{path} asks for {error}, which is no part of a plain network; it was not opened, as that could run code. "
             "If you trust who made it, open it where it can do no harm and save its state_dict() as safetensors"
         ) from error
     except Exception as error:  # a damaged pickle can raise whatever its instructions lead to
-        raise ValueError(f"{path} is damaged or nothing that torch.save wrote: {error}") from error
+        raise DualfuseError(f"{path} is damaged or nothing that torch.save wrote: {error}") from error
     if not tensors:
-        raise ValueError(f"{path} holds a {type(content).__name__} without tensors; a network is needed")
+        raise DualfuseError(f"{path} holds a {type(content).__name__} without tensors; a network is needed")
     return tensors
 
 
-class _Refused(ValueError):
+class _Refused(DualfuseError):
     """A name that no network needs."""
 
 
@@ -76,7 +77,7 @@ class _Shell:
 
     def __setstate__(self, state: object) -> None:
         if not isinstance(state, dict):
-            raise ValueError(f"a module has the state {type(state).__name__} where attributes are needed")
+            raise DualfuseError(f"a module has the state {type(state).__name__} where attributes are needed")
         self.attributes = state
 
 
@@ -132,7 +133,7 @@ def _read_stream(file: BinaryIO) -> object:
     file.seek(0)
     _, protocol, _ = (_Reader(file).load() for _ in range(3))
     if protocol != PROTOCOL:
-        raise ValueError(f"its protocol is {protocol}")
+        raise DualfuseError(f"its protocol is {protocol}")
     reader = _Reader(file, size=size)
     content = reader.load()
     for key in _Reader(file).load():
@@ -145,7 +146,7 @@ def _read_stream(file: BinaryIO) -> object:
 
 def _room(dtype: torch.dtype, count: int, size: int) -> Tensor:
     if not 0 <= count <= size:
-        raise ValueError(f"it has {size:,} bytes, and speaks of a storage of {count:,} numbers")
+        raise DualfuseError(f"it has {size:,} bytes, and speaks of a storage of {count:,} numbers")
     return torch.zeros(count, dtype=dtype)
 
 

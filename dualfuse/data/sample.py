@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from dualfuse.errors import DualfuseError
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -32,7 +34,7 @@ class ChangedFile(OSError):
     """A file of a set has gone, or is no longer what it was when the set was opened: nothing of the set is right."""
 
 
-class BrokenSample(ValueError):
+class BrokenSample(DualfuseError):
     """A sample that cannot be used: the message says which one and why."""
 
     def __init__(self, key: str, reason: str) -> None:

@@ -11,6 +11,8 @@ from fractions import Fraction
 
 import numpy as np
 
+from dualfuse.errors import DualfuseError
+
 WINDOW = 4  # blocks that are shuffled together: few enough for a page cache, enough to mix neighbours
 EPOCH, MIXTURE, SAMPLE = 1, 2, 3  # what a random stream is for; keeps the streams of one seed apart
 
@@ -38,15 +40,17 @@ class MixtureSampler:
     ) -> None:
         """``lengths`` are the numbers of samples of the sets, ``batch`` is the samples per step over all ranks."""
         if not lengths or min(lengths) < 1:
-            raise ValueError(f"the sets have {lengths} samples; at least one set, and one sample in each, is needed")
+            raise DualfuseError(f"the sets have {lengths} samples; at least one set, and one sample in each, is needed")
         if batch < 1 or seed < 0 or block < 0:
-            raise ValueError(
+            raise DualfuseError(
                 f"batch is {batch}, seed {seed}, block {block}; batch must be 1 or more, the others 0 or more"
             )
         if weights and len(weights) != len(lengths):
-            raise ValueError(f"{len(weights)} weights for {len(lengths)} sets; give one for each set, or none")
+            raise DualfuseError(f"{len(weights)} weights for {len(lengths)} sets; give one for each set, or none")
         if not all(0 < weight < float("inf") for weight in weights):
-            raise ValueError(f"weights are {weights}; each must be a positive number (leave out a set that gets none)")
+            raise DualfuseError(
+                f"weights are {weights}; each must be a positive number (leave out a set that gets none)"
+            )
         self.lengths, self.batch, self.seed = lengths, batch, seed
         self._weights = tuple(map(Fraction, weights))
         self._block = block
@@ -55,7 +59,7 @@ class MixtureSampler:
     def draws(self, step: int) -> tuple[Draw, ...]:
         """Return the samples of one step on all ranks, in order; rank r of W takes the r-th of W equal parts."""
         if step < 0:
-            raise ValueError(f"step is {step}; the first is 0")
+            raise DualfuseError(f"step is {step}; the first is 0")
         source, index = self._mixed(step) if self._weights else self._joined(step)
         return tuple(Draw(s, i, step) for s, i in zip(source.tolist(), index.tolist(), strict=True))
 

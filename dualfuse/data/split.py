@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 
+from dualfuse.errors import DualfuseError
+
 Shares = tuple[tuple[str, float], ...]  # (("val", 0.05), ("test", 0.05)); the rest is train
 
 _SYNONYMS = {
@@ -42,16 +44,16 @@ def split_in_name(stem: str) -> str:
 
 
 def parse_shares(text: str) -> Shares:
-    """Return the shares in ``"val=0.05,test=0.05"``; empty text has none. Raises ``ValueError`` for anything else."""
+    """Return the shares in ``"val=0.05,test=0.05"``; empty text has none. Raises ``DualfuseError`` for anything else."""
     shares = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"([a-z][a-z0-9_]*)\s*=\s*(0?\.\d+)", part)
         if match is None or float(match[2]) == 0:
-            raise ValueError(f"the split {part!r} is not understood; write shares such as val=0.05,test=0.05")
+            raise DualfuseError(f"the split {part!r} is not understood; write shares such as val=0.05,test=0.05")
         shares.append((match[1], float(match[2])))
     names = [name for name, _ in shares]
     if len(set(names)) < len(names) or "train" in names or sum(share for _, share in shares) >= 1:
-        raise ValueError(f"the split {text!r} must name each split once and leave a rest, which becomes train")
+        raise DualfuseError(f"the split {text!r} must name each split once and leave a rest, which becomes train")
     return tuple(shares)
 
 

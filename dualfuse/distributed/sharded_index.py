@@ -9,6 +9,8 @@ import torch
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
+from dualfuse.errors import DualfuseError
+
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
 PARTS = frozenset(
     {
@@ -26,7 +28,7 @@ PARTS = frozenset(
 
 
 class ShardReader(FileSystemReader):
-    """Reads shards; ``ValueError`` for an index that would build something else, which then is not built."""
+    """Reads shards; ``DualfuseError`` for an index that would build something else, which then is not built."""
 
     def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """Return the index."""
@@ -39,7 +41,7 @@ class _Checked(pickle.Unpickler):
     def find_class(self, module_name: str, global_name: str, /) -> object:
         is_dtype = module_name == "torch" and isinstance(getattr(torch, global_name, None), torch.dtype)
         if not is_dtype and (module_name, global_name) not in PARTS:
-            raise ValueError(
+            raise DualfuseError(
                 f"a checkpoint's index names {module_name}.{global_name}, which no index needs: it was not written by "
                 "dualfuse and may be hostile. Nothing of it was run; delete that checkpoint's folder to go on from an "
                 "earlier one"

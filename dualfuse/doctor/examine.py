@@ -23,6 +23,7 @@ from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.doctor.evidence import Evidence, Part
 from dualfuse.doctor.findings import Report
 from dualfuse.doctor.inspect import SampleFindings, examine_sample
+from dualfuse.errors import DualfuseError
 
 TILES = 48  # on the contact sheet
 FLAWED_TILES = 24  # at most so many of them
@@ -37,7 +38,7 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
     ``save_image`` (.png or .jpg) and writes the report beside it as json. Only hashes are kept in memory.
     """
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the sheet {save_image} must be called .png or .jpg")
+        raise DualfuseError(f"the sheet {save_image} must be called .png or .jpg")
     tars = find_tars(path)
     evidence = Evidence()
     for tar in tars:
@@ -61,13 +62,13 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
 
 
 def find_tars(path: Path) -> tuple[Path, ...]:
-    """Return the tars that ``path`` means; raises ``ValueError`` if there are none."""
+    """Return the tars that ``path`` means; raises ``DualfuseError`` if there are none."""
     if path.is_file():
         return (path,)
     found = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
     tars = tuple(sorted(tar for tar in found if tar.suffix == ".tar"))
     if not tars:
-        raise ValueError(f"there are no shards (.tar) at {path}; make some with: dualfuse prepare SOURCE {path}")
+        raise DualfuseError(f"there are no shards (.tar) at {path}; make some with: dualfuse prepare SOURCE {path}")
     return tars
 
 

@@ -16,6 +16,7 @@ import torch
 from dualfuse.data.loader import Example, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
 from dualfuse.progress import track
 from dualfuse.tasks.base import Processor
@@ -54,7 +55,7 @@ def evaluate_answers(task: Classification, processor: Processor, shards: Shards,
     task's vocabulary is no reason to leave a question out: it counts, and its answer is wrong.
     """
     if task.training:
-        raise ValueError("the task is in training mode; call eval() on it before it is judged")
+        raise DualfuseError("the task is in training mode; call eval() on it before it is judged")
     device = next(task.parameters()).device
     loaded_batches = evaluation_batches(
         shards,
@@ -73,7 +74,7 @@ def evaluate_answers(task: Classification, processor: Processor, shards: Shards,
         ):
             names = [task.names[number] for number in numbers]
             answers.append(PredictedAnswer(asked.key, asked.id, names[0], probabilities[0]))
-            if asked.truth:
+            if asked.target:
                 metric.add(asked, names)
                 evaluated += 1
     return AnswerResult(metric.result(), tuple(answers), evaluated, tuple(excluded))
@@ -87,19 +88,19 @@ def write_answers(answers: Sequence[PredictedAnswer], path: Path) -> None:
     """Write answers in the form that the ending of ``path`` says.
 
     ".json": VQA's list of {"question_id", "answer"}, for its server. ".csv": NLVR2's lines IDENTIFIER,ANSWER.
-    ".jsonl": one object a line, with key and probability. ``ValueError`` for another ending, and where a server would
+    ".jsonl": one object a line, with key and probability. ``DualfuseError`` for another ending, and where a server would
     refuse: two answers of one id, or for VQA an id that is no number.
     """
     forms = {".json": _vqa, ".csv": _nlvr2, ".jsonl": _lines}
     if path.suffix not in forms:
-        raise ValueError(f"{path} should end in {', '.join(forms)}: VQA's form, NLVR2's, or all that is known")
+        raise DualfuseError(f"{path} should end in {', '.join(forms)}: VQA's form, NLVR2's, or all that is known")
     forms[path.suffix](answers, path)
 
 
 def _vqa(answers: Sequence[PredictedAnswer], path: Path) -> None:
     _refuse_twice(answers)
     if strange := [answer.id for answer in answers if not isinstance(answer.id, int)]:
-        raise ValueError(
+        raise DualfuseError(
             f'VQA\'s question ids are numbers, not like {strange[0]!r}: samples need an "id" in their json'
         )
     listed = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
@@ -120,6 +121,6 @@ def _lines(answers: Sequence[PredictedAnswer], path: Path) -> None:
 def _refuse_twice(answers: Sequence[PredictedAnswer]) -> None:
     twice = [name for name, count in Counter(answer.id for answer in answers).items() if count > 1]
     if twice:
-        raise ValueError(
+        raise DualfuseError(
             f"{len(twice)} questions are answered more than once, such as {twice[0]!r}; look at the shards"
         )

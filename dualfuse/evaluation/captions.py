@@ -17,6 +17,7 @@ from torch import Tensor
 from dualfuse.data.loader import Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
 from dualfuse.metrics.captions import caption_metrics
 from dualfuse.progress import track
@@ -99,16 +100,16 @@ def save_captions(captions: Sequence[PredictedCaption], path: Path) -> None:
     """Write captions in the form that the ending of ``path`` says.
 
     ".json": COCO's list of {"image_id", "caption"}, for its server. ".jsonl": one object a line, with key and
-    probability. ``ValueError`` for another ending, and for two captions of one image where a server would refuse.
+    probability. ``DualfuseError`` for another ending, and for two captions of one image where a server would refuse.
     """
     if path.suffix == ".jsonl":
         lines = (json.dumps(vars(caption), ensure_ascii=False) for caption in captions)
         path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         return
     if path.suffix != ".json":
-        raise ValueError(f"{path} should end in .json, COCO's form, or .jsonl, all that is known")
+        raise DualfuseError(f"{path} should end in .json, COCO's form, or .jsonl, all that is known")
     twice = [name for name, count in Counter(caption.image_id for caption in captions).items() if count > 1]
     if twice:
-        raise ValueError(f"{len(twice)} images have more than one caption, such as {twice[0]!r}; look at the shards")
+        raise DualfuseError(f"{len(twice)} images have more than one caption, such as {twice[0]!r}; look at the shards")
     listed = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
     path.write_text(json.dumps(listed, ensure_ascii=False) + "\n", encoding="utf-8")

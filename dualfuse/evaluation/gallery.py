@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.errors import DualfuseError
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task
 
@@ -42,7 +43,7 @@ class Retriever(Protocol):
         ...
 
     def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the log-odds (B,) that image and text belong together; ``ValueError`` if that was not trained."""
+        """Return the log-odds (B,) that image and text belong together; ``DualfuseError`` if that was not trained."""
         ...
 
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
@@ -56,10 +57,10 @@ def can_retrieve(task: Task) -> bool:
 
 
 def retriever(task: Task) -> Retriever:
-    """Return the task itself if it can search and re-rank; else ``ValueError``."""
+    """Return the task itself if it can search and re-rank; else ``DualfuseError``."""
     missing = [name for name in RETRIEVER if not hasattr(task, name)]
     if missing:
-        raise ValueError(
+        raise DualfuseError(
             f"a model trained for {type(task).__name__} cannot search: it has no {', '.join(missing)}; "
             "give the folder of one trained on pairs of images and texts"
         )

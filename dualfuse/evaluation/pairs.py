@@ -13,6 +13,7 @@ from torch import Tensor
 from dualfuse.data.loader import evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Gallery, TextBatch
 from dualfuse.evaluation.retrieval import GalleryReader, Plan
 from dualfuse.losses.itc import sample_negatives
@@ -36,7 +37,7 @@ def evaluate_pairs(task: Pairs, processor: Processor, shards: Shards, plan: Plan
     Without contrast no image is known to be similar: "itm/hard_negative" and what follows from it are left out.
 
     Captions and masks are drawn the same way every time. Memory grows with the number of images, never with its
-    square. Raises ``ValueError`` when no two images differ.
+    square. Raises ``DualfuseError`` when no two images differ.
     """
     reading = _Reading(task, processor, shards, plan)
     seen = _look(task, reading)
@@ -138,7 +139,7 @@ def _none(image: Tokens) -> Tensor:
 def _matching(task: Pairs, reading: _Reading, seen: _Seen) -> dict[str, float]:
     random, hard, has_negative = _negative_images(seen)
     if not has_negative.any():
-        raise ValueError(f"{len(seen.image)} pairs show one image or carry one text; matching needs two that differ")
+        raise DualfuseError(f"{len(seen.image)} pairs show one image or carry one text; matching needs two that differ")
     candidates = torch.stack([torch.arange(len(hard), device=hard.device), random, hard], dim=1)
     gallery = GalleryReader(task, Gallery(reading.processor), reading.shards, reading.plan)
     no_queries = torch.zeros(len(hard), 0, dtype=torch.long)

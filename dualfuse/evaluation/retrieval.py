@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dualfuse.data.loader import LoadedBatch, Skipped, evaluation_batches
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Gallery, Retriever, TextBatch
 from dualfuse.metrics.recall import nearest, ranks, recall, reranked_ranks
 from dualfuse.progress import track
@@ -46,7 +47,7 @@ class RetrievalResult:
 def evaluate_retrieval(task: Retriever, processor: Processor, shards: Shards, plan: Plan) -> RetrievalResult:
     """Evaluate a task in evaluation mode on every image of ``shards`` with all its texts.
 
-    ``ValueError`` if the task did not learn contrast: there is nothing to search with.
+    ``DualfuseError`` if the task did not learn contrast: there is nothing to search with.
     ``plan.rerank`` is for tasks that trained matching; others are judged without.
     Memory grows with the number of images plus the number of texts, never with their product.
     """
@@ -77,9 +78,9 @@ class GalleryReader:
     plan: Plan
 
     def __post_init__(self) -> None:
-        """Nothing is excluded yet; ``ValueError`` for a model that is training, whose answers are drawn."""
+        """Nothing is excluded yet; ``DualfuseError`` for a model that is training, whose answers are drawn."""
         if self.task.model.training:
-            raise ValueError("the model is in training mode; call eval() on the task before it is judged")
+            raise DualfuseError("the model is in training mode; call eval() on the task before it is judged")
         self.excluded: list[Skipped] = []
         self.device = next(self.task.model.parameters()).device
 

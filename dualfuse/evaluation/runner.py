@@ -13,6 +13,7 @@ import torch
 from dualfuse.data.loader import Example, LoadedBatch, Samples, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.answers import PredictedAnswer, evaluate_answers, write_answers
 from dualfuse.evaluation.captions import PredictedCaption, evaluate_captions, save_captions
 from dualfuse.evaluation.fused_retrieval import evaluate_fused_retrieval
@@ -119,12 +120,14 @@ def evaluate_all(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
 
 
 def check_outputs(task: Task, *, answers: Path | None, save_image: Path | None) -> None:
-    """Raise ``ValueError``, before anything is judged, for what such a model does not give."""
+    """Raise ``DualfuseError``, before anything is judged, for what such a model does not give."""
     kind = type(task).__name__
     if answers and not isinstance(task, Classification | Captioning):
-        raise ValueError(f"--answers {answers}: a {kind} model answers no questions and writes nothing; leave it out")
+        raise DualfuseError(
+            f"--answers {answers}: a {kind} model answers no questions and writes nothing; leave it out"
+        )
     if save_image and not isinstance(task, VQTokenizer | Segmentation):
-        raise ValueError(
+        raise DualfuseError(
             f"--save-image {save_image}: it shows what a tokenizer makes of images, or which class their pixels are of; "
             f"this is a {kind} model"
         )

@@ -16,6 +16,7 @@ from torch import Tensor
 from dualfuse.data.loader import Example, LoadedBatch, Skipped, evaluation_batches
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
 from dualfuse.metrics.mean_iou import ConfusionMatrix
 from dualfuse.progress import track
@@ -46,7 +47,7 @@ def evaluate_segmentation(task: Segmentation, processor: Processor, shards: Shar
     that fits raises ``BrokenSample``, or is left out and reported with ``plan.exclude_broken``.
     """
     if task.training:
-        raise ValueError("the task is in training mode; call eval() on it before it is judged")
+        raise DualfuseError("the task is in training mode; call eval() on it before it is judged")
     confusion, excluded, images = ConfusionMatrix(len(task.names)), list[Skipped](), 0
     for loaded_batch in track(_one_by_one(task, processor, shards, plan), total=len(shards), what="images"):
         excluded += loaded_batch.skipped

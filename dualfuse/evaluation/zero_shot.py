@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.progress import track
 from dualfuse.tasks.finetune.zero_shot import PLAIN, ZeroShot, class_names, read_templates, zero_shot
@@ -27,10 +28,10 @@ NO_NAMES = ZeroShotClasses()
 
 
 def with_zero_shot(model: LoadedModel, wish: ZeroShotClasses) -> LoadedModel:
-    """Return the model as the wish has it; ``ValueError`` for templates without names."""
+    """Return the model as the wish has it; ``DualfuseError`` for templates without names."""
     if not wish.names:
         if wish.templates:
-            raise ValueError(f"--templates {wish.templates} are sentences about names; give --zero-shot NAMES, too")
+            raise DualfuseError(f"--templates {wish.templates} are sentences about names; give --zero-shot NAMES, too")
         return model
     return zero_shot_model(model, class_names(wish.names), read_templates(wish.templates))
 
@@ -38,7 +39,7 @@ def with_zero_shot(model: LoadedModel, wish: ZeroShotClasses) -> LoadedModel:
 def zero_shot_model(model: LoadedModel, names: Sequence[str], templates: Sequence[str] = PLAIN) -> LoadedModel:
     """Return the model with a task that answers with one of ``names``, to be judged or asked as any that answers.
 
-    Each name is put in the place of the {} of every template. ``ValueError`` for a model that trained no contrast.
+    Each name is put in the place of the {} of every template. ``DualfuseError`` for a model that trained no contrast.
     """
     groups = [names[start : start + AT_ONCE] for start in range(0, len(names), AT_ONCE)]
     embeddings = [

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from dualfuse.errors import DualfuseError
+
 Recorded = Mapping[nn.Module, Sequence[Tensor]]
 """The probabilities (B, H, R, N) of each attention module, one for each time that it ran."""
 
@@ -58,10 +60,10 @@ def attention_weights(
 ) -> tuple[Tensor, Tensor]:
     """Return the probabilities (B, H, R, N), and ``value`` as it came; the parameters are those of torch's kernel.
 
-    ``ValueError`` for a model in training mode, whose attention is dropped by chance.
+    ``DualfuseError`` for a model in training mode, whose attention is dropped by chance.
     """
     if dropout_p:
-        raise ValueError("the model is in training mode; call eval() on it before its attention is looked at")
+        raise DualfuseError("the model is in training mode; call eval() on it before its attention is looked at")
     scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
     if attn_mask is not None:
         unseen = attn_mask.dtype == torch.bool

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from dualfuse import distributed as dist
 from dualfuse.convert.load import load
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.zero_shot import NO_NAMES, ZeroShotClasses, with_zero_shot
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.predict import at_least_one, predict
@@ -37,13 +38,13 @@ def predict_command(
     """
     at_least_one(top)
     if table and (image or text):
-        raise ValueError(f"the table {table} has its own images and texts; give it alone, or --image and --text")
+        raise DualfuseError(f"the table {table} has its own images and texts; give it alone, or --image and --text")
     if out and not table:
-        raise ValueError(f"{out} is for the answers about a table; give --table, or leave out --out")
+        raise DualfuseError(f"{out} is for the answers about a table; give --table, or leave out --out")
     if table and not table.is_file():
-        raise ValueError(f"there is no table {table}; give a csv, tsv, json, jsonl or parquet file")
+        raise DualfuseError(f"there is no table {table}; give a csv, tsv, json, jsonl or parquet file")
     if table and out and out.resolve() == table.resolve():
-        raise ValueError(f"{out} would replace the table itself; give another file")
+        raise DualfuseError(f"{out} would replace the table itself; give another file")
     loaded = with_zero_shot(load(model, device=dist.device()), names)
     if table:
         _answer_table(loaded, table, out, top=top, batch=batch)

@@ -14,6 +14,7 @@ from torch import Tensor
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Retriever
 from dualfuse.search.collection import Collection
 
@@ -46,7 +47,7 @@ def embed(
 ) -> Iterator[EmbeddedImages]:
     """Return the vectors of the images ``numbers``, ``batch`` images at a time, read by ``workers`` threads.
 
-    With 0 ``workers`` there is one for each processor. Raises ``ValueError`` if the model gives something else than
+    With 0 ``workers`` there is one for each processor. Raises ``DualfuseError`` if the model gives something else than
     numbers.
     """
     for chunk in pixels(transform, collection, numbers, batch=batch, workers=workers):
@@ -72,7 +73,7 @@ def embed_images(task: Retriever, images: Tensor) -> Tensor:
     device = next(task.model.parameters()).device
     embeddings = task.image_features(task.model.embed_image(images.to(device))).float().cpu()
     if not embeddings.isfinite().all():
-        raise ValueError("the model gives vectors that are no numbers (NaN or infinite); did its training diverge?")
+        raise DualfuseError("the model gives vectors that are no numbers (NaN or infinite); did its training diverge?")
     return embeddings
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dualfuse.data.image.transform import to_pixels
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform, whole_words
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.attention_maps import Recorded, record_attention
 from dualfuse.inference.fill_mask import MASK
@@ -48,10 +49,10 @@ def explain(
 
     "rollout" (Abnar and Zuidema 2020) follows attention through all layers, whatever the model answers; "gradient"
     (Chefer, Gur and Wolf 2021) weighs it with how much it speaks for the answer, or for a match. Neither proves what
-    an answer depends on. ``ValueError`` for a model that fuses no image with a text, or whose layers are not known.
+    an answer depends on. ``DualfuseError`` for a model that fuses no image with a text, or whose layers are not known.
     """
     if MASK.search(text):
-        raise ValueError(f"{text!r} has a mask; explain takes a whole text, with the words that you want to see")
+        raise DualfuseError(f"{text!r} has a mask; explain takes a whole text, with the words that you want to see")
     head_of(model).read(sample := read_inputs(image, text))  # refuses what predict refuses
     task, processor = model.task, model.processor
     device = next(task.parameters()).device
@@ -89,7 +90,7 @@ def _answer(task: Task, fused: Sequence[Fused]) -> tuple[str, Tensor]:
         case Pairs() if task.can_match:
             no, yes = task.itm_head(fused[0].pooled)[0]
             return f"match {100 * torch.sigmoid(yes - no).item():.1f} %", yes - no
-    raise ValueError(
+    raise DualfuseError(
         f"this {type(task).__name__} model answers nothing about an image and a text that saw each other; give one "
         "trained for questions, labels or matching"
     )

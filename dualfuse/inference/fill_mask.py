@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer, pad_arrays
+from dualfuse.errors import DualfuseError
 from dualfuse.inference.prediction import Prediction, ScoredAnswer
 
 MASK = re.compile(r"\s*(?:\[MASK\]|<mask>)", re.IGNORECASE)
@@ -28,7 +29,7 @@ class MaskedQuery:
 
 
 def read_masked(text: str, by: TextTransform) -> MaskedQuery:
-    """Return a text in which every [MASK] or <mask> is one mask token; ``ValueError`` if a mask would be cut off."""
+    """Return a text in which every [MASK] or <mask> is one mask token; ``DualfuseError`` if a mask would be cut off."""
     loaded = load_tokenizer(by.tokenizer)
     ids: list[int] = []
     for number, part in enumerate(MASK.split(text)):
@@ -36,7 +37,7 @@ def read_masked(text: str, by: TextTransform) -> MaskedQuery:
     masks = np.flatnonzero(np.array(ids, dtype=np.int64) == loaded.mask_id)
     kept = by.length - 2
     if len(masks) and masks[-1] >= kept:
-        raise ValueError(
+        raise DualfuseError(
             f"a mask is token {masks[-1] + 1} of the text, and this model reads {kept}; shorten the text before it"
         )
     return MaskedQuery(np.array((loaded.start, *ids[:kept], loaded.end), dtype=np.int64), 1 + masks, len(ids) > kept)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from dualfuse.data.loader import Example
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.fill_mask import MaskedQuery, MaskedQueryBatch, fill_masks, read_masked
 from dualfuse.inference.prediction import Prediction, ScoredAnswer
@@ -28,7 +29,7 @@ class Head(Protocol):
     """Reads what is asked, in any thread, and answers many at once."""
 
     def read(self, sample: Sample) -> Any:  # Any: each head has its own
-        """Turn image and text into a row; ``ValueError`` says why this head cannot answer them."""
+        """Turn image and text into a row; ``DualfuseError`` says why this head cannot answer them."""
         ...
 
     def answer(self, rows: Sequence[Any], top: int) -> list[Prediction]:  # Any: what read gives
@@ -37,7 +38,7 @@ class Head(Protocol):
 
 
 def head_of(model: LoadedModel) -> Head:
-    """Return what asks the head of a model; ``ValueError`` for one that answers nothing."""
+    """Return what asks the head of a model; ``DualfuseError`` for one that answers nothing."""
     match model.task:
         case Classification() as task:
             return Answers(task, model.processor)
@@ -48,11 +49,11 @@ def head_of(model: LoadedModel) -> Head:
         case Captioning() as task:
             return Captions(task, model.processor)
     if isinstance(model.task, Segmentation):
-        raise ValueError(
+        raise DualfuseError(
             "this model names the class of every pixel, which is no line of text: dualfuse evaluate MODEL SHARDS "
             "--save-image maps.png draws it beside the first images of SHARDS"
         )
-    raise ValueError(
+    raise DualfuseError(
         f"a {type(model.task).__name__} model answers nothing about an image and a text; give one trained for "
         "questions, labels (entailment, NLVR2), pairs, masked words, or captions"
     )
@@ -73,7 +74,7 @@ class Answers:
         row = self.task.cfg.read_question(sample, self.processor, np.random.default_rng(0))
         _refuse_more(sample, len(row["images"]) if "images" in row else 1)
         if sample.texts and "ids" not in row:
-            raise ValueError("this model looks at the image alone; leave out the text")
+            raise DualfuseError("this model looks at the image alone; leave out the text")
         return row
 
     @torch.inference_mode()
@@ -111,9 +112,9 @@ class PairAnswers:
         _refuse_more(sample, 1)
         text = read_masked(text_of(sample), self.processor.text)
         if len(text.places) and not self.task.cfg.mlm_weight:
-            raise ValueError("this model was trained without masked words; give a text without a mask")
+            raise DualfuseError("this model was trained without masked words; give a text without a mask")
         if not (len(text.places) or self.task.can_match or self.task.can_search):
-            raise ValueError("this model only fills in words: put [MASK] where one is hidden")
+            raise DualfuseError("this model only fills in words: put [MASK] where one is hidden")
         return PairRow(self.processor.image(sample.image, np.random.default_rng(0)), text)
 
     @torch.inference_mode()
@@ -164,10 +165,10 @@ class Words:
     def read(self, sample: Sample) -> MaskedQuery:
         """Read a text with masks."""
         if sample.image:
-            raise ValueError("this model trained from text alone and looks at no image; leave it out")
+            raise DualfuseError("this model trained from text alone and looks at no image; leave it out")
         text = read_masked(text_of(sample), self.processor.text)
         if not len(text.places):
-            raise ValueError("this model only fills in words: put [MASK] where one is hidden")
+            raise DualfuseError("this model only fills in words: put [MASK] where one is hidden")
         return text
 
     @torch.inference_mode()
@@ -190,7 +191,7 @@ class Captions:
         _refuse_no_image(sample)
         _refuse_more(sample, 1)
         if sample.texts:
-            raise ValueError("this model writes captions and reads none; leave out the text")
+            raise DualfuseError("this model writes captions and reads none; leave out the text")
         return self.processor.image(sample.image, np.random.default_rng(0))
 
     def answer(self, rows: Sequence[Tensor], top: int) -> list[Prediction]:
@@ -203,18 +204,18 @@ class Captions:
 
 
 def text_of(sample: Sample) -> str:
-    """Return the text; ``ValueError`` if there is none."""
+    """Return the text; ``DualfuseError`` if there is none."""
     if not sample.texts:
-        raise ValueError("there is no text; give a question, a sentence, or one with [MASK]")
+        raise DualfuseError("there is no text; give a question, a sentence, or one with [MASK]")
     return sample.texts[0]
 
 
 def _refuse_no_image(sample: Sample) -> None:
     if not sample.image:
-        raise ValueError("there is no image; this model looks at one")
+        raise DualfuseError("there is no image; this model looks at one")
 
 
 def _refuse_more(sample: Sample, wanted: int) -> None:
     given = 1 + len(sample.other_images)
     if given > wanted:
-        raise ValueError(f"{given} images are given, and this model looks at {wanted}")
+        raise DualfuseError(f"{given} images are given, and this model looks at {wanted}")

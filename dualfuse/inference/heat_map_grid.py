@@ -13,6 +13,7 @@ from torch import Tensor
 from dualfuse import distributed as dist
 from dualfuse.convert.load import load
 from dualfuse.data.image.image_grid import Tile, image_grid
+from dualfuse.errors import DualfuseError
 from dualfuse.inference.explain import Explanation, Method, explain
 
 COLUMNS, CELL = 6, 192
@@ -33,7 +34,7 @@ def explain_command(
     The device is the GPU if there is one.
     """
     if save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the sheet {save_image} must be called .png or .jpg")
+        raise DualfuseError(f"the sheet {save_image} must be called .png or .jpg")
     loaded = load(model, device=dist.device())
     explanations = explain(loaded, tuple(image), text, method=method)
     save_image.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.heads import head_of
 from dualfuse.inference.prediction import Prediction
@@ -21,7 +22,7 @@ def predict(
 
     A model trained for questions or labels gives the ``top`` answers; two images go to one that compares them
     (NLVR2). One trained on pairs says whether image and text belong together or, of a text with [MASK] or <mask>,
-    which tokens stand there; one trained on text alone does that without an image. ``ValueError`` says what this
+    which tokens stand there; one trained on text alone does that without an image. ``DualfuseError`` says what this
     model cannot be asked, ``OSError`` which file cannot be read.
     """
     head = head_of(model)
@@ -36,9 +37,9 @@ def read_inputs(image: Picture | Sequence[Picture] | None, text: str) -> Sample:
 
 
 def at_least_one(top: int) -> int:
-    """Return ``top``; ``ValueError`` for nothing to show."""
+    """Return ``top``; ``DualfuseError`` for nothing to show."""
     if top < 1:
-        raise ValueError(f"top is {top}; give the number of answers to show, 1 or more")
+        raise DualfuseError(f"top is {top}; give the number of answers to show, 1 or more")
     return top
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.bridgetower import IMAGE, TEXT, BridgeTower
 from dualfuse.models.vlmo import VLMo
@@ -45,7 +46,7 @@ def sums(held: Tensor, taken: Tensor) -> Tensor:
 
 
 def attention_flow(model: VisionLanguageModel, seen: Seen, start: Relevance, mix: Mix) -> Relevance:
-    """Follow the maps that ``seen`` gives through all layers; ``ValueError`` for a model whose layers are not known.
+    """Follow the maps that ``seen`` gives through all layers; ``DualfuseError`` for a model whose layers are not known.
 
     Images and words are one sequence of tokens: where a word's query meets patches it takes what they hold. (Chefer
     et al. normalise what cross-attention takes; here both kinds of model follow one rule.)
@@ -55,7 +56,7 @@ def attention_flow(model: VisionLanguageModel, seen: Seen, start: Relevance, mix
             return _vlmo(model, seen, start, mix)
         case BridgeTower():
             return _bridgetower(model, seen, start, mix)
-    raise ValueError(f"the layers of a {type(model).__name__} are not known here; give a VLMo, BridgeTower or METER")
+    raise DualfuseError(f"the layers of a {type(model).__name__} are not known here; give a VLMo, BridgeTower or METER")
 
 
 def _vlmo(model: VLMo, seen: Seen, flow: Relevance, mix: Mix) -> Relevance:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.heads import Head, head_of
 from dualfuse.inference.prediction import Prediction
@@ -62,7 +63,7 @@ def predict_table(
 
     Columns are found by their usual names, such as "image" and "text" or "question"; a second image is in
     "image_2". Images are named relative to the table, or parquet holds them as bytes, and are read by ``workers``
-    threads (0: one per processor). Raises ``ValueError`` if there is no row, or no such column; a row that cannot be
+    threads (0: one per processor). Raises ``DualfuseError`` if there is no row, or no such column; a row that cannot be
     used gives a ``problem``.
     """
     head, read = head_of(model), _reader(table)
@@ -88,7 +89,7 @@ def followed(answers: Iterable[TablePrediction], table: Path) -> Iterator[TableP
 def writer(path: Path) -> Iterator[Callable[[TablePrediction], None]]:
     """Return what writes answers to ``path``, .jsonl or .csv; the file is there when all are written."""
     if path.suffix not in (".jsonl", ".csv"):
-        raise ValueError(f"{path} should end in .jsonl, for all answers of each row, or .csv, for the likeliest")
+        raise DualfuseError(f"{path} should end in .jsonl, for all answers of each row, or .csv, for the likeliest")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial_path = path.with_name(path.name + ".partial")
     with partial_path.open("w", encoding="utf-8", newline="") as file:
@@ -108,12 +109,14 @@ def _reader(table: Path) -> Callable[[TableRow], Question]:
     """Return what turns a row into what it asks; columns are those of the first row that can be read."""
     first = next((row for row in read_rows(table) if row is not None), None)
     if first is None:
-        raise ValueError(f"{table} holds no row that can be read; a table has a line of column names and lines below")
+        raise DualfuseError(
+            f"{table} holds no row that can be read; a table has a line of column names and lines below"
+        )
     plain = {name.strip().lower(): name for name in first}
     texts = [plain[name] for name in ("question", *TEXT_COLUMNS) if name in plain]
     images = [plain[name] for name in IMAGE_COLUMNS if name in plain][:1]
     if not (texts or images):
-        raise ValueError(f"{table} has no column called image, text or question; it has {', '.join(first)}")
+        raise DualfuseError(f"{table} has no column called image, text or question; it has {', '.join(first)}")
     images += [plain[SECOND]] if SECOND in plain else []
     return partial(_question, ImageFinder(table.parent), "".join(texts[:1]), tuple(images), plain.get("id", ""))
 
@@ -138,10 +141,10 @@ def _image(cell: object, find: ImageFinder) -> bytes:
         case {"bytes": bytes(data)}:  # how Hugging Face data sets store images
             return data
         case str() if cell.lower().startswith(("http://", "https://")):
-            raise ValueError("it names its image by URL, and dualfuse downloads none")
+            raise DualfuseError("it names its image by URL, and dualfuse downloads none")
         case str():
             return find(cell.strip()).read()
-    raise ValueError(f"its image is a {type(cell).__name__}; the path of one is needed")
+    raise DualfuseError(f"its image is a {type(cell).__name__}; the path of one is needed")
 
 
 def _read(head: Head, read: Callable[[TableRow], Question], numbered: tuple[int, TableRow | None]):

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
+
 
 @dataclass(frozen=True)
 class LayerKVCache:
@@ -37,7 +39,7 @@ class SelfAttention(nn.Module):
         """``width`` D is split over ``heads`` H."""
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} cannot be split over {heads} heads; choose a multiple of {heads}")
+            raise DualfuseError(f"width {width} cannot be split over {heads} heads; choose a multiple of {heads}")
         self.heads = heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width))

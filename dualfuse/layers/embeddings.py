@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
+
 Stem = Literal["linear", "convolution"]
 
 
@@ -37,7 +39,7 @@ class PatchEmbedding(nn.Module):
         """Turn (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches, of which some may be ``hidden``."""
         height, width = images.shape[-2:]
         if height % self.patch or width % self.patch:
-            raise ValueError(
+            raise DualfuseError(
                 f"images of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
                 f"resize them to multiples of {self.patch}"
             )
@@ -56,7 +58,7 @@ class PatchEmbedding(nn.Module):
 def _pixels(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Return (B, 1, H, W), True at the pixels of the patches where ``mask`` (B, P) is True."""
     if mask.shape[1] != grid[0] * grid[1]:
-        raise ValueError(
+        raise DualfuseError(
             f"{mask.shape[1]} patches can be hidden, but the images have {grid[0]} x {grid[1]}; give the task the "
             f"model's patch, {patch}"
         )
@@ -67,7 +69,7 @@ def convolutions(width: int, patch: int) -> nn.Module:
     """Stride-2 convolutions down to one vector per patch: learns quicker from few images than one matrix."""
     steps = patch.bit_length() - 1
     if 2**steps != patch:
-        raise ValueError(f"a convolutional stem halves the image step by step: patch {patch} is no power of two")
+        raise DualfuseError(f"a convolutional stem halves the image step by step: patch {patch} is no power of two")
     channels = [3, *(max(16, width >> (steps - 1 - step)) for step in range(steps))]
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -102,7 +104,7 @@ class TextEmbedding(nn.Module):
         embedded = self.word(ids) + self.token_type.weight[0]
         if self.position is not None:
             if ids.shape[1] > self.position.num_embeddings:
-                raise ValueError(
+                raise DualfuseError(
                     f"a text of {ids.shape[1]} tokens is longer than the {self.position.num_embeddings} positions "
                     "of the model; cut it or set text_length of the model higher"
                 )

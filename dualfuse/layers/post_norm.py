@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import attend, gather_positions
 
 
@@ -15,7 +16,7 @@ class Attention(nn.Module):
         """``width`` D is split over ``heads``; ``dropout`` is that of attention weights."""
         super().__init__()
         if width % heads:
-            raise ValueError(f"width {width} cannot be split over {heads} heads; choose a multiple of {heads}")
+            raise DualfuseError(f"width {width} cannot be split over {heads} heads; choose a multiple of {heads}")
         self.heads, self.dropout = heads, dropout
         self.query, self.key, self.value, self.projection = (nn.Linear(width, width) for _ in range(4))
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
+
 Grid = tuple[int, int]
 """Height and width of an image in patches."""
 
@@ -32,7 +34,7 @@ class RelativeBias(nn.Module):
         An image of another grid than the window reads a table resized on the fly, with gradient.
         """
         if text > self.text:
-            raise ValueError(f"a text of {text} tokens is longer than the {self.text} the position bias knows")
+            raise DualfuseError(f"a text of {text} tokens is longer than the {self.text} the position bias knows")
         table = self.table if not grid or grid == self.window else resize_table(self.table, self.window, grid)
         index = joint_index(text, grid, grid or self.window, self.text).to(table.device)
         bias = F.embedding(index, table)  # (N, N, L * H); its backward is quicker than that of indexing

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.batch_norm import BatchNorm
 
 SCALES = (1, 2, 3, 6)
@@ -34,7 +35,7 @@ class FourStrides(nn.Module):
         """Turn four (B, D, h, w) into (B, D, 4h, 4w), (B, D, 2h, 2w), (B, D, h, w) and (B, D, h/2, w/2)."""
         first, second, third, fourth = maps
         if min(third.shape[-2:]) < 2:
-            raise ValueError(
+            raise DualfuseError(
                 f"an image of {third.shape[-2]} x {third.shape[-1]} patches is too small; 2 x 2 are needed"
             )
         return self.finest(first), self.fine(second), third, self.coarse(fourth)

@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 
+from dualfuse.errors import DualfuseError
+
 Words = Sequence[str]
 LONGEST = 4  # words of an n-gram
 SMALL, TINY = 1e-9, 1e-15  # what COCO's BLEU adds to counts below and above the line
@@ -41,10 +43,10 @@ def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]
     """Compare each caption with those that people gave its image; nothing for no captions.
 
     "BLEU-1" to "BLEU-4" and "CIDEr-D" (whose scale ends at 10) speak of all captions together, "ROUGE-L" is their mean,
-    "exact" the share whose words are those of a reference. ``ValueError`` where a caption has no reference.
+    "exact" the share whose words are those of a reference. ``DualfuseError`` where a caption has no reference.
     """
     if len(captions) != len(references) or not all(references):
-        raise ValueError(
+        raise DualfuseError(
             f"{len(captions)} captions cannot be compared with references for {sum(map(bool, references))}"
         )
     if not captions:

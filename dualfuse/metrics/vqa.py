@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.accuracy import Question
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -84,11 +85,13 @@ def vocabulary(most_common: Iterable[str], at_least: int = COMMON) -> tuple[str,
 
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
-    """Return the answers in a text file, one a line; ``ValueError`` if there are none or two are the same."""
+    """Return the answers in a text file, one a line; ``DualfuseError`` if there are none or two are the same."""
     answers = tuple(line for line in path.read_text(encoding="utf-8").splitlines() if line)
     if not answers or len(set(answers)) < len(answers):
         twice = [answer for answer, count in Counter(answers).items() if count > 1]
-        raise ValueError(f"{path} should hold different answers, one a line; it holds {len(answers)}, twice: {twice}")
+        raise DualfuseError(
+            f"{path} should hold different answers, one a line; it holds {len(answers)}, twice: {twice}"
+        )
     return answers
 
 

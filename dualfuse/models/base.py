@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import LayerKVCache, gather_positions
 from dualfuse.layers.embeddings import MaskedPatches
 
@@ -59,7 +60,7 @@ class Tokens:
     def join(parts: Sequence[Tokens]) -> Tokens:
         """Put batches of one modality, length and grid under each other."""
         if len({part.grid for part in parts}) > 1:
-            raise ValueError(f"images of {sorted({part.grid for part in parts})} patches cannot be one batch")
+            raise DualfuseError(f"images of {sorted({part.grid for part in parts})} patches cannot be one batch")
         states = tuple(torch.cat(layer) for layer in zip(*(part.states for part in parts), strict=True))
         return Tokens(parts[0].modality, states, torch.cat([part.mask for part in parts]), parts[0].grid)
 
@@ -147,7 +148,7 @@ class VisionLanguageModel(nn.Module, ABC):
         only those and what ``pooled`` needs. R may be 0. Without ``positions`` every state is computed.
 
         ``sees`` (T + P, T + P) is True where a token, the text's first and the image's after them, may see another;
-        padding is never seen. Without it all see each other. ``ValueError`` if this model cannot (``can_generate``).
+        padding is never seen. Without it all see each other. ``DualfuseError`` if this model cannot (``can_generate``).
         """
 
     @abstractmethod
@@ -174,7 +175,7 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return maps (B, D, h, w) of the states of patches after some layers, counted from 1, for images alone."""
-        raise ValueError(f"{type(self).__name__} gives no states of patches after its layers; take a VLMo")
+        raise DualfuseError(f"{type(self).__name__} gives no states of patches after its layers; take a VLMo")
 
     def itc_features(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Return the vectors that the contrastive objective compares, one per view, the plain one first."""
@@ -187,15 +188,15 @@ class VisionLanguageModel(nn.Module, ABC):
 
     def embed_masked_image(self, images: Tensor, hidden: MaskedPatches) -> Tokens:
         """Return images (B, 3, H, W) as :meth:`embed_image` does, some of their patches hidden."""
-        raise ValueError(_learns_no_modality_alone(self))
+        raise DualfuseError(_learns_no_modality_alone(self))
 
     def token_states(self, tokens: Tokens, positions: Tensor) -> Tensor:
         """Return the final states (B, R, width) of the positions ``positions`` (B, R) of one modality alone."""
-        raise ValueError(_learns_no_modality_alone(self))
+        raise DualfuseError(_learns_no_modality_alone(self))
 
     def prefill(self, image: Tokens, longest: int) -> KVCache:
         """Run images, which see themselves alone, for texts of up to ``longest`` tokens about them."""
-        raise ValueError(cannot_generate(self))
+        raise DualfuseError(cannot_generate(self))
 
     def decode_step(self, past: KVCache, text: Tokens) -> tuple[Tensor, KVCache]:
         """Return the final state (R, D) of the last token of each text, and the past with all tokens before it.
@@ -203,7 +204,7 @@ class VisionLanguageModel(nn.Module, ABC):
         Every token sees its image, earlier tokens and itself. ``text`` (R, t) are all tokens so far, without
         padding; those in the ``past`` are not computed again, and the last is not kept.
         """
-        raise ValueError(cannot_generate(self))
+        raise DualfuseError(cannot_generate(self))
 
 
 def seq2seq_attention_mask(words: int, patches: int, device: torch.device | None = None) -> Tensor:

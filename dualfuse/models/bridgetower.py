@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.bridges import AddLinear, AllLayers, BridgeKind, bridge
 from dualfuse.layers.post_norm import CrossLayer
 from dualfuse.models.base import MAX_DEPTH, Fused, Tokens, VisionLanguageModel, cannot_generate
@@ -58,25 +59,25 @@ class BridgeTowerConfig:
         shallowest = min(self.image.depth, self.text.depth)
         fed = self.resolved_tower_layers
         if self.layers > MAX_DEPTH:
-            raise ValueError(f"layers is {self.layers}; give 1 to {MAX_DEPTH}")
+            raise DualfuseError(f"layers is {self.layers}; give 1 to {MAX_DEPTH}")
         if self.layers < 1 or len(fed) > self.layers or any(not 0 <= depth < shallowest for depth in fed):
-            raise ValueError(
+            raise DualfuseError(
                 f"{self.layers} cross-modal layers cannot be fed by the layers {fed} below the top of towers that have "
                 f"{shallowest}; name at most as many as there are cross-modal layers, each from 0 to {shallowest - 1}"
             )
         if self.bridge == "none" and self.tower_layers not in ((), (0,)):
-            raise ValueError(
-                f"without bridges the top layers alone feed the first one: leave feeds={self.tower_layers} out"
+            raise DualfuseError(
+                f"without bridges the top layers alone feed the first one: leave tower_layers={self.tower_layers} out"
             )
         if self.all_layers and self.bridge != "none":
-            raise ValueError('all_layers is METER\'s: it goes with bridge="none"')
+            raise DualfuseError('all_layers is METER\'s: it goes with bridge="none"')
         if self.itc_image_feature == "transformed" and self.resolved_tower_layers[-1] != 0:
-            raise ValueError(
+            raise DualfuseError(
                 f'itc_image_feature="transformed" needs the top layer (0) to feed last, and not {self.resolved_tower_layers}'
             )
         widths = {"tower": self.image.width, "transformed": self.width}
         if self.text.width != widths[self.itc_image_feature]:
-            raise ValueError(
+            raise DualfuseError(
                 f"contrast compares texts of width {self.text.width} with images of width "
                 f"{widths[self.itc_image_feature]}; they must be equal (itc_image_feature is {self.itc_image_feature!r})"
             )
@@ -131,7 +132,7 @@ class BridgeTower(VisionLanguageModel):
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Run the image tower on images (B, 3, H, W), and gives its layers the type of their ``slot``."""
         if slot + 1 >= self.types.num_embeddings:
-            raise ValueError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
+            raise DualfuseError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
         states, grid = self.image_tower(images, self._wanted(IMAGE))
         fed = self._feed(IMAGE, states, slot + 1)
         alone = states[-1] if self.contrast_image == "tower" else fed[-1]
@@ -157,7 +158,7 @@ class BridgeTower(VisionLanguageModel):
         is run when it is asked for.
         """
         if attention_mask is not None:
-            raise ValueError(cannot_generate(self))
+            raise DualfuseError(cannot_generate(self))
         (_, x, *text_feeds), (_, y, *image_feeds) = text.states, image.states
         if self.first_norms is not None:
             x, y = self.first_norms[TEXT](x), self.first_norms[IMAGE](y)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import attend
 from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
 from dualfuse.layers.post_norm import TextLayer
@@ -33,11 +34,11 @@ class ImageTowerConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that make no tower."""
         if self.width % HEAD or not 1 <= self.depth <= MAX_DEPTH:
-            raise ValueError(
+            raise DualfuseError(
                 f"width is {self.width}, depth {self.depth}; give a multiple of {HEAD}, and 1 to {MAX_DEPTH}"
             )
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size} is no multiple of the patch, {self.patch_size}")
+            raise DualfuseError(f"image_size {self.image_size} is no multiple of the patch, {self.patch_size}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class TextTowerConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that make no tower."""
         if not 1 <= self.depth <= MAX_DEPTH:
-            raise ValueError(f"depth is {self.depth}; give 1 to {MAX_DEPTH}")
+            raise DualfuseError(f"depth is {self.depth}; give 1 to {MAX_DEPTH}")
 
 
 class ImageTower(nn.Module):
@@ -99,7 +100,7 @@ class ImageTower(nn.Module):
         """Return class token and patches of images (B, 3, H, W), with positions and normalised, and their grid."""
         height, width = images.shape[-2:]
         if height % self.patch or width % self.patch:
-            raise ValueError(
+            raise DualfuseError(
                 f"images of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
                 f"resize them to multiples of {self.patch}"
             )
@@ -186,7 +187,7 @@ class RobertaEmbeddings(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """Turn ids (B, T) into (B, T, W)."""
         if ids.shape[1] > self.text_length:
-            raise ValueError(
+            raise DualfuseError(
                 f"a text of {ids.shape[1]} tokens is longer than the {self.text_length} positions of the model; "
                 "cut it or set text_length of the model higher"
             )

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import SHARED, Block, Route, one_expert
 from dualfuse.layers.embeddings import MaskedPatches, PatchEmbedding, Stem, TextEmbedding
 from dualfuse.layers.init import init_weights, init_weights_as_beit
@@ -68,11 +69,11 @@ class VLMoConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that make no model."""
         if not 1 <= self.depth <= MAX_DEPTH or self.vl_expert_start < 0:
-            raise ValueError(
+            raise DualfuseError(
                 f"depth is {self.depth}, vl_expert_start {self.vl_expert_start}; give 1 to {MAX_DEPTH}, and at least 0"
             )
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
-            raise ValueError(f"image_size {self.image_size} is no multiple of the patch, {self.patch_size}")
+            raise DualfuseError(f"image_size {self.image_size} is no multiple of the patch, {self.patch_size}")
 
     def build(self) -> VLMo:
         """Return the model with its initial weights."""
@@ -97,7 +98,7 @@ class VLMo(VisionLanguageModel):
             cfg.separate_attention_until,
         )
         if cfg.separate_attention_until > min(cfg.vl_expert_start, cfg.depth - 1):
-            raise ValueError(
+            raise DualfuseError(
                 f"separate_attention_until={cfg.separate_attention_until}: the last of {cfg.depth} layers, and those with a "
                 f"vision-language expert (from {cfg.vl_expert_start}), see pairs as one sequence; give at most "
                 f"{min(cfg.vl_expert_start, cfg.depth - 1)}"
@@ -130,7 +131,7 @@ class VLMo(VisionLanguageModel):
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Return patches and class token of images (B, 3, H, W) with the type of their ``slot``."""
         if slot + 1 >= self.types.num_embeddings:
-            raise ValueError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
+            raise DualfuseError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
         tokens, grid = self.patches(images)
         return self._typed(tokens, grid, slot)
 
@@ -167,7 +168,7 @@ class VLMo(VisionLanguageModel):
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return maps (B, D, h, w) of the states of patches after some layers, counted from 1, before the last norm."""
         if not 1 <= min(after) <= max(after) <= len(self.blocks):
-            raise ValueError(
+            raise DualfuseError(
                 f"states after the layers {tuple(after)} are wanted; this model has 1 to {len(self.blocks)}"
             )
         x, bias, maps = image.states[0], self._bias(image), dict[int, Tensor]()

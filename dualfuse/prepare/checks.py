@@ -9,6 +9,7 @@ from dualfuse.data.image.image_file import Fitted, TooLarge, fit
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.image.transform import decode
 from dualfuse.data.split import Shares, split_by_content
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.item import Item, Slice
 
 MISSING = "missing image"
@@ -44,9 +45,11 @@ class ItemChecker:
     images_only: bool = False
 
     def __call__(self, item: Item) -> PreparedItem | SkippedItem:
-        """Return what to write, or why not; raises ``ValueError`` if shares are wanted of a source with splits."""
+        """Return what to write, or why not; raises ``DualfuseError`` if shares are wanted of a source with splits."""
         if item.split and self.shares:
-            raise ValueError(f"the source puts {item.name} into {item.split}: it has splits already; leave out --split")
+            raise DualfuseError(
+                f"the source puts {item.name} into {item.split}: it has splits already; leave out --split"
+            )
         if item.problem:
             return SkippedItem(item.problem)
         if not _is_unicode(item):

@@ -11,6 +11,7 @@ from importlib import metadata
 from pathlib import Path
 
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.prepare.sources.item import Item
@@ -28,12 +29,12 @@ class PreparedFolder:
     """
 
     def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
-        """``request`` says what is prepared, and how; raises ``ValueError`` if ``folder`` holds something else."""
+        """``request`` says what is prepared, and how; raises ``DualfuseError`` if ``folder`` holds something else."""
         self.folder, self._limit = folder, limit
         finished = load_tally(folder / "prepared.json")
         begun = finished or load_tally(folder / "progress.json")
         if begun is None and any(folder.glob("*.tar")):
-            raise ValueError(f"{folder} holds tar files that this command did not write; give another folder")
+            raise DualfuseError(f"{folder} holds tar files that this command did not write; give another folder")
         if begun is not None:
             _compare(begun.request, request, folder)
         self.tally = begun or Tally(request, _version())
@@ -45,7 +46,7 @@ class PreparedFolder:
             self._open()
 
     def skip(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Return the items that were not taken yet; raises ``ValueError`` if those before are no longer the same."""
+        """Return the items that were not taken yet; raises ``DualfuseError`` if those before are no longer the same."""
         listing = ""
         for _ in range(self.tally.consumed):
             item = next(items, None)
@@ -78,7 +79,7 @@ class PreparedFolder:
             self._save()
 
     def finish(self) -> Summary:
-        """Complete all shards and writes ``prepared.json``; raises ``ValueError`` if there is not one sample."""
+        """Complete all shards and writes ``prepared.json``; raises ``DualfuseError`` if there is not one sample."""
         if not self.is_finished:
             self._mark()
             if not self.tally.samples:
@@ -147,7 +148,7 @@ class PreparedFolder:
             for number in range(mark.shards):
                 shard = self.folder / f"{name}-{number:05d}.tar"
                 if not shard.is_file():
-                    raise ValueError(f"{shard} has gone; remove the folder {self.folder} to write all shards again")
+                    raise DualfuseError(f"{shard} has gone; remove the folder {self.folder} to write all shards again")
 
     def _changed(self) -> ValueError:
         return ValueError(
@@ -169,13 +170,13 @@ class PreparedFolder:
 
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
-    """Raise ``ValueError`` that names what differs between two requests."""
+    """Raise ``DualfuseError`` that names what differs between two requests."""
     before = {
         name: old.get(name, type(value)()) for name, value in new.items()
     }  # an older version lacks options: empty
     different = [f"{name} was {before[name]!r}, is {value!r}" for name, value in new.items() if before[name] != value]
     if different:
-        raise ValueError(
+        raise DualfuseError(
             f"{folder} was prepared from another source or with other options ({'; '.join(different)}); "
             "give another folder for the output, or remove this one to start again"
         )

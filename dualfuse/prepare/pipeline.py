@@ -24,6 +24,7 @@ from rich.progress import (
 
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.split import parse_shares
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.checks import ItemChecker
 from dualfuse.prepare.options import PrepareOptions
@@ -44,7 +45,7 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _AS_IT_IS) -> Sum
     """Write the images and captions of ``source`` into indexed shards ``OUT/train-00000.tar`` and so on.
 
     Beside them: ``prepared.json``, the summary, and ``skipped.jsonl``, a line for each item that was left out. A run
-    that was stopped resumes where it stopped; one that was complete is only checked. Raises ``ValueError`` for a source
+    that was stopped resumes where it stopped; one that was complete is only checked. Raises ``DualfuseError`` for a source
     that is not recognised, for options that do not fit it, and if ``out`` holds something else.
     """
     kind, path = recognise(source)
@@ -110,24 +111,26 @@ def _in_classes(kind: str, options: PrepareOptions) -> bool:
 
 
 def _refuse_idle(kind: str, options: PrepareOptions) -> None:
-    """Raise ``ValueError`` for an option that says something about another kind of source."""
+    """Raise ``DualfuseError`` for an option that says something about another kind of source."""
     by_folder = _in_classes(kind, options)
     if kind == "folder" and options.label_column and not by_folder:
-        raise ValueError(
+        raise DualfuseError(
             f"--label {options.label_column} names a column of a table, but this source is a folder of images; if it "
             "has a sub-folder for each class, give --label folder"
         )
     if options.class_names and not by_folder:
-        raise ValueError("--names says what folders of classes are called; it needs --label folder and such a folder")
+        raise DualfuseError(
+            "--names says what folders of classes are called; it needs --label folder and such a folder"
+        )
     label = "" if by_folder else options.label_column
     columns = (options.image_column, options.text_columns, options.split_column, label)
     if any(columns) and kind != "table":
         names = "--image, --text, --label and --split-column"
-        raise ValueError(f"{names} are for tables, but this source is of the kind {kind!r}")
+        raise DualfuseError(f"{names} are for tables, but this source is of the kind {kind!r}")
     if options.answers and kind not in ("vqav2", "visual-genome"):
-        raise ValueError(f"--vocabulary is for VQAv2 and Visual Genome, but this source is of the kind {kind!r}")
+        raise DualfuseError(f"--vocabulary is for VQAv2 and Visual Genome, but this source is of the kind {kind!r}")
     if options.images and kind in ("folder", "tar", "easy-vqa", "label-maps"):
-        raise ValueError(f"--images is for tables and json files, but this source, of the kind {kind!r}, has images")
+        raise DualfuseError(f"--images is for tables and json files, but this source, of the kind {kind!r}, has images")
 
 
 def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object]:
@@ -145,7 +148,7 @@ def _progress() -> Progress:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("left out {task.fields[left_out]}"),
+        TextColumn("left out {task.fields[skipped]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
@@ -38,17 +39,17 @@ def recognise(source: Path) -> tuple[str, Path]:
     """Return the format of ``source``, one of ``FORMATS``, and the file or folder to read.
 
     That is ``source`` itself, or the one table in a folder of images that have no texts beside them. Raises
-    ``ValueError`` that says what was found and what is possible.
+    ``DualfuseError`` that says what was found and what is possible.
     """
     if not source.exists():
-        raise ValueError(f"there is nothing at {source}; give a file or a folder:\n{_possible()}")
+        raise DualfuseError(f"there is nothing at {source}; give a file or a folder:\n{_possible()}")
     return _published(source) or (_folder(source) if source.is_dir() else (_file(source), source))
 
 
 def _published(source: Path) -> tuple[str, Path] | None:
     """Return the data set, known by the names of its files, that is, or lies in, ``source``; None: there is none.
 
-    Raises ``ValueError`` if there are several.
+    Raises ``DualfuseError`` if there are several.
     """
     in_folder = source.is_dir()
     genome = source / "question_answers.json" if in_folder else source
@@ -64,7 +65,7 @@ def _published(source: Path) -> tuple[str, Path] | None:
     kinds = [(kind, path) for kind, path in found.items() if path]
     if len(kinds) > 1:
         names = ", ".join(kind for kind, _ in kinds)
-        raise ValueError(f"{source} holds several data sets: {names}; put each into a folder of its own")
+        raise DualfuseError(f"{source} holds several data sets: {names}; put each into a folder of its own")
     return kinds[0] if kinds else None
 
 
@@ -76,7 +77,7 @@ def _file(path: Path) -> str:
         return _json(path)
     if suffix in _TABLES or (suffix == ".txt" and _has_header(path)):
         return "table"
-    raise ValueError(f"{path} is of no format that is known; possible are:\n{_possible()}")
+    raise DualfuseError(f"{path} is of no format that is known; possible are:\n{_possible()}")
 
 
 def _has_header(path: Path) -> bool:
@@ -89,7 +90,7 @@ def _json(path: Path) -> str:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no json file ({error}); for one json object a line call it .jsonl") from None
+        raise DualfuseError(f"{path} is no json file ({error}); for one json object a line call it .jsonl") from None
     match content:
         case {"images": [{"sentences": _}, *_]}:
             return "karpathy"
@@ -101,7 +102,7 @@ def _json(path: Path) -> str:
             found = f"an object with {', '.join(list(keys)[:8]) or 'nothing'}"
         case _:
             found = f"a {type(content).__name__}"
-    raise ValueError(f"{path} holds {found}, which is no caption json that is known; possible are:\n{_possible()}")
+    raise DualfuseError(f"{path} holds {found}, which is no caption json that is known; possible are:\n{_possible()}")
 
 
 def _folder(folder: Path) -> tuple[str, Path]:
@@ -118,7 +119,7 @@ def _folder(folder: Path) -> tuple[str, Path]:
     if endings[".parquet"]:
         return "table", folder
     found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
-    raise ValueError(f"{folder} holds {found}: no data set that is known; point at one of these:\n{_possible()}")
+    raise DualfuseError(f"{folder} holds {found}: no data set that is known; point at one of these:\n{_possible()}")
 
 
 def _look(folder: Path) -> tuple[Counter[str], bool]:

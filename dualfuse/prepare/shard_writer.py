@@ -17,6 +17,7 @@ from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import LABEL_MAP, OTHERS
 from dualfuse.data.shards.tar_index import TarIndex
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.stored_files import Stored
 
 SAMPLES_PER_SHARD = 10_000
@@ -108,7 +109,7 @@ class ShardWriter:
         if not self._part.exists() and self._shard.exists():
             self._shard.replace(self._part)
         if not self._part.exists() or self._part.stat().st_size < self._at.size:
-            raise ValueError(f"{self._part} has gone or is cut off; remove the folder {self.folder} and start again")
+            raise DualfuseError(f"{self._part} has gone or is cut off; remove the folder {self.folder} and start again")
         file = self._part.open("r+b")
         file.truncate(self._at.size)
         self._stored = Stored.of(file)
@@ -144,9 +145,9 @@ def write_shards(
 def _members(sample: Sample, stored: Stored) -> bytes:
     """Return the tar members of one sample: image, further images, label map, texts (one a line) and meta."""
     if not sample.key.isascii() or not 0 < len(sample.key) <= 90 or set(sample.key) & set("./ "):
-        raise ValueError(f"the key {sample.key!r} must be 1 to 90 ASCII characters without dot, slash and space")
+        raise DualfuseError(f"the key {sample.key!r} must be 1 to 90 ASCII characters without dot, slash and space")
     if len(sample.other_images) > OTHERS:
-        raise ValueError(f"{sample.key} has {len(sample.other_images)} further images; at most {OTHERS} are read")
+        raise DualfuseError(f"{sample.key} has {len(sample.other_images)} further images; at most {OTHERS} are read")
     lines = "".join(" ".join(text.split()) + "\n" for text in sample.texts)
     meta = json.dumps(dict(sample.meta), sort_keys=True, ensure_ascii=False)
     return b"".join(
@@ -163,7 +164,9 @@ def _members(sample: Sample, stored: Stored) -> bytes:
 def _image(sample: Sample, number: str, data: bytes, stored: Stored) -> bytes:
     suffix = image_suffix(data)
     if not suffix:
-        raise ValueError(f"{sample.key}: shards hold JPEG, PNG or WebP, this image is none of them; convert it first")
+        raise DualfuseError(
+            f"{sample.key}: shards hold JPEG, PNG or WebP, this image is none of them; convert it first"
+        )
     name = f"{sample.key}.{number}{suffix}"
     holder = stored.member(sample, name, data)
     return _member(name, data) if holder == name else _link(name, holder)

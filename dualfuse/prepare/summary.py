@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.item import Item
 
@@ -63,7 +64,7 @@ class Tally:
             label = str(item.label["label"])
             self.labels[label] = self.labels.get(label, 0) + 1
         if len(self.labels) > MOST_LABELS:
-            raise ValueError(f"more than {MOST_LABELS:,} different labels; is this the column to learn?")
+            raise DualfuseError(f"more than {MOST_LABELS:,} different labels; is this the column to learn?")
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from dualfuse import hub
+from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 
 NAMES = {
@@ -116,14 +117,16 @@ def find(name: str) -> tuple[Recipe, ...]:
     module_name, _, function = place.rpartition(":")
     if not module_name:
         known = "\n  ".join(NAMES)
-        raise ValueError(f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {known}")
+        raise DualfuseError(
+            f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {known}"
+        )
     make = getattr(_module(module_name), function, None)  # reason for getattr: the name is the user's
     if not callable(make):
-        raise ValueError(f"{module_name} has no function {function!r} that makes a recipe")
+        raise DualfuseError(f"{module_name} has no function {function!r} that makes a recipe")
     made = make()
     recipes: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # Any: whatever it gave
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise ValueError(f"{place} gives a {type(made).__name__} where a Recipe, or a tuple of them, is needed")
+        raise DualfuseError(f"{place} gives a {type(made).__name__} where a Recipe, or a tuple of them, is needed")
     return recipes
 
 
@@ -148,7 +151,9 @@ def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) ->
         return (tyro.cli(typed[0], default=recipes[0], args=list(flags), prog=prog),)
     names = [recipe.name.replace("-", "_") for recipe in recipes]
     if len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
-        raise ValueError(f"recipes of one tuple need different names of letters, digits and -, not {', '.join(names)}")
+        raise DualfuseError(
+            f"recipes of one tuple need different names of letters, digits and -, not {', '.join(names)}"
+        )
     defaults = [field(default=recipe) for recipe in recipes]
     stages = make_dataclass("Stages", list(zip(names, typed, defaults, strict=True)), frozen=True)
     chosen = tyro.cli(stages, args=list(flags), prog=prog, description="One group of flags per stage.")
@@ -160,13 +165,13 @@ def _module(name: str) -> ModuleType:
         return importlib.import_module(name)
     path = Path(name).resolve()
     if not path.is_file():
-        raise ValueError(f"{path} is no file; a recipe of your own is given as path/file.py:function")
+        raise DualfuseError(f"{path} is no file; a recipe of your own is given as path/file.py:function")
     loaded = sys.modules.get(path.stem)
     if loaded and getattr(loaded, "__file__", None) == str(path):  # reason for getattr: built-in modules lack it
         return loaded
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if loaded or spec is None or spec.loader is None:
-        raise ValueError(f"{path} cannot be imported: a module is called {path.stem} already; rename the file")
+        raise DualfuseError(f"{path} cannot be imported: a module is called {path.stem} already; rename the file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[path.stem] = module  # so that the classes of the file can be found when a checkpoint names them
     spec.loader.exec_module(module)

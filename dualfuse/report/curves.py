@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.training.run_log import read_log
 
 SKIPPED = ("count/", "samples_per_second", "steps_per_second", "skipped")
@@ -46,10 +47,10 @@ class History:
 
 
 def history(folder: Path, name: str) -> History:
-    """Read ``folder``/log.jsonl; numbers that were not finite are left out. ``ValueError`` if nothing was logged."""
+    """Read ``folder``/log.jsonl; numbers that were not finite are left out. ``DualfuseError`` if nothing was logged."""
     lines = read_log(folder)
     if not lines:
-        raise ValueError(f"{folder} holds no log of a run (log.jsonl); give the folder of a run that has trained")
+        raise DualfuseError(f"{folder} holds no log of a run (log.jsonl); give the folder of a run that has trained")
     names = dict.fromkeys(key for line in lines for key in line if key not in ("step", "seconds"))
     curves = tuple(_curve(key, lines) for key in names if not key.startswith(SKIPPED))
     last = lines[-1]

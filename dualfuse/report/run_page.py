@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from html import escape
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
 from dualfuse.report.demo.page import REPORT, write_demo_page
@@ -25,7 +26,7 @@ SHOWN = 8
 def report(run: Path) -> Path:
     """Write RUN/report.html from what a run left in its folder, or from the demo's results.json; gives its path.
 
-    Raises ``ValueError`` for a folder that is neither.
+    Raises ``DualfuseError`` for a folder that is neither.
     """
     if (run / RESULTS).is_file():
         return write_demo_page(DemoResults.load(run), run)
@@ -34,7 +35,7 @@ def report(run: Path) -> Path:
         hint = (
             f"it holds several: give {', '.join(str(run / name) for name in inner)}" if inner else "give RUN of train"
         )
-        raise ValueError(f"{run} is no folder of a run (it has no {RECIPE}); {hint}")
+        raise DualfuseError(f"{run} is no folder of a run (it has no {RECIPE}); {hint}")
     path = run / REPORT
     path.write_text(run_page(run), encoding="utf-8")
     return path

@@ -10,6 +10,7 @@ from pathlib import Path
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.doctor.examine import find_tars
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.pairs.folder import image_names
 
 
@@ -26,13 +27,13 @@ class Collection:
     stamps: tuple[str, ...]
     """One per image: size and time stamp of the file that it lies in; a changed image has another one."""
     read: Callable[[int], bytes]
-    """Gives the bytes of an image, or raises ``OSError`` or ``ValueError`` (``BrokenSample`` is one)."""
+    """Gives the bytes of an image, or raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
         """List the images of a folder with its sub-folders, of a tar file, a folder of tars, or a pattern of tars.
 
-        Hidden files and folders are left out. Raises ``ValueError`` where there is no image, and for a folder that
+        Hidden files and folders are left out. Raises ``DualfuseError`` where there is no image, and for a folder that
         holds images as well as tar files.
         """
         source = Path(source).expanduser().absolute()  # a later change of folder must not matter
@@ -40,12 +41,12 @@ class Collection:
             return _shards(source)
         names, tars = image_names(source), sorted(tar.name for tar in source.glob("*.tar"))
         if names and tars:
-            raise ValueError(
+            raise DualfuseError(
                 f"{source} holds {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
                 f"{tars[0]}; search the tar files with {source / '*.tar'}, or move them away to search the images"
             )
         if not names and not tars:
-            raise ValueError(f"{source} holds no image, no folder with images, and no tar file; {_inside(source)}")
+            raise DualfuseError(f"{source} holds no image, no folder with images, and no tar file; {_inside(source)}")
         return _folder(source, names) if names else _shards(source)
 
     def __len__(self) -> int:
@@ -66,7 +67,7 @@ def _shards(source: Path) -> Collection:
     shards = Shards(tars, tuple(path.relative_to(home).with_suffix("").as_posix() for path in paths))
     stamps = tuple(stamp for tar in tars for stamp in [_stamp(tar.path)] * len(tar))
     if not stamps:
-        raise ValueError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
+        raise DualfuseError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
     names = tuple(shards.key(number) for number in range(len(shards)))
     return Collection(source, home, names, stamps, partial(_read_sample, shards))
 
@@ -82,7 +83,7 @@ def _stamp(path: Path) -> str:
 def _read_file(folder: Path, names: tuple[str, ...], number: int) -> bytes:
     path = folder / names[number]
     if path.exists() and not path.is_file():
-        raise ValueError("it is no plain file")  # a pipe would never end
+        raise DualfuseError("it is no plain file")  # a pipe would never end
     return path.read_bytes()
 
 

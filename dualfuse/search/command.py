@@ -10,6 +10,7 @@ from rich.console import Console
 from dualfuse import distributed as dist
 from dualfuse.convert.load import load
 from dualfuse.data.image.image_grid import Tile, image_grid
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.pairs.folder import is_image_name
 from dualfuse.search.index import Hit, Index
 
@@ -27,9 +28,9 @@ def search_command(
     """
     question = _question(query)
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ValueError(f"the sheet {save_image} must be called .png or .jpg")
+        raise DualfuseError(f"the sheet {save_image} must be called .png or .jpg")
     if rerank and isinstance(question, Path):
-        raise ValueError(f"{query} is an image, and only a text can be matched with images; leave out rerank")
+        raise DualfuseError(f"{query} is an image, and only a text can be matched with images; leave out rerank")
     loaded = load(model, device=dist.device())
     index = Index.build(loaded, images)
     console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
@@ -98,7 +99,7 @@ def _question(query: str) -> str | Path:
     if not is_image_name(path.name):
         return query
     if not path.is_file():
-        raise ValueError(f"{query} is not there; a query that ends as image files do is taken for the path of one")
+        raise DualfuseError(f"{query} is not there; a query that ends as image files do is taken for the path of one")
     return path
 
 

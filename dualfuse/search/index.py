@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Retriever, retriever
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.encode import SkippedImage, embed, embed_images, pixels
@@ -61,10 +62,10 @@ class Index:
 
         Vectors are kept beside the images, and only what is new or has changed is embedded, ``batch`` images at a
         time. A build that was interrupted resumes where it stopped. ``workers`` threads read; 0: one for each processor.
-        Raises ``ValueError`` if there is no image, or none that can be read.
+        Raises ``DualfuseError`` if there is no image, or none that can be read.
         """
         if batch < 1:
-            raise ValueError(f"batch is {batch}; embed at least 1 image at a time")
+            raise DualfuseError(f"batch is {batch}; embed at least 1 image at a time")
         task, collection = retriever(loaded.task), Collection.open(images)
         growing = IndexBuilder(collection, EmbeddingFile.of(collection, fingerprint(loaded)))
         missing, skipped = growing.missing(), []
@@ -77,7 +78,7 @@ class Index:
             growing.save()
         if not len(growing):
             reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped[:3])
-            raise ValueError(f"none of the {len(collection)} images at {images} can be read; the first: {reasons}")
+            raise DualfuseError(f"none of the {len(collection)} images at {images} can be read; the first: {reasons}")
         embedded = len(missing) - len(skipped)
         return cls(loaded, collection, *growing.sorted(), tuple(skipped), embedded, growing.place)
 
@@ -90,14 +91,16 @@ class Index:
         """Return the ``top`` images for a text (str), or those that look like an image (a file, or its bytes).
 
         The first ``rerank`` candidates of the dual encoder are put in a new order by the fusion path; 0: none. Behind
-        them stand those it has not seen. Raises ``ValueError`` for an empty text, a broken image, and for re-ranking
+        them stand those it has not seen. Raises ``DualfuseError`` for an empty text, a broken image, and for re-ranking
         with an image as the query.
         """
         if top < 1 or rerank < 0:
-            raise ValueError(f"top is {top} and rerank {rerank}; give at least 1 and 0")
+            raise DualfuseError(f"top is {top} and rerank {rerank}; give at least 1 and 0")
         if not isinstance(query, str):
             if rerank:
-                raise ValueError("only a text can be matched with images; leave out rerank for an image as the query")
+                raise DualfuseError(
+                    "only a text can be matched with images; leave out rerank for an image as the query"
+                )
             return self._nearest(self._image_vector(query), top)
         text = self._text(query)
         hits = self._nearest(self._task.text_features(text).float().cpu(), max(top, rerank))
@@ -123,7 +126,7 @@ class Index:
     def _text(self, query: str) -> Tokens:
         """Embed one text: B is 1."""
         if not query.strip():
-            raise ValueError("the query is empty; write what the image should show")
+            raise DualfuseError("the query is empty; write what the image should show")
         model = self.loaded.task.model
         ids = torch.from_numpy(self.loaded.processor.text.encode(query).ids)[None].to(next(model.parameters()).device)
         return model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
@@ -133,7 +136,7 @@ class Index:
         try:
             image = self.loaded.processor.image(data, np.random.default_rng(0))  # nothing is drawn from it
         except ValueError as error:
-            raise ValueError(f"{'the query' if isinstance(query, bytes) else query}: {error}") from error
+            raise DualfuseError(f"{'the query' if isinstance(query, bytes) else query}: {error}") from error
         return embed_images(self._task, image[None])
 
     def _reranked(self, hits: Sequence[Hit], text: Tokens) -> tuple[Hit, ...]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
+from dualfuse.errors import DualfuseError
 
 PREFIX = "model."  # of a model's tensors in the folder of a task
 
@@ -26,12 +27,12 @@ class FrozenModel:
 
 
 def load_frozen(folder: Path) -> FrozenModel:
-    """Read the model of a folder; ``ValueError`` if there is none, or if its weights are others."""
+    """Read the model of a folder; ``DualfuseError`` if there is none, or if its weights are others."""
     try:
         recipe = json.loads((folder / "config.json").read_text())
-        config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["looks"])
+        config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["preprocess"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise ValueError(f"{folder} is no model folder: its config.json names no model: {error}") from error
+        raise DualfuseError(f"{folder} is no model folder: its config.json names no model: {error}") from error
     with torch.random.fork_rng(devices=[]):  # the random weights are not kept
         model = config.build()
     tensors = read(folder / "model.safetensors")
@@ -39,13 +40,13 @@ def load_frozen(folder: Path) -> FrozenModel:
     try:
         model.load_state_dict(mine)
     except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+        raise DualfuseError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return FrozenModel(model.requires_grad_(False).eval(), preprocess)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; ``ValueError`` for anything else."""
+    """Return the tensors of a safetensors file; ``DualfuseError`` for anything else."""
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(f"{path} is missing, truncated or no safetensors file: {error}") from error

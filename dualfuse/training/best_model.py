@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 
 from dualfuse import distributed as dist
+from dualfuse.errors import DualfuseError
 from dualfuse.training.checkpoint import JSON
 from dualfuse.training.run_log import log_message
 
@@ -41,7 +42,7 @@ class BestModel:
     def after(self, metrics: Mapping[str, float], step: int) -> BestModel:
         """Return itself, or what a step with these validation numbers makes of it if they are better.
 
-        The earlier one of two equal steps stays. ``ValueError`` if no number is called as ``by`` says.
+        The earlier one of two equal steps stays. ``DualfuseError`` if no number is called as ``by`` says.
         """
         value = headline(metrics, self.by)
         sign = -1 if self.by.endswith(LEAST) else 1
@@ -63,10 +64,10 @@ def keep_best(best: BestModel, metrics: Mapping[str, float], step: int, save: Ca
 
 
 def headline(metrics: Mapping[str, float], by: str) -> float:
-    """Return the mean of the numbers whose names match a pattern; ``ValueError`` if there is none."""
+    """Return the mean of the numbers whose names match a pattern; ``DualfuseError`` if there is none."""
     found = [value for name, value in metrics.items() if fnmatchcase(name, by)]
     if not found:
-        raise ValueError(
+        raise DualfuseError(
             f"run.best is {by!r}, but its validation numbers are {', '.join(metrics) or 'none'}; name one, "
             "or a pattern like */R@* for the mean of several"
         )

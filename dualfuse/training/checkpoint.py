@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
+from dualfuse.errors import DualfuseError
 from dualfuse.io import reserve
 from dualfuse.training.file_kind import describe
 
@@ -67,7 +68,7 @@ def save(
 def begin(folder: Path, step: int, keep: int) -> Path:
     """Return the path that a checkpoint is written to until :func:`complete`; what a kill left there is removed."""
     if keep < 1:
-        raise ValueError(f"run.keep_last is {keep}, but the newest checkpoint is always kept; set it to 1 or more")
+        raise DualfuseError(f"run.keep_last is {keep}, but the newest checkpoint is always kept; set it to 1 or more")
     partial = folder / f"step-{step:08d}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
     return partial
@@ -104,7 +105,7 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     """Load the checkpoint ``path`` into ``task`` and ``optimizer``; gives its step and what ``save`` got as extra.
 
     Nothing is changed before all files are known to be whole and to fit. The optimiser keeps its own
-    settings (decay, betas); what comes from the file is its moments. Raises ``ValueError`` otherwise. Whether it was
+    settings (decay, betas); what comes from the file is its moments. Raises ``DualfuseError`` otherwise. Whether it was
     written shared out among processes, and among how many, does not matter; all processes must take part.
     """
     state = _read_state(path)
@@ -131,7 +132,9 @@ def _read(path: Path, state: State, places: Mapping[str, Tensor]) -> tuple[dict[
         return _read_tensors(path / MODEL, state), _read_tensors(path / OPTIMIZER, state)
     for name, size in state.sizes.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
-            raise ValueError(f"{path / name} is {describe(path / name)}, but {size} bytes were saved; {_advice(path)}")
+            raise DualfuseError(
+                f"{path / name} is {describe(path / name)}, but {size} bytes were saved; {_advice(path)}"
+            )
 
     def wanted(name: str, shape: torch.Size) -> Tensor | None:
         place = places.get(name if name in places else _owner(name)[0])
@@ -183,7 +186,7 @@ def _read_state(path: Path) -> State:
     try:
         return State(**json.loads((path / STATE).read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(f"{path / STATE} is missing or not the state of a checkpoint; {_advice(path)}") from error
+        raise DualfuseError(f"{path / STATE} is missing or not the state of a checkpoint; {_advice(path)}") from error
 
 
 def _read_tensors(path: Path, state: State) -> dict[str, Tensor]:
@@ -193,7 +196,7 @@ def _read_tensors(path: Path, state: State) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         except SafetensorError:
             pass  # described below
-    raise ValueError(f"{path} is {describe(path)}, but {size} bytes were saved; {_advice(path.parent)}")
+    raise DualfuseError(f"{path} is {describe(path)}, but {size} bytes were saved; {_advice(path.parent)}")
 
 
 def _advice(path: Path) -> str:
@@ -208,7 +211,7 @@ def _forms(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def _compare(path: Path, given: Mapping[str, str], wanted: Mapping[str, str]) -> None:
-    """Raise ``ValueError`` with all differences between a file and the recipe's task."""
+    """Raise ``DualfuseError`` with all differences between a file and the recipe's task."""
     lines = (
         *(f"missing in the file: {name}" for name in wanted if name not in given),
         *(f"not in the recipe's task: {name}" for name in given if name not in wanted),
@@ -220,7 +223,7 @@ def _compare(path: Path, given: Mapping[str, str], wanted: Mapping[str, str]) ->
     )
     if lines:
         shown = "\n  ".join((*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])))
-        raise ValueError(
+        raise DualfuseError(
             f"{path} does not fit the recipe; resume with the recipe that wrote it, or train into another folder:\n"
             f"  {shown}"
         )

@@ -17,6 +17,7 @@ from dualfuse.data.sampler import MixtureSampler
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.corpus import Corpus, pack_share
 from dualfuse.data.text.length_buckets import in_buckets
+from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
@@ -30,7 +31,7 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
     """Return this process's micro-batches from step ``start`` on; what cannot be read or divided is refused at once."""
     data, run = recipe.data, recipe.run
     if not data.train:
-        raise ValueError(f"no training data: give --data.train {_wanted(recipe)}")
+        raise DualfuseError(f"no training data: give --data.train {_wanted(recipe)}")
     sets = open_sets(recipe, data.train)
     return training_batches(
         SampleReader(sets, partial(read_example, recipe), run.seed),
@@ -64,10 +65,10 @@ def passes(recipe: Recipe) -> dict[str, JSON]:
 
 
 def check_passes(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
-    """Raise ``ValueError`` where contrast would see other samples side by side than in the run that goes on."""
+    """Raise ``DualfuseError`` where contrast would see other samples side by side than in the run that goes on."""
     before, now = extra.get(PASS), passes(recipe)[PASS]
     if isinstance(before, int) and before != now:
-        raise ValueError(
+        raise DualfuseError(
             f"the run had {before} samples in each forward pass, over all processes; {dist.world_size()} processes with "
             f"run.micro_batch={recipe.run.micro_batch} have {now}, and contrast would see others side by side. "
             f"Give --run.micro-batch {before // dist.world_size()}"
@@ -75,7 +76,7 @@ def check_passes(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raise ``ValueError`` for data that is missing or cannot be divided: now, not after days of an earlier stage."""
+    """Raise ``DualfuseError`` for data that is missing or cannot be divided: now, not after days of an earlier stage."""
     training_dataloader(recipe, start=0)
     data = recipe.data
     sources = (*data.train, *filter(None, [data.validation]))

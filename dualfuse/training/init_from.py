@@ -16,6 +16,7 @@ from dualfuse import hub
 from dualfuse.convert.convert import is_ours, locate
 from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.data.text.tokenizer import load_tokenizer
+from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training.run_log import log_message
@@ -38,7 +39,7 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     """Copy from a checkpoint whatever serves ``task``, resized where that has a meaning, and says what did not.
 
     ``source`` is a model folder, a foreign checkpoint or a name on the Hugging Face hub. Every tensor is listed in
-    ``out``/start.json. Raises ``ValueError`` if nothing fits, if texts were shorter, or tokens others.
+    ``out``/start.json. Raises ``DualfuseError`` if nothing fits, if texts were shorter, or tokens others.
     """
     start = _open(source, recipe)
     handed = _fitted(start, task, recipe)
@@ -55,7 +56,7 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
 
 
 def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
-    """Raise ``ValueError`` now for what :func:`begin_with` will refuse after the days of an ``earlier`` recipe.
+    """Raise ``DualfuseError`` now for what :func:`begin_with` will refuse after the days of an ``earlier`` recipe.
 
     Without one, where ``recipe.start_from`` is no name of the tuple, a model folder is looked at; other checkpoints are
     read when they are needed.
@@ -81,14 +82,14 @@ def _fitted(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeights
         _compare_words(start, recipe)
     handed = transfer_weights(start.tensors, start.recipe, task, both=recipe.vl_expert_init)
     if not handed.tensors:
-        raise ValueError(
+        raise DualfuseError(
             f"nothing in {start.source} fits this recipe's model: no name and shape agree; "
             f"there it is {_listed(start.tensors)}, here {_listed(task.state_dict())}"
         )
     differing = [name for name in handed.new if name in start.tensors and name.startswith("model.")]
     if len(differing) > len(handed.tensors):  # biases and tables may fit by chance
         there, here = (tuple(tensors[differing[0]].shape) for tensors in (start.tensors, task.state_dict()))
-        raise ValueError(
+        raise DualfuseError(
             f"{start.source} is a model of another size: {len(differing)} tensors have other shapes, such as "
             f"{differing[0]}, {there} there and {here} here; give this recipe the sizes of that model"
         )
@@ -101,7 +102,7 @@ def _compare_words(start: Start, recipe: Recipe) -> None:
     then, now = (load_tokenizer(path).tokenizer.get_vocab() for path in (there, here))
     if then != now:
         names = [path or "the BERT tokens of this package" for path in (there, here)]
-        raise ValueError(
+        raise DualfuseError(
             f"{start.source} was trained with the tokenizer {names[0]} ({len(then):,} tokens), this recipe reads "
             f"with {names[1]} ({len(now):,}), so its words would mean others. Give --data.tokenizer {there or repr('')}"
         )
@@ -112,7 +113,7 @@ def freeze(task: Task, train_only: Sequence[str]) -> None:
     names = [name for name, _ in task.named_parameters()]
     for pattern in train_only:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise ValueError(f"pattern {pattern!r} of train_only matches no parameter; there are {_listed(names)}")
+            raise DualfuseError(f"pattern {pattern!r} of train_only matches no parameter; there are {_listed(names)}")
     for name, parameter in task.named_parameters():
         if train_only and not any(fnmatchcase(name, pattern) for pattern in train_only):
             parameter.requires_grad_(False)
@@ -128,7 +129,9 @@ def freeze_unused(task: Task, batch: Batch) -> None:
     named = [(name, parameter) for name, parameter in task.named_parameters() if parameter.requires_grad]
     loss = task(batch).loss
     if not loss.requires_grad:
-        raise ValueError("the loss depends on no trainable parameter; look at the recipe's train_only and task weights")
+        raise DualfuseError(
+            "the loss depends on no trainable parameter; look at the recipe's train_only and task weights"
+        )
     gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
     unreached = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
     for name in unreached:

@@ -18,6 +18,7 @@ from dualfuse import hub
 from dualfuse.card import write_card
 from dualfuse.config import trust
 from dualfuse.data.loader import LoadedBatch
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
 from dualfuse.evaluation.runner import evaluate
 from dualfuse.recipe import Recipe, Run
@@ -54,12 +55,12 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     """Run recipes in order, each in its own folder, and gives the folder of the last model.
 
     A finished recipe is skipped, an unfinished one goes on at its last checkpoint. A single recipe uses ``out``
-    itself, several use ``out``/name. Raises ``ValueError`` before the first step where a folder holds another
+    itself, several use ``out``/name. Raises ``DualfuseError`` before the first step where a folder holds another
     recipe's run or data is missing, and for a start that does not fit.
     """
     folders = {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
     if len(folders) < len(recipes):
-        raise ValueError(f"recipes run one after the other need different names, not {[r.name for r in recipes]}")
+        raise DualfuseError(f"recipes run one after the other need different names, not {[r.name for r in recipes]}")
     trust(tuple(recipes))
     keep_big_blocks()
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
@@ -135,7 +136,7 @@ class TrainState:
         return next(self.task.parameters()).device
 
     def save(self) -> None:
-        """Write a checkpoint, from the first process; ``ValueError`` if the weights are no numbers any more.
+        """Write a checkpoint, from the first process; ``DualfuseError`` if the weights are no numbers any more.
 
         One of a task that is shared out is written by all processes, while they go on.
         """
@@ -144,7 +145,7 @@ class TrainState:
         ]
         if dist.any_rank(bool(broken)):
             some = f"{len(broken)} weights, such as {broken[0]}," if broken else "weights that another process holds"
-            raise ValueError(
+            raise DualfuseError(
                 f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
                 "kept; go on from one with a lower optim.lr, or with optim.grad_clip_norm 1"
             )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dualfuse import distributed as dist
+from dualfuse.errors import DualfuseError
 from dualfuse.training.run_log import SKIPPED, Log, SkippedLog
 
 LOSS = "loss"
@@ -47,7 +48,7 @@ class NonfiniteGuard:
     def passes(self, norm: Tensor, step: int) -> bool:
         """Return whether the optimiser may change the weights in ``step``, counted from 1, the same in all processes.
 
-        ``norm`` is that of the gradient. Raises ``ValueError`` after ``PATIENCE`` steps that it may not.
+        ``norm`` is that of the gradient. Raises ``DualfuseError`` after ``PATIENCE`` steps that it may not.
         """
         is_broken = ~torch.stack([norm.float(), *(loss.to(norm.device) for loss in self._seen)]).isfinite().all()
         self._seen.clear()
@@ -62,19 +63,19 @@ class NonfiniteGuard:
         self.log.add({"count/steps_left_out": 1 / dist.world_size()})
         some = self._note(step)
         if self.skipped == PATIENCE:
-            raise ValueError(
+            raise DualfuseError(
                 f"training has failed: the loss or the gradient of {PATIENCE} steps one after the other, up to step "
                 f"{step}, is not finite; the last one had {some}. Go on from a checkpoint with a lower optim.lr"
             )
         return False
 
     def check(self) -> None:
-        """Raise ``ValueError``, in all processes, for the first step since the last check that was not finite."""
+        """Raise ``DualfuseError``, in all processes, for the first step since the last check that was not finite."""
         first = NONE if self._first is None else int(self._first)
         self._first = None
         step = -dist.all_reduce_max(-first)
         if step < NONE:
-            raise ValueError(
+            raise DualfuseError(
                 f"training has failed: the loss or the gradient of step {step} is not finite. It had {self._note(step)}"
                 ". Nothing was saved after it and earlier checkpoints are kept. Look at these samples, then give the "
                 "same command with --run.on-nonfinite skip to leave such steps out, or start anew with a lower optim.lr "

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import Expert
 from dualfuse.layers.embeddings import PatchEmbedding
 from dualfuse.layers.heads import MLMHead
@@ -40,7 +41,7 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  
             group["params"].append(parameter)
             group["names"].append(name)
     if not groups:
-        raise ValueError("no parameter is trainable: let recipe.train_only match at least one, or leave it empty")
+        raise DualfuseError("no parameter is trainable: let recipe.train_only match at least one, or leave it empty")
     return [groups[key] for key in sorted(groups)]
 
 
@@ -62,7 +63,7 @@ def _rates(module: nn.Module, optim: Optim) -> dict[Tensor, float]:
 def _shares_by_depth(model: nn.Module, decay: float) -> dict[Tensor, float]:
     """Return ``decay`` to the power of how far a parameter lies below the heads; levels that do not learn count none."""
     if not isinstance(model, VisionLanguageModel) or not 0 < decay < 1:
-        raise ValueError(
+        raise DualfuseError(
             f"layer_decay is {decay} for a {type(model).__name__}; only VLMo and BridgeTower have layers to decay "
             "the learning rate by, each to a share between 0 and 1 of the layer above; 1 leaves all alike"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dualfuse import distributed as dist
 from dualfuse.data.map_dataset import MapDataset
+from dualfuse.errors import DualfuseError
 from dualfuse.io import write_text
 
 FILE = "data.json"
@@ -27,7 +28,7 @@ def write_data(out: Path, sources: Sequence[str], sets: Sequence[MapDataset]) ->
 
 
 def check_same_data(out: Path, sets: Sequence[MapDataset]) -> None:
-    """Raise ``ValueError``, which names the files, where a set has others than the run in ``out`` began with.
+    """Raise ``DualfuseError``, which names the files, where a set has others than the run in ``out`` began with.
 
     Told apart are names and sizes of samples, and the rows of texts, wherever their files lie now and whenever they
     were written; an image that was exchanged for one of as many bytes is not noticed.
@@ -38,10 +39,10 @@ def check_same_data(out: Path, sets: Sequence[MapDataset]) -> None:
         before: list[Files] = [each["files"] for each in json.loads((out / FILE).read_text(encoding="utf-8"))]
         lines = [line for then, now in zip(before, sets, strict=True) for line in _differences(then, now.digests())]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise ValueError(f"{out / FILE} is damaged ({error}); delete it if the data is what it was") from error
+        raise DualfuseError(f"{out / FILE} is damaged ({error}); delete it if the data is what it was") from error
     if lines:
         more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        raise ValueError(
+        raise DualfuseError(
             f"{out} holds a run that began with other data:\n  "
             + "\n  ".join(lines[:SHOWN] + more)
             + "\nPut the files back to go on with it, or give another --out to start anew"

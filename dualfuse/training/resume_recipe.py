@@ -10,6 +10,7 @@ from pathlib import Path
 from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.config import JSON, from_json, to_json
+from dualfuse.errors import DualfuseError
 from dualfuse.io import write_text
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.training import checkpoint
@@ -18,7 +19,7 @@ FINAL, BEST, CHECKPOINTS, RECIPE = "final", "best", "checkpoints", "recipe.json"
 
 
 def is_finished(recipe: Recipe, out: Path) -> bool:
-    """Return whether ``out`` holds the final model; ``ValueError`` if what it holds is another recipe's."""
+    """Return whether ``out`` holds the final model; ``DualfuseError`` if what it holds is another recipe's."""
     if (out / FINAL / hub.CONFIG).exists():
         _compare(hub.read_recipe(out / FINAL), recipe, out)
         return True
@@ -37,7 +38,7 @@ def _read(path: Path) -> object:
     try:
         return from_json(json.loads(path.read_text()))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{path} should say which recipe wrote the checkpoints beside it, but: {error}") from error
+        raise DualfuseError(f"{path} should say which recipe wrote the checkpoints beside it, but: {error}") from error
 
 
 def _compare(stored: object, recipe: Recipe, out: Path) -> None:
@@ -46,7 +47,7 @@ def _compare(stored: object, recipe: Recipe, out: Path) -> None:
         for name, before, now in _differences(to_json(_essence(stored)), to_json(_essence(recipe)))
     ]
     if differing:
-        raise ValueError(
+        raise DualfuseError(
             f"{out} holds a run of another recipe:\n  "
             + "\n  ".join(differing)
             + "\nGive the same settings to go on with it, or another --out to start anew"
@@ -57,8 +58,8 @@ def _essence(recipe: object) -> object:
     """Leave out what does not change the result; what of ``micro_batch`` does is compared with the checkpoint."""
     if not (isinstance(recipe, Recipe) and isinstance(recipe.run, Run) and isinstance(recipe.data, Data)):
         return recipe  # of a file that somebody changed
-    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep": 1, "best": ""}
-    how = {"recompute": False, "shard": False, "compile": False, "patience": 30.0, "micro_batch": 0}
+    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep_last": 1, "best": ""}
+    how = {"activation_checkpointing": False, "fsdp": False, "compile": False, "dist_timeout": 30.0, "micro_batch": 0}
     run = replace(recipe.run, **kept, **how, tensorboard=False, on_nonfinite="stop")
     return replace(recipe, run=run, data=replace(recipe.data, num_workers=0, validation=""))
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from dualfuse import distributed as dist
+from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -143,7 +144,7 @@ def read_log(folder: Path) -> list[dict[str, float]]:
     if odd := [
         line for line in lines if not all(value is None or isinstance(value, int | float) for value in line.values())
     ]:
-        raise ValueError(f"{folder / LOG} holds more than numbers in {odd[0]}; delete that line, or the file")
+        raise DualfuseError(f"{folder / LOG} holds more than numbers in {odd[0]}; delete that line, or the file")
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
@@ -166,10 +167,10 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
     try:
         read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was never finished
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds a line that is not JSON ({error}); delete that line, or the file") from error
+        raise DualfuseError(f"{path} holds a line that is not JSON ({error}); delete that line, or the file") from error
     for number, line in enumerate(read, start=1):
         if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
-            raise ValueError(f"line {number} of {path} does not say its step; delete that line, or the file")
+            raise DualfuseError(f"line {number} of {path} does not say its step; delete that line, or the file")
     return read
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
@@ -17,7 +18,7 @@ from dualfuse.training.weight_transfer import model_outline
 def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tuple[Recipe, ...]:
     """Return the recipes to run, with the path of the model in ``finals`` where a task names the recipe of a tokenizer.
 
-    A tokenizer that was to serve others, which have all been given another one, is left out. Raises ``ValueError`` for
+    A tokenizer that was to serve others, which have all been given another one, is left out. Raises ``DualfuseError`` for
     one that is trained too late, is no tokenizer, or names other words than the task expects.
     """
     kept = tuple(recipe for number, recipe in enumerate(recipes) if not _is_idle(recipe, recipes[number + 1 :]))
@@ -38,7 +39,7 @@ def _resolved(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Pat
         return recipe
     earlier = next((other for other in before if other.name == task.tokenizer), None)
     if earlier is None:
-        raise ValueError(
+        raise DualfuseError(
             f"{recipe.name} has task.tokenizer {task.tokenizer!r}, a recipe that does not come before it; put it first"
         )
     _compare(recipe.name, task, earlier)
@@ -48,12 +49,12 @@ def _resolved(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Pat
 def _compare(name: str, task: MaskedImageConfig, earlier: Recipe) -> None:
     model = model_outline(earlier).get_submodule("model")
     if not isinstance(model, VisualTokenizer):
-        raise ValueError(
+        raise DualfuseError(
             f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which makes "
             "no visual tokens of images"
         )
     if (model.codes, model.stride) != (task.codes, task.stride):
-        raise ValueError(
+        raise DualfuseError(
             f"{earlier.name} trains {model.codes} visual words for squares of {model.stride} pixels, but {name} wants "
             f"{task.codes} for squares of {task.stride}; give --{name}.task.codes {model.codes} --{name}.task.stride "
             f"{model.stride}, or the tokenizer other numbers"

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import Block
 from dualfuse.layers.embeddings import PatchEmbedding, TextEmbedding, resize_positions
 from dualfuse.layers.relative_bias import RelativeBias, cut_texts, of_images, resize_table
@@ -60,7 +61,7 @@ def transfer_weights(
 
     What agrees by name and shape is copied. Positions of images are resized to the grid of the task: absolute ones
     bicubically, without the class token's; relative ones as BEiT does. Positions of texts are cut; where the task
-    knows longer texts than the start, ``ValueError`` says what to do. ``both`` is the recipe's ``vl_expert_init``.
+    knows longer texts than the start, ``DualfuseError`` says what to do. ``both`` is the recipe's ``vl_expert_init``.
     """
     source, wanted = model_outline(start), task.state_dict()
     untrained = () if has_text_embedding(given, start, task) else _words(task)
@@ -169,7 +170,7 @@ def _owner(task: nn.Module, name: str) -> nn.Module | None:
 
 def _refuse_longer(known: int, wanted: int) -> None:
     if wanted > known:
-        raise ValueError(
+        raise DualfuseError(
             f"the start knows texts of {known} tokens, the model of this recipe texts of {wanted}: the positions "
             f"beyond were never trained. Set --model.text-length {known} (and --data.text-length to at most that), "
             "or start from a model of longer texts"
@@ -189,7 +190,7 @@ def _experts(task: nn.Module, known: Mapping[str, Tensor], expert: str) -> dict[
     lacking = [other for other in missing.values() if other not in known]
     if not found or lacking:
         reason = f"the start has no {lacking[0]}" if found else "this recipe's model has no vision-language experts"
-        raise ValueError(f"vl_expert_init asks for copies of the {expert} experts, but {reason}; set it to random")
+        raise DualfuseError(f"vl_expert_init asks for copies of the {expert} experts, but {reason}; set it to random")
     return missing
 
 

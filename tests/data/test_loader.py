@@ -140,7 +140,7 @@ def test_the_first_sample_stands_in_for_the_last(tmp_path: Path) -> None:
 def test_a_set_full_of_broken_samples_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
-    monkeypatch.setattr(loader, "PATIENCE", 5)
+    monkeypatch.setattr(loader, "MAX_CONSECUTIVE_BROKEN", 5)
     message = r"^set 0 is broken: none of 5 samples in a row .* first: d/00\d: no image"
     with pytest.raises(ValueError, match=message):
         take((make_set(tmp_path, "d", ["x"] + ["!"] * 30),), 9, workers=workers)

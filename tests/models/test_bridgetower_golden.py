@@ -101,7 +101,7 @@ def hooked(modules: list[nn.Module], states: list[Tensor]) -> None:
 
 def hidden_states(golden: Golden) -> dict[str, Tensor]:
     """What every layer gives, on the way to the final states."""
-    task = golden.task(match=1.0)
+    task = golden.task(itm_weight=1.0)
     model = task.model
     towers = {
         "text_hidden": [model.text_tower.words, *model.text_tower.layers],
@@ -124,7 +124,7 @@ def hidden_states(golden: Golden) -> dict[str, Tensor]:
 def other_inputs(golden: Golden) -> dict[str, Tensor]:
     """Without mask, and with images that are not square; part of those was hidden by a mask that has no effect."""
     assert (golden.inputs["nonsquare_pixel_mask"] == 0).any()
-    task = golden.task(match=1.0)
+    task = golden.task(itm_weight=1.0)
     model, everything = task.model, torch.ones_like(golden.inputs["input_ids"], dtype=torch.bool)
     image = golden.image(task, "nonsquare_pixel_values")
     fused = model.fuse(image, golden.text(task))
@@ -140,7 +140,7 @@ def other_inputs(golden: Golden) -> dict[str, Tensor]:
 
 def heads(golden: Golden) -> dict[str, Tensor]:
     """Logits, vectors and losses."""
-    task = golden.task(match=1.0, words=1.0)
+    task = golden.task(itm_weight=1.0, mlm_weight=1.0)
     image, text = golden.image(task), golden.text(task)
     masked = task.model.embed_text(golden.inputs["mlm_input_ids"], golden.inputs["attention_mask"])
     pooled = task.model.fuse(image, text).pooled
@@ -184,7 +184,7 @@ def test_every_recorded_output(golden: Golden) -> None:
 def test_all_objectives_in_one_step() -> None:
     """Each loss is what it is alone: pairs are told from masked ones, and right pairs from wrong ones."""
     golden = Golden("add_shared")
-    log = golden.task(contrast=1.0, match=1.0, words=1.0)(golden.batch()).log
+    log = golden.task(itc_weight=1.0, itm_weight=1.0, mlm_weight=1.0)(golden.batch()).log
     for ours, theirs in (("loss/itc", "itc.loss"), ("loss/mlm", "mlm.loss")):
         assert_close(log[ours], golden.outputs[theirs], atol=golden.recorded[theirs]["tolerance"], rtol=0)
 

@@ -139,7 +139,7 @@ def test_model(link: str, shared: bool, inputs: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_masked_words(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForMaskedLM, link)
-    task = ours(model, words=1.0)
+    task = ours(model, mlm_weight=1.0)
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, column in ((0, 1), (0, 8), (1, 3), (3, 2)):
         labels[row, column] = 7 * row + column
@@ -152,7 +152,7 @@ def test_masked_words(link: str, inputs: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_matching(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForImageAndTextRetrieval, link)
-    task = ours(model, match=1.0)
+    task = ours(model, itm_weight=1.0)
     labels = torch.tensor([1, 1, 0, 0])  # right pairs first, as ours stand
     wanted = model(**inputs, labels=labels)
     pooled = task.model.fuse(*tokens(task, inputs)).pooled
@@ -167,7 +167,7 @@ def test_matching(link: str, inputs: dict[str, Any]) -> None:
 @torch.no_grad()
 def test_contrast(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForContrastiveLearning, link)
-    task = ours(model, contrast=1.0)
+    task = ours(model, itc_weight=1.0)
     wanted = model(**inputs, return_loss=True)
     [(of_image, of_text)] = task.embeddings(*tokens(task, inputs))
     same(of_image, wanted.image_embeds, inputs)

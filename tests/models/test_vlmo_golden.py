@@ -92,7 +92,7 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
     draw = contrast_module.sample_negatives
     monkeypatch.setattr(
-        "dualfuse.losses.hard_negatives.draw_negatives",
+        "dualfuse.losses.hard_negatives.sample_negatives",
         lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
     )
 

@@ -105,7 +105,7 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
         "empty.png": bad, "mute.jpg": "no caption",
     }  # fmt: skip
     assert summary.tally.skipped == {bad: 3, "image too large": 1, "no caption": 2}
-    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["left_out"] == summary.tally.skipped
+    assert json.loads((tmp_path / "out" / "prepared.json").read_text())["skipped"] == summary.tally.skipped
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(summary)
     assert "3 left out: unreadable image, such as bad.jpg, cut.jpg, empty.png" in console.export_text()

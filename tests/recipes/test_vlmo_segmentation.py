@@ -52,7 +52,7 @@ def test_a_recipe_is_whole(name: str) -> None:
     (chosen,) = recipes.override((recipe,), flags, prog="train")
     assert (chosen.task.classes, chosen.task.vary.scale, chosen.optim.layer_decay) == (5, (1, 2), 0.6)
     assert recipe.model.image_size == recipe.data.image_size
-    assert recipe.task.after[-1] == recipe.model.depth
+    assert recipe.task.feature_layers[-1] == recipe.model.depth
     with torch.device("meta"):
         task = chosen.build()
         side = recipe.data.image_size[0]
@@ -67,7 +67,7 @@ def test_numbers_of_beit() -> None:
     def said(name: str) -> tuple[object, ...]:
         recipe = PLACES[name]
         model, optim = recipe.model, recipe.optim
-        layers = [layer - 1 for layer in recipe.task.after]
+        layers = [layer - 1 for layer in recipe.task.feature_layers]
         window = [int(side * recipe.task.stride) for side in recipe.data.image_size]
         return layers, optim.lr, optim.layer_decay, model.drop_path, recipe.data.image_size[0], window[0]
 
@@ -78,7 +78,7 @@ def test_numbers_of_beit() -> None:
     assert said("large_640") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 640, 426)
     for name in PLACES.keys() - {"nano"}:
         recipe = PLACES[name]
-        assert (recipe.run.steps, recipe.data.batch, recipe.optim.warmup, recipe.optim.weight_decay) == (
+        assert (recipe.run.steps, recipe.data.batch_size, recipe.optim.warmup, recipe.optim.weight_decay) == (
             *(160_000, 16, 1500),
             0.05,
         )

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dualfuse.errors import DualfuseError
+
 TRIES = 10
 
 
@@ -24,7 +26,7 @@ class BlockMask:
     def __post_init__(self) -> None:
         """Refuse numbers that hide nothing."""
         if not (self.patches >= 1 and self.smallest >= 1 and 0 < self.aspect <= 1):
-            raise ValueError(
+            raise DualfuseError(
                 f"patches={self.patches}, smallest={self.smallest}, aspect={self.aspect}; give at least 1, at least 1, "
                 "and more than 0 up to 1"
             )
@@ -32,10 +34,10 @@ class BlockMask:
     def draw(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
         """Return a mask (height, width) of a ``grid`` of patches, True where one is hidden.
 
-        Raises ValueError where that could leave nothing to see.
+        Raises DualfuseError where that could leave nothing to see.
         """
         if self.patches >= grid[0] * grid[1]:
-            raise ValueError(
+            raise DualfuseError(
                 f"to hide {self.patches} of {grid[0]} x {grid[1]} patches leaves nothing to see; hide fewer "
                 "(--task.mask.patches, about 40 %, and --task.mask.smallest)"
             )

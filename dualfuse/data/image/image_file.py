@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from PIL import Image, UnidentifiedImageError
 
 from dualfuse.data.image.transform import FORMATS, MAX_PIXELS, decode
+from dualfuse.errors import DualfuseError
 
 JPEG_QUALITY = 90
 
 _SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
 
-class TooLarge(ValueError):
+class TooLarge(DualfuseError):
     """An image of more pixels than anyone should decode."""
 
 
@@ -40,7 +41,7 @@ class Fitted:
 
 
 def header(data: bytes) -> Header:
-    """Return size and frames of an image; raises ``TooLarge``, or ``ValueError`` for what is no image."""
+    """Return size and frames of an image; raises ``TooLarge``, or ``DualfuseError`` for what is no image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             frames = int(getattr(image, "n_frames", 1))  # only formats that can be animated have it
@@ -48,9 +49,9 @@ def header(data: bytes) -> Header:
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"{len(data):,} bytes are no {', '.join(FORMATS)}") from error
+        raise DualfuseError(f"{len(data):,} bytes are no {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's parsers let out whatever a hostile file makes them raise
-        raise ValueError(f"{len(data):,} bytes are no image: {error}") from error
+        raise DualfuseError(f"{len(data):,} bytes are no image: {error}") from error
     if found.width * found.height > MAX_PIXELS:
         raise TooLarge(f"{found.width} x {found.height} pixels are more than {MAX_PIXELS:,}")
     return found
@@ -60,7 +61,7 @@ def fit(data: bytes, longest_side: int = 0) -> Fitted:
     """Decode an image to see that it is good, and gives it in a format for shards.
 
     With ``longest_side``, one that is larger is made smaller and becomes a JPEG; formats other than JPEG, PNG and WebP
-    become PNG. Raises ``TooLarge``, or ``ValueError`` for an image that cannot be decoded.
+    become PNG. Raises ``TooLarge``, or ``DualfuseError`` for an image that cannot be decoded.
     """
     header(data)
     pixels = decode(data)  # (3, H, W)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dualfuse.data.image.transform import decode
+from dualfuse.errors import DualfuseError
 
 MARGIN = 8
 LINES = 4  # of a caption; what is longer ends in an ellipsis
@@ -39,7 +40,7 @@ def image_grid(
     An image that cannot be decoded is shown as an empty field that says so.
     """
     if not tiles or columns < 1:
-        raise ValueError(f"a sheet needs images and columns; there are {len(tiles)} and {columns}")
+        raise DualfuseError(f"a sheet needs images and columns; there are {len(tiles)} and {columns}")
     font = _font(max(10, cell // 15))
     drawn = [_draw(tile if isinstance(tile, Tile) else Tile(tile[0], tile[1]), cell, font) for tile in tiles]
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from dualfuse.data.image.label_map import resize_labels
 from dualfuse.data.image.photometric_distortion import distort
 from dualfuse.data.image.resize import Resampling, resize
+from dualfuse.errors import DualfuseError
 
 NOTHING = -1
 """The number of pixels that are of no class: they are not trained, and not judged."""
@@ -36,9 +37,9 @@ class JointCrop:
     def __post_init__(self) -> None:
         """Refuse ranges that no image can satisfy."""
         if not 0 < self.scale[0] <= self.scale[1]:
-            raise ValueError(f"scale is {self.scale}; give two factors, 0 < least <= greatest")
+            raise DualfuseError(f"scale is {self.scale}; give two factors, 0 < least <= greatest")
         if not (0 < self.most <= 1 and 0 <= self.flip <= 1):
-            raise ValueError(f"most is {self.most} and flip {self.flip}; give a share above 0, and a probability")
+            raise DualfuseError(f"most is {self.most} and flip {self.flip}; give a share above 0, and a probability")
 
     def __call__(
         self,

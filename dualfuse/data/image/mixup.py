@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
+
 
 @dataclass(frozen=True)
 class Mixup:
@@ -24,7 +26,7 @@ class Mixup:
     def __post_init__(self) -> None:
         """Refuse what no distribution has."""
         if min(self.mixup_alpha, self.cutmix_alpha) < 0:
-            raise ValueError(
+            raise DualfuseError(
                 f"fade is {self.mixup_alpha}, cut {self.cutmix_alpha}; give numbers above 0, or 0 to leave it out"
             )
 

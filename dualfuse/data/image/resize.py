@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
+
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; below the limit at which Pillow itself starts to warn
 
 Resampling = Literal["torch", "pillow"]
@@ -37,13 +39,13 @@ def crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
     """Return the middle (3, side, side) of ``image`` with its shorter side resized to ``side``.
 
     Rounds as torchvision does for Pillow images: the longer side down, the corner of the crop to the nearest, halves
-    to even. Raises ValueError for an image so narrow that the resized one had over ``MAX_PIXELS`` pixels.
+    to even. Raises DualfuseError for an image so narrow that the resized one had over ``MAX_PIXELS`` pixels.
     """
     height, width = image.shape[1:]
     shorter = min(height, width)
     rows, columns = int(side * height / shorter), int(side * width / shorter)
     if rows * columns > MAX_PIXELS:
-        raise ValueError(
+        raise DualfuseError(
             f"{width} x {height} pixels become {columns} x {rows} with a shorter side of {side}, more than the "
             f"{MAX_PIXELS:,} pixels allowed; cut the image, or use the fit 'squash'"
         )
@@ -55,12 +57,12 @@ def crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
 def hugging_face(image: Tensor, side: int, divisor: int, resampling: Resampling) -> Tensor:
     """Return ``image`` resized as BridgeTower's Hugging Face processor does before its crop: (3, rows, columns).
 
-    Raises ValueError for an image so narrow that one side would round down to nothing.
+    Raises DualfuseError for an image so narrow that one side would round down to nothing.
     """
     height, width = image.shape[1:]
     rows, columns = hugging_face_size(height, width, side, divisor)
     if not (rows and columns):
-        raise ValueError(
+        raise DualfuseError(
             f"{width} x {height} pixels become {columns} x {rows} with a shorter side of {side} in multiples of "
             f"{divisor}; the fit 'huggingface' has no room for an image this narrow, 'crop' and 'squash' do"
         )

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from dualfuse.data.image import randaugment, randaugment_timm
 from dualfuse.data.image.resize import MAX_PIXELS, Resampling, centre, crop, hugging_face, resize
+from dualfuse.errors import DualfuseError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CROP_TRIES = 10
@@ -46,11 +47,11 @@ class Augment:
     def __post_init__(self) -> None:
         """Refuse ranges that no image can satisfy."""
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise ValueError(f"crop is {self.crop}; give two shares of the area, 0 < least <= greatest <= 1")
+            raise DualfuseError(f"crop is {self.crop}; give two shares of the area, 0 < least <= greatest <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise ValueError(f"aspect is {self.aspect}; give two values of width / height, 0 < least <= greatest")
+            raise DualfuseError(f"aspect is {self.aspect}; give two values of width / height, 0 < least <= greatest")
         if not (0 <= self.flip <= 1 and 0 <= self.color_jitter <= 1):
-            raise ValueError(f"flip is {self.flip} and colour {self.color_jitter}; both must lie between 0 and 1")
+            raise DualfuseError(f"flip is {self.flip} and colour {self.color_jitter}; both must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,16 @@ class Preprocess:
     def __post_init__(self) -> None:
         """Refuse what nothing can be divided by."""
         if min(self.std) <= 0:
-            raise ValueError(f"std is {self.std}; channels are divided by it, so give three numbers above 0")
+            raise DualfuseError(f"std is {self.std}; channels are divided by it, so give three numbers above 0")
         if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and self.resize_mode != "crop"):
-            raise ValueError(
+            raise DualfuseError(
                 f"kept is {self.crop_fraction} with fit {self.resize_mode}; give a share up to 1, and below 1 with crop alone"
             )
         if self.divisor < 1:
-            raise ValueError(f"divisor is {self.divisor}; sides are multiples of it, so give a whole number from 1")
+            raise DualfuseError(f"divisor is {self.divisor}; sides are multiples of it, so give a whole number from 1")
 
     def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``image`` (3, H, W) uint8 at ``size``; ValueError for one too narrow to be fitted."""
+        """Return ``image`` (3, H, W) uint8 at ``size``; DualfuseError for one too narrow to be fitted."""
         if self.resize_mode == "squash":
             return resize(image, size, self.resampling)
         if self.resize_mode == "crop":
@@ -120,9 +121,11 @@ class ImageTransform:
     def __post_init__(self) -> None:
         """Refuse a size that the fit cannot give, or that no image may have."""
         if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
-            raise ValueError(f"image size is {self.size[0]} x {self.size[1]}; give 1 to {MAX_PIXELS:,} pixels in all")
+            raise DualfuseError(
+                f"image size is {self.size[0]} x {self.size[1]}; give 1 to {MAX_PIXELS:,} pixels in all"
+            )
         if self.preprocess.resize_mode != "squash" and self.size[0] != self.size[1]:
-            raise ValueError(
+            raise DualfuseError(
                 f"image size is {self.size[0]} x {self.size[1]}, but the fit {self.preprocess.resize_mode!r} gives squares; "
                 "give the same number twice, or choose the fit 'squash'"
             )
@@ -130,7 +133,7 @@ class ImageTransform:
     def __call__(self, data: bytes, rng: np.random.Generator) -> Tensor:
         """Return the image as float32 (3, H, W); ``rng`` is drawn from only when there is ``augment``.
 
-        Raises ValueError, with the reason, for bytes that are no usable image.
+        Raises DualfuseError, with the reason, for bytes that are no usable image.
         """
         image = decode(data)
         if self.augment is None:
@@ -141,21 +144,21 @@ class ImageTransform:
 def decode(data: bytes) -> Tensor:
     """Return the image in ``data`` as uint8 RGB (3, H, W), upright and on white where it was transparent.
 
-    The first frame of an animation is taken. Raises ValueError for anything else than a whole JPEG, PNG, WebP, GIF,
+    The first frame of an animation is taken. Raises DualfuseError for anything else than a whole JPEG, PNG, WebP, GIF,
     BMP or TIFF file of at most ``MAX_PIXELS`` pixels.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed")
+                raise DualfuseError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed")
             image.load()
             with suppress(Exception):  # broken EXIF says nothing against the pixels
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = torch.from_numpy(np.array(to_rgb(image)))
     except UnidentifiedImageError:
-        raise ValueError(f"{len(data):,} bytes are no image in one of the formats {', '.join(FORMATS)}") from None
+        raise DualfuseError(f"{len(data):,} bytes are no image in one of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # Pillow's parsers let out whatever a hostile file makes them raise
-        raise ValueError(f"image of {len(data):,} bytes cannot be decoded: {error}") from error
+        raise DualfuseError(f"image of {len(data):,} bytes cannot be decoded: {error}") from error
     return pixels.permute(2, 0, 1)
 
 
@@ -164,7 +167,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise ValueError(f"mode {image.mode} (32 bits a pixel) has no fixed white; save it with 8 or 16 bits")
+        raise DualfuseError(f"mode {image.mode} (32 bits a pixel) has no fixed white; save it with 8 or 16 bits")
     if not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     image = image.convert("RGBA")

@@ -20,7 +20,7 @@ def two_views(
 ) -> tuple[Tensor, Tensor]:
     """Return an image (3, H, W) as ``transform`` has it, and its second view (3, *size) as uint8, by Lanczos.
 
-    Without augmentation both are the whole image, by the fit of the transform's looks. Raises ValueError for bytes
+    Without augmentation both are the whole image, by the fit of the transform's looks. Raises DualfuseError for bytes
     that are no usable image.
     """
     preprocess, image = transform.preprocess, decode(data)
@@ -31,7 +31,7 @@ def two_views(
 
 
 def one_view(data: bytes, transform: ImageTransform, rng: np.random.Generator) -> Tensor:
-    """Return the second view alone, (3, *size of ``transform``) as uint8; ValueError as :func:`two_views`."""
+    """Return the second view alone, (3, *size of ``transform``) as uint8; DualfuseError as :func:`two_views`."""
     image = decode(data)
     if transform.augment is None:
         return transform.preprocess.resize(image, transform.size)

@@ -10,6 +10,7 @@ from dualfuse.data.files import find_files, labels
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.tar_index import TarIndex
+from dualfuse.errors import DualfuseError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 OTHERS = 9  # further images of a sample, at most: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
@@ -37,13 +38,15 @@ class Shards(MapDataset):
         """Return the samples of a tar file, of all ``*.tar`` of a folder, or of all ``*.tar`` a pattern matches.
 
         Tar files are sorted by path. Their index is read, or made where it is missing or older than the tar; if it
-        cannot be written, it lives in memory. Raises ValueError when nothing is found, and for a file that is
+        cannot be written, it lives in memory. Raises DualfuseError when nothing is found, and for a file that is
         compressed, truncated or no tar.
         """
         paths = find_files(source, (".tar",), "tar file")
         shards = cls(tuple(TarIndex.of(path) for path in paths), labels(paths, (".tar",)))
         if not len(shards):
-            raise ValueError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
+            raise DualfuseError(
+                f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg"
+            )
         return shards
 
     def key(self, index: int) -> str:
@@ -117,8 +120,8 @@ def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _strings(values: Sequence[object]) -> tuple[str, ...]:
-    """Strip texts and leaves out empty ones; ValueError if one is none."""
+    """Strip texts and leaves out empty ones; DualfuseError if one is none."""
     for value in values:
         if not isinstance(value, str):
-            raise ValueError(f"a caption is a {type(value).__name__}; a string is needed")
+            raise DualfuseError(f"a caption is a {type(value).__name__}; a string is needed")
     return tuple(text for text in (str(value).strip() for value in values) if text)

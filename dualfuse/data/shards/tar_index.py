@@ -25,6 +25,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dualfuse.data.sample import ChangedFile
+from dualfuse.errors import DualfuseError
 
 MAX_MEMBER = 256 << 20  # bytes; a larger member is an accident, and would take the loader worker's memory with it
 MAX_NAME = 4096  # characters; no file system knows longer paths
@@ -82,14 +83,14 @@ class TarIndex:
     def read(self, number: int, wanted: Container[str]) -> dict[str, bytes]:
         """Return the bytes of those members of a sample whose lower-case extension is ``wanted``, by extension.
 
-        Raises ValueError for a sample with two members of one name, or with one larger than ``MAX_MEMBER``.
+        Raises DualfuseError for a sample with two members of one name, or with one larger than ``MAX_MEMBER``.
         """
         parts: dict[str, bytes] = {}
         seen: set[str] = set()
         for member in range(int(self.first[number]), int(self.first[number + 1])):
             extension = _split(self._name(member))[1]
             if extension in seen:
-                raise ValueError(f"two members end in .{extension}")
+                raise DualfuseError(f"two members end in .{extension}")
             seen.add(extension)
             if extension in wanted:
                 parts[extension] = self._bytes(member)
@@ -105,7 +106,7 @@ class TarIndex:
     def _bytes(self, member: int) -> bytes:
         offset, size = int(self.offsets[member]), int(self.sizes[member])
         if size > MAX_MEMBER:
-            raise ValueError(f"{self._name(member)} has {size:,} bytes; at most {MAX_MEMBER:,} are read")
+            raise DualfuseError(f"{self._name(member)} has {size:,} bytes; at most {MAX_MEMBER:,} are read")
         return mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))[offset : offset + size]
 
     def _name(self, member: int) -> str:
@@ -142,7 +143,7 @@ def _walk(path: Path) -> dict[str, np.ndarray]:
         if not key:
             continue
         if key != last and key in first:
-            raise ValueError(f"{path}: members of {key} stand in two places; write it anew with tar --sort=name")
+            raise DualfuseError(f"{path}: members of {key} stand in two places; write it anew with tar --sort=name")
         last = key
         first.setdefault(key, len(names))
         names.append(name.encode(errors="surrogateescape"))
@@ -158,7 +159,7 @@ def _walk(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """List name, offset and size of all plain files and hard links; ValueError for anything but a whole tar."""
+    """List name, offset and size of all plain files and hard links; DualfuseError for anything but a whole tar."""
     with path.open("rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 - file is closed
@@ -166,7 +167,7 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             file.seek(0)
             packed = COMPRESSED.get(file.read(2))
             reason = f"compressed with {packed}; unpack it" if packed else f"no tar file: {error}"
-            raise ValueError(f"{path} is {reason}") from error
+            raise DualfuseError(f"{path} is {reason}") from error
         yield from _headers(path, file, tar)
 
 
@@ -180,11 +181,11 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
         except Exception as error:  # HeaderError, or whatever a hostile header makes tarfile raise
-            raise ValueError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
+            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
         if not start < tar.offset < total or member.size < 0 or len(member.name) > MAX_NAME:
             # leads back, or to where the tar ends without saying so
             said = f"{member.size:,} bytes in {member.name[:100]}"
-            raise ValueError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {said}")
+            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {said}")
         start = file.seek(tar.offset)
         if member.isreg() and not member.issparse():
             files[member.name] = member.offset_data, member.size

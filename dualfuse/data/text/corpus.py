@@ -18,6 +18,7 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.documents import ENDINGS, Documents, open_documents
 from dualfuse.data.text.packing import BROKEN, pack
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
+from dualfuse.errors import DualfuseError
 
 INDEX_FORMAT = 1
 Tell = Callable[[str], None]
@@ -54,11 +55,11 @@ class PackedFile:
         return PackedFile(path, documents, rows)
 
     def read(self, number: int) -> str:
-        """Return the text of a row; ValueError for a broken one."""
+        """Return the text of a row; DualfuseError for a broken one."""
         place, start, stop = map(int, self.rows[number])
         record = self.documents.record(place)
         if stop == BROKEN:
-            raise ValueError(f"the line at byte {start:,} is no UTF-8")
+            raise DualfuseError(f"the line at byte {start:,} is no UTF-8")
         return b" ".join(record[start:stop].split()).decode()  # words as packing has counted them
 
 
@@ -79,14 +80,14 @@ class Corpus(MapDataset):
         """Return the rows of a file, of all files of a folder, or of all that a pattern matches.
 
         Read are plain text (.txt, blank lines between documents), JSON lines (.jsonl) and Parquet with a "text", and
-        the texts of shards (.tar), where a sample is a document. What takes long is told. Raises ValueError when
+        the texts of shards (.tar), where a sample is a document. What takes long is told. Raises DualfuseError when
         there is no text at all, and for a file that is none of these.
         """
         paths = find_files(source, ENDINGS, "text (.txt, .jsonl, .parquet or .tar)")
         corpus = cls([PackedFile.of(path, text, tell) for path in paths])
         if len(corpus) == corpus.broken:
             reason = f"; the first of {corpus.broken} broken lines: {corpus._reason(0)}" if corpus.broken else ""
-            raise ValueError(f"{source}: no text in {len(paths)} file(s){reason}")
+            raise DualfuseError(f"{source}: no text in {len(paths)} file(s){reason}")
         return corpus
 
     @property

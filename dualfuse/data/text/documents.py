@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dualfuse.data.shards.tar_index import TarIndex, mapped
+from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -99,7 +100,7 @@ class JsonLines:
         try:
             said = json.loads(content[place : _line_end(content, place)])
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"the line at byte {place:,} is no JSON: {error}") from error
+            raise DualfuseError(f"the line at byte {place:,} is no JSON: {error}") from error
         return _text(said, f"the line at byte {place:,}")
 
 
@@ -114,7 +115,7 @@ class Parquet:
         """List all rows."""
         table = _parquet(self.file)
         if COLUMN not in table.schema_arrow.names:
-            raise ValueError(
+            raise DualfuseError(
                 f"{self.file.path} has no column {COLUMN!r}, but {', '.join(table.schema_arrow.names)}; rename one"
             )
         yield from range(table.metadata.num_rows)
@@ -129,7 +130,7 @@ class Parquet:
                 group += 1
             row = _row_group(self.file, group)[place - first]
         except IndexError as error:
-            raise ValueError(f"row {place:,} is not there, though the file says so") from error
+            raise DualfuseError(f"row {place:,} is not there, though the file says so") from error
         return _text({COLUMN: row.as_py()}, f"row {place:,}")
 
 
@@ -151,11 +152,11 @@ class TarTexts:
         if "txt" in parts:
             return parts["txt"]
         if "json" not in parts:
-            raise ValueError(f"{where} has neither .txt nor .json")
+            raise DualfuseError(f"{where} has neither .txt nor .json")
         try:
             return _text(json.loads(parts["json"]), where)
         except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"{where}: broken json: {error}") from error
+            raise DualfuseError(f"{where}: broken json: {error}") from error
 
 
 KINDS = {".txt": PlainText, ".jsonl": JsonLines, ".parquet": Parquet}
@@ -164,12 +165,12 @@ ENDINGS = (*KINDS, ".tar")
 
 
 def open_documents(path: Path) -> Documents:
-    """Return the records of a file, by its ending; ValueError for one that is unknown."""
+    """Return the records of a file, by its ending; DualfuseError for one that is unknown."""
     if path.suffix == ".tar":
         return TarTexts(TarIndex.of(path))
     if path.suffix not in KINDS:
         packed = "; unpack it" if path.suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
-        raise ValueError(f"{path} ends in {path.suffix!r}; text is read from {', '.join(ENDINGS)}{packed}")
+        raise DualfuseError(f"{path} ends in {path.suffix!r}; text is read from {', '.join(ENDINGS)}{packed}")
     return KINDS[path.suffix](FileState.of(path))
 
 
@@ -182,11 +183,11 @@ def _text(said: Any, where: str) -> bytes:  # Any: JSON
     text = said.get(COLUMN) if isinstance(said, dict) else None
     if not isinstance(text, str):
         found = ", ".join(map(str, list(said)[:8])) if isinstance(said, dict) else type(said).__name__
-        raise ValueError(f"{where} has no {COLUMN!r} that is a string, but {found or 'nothing'}")
+        raise DualfuseError(f"{where} has no {COLUMN!r} that is a string, but {found or 'nothing'}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where} holds half a character: {error}") from error
+        raise DualfuseError(f"{where} holds half a character: {error}") from error
 
 
 @lru_cache(maxsize=64)
@@ -198,7 +199,7 @@ def _parquet(file: FileState) -> ParquetFile:
     try:
         return ParquetFile(file.path, memory_map=True)
     except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
-        raise ValueError(f"{file.path} is no Parquet file: {error}") from error
+        raise DualfuseError(f"{file.path} is no Parquet file: {error}") from error
 
 
 @lru_cache(maxsize=ROW_GROUPS)
@@ -206,4 +207,4 @@ def _row_group(file: FileState, group: int) -> Any:  # Any: pyarrow has no types
     try:
         return _parquet(file).read_row_group(group, columns=[COLUMN]).column(0)
     except Exception as error:  # as above
-        raise ValueError(f"row group {group} cannot be decoded: {error}") from error
+        raise DualfuseError(f"row group {group} cannot be decoded: {error}") from error

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from dualfuse.errors import DualfuseError
+
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
@@ -43,7 +45,7 @@ class TextTransform:
     def __post_init__(self) -> None:
         """Refuse a length that leaves no room for text."""
         if self.length < 3:
-            raise ValueError(f"text length is {self.length}; it must be 3 or more: start, one token, end")
+            raise DualfuseError(f"text length is {self.length}; it must be 3 or more: start, one token, end")
 
     @property
     def vocab_size(self) -> int:
@@ -101,7 +103,7 @@ class LoadedTokenizer:
 
 @cache
 def load_tokenizer(path: str) -> LoadedTokenizer:
-    """Return the tokenizer in the file ``path``, or BERT's tokens for ""; ValueError if it will not do."""
+    """Return the tokenizer in the file ``path``, or BERT's tokens for ""; DualfuseError if it will not do."""
     tokenizer = read_tokenizer(Path(path)) if path else bert_tokenizer()
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -109,14 +111,16 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
     try:
         tokenizer.encode(UNHEARD_OF, add_special_tokens=False)
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer {path} has no token for what it does not know, and needs one: {error}") from error
+        raise DualfuseError(
+            f"tokenizer {path} has no token for what it does not know, and needs one: {error}"
+        ) from error
     for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
         ids = [tokenizer.token_to_id(name) for name in names]
         start, end, pad, mask = ids
         if start is not None and end is not None and pad is not None and mask is not None:
             vocabulary = max(tokenizer.get_vocab().values()) + 1
             return LoadedTokenizer(tokenizer, vocabulary, start=start, end=end, pad_id=pad, mask_id=mask)
-    raise ValueError(
+    raise DualfuseError(
         f"tokenizer {path} lacks special tokens: it needs all of {', '.join(BERT_SPECIAL)} (BERT) "
         f"or all of {', '.join(ROBERTA_SPECIAL)} (RoBERTa); add them before saving it"
     )
@@ -141,11 +145,11 @@ def _encode_beginning(tokenizer: Tokenizer, text: str, kept: int) -> Encoding:
 def read_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer stored in the file ``path``."""
     if not path.is_file():
-        raise ValueError(f"tokenizer {path} is not a file; give the path of a tokenizer.json, or '' for BERT's")
+        raise DualfuseError(f"tokenizer {path} is not a file; give the path of a tokenizer.json, or '' for BERT's")
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"tokenizer {path} is not a tokenizer.json of the tokenizers library: {error}") from error
+        raise DualfuseError(f"tokenizer {path} is not a tokenizer.json of the tokenizers library: {error}") from error
 
 
 def bert_tokenizer() -> Tokenizer:
@@ -167,19 +171,19 @@ def roberta_tokenizer(vocab_json: Path, merges_txt: Path) -> Tokenizer:
     """Return RoBERTa's byte-level tokenizer from the two files of a hub folder that has no tokenizer.json.
 
     Save it (``.save(path)``) and give that path to ``Text``. A word carries the space before it; the first has none.
-    Raises ValueError for files that are missing, are no such vocabulary, or lack RoBERTa's special tokens.
+    Raises DualfuseError for files that are missing, are no such vocabulary, or lack RoBERTa's special tokens.
     """
     for path in (vocab_json, merges_txt):
         if not path.is_file():
-            raise ValueError(f"{path} is not a file; RoBERTa's tokenizer is made of a vocab.json and a merges.txt")
+            raise DualfuseError(f"{path} is not a file; RoBERTa's tokenizer is made of a vocab.json and a merges.txt")
     try:
         pieces = models.BPE.from_file(str(vocab_json), str(merges_txt))
     except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"{vocab_json} and {merges_txt} are no vocabulary with its merges: {error}") from error
+        raise DualfuseError(f"{vocab_json} and {merges_txt} are no vocabulary with its merges: {error}") from error
     tokenizer = Tokenizer(pieces)
     special = [*ROBERTA_SPECIAL, "<unk>"]
     if missing := [name for name in special if tokenizer.token_to_id(name) is None]:
-        raise ValueError(f"{vocab_json} lacks {', '.join(missing)}; RoBERTa's vocabulary holds {', '.join(special)}")
+        raise DualfuseError(f"{vocab_json} lacks {', '.join(missing)}; RoBERTa's vocabulary holds {', '.join(special)}")
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", special_tokens=[(name, tokenizer.token_to_id(name)) for name in ("<s>", "</s>")]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.codebook import Codebook
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer, check_strides
 
@@ -35,9 +36,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         """Refuse numbers that make no autoencoder."""
         if self.stride < 2 or self.stride & (self.stride - 1):
-            raise ValueError(f"stride is {self.stride}; images are halved step by step: give a power of two from 2")
+            raise DualfuseError(f"stride is {self.stride}; images are halved step by step: give a power of two from 2")
         if min(self.codes, self.code_width, self.blocks) < 1 or self.width < 8 or self.width % 8:
-            raise ValueError(
+            raise DualfuseError(
                 f"codes={self.codes}, code_width={self.code_width}, blocks={self.blocks}, width={self.width}; give "
                 "at least one of each, and a width that is a multiple of 8"
             )

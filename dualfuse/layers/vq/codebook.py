@@ -27,7 +27,7 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, width: int) -> None:
         """All codes begin dead: those of the first batch take their places."""
         super().__init__()
-        self.register_buffer("vectors", F.normalize(torch.randn(codes, width), dim=1))
+        self.register_buffer("embeddings", F.normalize(torch.randn(codes, width), dim=1))
         self.register_buffer("share", torch.zeros(codes))
         self.register_buffer("sums", torch.zeros(codes, width))
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer, check_strides
 
 GROUPS = 4
@@ -39,18 +40,18 @@ class DalleEncoder(VisualTokenizer):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> DalleEncoder:
-        """Return the encoder of these tensors, of whatever size they are; ValueError for anything else."""
+        """Return the encoder of these tensors, of whatever size they are; DualfuseError for anything else."""
         first, last = (tensors.get(f"blocks.{name}.w") for name in ("input", "output.conv"))
         if first is None or last is None:
             some = ", ".join(list(tensors)[:4])
-            raise ValueError(f"DALL-E's encoder has blocks.input.w and blocks.output.conv.w, but here are {some}")
+            raise DualfuseError(f"DALL-E's encoder has blocks.input.w and blocks.output.conv.w, but here are {some}")
         numbers = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name))]
         with torch.random.fork_rng(devices=[]):  # the random weights are not kept
             encoder = cls(width=len(first), blocks=max(numbers, default=0), codes=len(last))
         try:
             encoder.load_state_dict(dict(tensors))
         except RuntimeError as error:
-            raise ValueError(f"these tensors are not those of DALL-E's encoder: {error}") from error
+            raise DualfuseError(f"these tensors are not those of DALL-E's encoder: {error}") from error
         return encoder
 
     def forward(self, images: Tensor) -> Tensor:

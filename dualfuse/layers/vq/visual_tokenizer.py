@@ -6,6 +6,8 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from dualfuse.errors import DualfuseError
+
 
 class VisualTokenizer(nn.Module, ABC):
     """A network that gives every square of ``stride`` pixels one of ``codes`` numbers."""
@@ -22,4 +24,4 @@ def check_strides(images: Tensor, stride: int) -> None:
     """Refuse images (B, 3, H, W) that are no whole number of squares."""
     height, width = images.shape[-2:]
     if height % stride or width % stride:
-        raise ValueError(f"{height} x {width} pixels are no multiple of the tokenizer's stride, {stride}")
+        raise DualfuseError(f"{height} x {width} pixels are no multiple of the tokenizer's stride, {stride}")

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dualfuse.errors import DualfuseError
+
 IMAGE_COLUMNS = (
     "image", "image_path", "filepath", "file_path", "filename", "file_name", "image_name", "file", "path", "img",
     "img_path", "image", "jpg", "jpeg", "png", "webp",
@@ -40,13 +42,13 @@ class Columns:
 def choose(names: Iterable[str], wanted: Columns, where: str) -> Columns:
     """Return the columns to read among ``names``: those wanted, else those with usual names.
 
-    Raises ``ValueError`` if one is wanted that is not there, or if none has a usual name. A table need not have texts
+    Raises ``DualfuseError`` if one is wanted that is not there, or if none has a usual name. A table need not have texts
     or a split.
     """
     plain = {name.strip().lower(): name for name in names}
     for name in filter(None, (wanted.image, *wanted.texts, wanted.split, wanted.label)):
         if name not in plain.values():
-            raise ValueError(f"{where} has no column {name!r}; its columns are {', '.join(plain.values())}")
+            raise DualfuseError(f"{where} has no column {name!r}; its columns are {', '.join(plain.values())}")
     return Columns(
         image=wanted.image or _image(plain, where),
         texts=wanted.texts or _texts(plain),
@@ -69,7 +71,7 @@ def _image(plain: dict[str, str], where: str) -> str:
         return plain[found[0]]
     if any(name in plain for name in _URL_COLUMNS):
         raise refuse_url(where)
-    raise ValueError(
+    raise DualfuseError(
         f"none of the columns of {where} is known to hold images: {', '.join(plain.values())}; name it with --image "
         "(the first line of a csv or tsv file must name the columns)"
     )

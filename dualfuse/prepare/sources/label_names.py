@@ -30,7 +30,7 @@ class Labelled:
             if not truth:
                 problem = "no label" if cell in (None, "", []) else "its label is no text, no number, no list of texts"
             texts = (text,) if text else ()
-            yield replace(row, texts=texts, target=truth, problem=row.problem or problem, note=note)
+            yield replace(row, texts=texts, label=truth, problem=row.problem or problem, note=note)
 
 
 def _said_before(first: Mapping[str, object], now: Mapping[str, object]) -> tuple[str, str]:

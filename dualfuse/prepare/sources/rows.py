@@ -7,6 +7,8 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
+
 TableRow = Mapping[str, object]
 
 
@@ -62,4 +64,4 @@ def _parquet(path: Path) -> Iterator[TableRow]:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
     except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
-        raise ValueError(f"{path} is no Parquet file, or is damaged: {error}") from error
+        raise DualfuseError(f"{path} is no Parquet file, or is damaged: {error}") from error

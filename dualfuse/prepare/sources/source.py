@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.item import Item
 
 
@@ -25,20 +26,20 @@ class Source:
 
 @contextmanager
 def of_others(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a file of somebody else makes its reader stumble over into a ``ValueError`` that names the file."""
+    """Turn what a file of somebody else makes its reader stumble over into a ``DualfuseError`` that names the file."""
     try:
         yield
     except (ValueError, OSError, ImportError):  # these say what is wrong
         raise
     except Exception as error:
-        raise ValueError(
+        raise DualfuseError(
             f"{path} looks like the kind {kind!r}, but is damaged or another version of it ({type(error).__name__}: "
             f"{error}); download it again, or look at the entry"
         ) from error
 
 
 def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:
-    """Return the items of a file of somebody else; ``ValueError`` where it is not what it seems.
+    """Return the items of a file of somebody else; ``DualfuseError`` where it is not what it seems.
 
     A caption that is no text is none.
     """

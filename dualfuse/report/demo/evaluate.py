@@ -14,6 +14,7 @@ import torch
 import dualfuse
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.pairs import evaluate_pairs
 from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate_retrieval
 from dualfuse.hub import LoadedModel
@@ -89,7 +90,7 @@ def machine(device: torch.device) -> Machine:
 
 def _pairs(loaded: LoadedModel) -> Pairs:
     if not isinstance(loaded.task, Pairs):
-        raise ValueError(f"the demo judges models of the pairs task, not of {type(loaded.task).__name__}")
+        raise DualfuseError(f"the demo judges models of the pairs task, not of {type(loaded.task).__name__}")
     return loaded.task
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualfuse.config import from_json, to_json
+from dualfuse.errors import DualfuseError
 from dualfuse.report.curves import History
 
 RESULTS = "results.json"
@@ -152,12 +153,12 @@ class DemoResults:
 
     @staticmethod
     def load(folder: Path) -> DemoResults:
-        """Read ``folder``/results.json; ``ValueError`` if it is of another version, or damaged."""
+        """Read ``folder``/results.json; ``DualfuseError`` if it is of another version, or damaged."""
         path = folder / RESULTS
         try:
             results = from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); delete it and repeat dualfuse demo") from error
+            raise DualfuseError(f"{path} cannot be read ({error}); delete it and repeat dualfuse demo") from error
         if not isinstance(results, DemoResults):
-            raise ValueError(f"{path} holds no results of the demo; delete it and repeat dualfuse demo")
+            raise DualfuseError(f"{path} holds no results of the demo; delete it and repeat dualfuse demo")
         return results

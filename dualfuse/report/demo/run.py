@@ -18,6 +18,7 @@ from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
@@ -51,7 +52,7 @@ class Setup:
 def demo(out: Path = Path("runs/demo"), *, seed: int = 1) -> None:
     """Train a small model on the images that come with the project, judges it, and writes OUT/report.html."""
     if not EXAMPLES.is_dir():
-        raise ValueError(
+        raise DualfuseError(
             f"the demo's images are not in {EXAMPLES}: the package was installed without them; "
             "clone the repository and run the demo there"
         )

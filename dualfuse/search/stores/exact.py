@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.search.collection import Collection
 
@@ -89,7 +90,7 @@ def _read(place: Path) -> StoredEmbeddings:
     names, stamps = json.loads(tensors["images"].numpy().tobytes())
     kept = StoredEmbeddings(tuple(names), tuple(stamps), tensors["vectors"])
     if not len(kept.names) == len(kept.stamps) == len(kept.embeddings):
-        raise ValueError(f"{place}: {len(kept.names)} names and {len(kept.embeddings)} vectors")
+        raise DualfuseError(f"{place}: {len(kept.names)} names and {len(kept.embeddings)} vectors")
     return kept
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
+
 NEVER = float("-inf")
 Step = Callable[[Tensor, Tensor], Tensor]
 """Gives log-probabilities (R, V) of what follows ids (R, t), R texts that begin with the rows (R,) of the last call;
@@ -31,7 +33,7 @@ class Beam:
     def __post_init__(self) -> None:
         """Refuse a search that finds nothing."""
         if self.width < 1 or self.length_penalty < 0 or self.longest < 2:
-            raise ValueError(
+            raise DualfuseError(
                 f"beam is {self.width}, length_penalty {self.length_penalty:g}, the longest text {self.longest} "
                 "tokens; give at least 1, at least 0, and at least 2"
             )

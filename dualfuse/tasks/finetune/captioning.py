@@ -15,6 +15,7 @@ from dualfuse import distributed as dist
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform, apply_mask, load_tokenizer
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import MLMHead
 from dualfuse.models.base import Tokens, VisionLanguageModel, cannot_generate, seq2seq_attention_mask
 from dualfuse.tasks.base import Processor, Task, TaskOutput
@@ -77,7 +78,7 @@ class CaptioningConfig:
         }
 
     def build(self, model: VisionLanguageModel) -> Captioning:
-        """Return the task with a fresh head; ``ValueError`` for a model whose words cannot see earlier ones alone."""
+        """Return the task with a fresh head; ``DualfuseError`` for a model whose words cannot see earlier ones alone."""
         return Captioning(self, model)
 
 
@@ -106,7 +107,7 @@ class Captioning(Task):
         """Refuse a model whose images see whole texts."""
         super().__init__()
         if not model.can_generate:
-            raise ValueError(cannot_generate(model))
+            raise DualfuseError(cannot_generate(model))
         self.cfg, self.model = cfg, model
         self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
 
@@ -126,10 +127,10 @@ class Captioning(Task):
     def generate(self, images: Tensor, text: TextTransform) -> list[tuple[Caption, ...]]:
         """Return the best captions of each image (B, 3, H, W), best first, at most ``beam``, no longer than ``text``.
 
-        ``ValueError`` in training mode, where words are dropped by chance.
+        ``DualfuseError`` in training mode, where words are dropped by chance.
         """
         if self.training:
-            raise ValueError("the task is in training mode; call eval() on it before it writes")
+            raise DualfuseError("the task is in training mode; call eval() on it before it writes")
         names = load_tokenizer(text.tokenizer)
         beam = Beam(self.cfg.beam, self.cfg.length_penalty, text.length, start=names.start, end=names.end)
         writer = CaptionDecoder(self, self.model.embed_image(images), text)

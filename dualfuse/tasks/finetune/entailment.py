@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.classification import (
@@ -36,7 +37,7 @@ class EntailmentConfig:
     def __post_init__(self) -> None:
         """Refuse labels that cannot be told apart."""
         if len(set(self.labels)) < max(2, len(self.labels)):
-            raise ValueError(f"labels are {self.labels}; give two or more different names")
+            raise DualfuseError(f"labels are {self.labels}; give two or more different names")
 
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
         """Read image and text, and the label if there is one."""

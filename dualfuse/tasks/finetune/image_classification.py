@@ -17,6 +17,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 from dualfuse.data.image.mixup import Mixup
 from dualfuse.data.image.random_erasing import erase
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.accuracy import Metric, Question, TopAccuracy
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.models.base import VisionLanguageModel
@@ -81,9 +82,11 @@ class ImageClassificationConfig:
     def __post_init__(self) -> None:
         """Refuse classes that cannot be told apart, and shares that are none."""
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
-            raise ValueError(f"{len(self.names)} classes, {len(set(self.names))} of them different; give two or more")
+            raise DualfuseError(
+                f"{len(self.names)} classes, {len(set(self.names))} of them different; give two or more"
+            )
         if not (0 <= self.label_smoothing < 1 and 0 <= self.random_erasing <= 1):
-            raise ValueError(
+            raise DualfuseError(
                 f"smoothing is {self.label_smoothing} and erase {self.random_erasing}; both are shares, from 0 to 1"
             )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.accuracy import Accuracy, Question
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor
@@ -43,7 +44,7 @@ class NLVR2Config:
     def __post_init__(self) -> None:
         """Refuse labels that cannot be told apart."""
         if len(set(self.labels)) < max(2, len(self.labels)):
-            raise ValueError(f"labels are {self.labels}; give two or more different names")
+            raise DualfuseError(f"labels are {self.labels}; give two or more different names")
 
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
         """Read both images and the text, and the label if there is one."""

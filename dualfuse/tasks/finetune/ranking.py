@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from dualfuse import distributed as dist
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import init_linear
 from dualfuse.losses.grad_cache import grad_cache
 from dualfuse.losses.itc import find_positives, gumbel
@@ -34,7 +35,7 @@ class RankingConfig:
     def __post_init__(self) -> None:
         """Refuse to rank a text among none."""
         if self.num_negatives < 1:
-            raise ValueError(f"false_texts is {self.num_negatives}; a text is ranked among at least 1 false one")
+            raise DualfuseError(f"false_texts is {self.num_negatives}; a text is ranked among at least 1 false one")
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
         """Draw one of the captions, and transforms the image."""
@@ -113,12 +114,12 @@ class Ranking(Task):
         return match
 
     def image_features(self, image: Tokens) -> Tensor:
-        """Raise ``ValueError``: there are no vectors."""
-        raise ValueError(_NO_VECTORS)
+        """Raise ``DualfuseError``: there are no vectors."""
+        raise DualfuseError(_NO_VECTORS)
 
     def text_features(self, text: Tokens) -> Tensor:
-        """Raise ``ValueError``: there are no vectors."""
-        raise ValueError(_NO_VECTORS)
+        """Raise ``DualfuseError``: there are no vectors."""
+        raise DualfuseError(_NO_VECTORS)
 
 
 _NO_VECTORS = (

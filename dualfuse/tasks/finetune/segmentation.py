@@ -18,6 +18,7 @@ from dualfuse.data.image.label_map import decode_labels
 from dualfuse.data.image.resize import resize
 from dualfuse.data.image.transform import ImageTransform, decode
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.upernet import AuxiliaryHead, FourStrides, UPerNet, enlarge
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput, detached
@@ -84,9 +85,11 @@ class SegmentationConfig:
     def __post_init__(self) -> None:
         """Refuse classes that cannot be told apart, and shares that are none."""
         if len(self.names) < 2 or len(set(self.names)) < len(self.names):
-            raise ValueError(f"{len(self.names)} classes, {len(set(self.names))} of them different; give two or more")
+            raise DualfuseError(
+                f"{len(self.names)} classes, {len(set(self.names))} of them different; give two or more"
+            )
         if not (self.auxiliary_weight >= 0 and 0 <= self.dropout < 1 and 0 < self.stride <= 1):
-            raise ValueError(
+            raise DualfuseError(
                 f"auxiliary is {self.auxiliary_weight}, dropout {self.dropout}, stride {self.stride}; give a weight from 0, a "
                 "share below 1, and a part of a window above 0"
             )
@@ -165,7 +168,9 @@ class Segmentation(Task):
         """Learn from crops: the mean over pixels that have a class, of both heads."""
         images, target = batch["image"], batch["target"].long()
         if self.training and len(images) * dist.world_size() == 1:
-            raise ValueError("one crop at a time has no statistics to normalise by; give --run.micro-batch 2 or more")
+            raise DualfuseError(
+                "one crop at a time has no statistics to normalise by; give --run.micro-batch 2 or more"
+            )
         maps = self.maps(images)
         main, auxiliary = (
             enlarge(scores.float(), target.shape[1:]) for scores in (self.decoder(maps), self.auxiliary(maps[2]))

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from tyro.constructors import PrimitiveConstructorSpec
 
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.accuracy import Metric
 from dualfuse.metrics.vqa import AnswerScore, read_vocabulary, soft_scores
 from dualfuse.models.base import VisionLanguageModel
@@ -78,7 +79,7 @@ class VQAConfig:
         Such questions teach nothing but that all answers are wrong, and were left out of the published training sets.
         """
         if not self.answers:
-            raise ValueError("answers have no names to learn: give --task.vocabulary FILE, one answer a line")
+            raise DualfuseError("answers have no names to learn: give --task.vocabulary FILE, one answer a line")
         answers = given(sample)
         scores = {answer: score for answer, score in soft_scores(answers).items() if answer in self.numbers}
         if not scores:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Retriever, retriever
 from dualfuse.layers.heads import normalize
 from dualfuse.metrics.accuracy import Metric, TopAccuracy
@@ -39,16 +40,16 @@ AT_ONCE = 64  # sentences that are encoded together
 def zero_shot(task: Task, processor: Processor, names: Sequence[str], templates: Sequence[str] = PLAIN) -> Tensor:
     """Return the vectors (C, D) of classes, in evaluation: the mean over all sentences about each, of length one.
 
-    Each template names the class where it has ``{}``. Raises ``ValueError`` for a task that trained no contrast, and
+    Each template names the class where it has ``{}``. Raises ``DualfuseError`` for a task that trained no contrast, and
     for templates without a place for the name.
     """
     _searching(task)
     if strange := [template for template in templates if "{}" not in template]:
-        raise ValueError(f'the template {strange[0]!r} has no {{}} for the name; give one like "a photo of a {{}}."')
+        raise DualfuseError(f'the template {strange[0]!r} has no {{}} for the name; give one like "a photo of a {{}}."')
     if not names or not templates:
-        raise ValueError(f"{len(names)} names and {len(templates)} templates; at least one of each is needed")
+        raise DualfuseError(f"{len(names)} names and {len(templates)} templates; at least one of each is needed")
     if task.training:
-        raise ValueError("the task is in training mode; call eval() on it before it is judged")
+        raise DualfuseError("the task is in training mode; call eval() on it before it is judged")
     sentences = (template.replace("{}", name) for name in names for template in templates)
     embeddings = torch.cat(list(_encoded(task, processor, sentences)))
     return normalize(embeddings.unflatten(0, (len(names), len(templates))).mean(1))
@@ -57,18 +58,18 @@ def zero_shot(task: Task, processor: Processor, names: Sequence[str], templates:
 def class_names(said: str) -> tuple[str, ...]:
     """Return the names in a file, one a line, or in the labels.txt of a folder; or those of a list: "cat, red fox".
 
-    Raises ``ValueError`` for fewer than two, and for one that comes twice.
+    Raises ``DualfuseError`` for fewer than two, and for one that comes twice.
     """
     path = Path(said).expanduser()
     path = path / NAMES_FILE if path.is_dir() else path
     if not path.is_file() and ("," not in said or path.name == NAMES_FILE):
-        raise ValueError(
+        raise DualfuseError(
             f"{said!r} names no classes: give a file with one name a line, the folder that prepare wrote its "
             f'{NAMES_FILE} into, or a list such as "cat, dog, red fox"'
         )
     names = read_vocabulary(path) if path.is_file() else tuple(filter(None, map(str.strip, said.split(","))))
     if len(set(names)) < max(2, len(names)):
-        raise ValueError(f"{said} has {len(names)} names, {len(set(names))} of them different; give two or more")
+        raise DualfuseError(f"{said} has {len(names)} names, {len(set(names))} of them different; give two or more")
     return names
 
 
@@ -77,7 +78,7 @@ def read_templates(said: str) -> tuple[str, ...]:
     if said in ("", "clip"):
         return CLIP if said else PLAIN
     if not Path(said).expanduser().is_file():
-        raise ValueError(f'there is no file {said}; give one with sentences such as "a photo of a {{}}.", or clip')
+        raise DualfuseError(f'there is no file {said}; give one with sentences such as "a photo of a {{}}.", or clip')
     return read_vocabulary(Path(said).expanduser())
 
 
@@ -91,9 +92,9 @@ class ZeroShot(Classification):
         """``vectors`` (C, D) are :func:`zero_shot`'s, ``labels`` what the samples call those classes."""
         super().__init__(ImageClassificationConfig(labels=labels), task.model, labels)
         if len(embeddings) != len(labels):
-            raise ValueError(f"{len(embeddings)} vectors of classes and {len(labels)} labels; give one for each")
+            raise DualfuseError(f"{len(embeddings)} vectors of classes and {len(labels)} labels; give one for each")
         self.able = _searching(task)
-        self.register_buffer("vectors", embeddings)
+        self.register_buffer("embeddings", embeddings)
 
     def logits(self, batch: ImageBatch) -> Tensor:
         """Return (B, C) float32: the logits of contrast."""
@@ -108,7 +109,7 @@ class ZeroShot(Classification):
 def _searching(task: Task) -> Retriever:
     able = retriever(task)
     if not able.can_search:
-        raise ValueError("this model was trained without contrast: it cannot tell how alike an image and a name are")
+        raise DualfuseError("this model was trained without contrast: it cannot tell how alike an image and a name are")
     return able
 
 

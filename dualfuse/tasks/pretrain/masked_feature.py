@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from dualfuse import distributed as dist
 from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor, TaskOutput
 from dualfuse.tasks.frozen_model import FrozenModel, load_frozen
@@ -82,7 +83,7 @@ class MaskedFeature(MaskedImage):
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
             found = patch_states(teacher.model, (view.float() / 255 - mean) / std)
         if found.shape[1:] != (patches, self.cfg.codes):
-            raise ValueError(
+            raise DualfuseError(
                 f"{self.teacher} gives {found.shape[1]} patches of {found.shape[2]} channels, but {patches} patches of "
                 f"{self.cfg.codes} are expected; give --task.channels {found.shape[2]}, and with --task.teacher-patch "
                 "the side of the teacher's patches"
@@ -102,11 +103,11 @@ class Towers(Protocol):
 
 
 def patch_states(model: object, images: Tensor) -> Tensor:
-    """Return the last states (B, P, D) of the patches of images alone; ``ValueError`` for a model without."""
+    """Return the last states (B, P, D) of the patches of images alone; ``DualfuseError`` for a model without."""
     if isinstance(model, Towers):
         return model.image_tower(images, (model.depths["image"] - 1,))[0][0][:, 1:]
     if not isinstance(model, VisionLanguageModel):
-        raise ValueError(
+        raise DualfuseError(
             f"a {type(model).__name__} teaches no patches; give the folder of a VLMo, BridgeTower or METER"
         )
     tokens = model.embed_image(images)
@@ -116,9 +117,9 @@ def patch_states(model: object, images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def open_teacher(folder: str, device: torch.device) -> FrozenModel:
-    """Return the frozen model of a folder, once per process; ``ValueError`` if there is none."""
+    """Return the frozen model of a folder, once per process; ``DualfuseError`` if there is none."""
     if not folder:
-        raise ValueError("no teacher: give --task.teacher, a model folder such as runs/demo/pairs/final")
+        raise DualfuseError("no teacher: give --task.teacher, a model folder such as runs/demo/pairs/final")
     found = load_frozen(Path(folder).expanduser())
     return FrozenModel(found.model.to(device), found.preprocess)
 

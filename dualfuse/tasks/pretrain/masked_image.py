@@ -16,6 +16,7 @@ from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.image.two_views import two_views
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.tokenizer import pad_arrays
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput
@@ -63,7 +64,7 @@ class MaskedImageConfig:
     def __post_init__(self) -> None:
         """Refuse what makes no grid."""
         if min(self.codes, self.patch, self.stride) < 1:
-            raise ValueError(f"codes={self.codes}, patch={self.patch}, stride={self.stride}; all must be at least 1")
+            raise DualfuseError(f"codes={self.codes}, patch={self.patch}, stride={self.stride}; all must be at least 1")
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> MaskedImageExample:
         """Draw two views of one crop, and what is hidden; texts are not looked at."""
@@ -120,14 +121,14 @@ class MaskedImage(Task):
         """Return the visual words (B, P) of second views (B, 3, h, w) uint8."""
         tokenizer = open_tokenizer(self.cfg.tokenizer, view.device)
         if tokenizer.codes != self.cfg.codes:
-            raise ValueError(
+            raise DualfuseError(
                 f"{self.cfg.tokenizer} knows {tokenizer.codes} visual words, but the task {self.cfg.codes}; give "
                 f"--task.codes {tokenizer.codes}"
             )
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
             words = tokenizer(view.float() / 255)
         if words.shape[1] != patches:
-            raise ValueError(
+            raise DualfuseError(
                 f"{self.cfg.tokenizer} sees {words.shape[1]} squares of {tokenizer.stride} pixels where the model sees "
                 f"{patches} patches; give --task.stride {tokenizer.stride}"
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, itm_loss, normalize
 from dualfuse.losses.grad_cache import Embeddings, LazyEmbedder, grad_cache, materialize
 from dualfuse.losses.hard_negatives import GlobalBatch, ITMBatch, NegativeSampling, NegativeSource, sample_itm_batch
@@ -69,7 +70,7 @@ class PairsConfig:
         """Refuse what cannot be trained together."""
         needs_all = self.itm_on_masked_text or (self.itc_head.fused and self.itc_weight > 0)
         if self.itm_weight and self.negatives_per_pair == 0 and needs_all:
-            raise ValueError(
+            raise DualfuseError(
                 "with negatives_per_pair=0 only half of the right pairs are fused, but itm_on_masked_text and "
                 "projection.fused need all; set negatives_per_pair to 1 or 2"
             )
@@ -272,7 +273,7 @@ class Pairs(Task):
 
     def _check_search(self) -> None:
         if not self.can_search:
-            raise ValueError(
+            raise DualfuseError(
                 "this model was trained without contrast and has no vectors to search with; fine-tune it with contrast"
             )
 
@@ -282,9 +283,9 @@ class Pairs(Task):
         return self.cfg.itm_weight > 0
 
     def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the log-odds (B,) that image and text belong together; ``ValueError`` if that was not trained."""
+        """Return the log-odds (B,) that image and text belong together; ``DualfuseError`` if that was not trained."""
         if not self.can_match:
-            raise ValueError("this model was trained without matching, so it cannot re-rank: leave out rerank")
+            raise DualfuseError("this model was trained without matching, so it cannot re-rank: leave out rerank")
         nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.itm_head(self.model.fuse(image, text, positions=nothing).pooled).float()
         return logits[:, 1] - logits[:, 0]

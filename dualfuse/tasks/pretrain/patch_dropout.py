@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from dualfuse.errors import DualfuseError
 from dualfuse.losses.itc import gumbel
 from dualfuse.models.base import Tokens, VisionLanguageModel
 
@@ -21,11 +22,11 @@ def drop_patches(image: Tokens, numbers: torch.Tensor, dropout: float, key: int)
 
 
 def check_patch_dropout(dropout: float, model: VisionLanguageModel) -> None:
-    """Raise ``ValueError`` for a share outside [0, 1), and for a model that cannot encode part of an image."""
+    """Raise ``DualfuseError`` for a share outside [0, 1), and for a model that cannot encode part of an image."""
     if not 0 <= dropout < 1:
-        raise ValueError(f"patch_dropout is {dropout}; give the share of patches to drop: at least 0 and below 1")
+        raise DualfuseError(f"patch_dropout is {dropout}; give the share of patches to drop: at least 0 and below 1")
     if dropout and not model.can_drop_patches:
-        raise ValueError(
+        raise DualfuseError(
             f"patch_dropout is {dropout}, but this {type(model).__name__} encodes whole images only: relative positions "
             "need the whole grid, and BridgeTower's towers serve ITC and fusion in one pass. Choose a VLMo with "
             "--model.positions absolute, or set patch_dropout to 0"

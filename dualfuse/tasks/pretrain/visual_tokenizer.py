@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from dualfuse.data.pickled_module import read_pickled_module
+from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.dalle import DalleEncoder
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.tasks.frozen_model import load_frozen, read
@@ -21,7 +22,7 @@ def open_tokenizer(path: str, device: torch.device) -> VisualTokenizer:
     ValueError for anything else.
     """
     if not path:
-        raise ValueError(
+        raise DualfuseError(
             "no visual tokens: give --task.tokenizer, the folder of a trained one (dualfuse train vlmo-tokenizer, then "
             "OUT/final) or the file encoder.pkl of DALL-E"
         )
@@ -32,18 +33,18 @@ def open_tokenizer(path: str, device: torch.device) -> VisualTokenizer:
 
 def _of_file(path: Path) -> VisualTokenizer:
     if not path.is_file():
-        raise ValueError(
+        raise DualfuseError(
             f"{path} is neither a file nor a folder; a tokenizer is a model folder, or DALL-E's encoder.pkl"
         )
     tensors = read(path) if path.suffix == ".safetensors" else read_pickled_module(path)
     try:
         return DalleEncoder.of(tensors)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise DualfuseError(f"{path}: {error}") from error
 
 
 def _of_folder(folder: Path) -> VisualTokenizer:
     tokenizer = load_frozen(folder).model
     if not isinstance(tokenizer, VisualTokenizer):
-        raise ValueError(f"{folder} holds a {type(tokenizer).__name__}, which makes no visual tokens of images")
+        raise DualfuseError(f"{folder} holds a {type(tokenizer).__name__}, which makes no visual tokens of images")
     return tokenizer

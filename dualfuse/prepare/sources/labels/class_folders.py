@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.item import Item
 from dualfuse.prepare.sources.label_names import truth_of
 from dualfuse.prepare.sources.pairs import folder
@@ -24,14 +25,14 @@ def load(path: Path, names: Path | None) -> Source:
 
     The class is the first folder below ``path``, or below train, val and test where all folders are such. ``names`` is
     a file that says in each line what a folder is called: "n01440764 tench". The labels, in the order of the folders'
-    names, become labels.txt. ``ValueError`` for a folder without a name.
+    names, become labels.txt. ``DualfuseError`` for a folder without a name.
     """
     images = folder.image_names(path)
     tops = {name.partition("/")[0] for name in images if "/" in name}
     has_splits = bool(tops) and all(map(is_split_name, tops))
     classes = sorted({found for name in images if (found := _class(name, has_splits))})
     if len(classes) < 2:
-        raise ValueError(
+        raise DualfuseError(
             f"{path} has {len(classes)} folders of classes ({', '.join(classes)}); --label folder needs a sub-folder "
             "for each class, such as cat/1.jpg and dog/2.jpg, or train/cat/1.jpg and val/cat/2.jpg"
         )
@@ -48,7 +49,7 @@ def _items(found: Iterator[Item], called: Mapping[str, str], has_splits: bool) -
         if label is None:
             yield replace(item, split=split, problem=item.problem or "in no folder of a class")
         else:
-            yield replace(item, split=split, target=truth_of(label))
+            yield replace(item, split=split, label=truth_of(label))
 
 
 def _class(name: str, has_splits: bool) -> str:
@@ -63,7 +64,7 @@ def _called(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str
         return {name: name for name in classes}, ()
     said = {first: name.strip() for first, name in _lines(file)}
     if missing := [name for name in classes if name not in said]:
-        raise ValueError(
+        raise DualfuseError(
             f"{file} says of {len(missing)} folders not what they are called, such as {', '.join(missing[:SHOWN])}; "
             'each line should be the name of a folder, a space, comma or tab, and the name: "n01440764 tench"'
         )

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dualfuse.data.split import split_by_content
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.sources.item import Item, Slice
 from dualfuse.prepare.sources.json_files import read_json
@@ -32,7 +33,7 @@ def easy_vqa_folder(source: Path) -> Path | None:
 def load(folder: Path) -> Source:
     """Return each question as an item; of ``train`` a tenth of the images, with all their questions, is val.
 
-    Ids count the questions, of ``train`` first; ``answer_type`` is yes/no, shape or colour. ``ValueError`` for a
+    Ids count the questions, of ``train`` first; ``answer_type`` is yes/no, shape or colour. ``DualfuseError`` for a
     questions.json that holds anything but (question, answer, number of the image).
     """
     asked = {part: _questions(folder / part / "questions.json") for part in PARTS if (folder / part).is_dir()}
@@ -46,7 +47,7 @@ def load(folder: Path) -> Source:
 def _questions(path: Path) -> Sequence[Question]:
     rows = read_json(path)
     if not isinstance(rows, list) or not all(map(_is_question, rows)):
-        raise ValueError(f"{path} is no list of [question, answer, number of the image]; is it easy-VQA's own file?")
+        raise DualfuseError(f"{path} is no list of [question, answer, number of the image]; is it easy-VQA's own file?")
     return rows
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import normalise
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
 from dualfuse.prepare.sources.item import Item
@@ -25,7 +26,7 @@ def is_visual_genome(path: Path) -> bool:
 
 
 def load(path: Path, images: Path | None, known: tuple[str, ...]) -> Source:
-    """Return each question as an item with its one answer, if that is ``known``; ``ValueError`` if no answer is.
+    """Return each question as an item with its one answer, if that is ``known``; ``DualfuseError`` if no answer is.
 
     Left out are answers that are not known, questions to which several known answers were given, and of equal
     questions of an image all but the first. ``images`` is the folder around ``VG_100K`` and ``VG_100K_2``; without it
@@ -33,7 +34,7 @@ def load(path: Path, images: Path | None, known: tuple[str, ...]) -> Source:
     split train_coco (VQAv2's validation shows some of them), all others in train.
     """
     if not known:
-        raise ValueError(f"{path} has a million answers; choose with --vocabulary answers.txt, as written for VQAv2")
+        raise DualfuseError(f"{path} has a million answers; choose with --vocabulary answers.txt, as written for VQAv2")
     content: list[list[_Asked]] = read_json(path, _short)
     pil_images, remark = _images(path.with_name("image_data.json"))
     places = (images,) if images else around(path.parent, "images")

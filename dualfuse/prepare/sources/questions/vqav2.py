@@ -9,6 +9,7 @@ from pathlib import Path
 from sys import intern
 from typing import Any
 
+from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import COMMON, normalise, vocabulary
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
 from dualfuse.prepare.sources.item import Item
@@ -78,11 +79,11 @@ def _file(folder: Path, part: str) -> Path:
 
 
 def _has(folder: Path, part: str) -> bool:
-    """True if the part is there; ``ValueError`` if only one of its two files is."""
+    """True if the part is there; ``DualfuseError`` if only one of its two files is."""
     questions, annotations = _file(folder, part), folder / f"v2_mscoco_{part}_annotations.json"
     if part in ANSWERED and questions.is_file() != annotations.is_file():
         there, gone = (questions, annotations) if questions.is_file() else (annotations, questions)
-        raise ValueError(f"{there} is there without {gone.name}; download that, or move the former elsewhere")
+        raise DualfuseError(f"{there} is there without {gone.name}; download that, or move the former elsewhere")
     return questions.is_file()
 
 

@@ -1,0 +1,238 @@
+"""How images meet the square: recorded outputs of transformers and torchvision, and sizes worked out by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import pickle
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+import PIL
+import pytest
+import torch
+import tyro
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from dualfuse.config import from_json, to_json
+from dualfuse.data.image.resize import centre, crop, hugging_face, hugging_face_size, resize
+from dualfuse.data.image.transform import (
+    HUGGING_FACE,
+    OFFICIAL_BLIP,
+    OFFICIAL_CLIP,
+    Augment,
+    ImageTransform,
+    Preprocess,
+    pad_together,
+)
+from dualfuse.recipe import Data
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "bridgetower_preprocess"
+NUMBERS = range(5)
+WIDE = [0, 2, 3]
+SAME = list(NUMBERS) if int(PIL.__version__.split(".")[0]) >= 13 else WIDE
+"""Images that the installed Pillow resizes as the one that was recorded: from 13 on, tall ones height first."""
+PLAIN = Augment(crop=(1, 1), flip=0, rand_augment=False)
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, Tensor]:
+    """Five shapes, each (H, W, 3) uint8; recorded by what manifest.json names."""
+    return load_file(GOLDEN / "inputs.safetensors")
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, Tensor]:
+    return load_file(GOLDEN / "outputs.safetensors")
+
+
+def png(pixels: Tensor) -> bytes:
+    """Of (H, W, 3)."""
+    file = io.BytesIO()
+    Image.fromarray(pixels.numpy()).save(file, "PNG")
+    return file.getvalue()
+
+
+def shown(transform: ImageTransform, images: dict[str, Tensor]) -> Tensor:
+    """(5, 3, S, S)"""
+    rng = np.random.default_rng(0)
+    return torch.stack([transform(png(images[f"image.{number}"]), rng) for number in NUMBERS])
+
+
+EIGHTS = replace(HUGGING_FACE, divisor=8)
+RECORDED = {
+    "official.clip": (40, OFFICIAL_CLIP),
+    "official.blip": (40, OFFICIAL_BLIP),
+    "hf.crop40_div8": (40, EIGHTS),
+    "hf.crop42_div8": (42, EIGHTS),
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_pictures_are_what_others_feed_their_models(
+    name: str, images: dict[str, Tensor], expected: dict[str, Tensor]
+) -> None:
+    side, preprocess = RECORDED[name]
+    found = shown(ImageTransform((side, side), preprocess=preprocess), images)
+    torch.testing.assert_close(found[SAME], expected[f"{name}.pixel_values"][SAME], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found, expected[f"{name}.pixel_values"], atol=1e-5 if len(SAME) == 5 else 0.07, rtol=0)
+    assert expected.get(f"{name}.pixel_mask", torch.ones(1)).all()
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_torch_resampling_is_within_four_grey_levels(
+    name: str, images: dict[str, Tensor], expected: dict[str, Tensor]
+) -> None:
+    side, preprocess = RECORDED[name]
+    found = shown(ImageTransform((side, side), preprocess=replace(preprocess, resampling="torch")), images)
+    levels = (found - expected[f"{name}.pixel_values"]) * 255 * torch.tensor(preprocess.std).view(3, 1, 1)
+    assert 0.99 < levels.abs().max() < 4.01 and levels.abs().mean() < 0.1
+    assert levels[WIDE].abs().max() < 2.01 and levels[WIDE].abs().mean() < 0.01
+
+
+def test_processor_without_the_crop_pads_the_batch(pil_images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    images = [pil_images[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
+    resized = [EIGHTS.normalize(hugging_face(image, 40, EIGHTS.divisor, "pillow")) for image in images]
+    values, mask = pad_together(resized)
+    torch.testing.assert_close(values[SAME], expected["hf.nocrop_div8.pixel_values"][SAME], atol=1e-5, rtol=0)
+    assert mask.dtype == torch.bool and not mask.all()
+    torch.testing.assert_close(mask.to(torch.int64), expected["hf.nocrop_div8.pixel_mask"].to(torch.int64))
+
+
+def test_recorded_sizes_of_photos() -> None:
+    for example in json.loads((GOLDEN / "manifest.json").read_text())["resize_examples"]:
+        for side in (288, 294):
+            found = hugging_face_size(*example["input_hw"], side, 32)
+            assert list(found) == example[f"shortest_{side}_div_32"], (example, side)
+
+
+def test_a_picture_that_was_small_has_black_around_it() -> None:
+    """300 x 1000: 128 rows of image in the middle of 288, and black is normalised like any colour."""
+    white = torch.full((300, 1000, 3), 255, dtype=torch.uint8)
+    found = ImageTransform((288, 288), preprocess=HUGGING_FACE)(png(white), np.random.default_rng(0))
+    black = torch.tensor([-m / s for m, s in zip(HUGGING_FACE.mean, HUGGING_FACE.std, strict=True)])
+    torch.testing.assert_close(found[:, 79, 5], black)
+    torch.testing.assert_close(black, torch.tensor([-1.7923, -1.7521, -1.4802]), atol=1e-4, rtol=0)
+    is_black = (found == found[:, :1, :1]).all(2).all(0)
+    assert is_black.nonzero().flatten().tolist() == [*range(80), *range(208, 288)]
+
+
+@pytest.mark.parametrize(
+    ("have", "side", "row"),
+    [
+        (5, 4, "1234"),
+        (7, 4, "2345"),
+        (9, 4, "3456"),
+        (4, 4, "1234"),
+        (3, 4, "0123"),
+        (1, 4, "0010"),
+        (2, 4, "0120"),
+    ],
+)
+def test_spare_pixels_are_cut_at_the_end_and_missing_ones_added_at_the_start(have: int, side: int, row: str) -> None:
+    image = torch.arange(1, have + 1, dtype=torch.uint8).expand(3, side, have)
+    for square in (centre(image, side), centre(image.mT, side).mT):
+        assert square.shape == (3, side, side)
+        assert {"".join(map(str, pixels)) for pixels in square.flatten(0, 1).tolist()} == {row}
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (33, 150), (61, 40), (40, 40), (43, 40), (40, 41), (17, 18), (99, 31)])
+def test_crop_is_the_middle_by_torchvisions_rounding(shape: tuple[int, int]) -> None:
+    """Written out with fractions: the longer side rounded down, half a row over to the even side."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    factor = Fraction(40, min(shape))
+    height, width = (math.floor(length * factor) for length in shape)
+    top, left = (round(Fraction(length - 40, 2)) for length in (height, width))
+    resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    wanted = np.asarray(resized.crop((left, top, left + 40, top + 40)))
+    found = crop(torch.from_numpy(pixels).permute(2, 0, 1), 40, "pillow")
+    np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), wanted)
+
+
+def test_pillow_resampling_holds_for_varied_pictures_too() -> None:
+    pixels = torch.randint(256, (61, 83, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    transform = ImageTransform((24, 24), PLAIN, OFFICIAL_CLIP)
+    found = transform(png(pixels), np.random.default_rng(0))
+    resized = Image.fromarray(pixels.numpy()).resize((24, 24), Image.Resampling.BICUBIC)
+    wanted = (np.asarray(resized) / 255 - OFFICIAL_CLIP.mean) / OFFICIAL_CLIP.std
+    np.testing.assert_allclose(found.permute(1, 2, 0).numpy(), wanted, atol=1e-5)
+    other = replace(transform, preprocess=replace(OFFICIAL_CLIP, resampling="torch"))
+    assert not torch.equal(other(png(pixels), np.random.default_rng(0)), found)
+
+
+def test_a_picture_of_the_right_size_is_not_touched() -> None:
+    pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8)
+    for preprocess in (Preprocess(), OFFICIAL_CLIP, OFFICIAL_BLIP, EIGHTS):
+        image = pixels.permute(2, 0, 1)
+        assert torch.equal(preprocess.resize(image, (40, 40)), image)
+        assert torch.equal(resize(image, (40, 40), preprocess.resampling), image)
+
+
+@pytest.mark.parametrize("fit", ["crop", "huggingface"])
+def test_squares_are_asked_for_where_only_they_are_made(fit: str) -> None:
+    with pytest.raises(ValueError, match=rf"image size is 40 x 48, but the fit '{fit}' gives squares"):
+        ImageTransform((40, 48), preprocess=Preprocess(resize_mode=fit))  # pyright: ignore[reportArgumentType] - one of the three
+    assert ImageTransform((40, 48)).size == (40, 48)
+
+
+def test_pictures_too_narrow_say_so() -> None:
+    line = torch.zeros(3, 2, 4000, dtype=torch.uint8)
+    with pytest.raises(ValueError, match=r"4000 x 2 pixels become 448 x 0 .* multiples of 32"):
+        HUGGING_FACE.resize(line, (288, 288))
+    with pytest.raises(ValueError, match=r"4000 x 2 pixels become 576000 x 288 .* 64,000,000 pixels allowed"):
+        OFFICIAL_CLIP.resize(line, (288, 288))
+    assert OFFICIAL_BLIP.resize(line, (288, 288)).shape == (3, 288, 288)
+
+
+@pytest.mark.parametrize(("fields", "said"), [({"std": (0.5, 0, 0.5)}, "std is"), ({"divisor": 0}, "divisor is 0")])
+def test_impossible_looks_are_refused(fields: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Preprocess(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point
+
+
+def test_pad_together_fills_with_zeros_right_and_below() -> None:
+    values, mask = pad_together([torch.ones(3, 1, 2), torch.full((3, 2, 1), 5.0)])
+    assert values[:, 0].tolist() == [[[1, 1], [0, 0]], [[5, 0], [5, 0]]] and values.shape == (2, 3, 2, 2)
+    assert mask.tolist() == [[[True, True], [False, False]], [[True, False], [True, False]]]
+
+
+def test_a_recipe_keeps_its_looks_and_may_leave_pictures_alone() -> None:
+    data = Data(image_size=(40, 40), preprocess=OFFICIAL_CLIP, augment=None)
+    assert data.image_transform == ImageTransform((40, 40), None, OFFICIAL_CLIP)
+    assert from_json(json.loads(json.dumps(to_json(data)))) == data
+    assert pickle.loads(pickle.dumps(data.image_transform)) == data.image_transform
+
+
+def test_looks_and_augment_are_plain_flags() -> None:
+    parsed = tyro.cli(Data, args=["--looks.fit", "crop", "--looks.mean", ".1", ".2", ".3", "--augment.flip", "0.25"])
+    assert parsed.preprocess == Preprocess("crop", mean=(0.1, 0.2, 0.3)) and parsed.augment == Augment(flip=0.25)
+    left_alone = tyro.cli(Data, default=Data(augment=None), args=["--looks.fit", "crop"])
+    assert left_alone.augment is None and left_alone.preprocess.resize_mode == "crop"
+
+
+@pytest.mark.parametrize("shape", [(80, 97), (97, 80), (64, 64)])
+def test_the_middle_of_a_larger_square(shape: tuple[int, int]) -> None:
+    """BEiT's evaluation: the shorter side to 256 of which 224 are cut out, here to 48 of which 42."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    shorter = min(shape)
+    resized = Image.fromarray(pixels).resize(
+        (int(48 * shape[1] / shorter), int(48 * shape[0] / shorter)), Image.Resampling.BICUBIC
+    )
+    left, top = round((resized.width - 42) / 2), round((resized.height - 42) / 2)
+    wanted = np.asarray(resized.crop((left, top, left + 42, top + 42)))
+    found = Preprocess("crop", "pillow", crop_fraction=0.875).resize(
+        torch.from_numpy(pixels).permute(2, 0, 1), (42, 42)
+    )
+    assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted)
+
+
+def test_only_a_crop_keeps_less() -> None:
+    with pytest.raises(ValueError, match=r"kept is 0.5 with fit squeeze"):
+        Preprocess(crop_fraction=0.5)
+    with pytest.raises(ValueError, match=r"kept is 0"):
+        Preprocess("crop", crop_fraction=0.0)

@@ -1,0 +1,77 @@
+"""Every model is judged by what it was trained for, and asked for nothing that it does not give."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import changed, shards
+
+from dualfuse import hub
+from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.shards.shards import Shards
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import check_outputs, draw_codebook, evaluate, evaluate_all
+from dualfuse.layers.vq.autoencoder import AutoencoderConfig
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
+
+PLAN = Plan(batch_size=4, num_workers=0)
+
+
+def loaded(recipe: Recipe) -> hub.LoadedModel:
+    torch.manual_seed(0)
+    processor = Processor(
+        ImageTransform(recipe.data.image_size), TextTransform(recipe.data.text_length, recipe.data.tokenizer)
+    )
+    return hub.LoadedModel(recipe.build().eval(), processor, recipe)
+
+
+@pytest.fixture
+def tokenizer(tiny: Recipe) -> hub.LoadedModel:
+    model = AutoencoderConfig(codes=16, width=16, blocks=1, code_width=8)
+    return loaded(replace(tiny, model=model, task=VQTokenizerConfig()))
+
+
+def test_a_tokenizer_by_its_error(tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
+    data = shards(tmp_path, 8)
+    found = evaluate(tokenizer, data, PLAN)
+    rows = [tokenizer.recipe.task.read(sample, tokenizer.processor, None)["view"] for sample in Shards.open(data)]
+    images = torch.stack(rows).float() / 255
+    with torch.no_grad():
+        naive = (tokenizer.task.model.reconstruct(images).images - images).square().mean()
+    assert found.metrics["error"] == pytest.approx(float(naive), rel=1e-4)
+    assert found.size == "8 samples" and "8 samples, 0 excluded" in found.lines()
+    draw_codebook(tokenizer, data, tmp_path / "codes.png")
+    with Image.open(tmp_path / "codes.png") as grid:
+        assert grid.width > 100
+
+
+def test_pairs_by_retrieval_and_more_when_asked(tiny: Recipe, tmp_path: Path) -> None:
+    model, data = loaded(tiny), shards(tmp_path, 8)
+    quick, whole = evaluate(model, data, PLAN).metrics, evaluate_all(model, data, PLAN).metrics
+    assert "text_to_image/R@1" in quick and not any(name.startswith("itm") for name in quick)
+    assert quick.items() < whole.items() and {"itm/positive", "mlm/accuracy"} < whole.keys()
+    alone = loaded(changed(tiny, itc_weight=0.0))
+    assert evaluate(alone, data, PLAN).metrics.keys() == {
+        "itm/positive",
+        "itm/random_negative",
+        "mlm/accuracy",
+        "mlm/accuracy_other_image",
+    }
+
+
+def test_what_a_model_does_not_give_is_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
+    pairs = loaded(tiny).task
+    with pytest.raises(ValueError, match=r"--answers a.csv: a Pairs model answers no questions"):
+        check_outputs(pairs, answers=Path("a.csv"), save_image=None)
+    with pytest.raises(
+        ValueError, match=r"--save-image s.png: it shows what a tokenizer makes .* this is a Pairs model"
+    ):
+        check_outputs(pairs, answers=None, save_image=Path("s.png"))
+    check_outputs(tokenizer.task, answers=None, save_image=Path("s.png"))

@@ -1,0 +1,164 @@
+"""Ranking an image's text among false ones: the loss, what is drawn, and what was recorded of the official code."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from official_bridgetower import OFFICIAL
+from safetensors.torch import load_file
+from tiny import BRIDGETOWER, MODEL, caption, png_image, tokenizer
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+from dualfuse.convert.official import KINDS, as_match_head
+from dualfuse.convert.rename import sort
+from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.tasks.base import Processor
+from dualfuse.tasks.finetune import ranking
+from dualfuse.tasks.finetune.ranking import Ranking, RankingConfig, rank_loss, sample_texts
+from dualfuse.tasks.pretrain.pair_batch import PairBatch
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "bridgetower_official"
+
+
+@pytest.fixture
+def processor(tmp_path: Path) -> Processor:
+    return Processor(ImageTransform((32, 32)), TextTransform(12, tokenizer(tmp_path)))
+
+
+def batch(processor: Processor, images: tuple[int, ...], texts: tuple[str, ...] = ()) -> PairBatch:
+    """A pair for each image; without texts they all differ."""
+    cfg, rng = RankingConfig(), np.random.default_rng(0)
+    texts = texts or tuple(f"{caption(n, 2 + n % 4)} {'cat ' * (n + 1)}" for n in range(len(images)))
+    samples = [Sample(f"{n}", png_image(of), (text,)) for n, (of, text) in enumerate(zip(images, texts, strict=True))]
+    return cfg.collate([cfg.read(sample, processor, rng) for sample in samples])
+
+
+def task(cfg: RankingConfig, model: VLMoConfig | BridgeTowerConfig = BRIDGETOWER) -> Ranking:
+    torch.manual_seed(0)
+    return cfg.build(model.build()).eval()
+
+
+@torch.no_grad()
+def test_scores_and_loss_as_recorded() -> None:
+    """One true and three false texts for each of three images; the head becomes that of the converted checkpoint."""
+    [kind] = [kind for kind in KINDS if kind.name == "ranking"]
+    given = as_match_head(sort(load_file(GOLDEN / "state_dict.safetensors"), kind.layout).tensors)
+    inputs, outputs = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "outputs"))
+    made = RankingConfig(num_negatives=3).build(OFFICIAL.build()).eval()
+    made.load_state_dict({name: given[name] for name in made.state_dict()})
+    ids = torch.cat([inputs["input_ids"], inputs["false_text_ids"].flatten(0, 1)])
+    mask = torch.cat([inputs["attention_mask"], inputs["false_text_masks"].flatten(0, 1)]).bool()
+    columns = torch.cat([torch.arange(3)[:, None], 3 + torch.arange(9).view(3, 3)], dim=1)
+    scores = made.scores(made.model.embed_image(inputs["pixel_values"]), ids, mask, columns)
+    assert_close(scores, outputs["irtr.scores"], atol=1e-5, rtol=1e-5)
+    loss, _ = rank_loss(scores, torch.ones(3, 3, dtype=torch.bool))
+    assert_close(loss, outputs["irtr.loss"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("model", [MODEL, BRIDGETOWER, replace(BRIDGETOWER, bridge="none")], ids=["v", "b", "m"])
+def test_the_loss_is_that_of_pairs_fused_one_by_one(
+    processor: Processor, model: VLMoConfig | BridgeTowerConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_order = -torch.arange(6.0).expand(6, 6)
+    monkeypatch.setattr(ranking, "sample_texts", lambda allowed, number, _: sample_texts(allowed, number, in_order))
+    made, pairs = task(RankingConfig(num_negatives=2), model), batch(processor, (0, 1, 2, 3, 4, 5))
+    output = made(pairs)
+    losses = []
+    for own, false in enumerate([(1, 2), (0, 2), (0, 1), (0, 1), (0, 1), (0, 1)]):
+        image = made.model.embed_image(pairs["image"][[own]])
+        ranks = []
+        for text in (own, *false):
+            length = int(pairs["mask"][text].sum())
+            words = made.model.embed_text(pairs["ids"][[text], :length], pairs["mask"][[text], :length])
+            pooled = made.model.fuse(image, words).pooled
+            ranks.append(pooled[0] @ made.itm_head.weight[1] + made.itm_head.bias[1])
+        losses.append(-torch.stack(ranks).log_softmax(0)[0])
+    assert_close(output.loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
+    assert output.log["count/negatives"] == 2
+
+
+def test_neither_its_own_text_nor_one_of_its_picture_is_false(processor: Processor) -> None:
+    """Pairs 0 and 1 show one image, 0 and 2 carry one text; so 2's image has the text of 0, too."""
+    texts = ("a red cat", "a big dog", "A red cat", "the tree", "fish")
+    seen, avoided = dict[int, set[int]](), 0
+    made = task(RankingConfig(num_negatives=1))
+    scores = made.scores
+
+    def spy(image: object, ids: object, mask: object, columns: torch.Tensor) -> torch.Tensor:
+        for own, false in columns.tolist():
+            seen.setdefault(own, set()).add(false)
+        return scores(image, ids, mask, columns)  # type: ignore[arg-type]
+
+    made.scores = spy  # type: ignore[method-assign, assignment]
+    pairs = batch(processor, (7, 7, 8, 9, 9), texts)
+    for _ in range(60):
+        avoided = int(made(pairs).log["count/false_negatives_avoided"])
+    assert seen == {0: {3, 4}, 1: {3, 4}, 2: {1, 3, 4}, 3: {0, 1, 2}, 4: {0, 1, 2}}
+    assert avoided == 2 + 2 + 1 + 1 + 1
+
+
+def test_where_there_are_fewer_only_those_count(processor: Processor) -> None:
+    made = task(RankingConfig())
+    pairs = batch(processor, (0, 1, 2, 2))
+    output = made(pairs)
+    assert output.log["count/negatives"] == (3 + 3 + 2 + 2) / 4
+    image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], pairs["mask"])
+    every = torch.stack([made.match_logit(image.take(torch.full((4,), n)), text) for n in range(4)])
+    every[2, 3] = every[3, 2] = float("-inf")
+    assert_close(output.loss, F.cross_entropy(every, torch.arange(4)), atol=1e-5, rtol=1e-5)
+    alone = made(batch(processor, (0, 0), ("cat", "cat")))
+    assert alone.loss.item() == 0 and alone.loss.requires_grad
+
+
+def test_all_allowed_texts_are_drawn_alike_and_none_twice() -> None:
+    torch.manual_seed(0)
+    allowed = torch.tensor([[True, False, True, True, True, False]]).expand(6000, 6)
+    columns, drawn = sample_texts(allowed, 2, torch.rand(6000, 6))
+    assert drawn.all() and (columns[:, 0] != columns[:, 1]).all()
+    counts = Counter(columns.flatten().tolist())
+    assert counts.keys() == {0, 2, 3, 4} and all(2800 < count < 3200 for count in counts.values())
+
+
+def test_a_few_at_a_time_give_the_same_gradient(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranking, "sample_texts", lambda allowed, number, _: sample_texts(allowed, number, torch.eye(6)))
+    gradients = []
+    for rows in (0, 5):
+        made = task(RankingConfig(num_negatives=3, grad_cache_chunk=rows))
+        made(batch(processor, (0, 1, 2, 3, 4, 5))).loss.backward()
+        gradients.append({name: p.grad for name, p in made.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and "model.image_tower.positions" in gradients[0]
+    for name, gradient in gradients[0].items():
+        assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
+    assert not gradients[0]["itm_head.weight"][0].any()  # type: ignore[index]
+
+
+def test_it_learns_which_text_belongs(processor: Processor) -> None:
+    pairs = batch(processor, (0, 1, 2, 3), ("cat", "dog", "tree", "fish"))
+    made = task(RankingConfig(num_negatives=3)).train()
+    optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3)
+    for _ in range(40):
+        made(pairs).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    after = made(pairs)
+    assert after.loss < 0.7 and after.log["accuracy/rank"] == 1  # chance is log 4
+
+
+def test_what_it_cannot_do_is_said(processor: Processor) -> None:
+    with pytest.raises(ValueError, match="false_texts is 0"):
+        RankingConfig(num_negatives=0)
+    with pytest.raises(BrokenSample, match="no text"):
+        RankingConfig().read(Sample("a", png_image(0)), processor, np.random.default_rng(0))
+    made = task(RankingConfig())
+    with pytest.raises(ValueError, match=r"ranks pairs, and has no vectors .* dualfuse evaluate"):
+        made.image_features(made.model.embed_image(torch.zeros(1, 3, 32, 32)))
