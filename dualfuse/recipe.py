@@ -20,144 +20,154 @@ Learning = TypeVar("Learning", bound=TaskConfig, covariant=True)
 
 @dataclass(frozen=True)
 class Data:
-    """Which samples are read, and how they are shown to the model."""
+    """Data sets, preprocessing, augmentation and batches."""
 
     train: tuple[str, ...] = ()
-    """Shards to learn from, one entry per set: a tar file, a folder of tars, or a pattern like pairs/train-*.tar. To
-    learn from text alone also .txt, .jsonl and .parquet files."""
+    """Training data, one entry per data set: a tar file, a folder of tars, or a pattern such as pairs/train-*.tar.
+    Training on text alone also reads .txt, .jsonl and .parquet files."""
     weights: tuple[float, ...] = ()
-    """Share of each set in the mixture; empty: by the number of samples."""
+    """Sampling weight of each data set, in the order of ``train``; empty: proportional to the number of samples."""
     validation: str = ""
-    """Shards to evaluate on during training; empty: none."""
+    """Data to evaluate on during training, in the forms of ``train``; empty: no evaluation."""
     image_size: tuple[int, int] = (224, 224)
-    """Height and width in pixels."""
+    """Height and width of the model's input in pixels."""
     preprocess: Preprocess = field(default_factory=Preprocess)
-    """How images of any shape become the model's, in evaluation; and their normalisation, always."""
+    """Resizing of evaluation images, and normalization of all images."""
     augment: AvoidSubcommands[Augment | None] = field(default_factory=Augment)  # plain flags, no subcommand
-    """What happens to training images. None, which only a recipe in Python can say: they look as in evaluation."""
+    """Augmentation of training images. None (only from Python): training images are preprocessed as in evaluation."""
     text_length: int = 40
-    """Longest text in tokens, both special tokens included."""
+    """Maximum text length in tokens, including the two special tokens; longer texts are truncated."""
     tokenizer: str = ""
-    """A tokenizer.json file; empty: the uncased BERT tokens that come with the package."""
+    """Path of a tokenizer.json; empty: the uncased BERT tokenizer that is part of the package."""
     batch_size: int = 1024
-    """Samples per optimiser step, over all processes and micro-batches."""
+    """Samples per optimizer step, summed over processes and micro-batches."""
     shuffle_block: int = 0
-    """Samples that are read one after the other and shuffled in blocks (slow disks); 0: a full shuffle."""
+    """Samples per block: blocks are read sequentially and their order is shuffled (for slow disks); 0: full shuffle."""
     num_workers: int = 2
-    """Loader processes per training process; 0: read in the training process."""
+    """Data loader processes per training process; 0: load in the training process."""
 
     @property
     def image_transform(self) -> ImageTransform:
-        """How training images become tensors."""
+        """The transform of training images."""
         return ImageTransform(self.image_size, self.augment, self.preprocess)
 
     @property
     def text_transform(self) -> TextTransform:
-        """How texts become tokens."""
+        """The tokenization of texts."""
         return TextTransform(self.text_length, self.tokenizer)
 
     def processor(self) -> Processor:
-        """Return what a loader worker needs to read training samples."""
+        """Return the image and text transforms of training samples."""
         return Processor(self.image_transform, self.text_transform)
 
 
 @dataclass(frozen=True)
 class Optim:
-    """The optimiser and its schedule."""
+    """AdamW and the learning rate schedule."""
 
     lr: float = 2e-4
+    """Peak learning rate, reached after the warm-up."""
     betas: tuple[float, float] = (0.9, 0.98)
+    """Decay rates of AdamW's first and second moment."""
     eps: float = 1e-8
+    """Term that AdamW adds to the denominator."""
     weight_decay: float = 0.01
+    """Decoupled weight decay of the parameters that ``decay_rule`` selects."""
     decay_rule: Literal["matrices", "official", "beit"] = "matrices"
-    """What is decayed: the weights of linear, convolution and embedding layers; what the official code of VLMo, METER
-    and BridgeTower decays; or BEiT's: all that has two dimensions, but class token and positions."""
+    """Parameters with weight decay. matrices: weights of linear, convolution and embedding layers; official: those of
+    the official VLMo, METER and BridgeTower code; beit: all with two or more dimensions, except class token and
+    position embeddings."""
     adamw: Literal["torch", "official"] = "torch"
-    """Whose update: torch.optim.AdamW; or the one of transformers 4.8, which the official VLMo code used."""
+    """AdamW implementation. torch: torch.optim.AdamW; official: that of transformers 4.8, as in the official VLMo code."""
     warmup: float = 0.0
-    """Steps of linear warm-up; below 1: a share of all steps."""
+    """Length of the linear warm-up in steps; below 1: as a fraction of ``run.steps``."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Shape of the decay from ``lr`` to ``min_lr`` after the warm-up; constant: no decay."""
     min_lr: float = 0.0
-    """The learning rate that it falls to."""
+    """Learning rate at the last step."""
     grad_clip_norm: float = 0.0
-    """Largest gradient norm; 0: no clipping."""
+    """Maximum gradient norm; 0: no clipping."""
     head_lr_mult: float = 1.0
-    """Learning rate of the heads, in parts of ``lr``."""
+    """Learning rate multiplier of the heads."""
     layer_decay: float = 1.0
-    """Learning rate of each layer of the model in parts of the one above it; the top one's in parts of the heads'."""
+    """Layer-wise learning rate decay: each layer's rate is this times that of the layer above it; 1: the same rate."""
     fusion_lr_mult: float = 1.0
-    """Learning rate of what serves fusion alone (BridgeTower's cross-modal part), in parts of ``lr``."""
+    """Learning rate multiplier of the fusion-only layers (BridgeTower's cross-modal layers and bridges)."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """How long, how exactly, and what is kept."""
+    """Training length, precision, evaluation and checkpointing."""
 
     steps: int = 200_000
+    """Optimizer steps of the whole run."""
     micro_batch: int = 0
-    """Samples per process and forward pass; a step accumulates the gradients of as many as it needs. 0: one pass."""
+    """Samples per process and forward pass; gradients are accumulated up to the batch size. 0: one pass per step."""
     seed: int = 1
+    """Seed of initialization, data order, augmentation and dropout."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32: single precision; bf16: autocast to bfloat16, with weights and optimizer in single precision."""
     log_every: int = 10
+    """Steps between lines of the log."""
     eval_every: int = 0
-    """Steps between evaluations on ``data.validation``; 0: only at the end."""
+    """Steps between evaluations on ``data.validation``; 0: only after the last step."""
     eval_rerank: int = 0
-    """Candidates per query that these evaluations re-rank; 0: none."""
+    """Candidates per query that these evaluations re-rank by fusion; 0: no re-ranking."""
     best: str = ""
-    """Validation number by which the best model is kept in OUT/best, such as accuracy; a pattern like */R@* means the
-    mean of several. Less is better if it ends in loss or error. Empty: only the last model is kept."""
+    """Validation metric that selects the model in OUT/best, such as accuracy; a pattern such as */R@* selects by the
+    mean of several. Lower is better for names that end in loss or error, otherwise higher. Empty: no OUT/best."""
     save_every: int = 1000
-    """Steps between checkpoints; there is always one at the end."""
+    """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
-    """Newest checkpoints to keep."""
+    """Number of checkpoints to keep; older ones are deleted."""
     activation_checkpointing: bool = False
-    """Keep what blocks compute on the way only where they begin, and compute it again in the backward pass: a third
-    more work, a fraction of the memory."""
+    """Activation checkpointing: keep the inputs of blocks and recompute the rest in the backward pass, for about a third
+    more compute and much less memory."""
     fsdp: bool = False
-    """Many processes: each holds its part of every weight, gradient and moment only (FSDP2), for models that are too
-    large for one device, and writes its part of checkpoints while training goes on."""
+    """Shard weights, gradients and optimizer states over the processes (FSDP2), for models too large for one device;
+    each process writes its part of a checkpoint in the background."""
     compile: bool = False
-    """Compile each block (torch.compile), once for each shape: texts are padded to a multiple of 16 for few shapes."""
+    """Compile each block with torch.compile; texts are padded to multiples of 16 tokens to limit recompilation."""
     dist_timeout: float = 30.0
-    """Minutes that a process waits for the others before the run ends."""
+    """Minutes that a process waits for the others before the run fails."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
-    """A step whose loss or gradient is no finite number: the run stops and saves nothing more; or the step is left out
-    (which waits for the device in every step) and its samples are noted, up to ten such steps in a row."""
+    """Reaction to a loss or gradient that is not finite. stop: end the run without another checkpoint; skip: skip the
+    step, log its samples, and stop after ten such steps in a row (synchronizes with the device in every step)."""
     tensorboard: bool = False
+    """Write TensorBoard events to OUT/tensorboard; needs the extra track."""
 
 
 @dataclass(frozen=True)
 class Recipe(Generic[Model, Learning]):
-    """Everything one training run needs; saved beside its checkpoints."""
+    """Everything one training run needs; saved with its checkpoints."""
 
     name: str
+    """Name of the run; with several stages also the name of its folder."""
     model: Model
     task: Learning
     data: Data = field(default_factory=Data)
     optim: Optim = field(default_factory=Optim)
     run: Run = field(default_factory=Run)
     start_from: str = ""
-    """The name of an earlier recipe of the same tuple, a model folder, or any checkpoint that dualfuse converts (a
-    file, a folder, a name on the Hugging Face hub); empty: random weights."""
+    """Initial weights: an earlier stage of the same run by name, a model folder, or a checkpoint that dualfuse converts
+    (file, folder, or name on the Hugging Face hub); empty: random initialization."""
     vl_expert_init: Literal["random", "language", "vision"] = "random"
-    """What vision-language experts begin as where the start has none: random as in the official code, or copies of its
-    language or vision experts."""
+    """Initialization of vision-language experts that ``start_from`` lacks: random, as in the official code, or copies of
+    its language or vision experts."""
     train_only: tuple[str, ...] = ()
-    """Patterns of parameter names; everything else is frozen. Each must match something. Empty: all are trained."""
+    """Patterns of the names of trainable parameters, each with at least one match; all others are frozen. Empty: train
+    all parameters."""
 
     def __post_init__(self) -> None:
-        """Refuse to copy experts from nowhere."""
+        """Validate that copied experts have a source."""
         if self.vl_expert_init != "random" and not self.start_from:
-            raise DualfuseError(
-                f"vl_expert_init={self.vl_expert_init!r} copies from what a run starts from; set start_from too"
-            )
+            raise DualfuseError(f"vl_expert_init={self.vl_expert_init!r} copies experts of start_from, which is empty")
 
     def build(self) -> Task:
-        """Return the task around its model, with initial weights."""
+        """Return the task with its model, randomly initialized."""
         return self.task.build(self.model.build())
 
     def build_on_meta(self) -> Task:
-        """Return the task without any numbers in it: names and shapes, whatever memory those would need."""
+        """Return the task on the meta device: names and shapes without storage."""
         with torch.device("meta"):
             return self.build()

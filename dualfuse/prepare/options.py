@@ -1,4 +1,4 @@
-"""How ``prepare`` reads and writes; apart from it so that the command line can show it without loading torch."""
+"""Options of ``prepare``, in a module without torch so that the command line imports it quickly."""
 
 from __future__ import annotations
 
@@ -11,32 +11,33 @@ from tyro.conf import arg
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How raw data are read and written."""
+    """Columns and splits of the source, and the layout of the shards."""
 
     images: Path | None = None
-    """Folder of the images, where a table or json names them relative to it."""
+    """Folder that the image paths in a table or JSON file are relative to; default: the folder of that file."""
     answers: Path | None = None
-    """Answers that are known, one a line: Visual Genome's questions need the answers.txt written for VQAv2."""
+    """File with one known answer per line. Visual Genome questions need the answers.txt that was written for VQAv2."""
     image_column: Annotated[str, arg(name="image")] = ""
-    """Column of a table that names the image (or holds it); empty: by its usual names."""
+    """Table column with the image or its path; empty: recognized by its usual names."""
     text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()
-    """Columns of a table that hold captions; empty: by their usual names."""
+    """Table columns with captions; empty: recognized by their usual names."""
     label_column: Annotated[str, arg(name="label")] = ""
-    """Column of a table with the label of image and text, or with a list of answers; each row is then a sample. Of a
-    folder of images the word folder: it has a sub-folder for each class, also below train, val and test."""
+    """Table column with a label or a list of answers; each row becomes one sample. For a folder of images the word
+    folder: each sub-folder, also below train, val and test, is one class."""
     class_names: Path | None = None
-    """With --label folder: what the classes are called, a folder's name and that of its class in each line."""
+    """With --label folder: file of class names, a sub-folder and its class per line."""
     split_column: str = ""
-    """Column of a table that says train, val or test; empty: the column called split, if there is one."""
+    """Table column with the values train, val and test; empty: the column split if there is one."""
     split: str = ""
-    """Shares to set apart, such as val=0.05,test=0.05, by a hash of the image; for sources without splits."""
+    """Fractions of the images that go to other splits than train, such as val=0.05,test=0.05, chosen by a hash of the
+    image; only for sources without splits."""
     longest_side: int = 0
-    """Images with a longer side are made smaller and become JPEG; 0: every image stays as it is."""
+    """Maximum side length in pixels: larger images are resized and stored as JPEG; 0: images are stored as they are."""
     images_only: bool = False
-    """Keep images without a caption, for training on images alone."""
+    """Keep images without captions, for training on images alone."""
     shard_samples: int = 10_000
-    """Most samples in a shard."""
+    """Maximum number of samples per shard."""
     shard_megabytes: int = 64
-    """Most megabytes in a shard."""
+    """Maximum size of a shard in megabytes."""
     num_workers: int = 0
-    """Threads that read and decode; 0: one per processor."""
+    """Threads that read and decode images; 0: one per CPU core."""

@@ -26,45 +26,49 @@ from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, drop_patc
 
 @dataclass(frozen=True)
 class PairsConfig:
-    """Weights and rules of the three objectives; the defaults are those of VLMo's paper."""
+    """Weights and options of ITC, ITM and MLM; the defaults are those of the VLMo paper."""
 
     itc_weight: float = 1.0
+    """Weight of image-text contrast in the loss; 0: not computed."""
     itm_weight: float = 1.0
+    """Weight of image-text matching in the loss; 0: not computed."""
     mlm_weight: float = 0.25
-    """Weights of the objectives; 0 leaves one out, and the work it costs."""
+    """Weight of masked language modeling in the loss; 0: not computed."""
     itc_features: Literal["all", "unimodal"] = "all"
-    """What contrast compares: also vectors of the vision-language experts, as the official code; or the plain ones."""
+    """Embeddings that ITC compares. unimodal: those of the two encoders; all: also those of the vision-language experts,
+    as in the official code."""
     itc_head: ITCHeadConfig = field(default_factory=ITCHeadConfig)
-    """What contrast projects to."""
+    """Projections and logit scale of ITC."""
     negatives: NegativeSource = "global"
-    """Where negatives are drawn: from the pairs of all processes; from the own ones (VLMo's Table 6; BridgeTower);
-    or from those of all processes that come from the same training set."""
+    """Candidates for ITM negatives. global: the pairs of all processes; local: those of the own process (VLMo, Table 6;
+    BridgeTower); source: those of all processes that come from the same data set."""
     negative_hardness: float = 1.0
-    """How much similarity decides which wrong pair is drawn: 1 as published, 0 all alike."""
+    """Exponent of the ITC softmax that ITM negatives are drawn from: 1, as published; 0: uniform."""
     negatives_per_pair: Literal[0, 1, 2] = 2
-    """2: a wrong image and a wrong text for every pair; 1: a wrong image for one half, a wrong text for the other; 0:
-    one half gets a wrong image in the place of its own (pre-training of METER and BridgeTower)."""
+    """ITM negatives. 2: a negative image and a negative text for every pair; 1: a negative image for one half of the
+    pairs, a negative text for the other; 0: one half of the pairs is replaced by pairs with a negative image (METER,
+    BridgeTower)."""
     itm_on_masked_text: bool = False
-    """Match on the masked texts: right pairs then share the pass of the masked words. Not the paper's."""
+    """Whether ITM reads the masked texts, so that positive pairs share the forward pass of MLM (not in the paper)."""
     patch_dropout: float = 0.0
-    """Share of an image's patches that ITC does not see in training, drawn anew each time; fusion sees all of them. Not
-    the paper's; needs absolute positions."""
+    """Fraction of the patches, 0 to below 1, that ITC drops at random in training; fusion reads all patches. Needs
+    absolute positions (not in the paper)."""
     grad_cache_chunk: int = 0
-    """Rows that the model takes at a time; 0: all. A small number costs a third more work and saves much memory, and
-    contrast and hard negatives still see the whole batch."""
+    """Examples per forward pass with gradient caching: ITC and hard negatives still use the whole batch, with less memory
+    and about a third more compute. 0: the whole batch in one pass."""
     gather_with_grad: bool = True
-    """Whether gathered features carry their gradient back to the process they came from. False, as in the official code:
-    they carry none, so W processes weight ITC by 1 / W in the encoders."""
+    """Whether the gradient of gathered ITC embeddings flows back to the process that computed them. False, as in the
+    official code: it does not, so that with W processes ITC has the weight 1 / W in the encoders."""
     masking: Masking = "whole_word"
-    """"tokens": each token by itself, as RoBERTa; "official": VLMo's, where padding counts as a candidate. With both a
-    caption can end with no masked word."""
+    """Unit of MLM masking. whole_word: words; token: single tokens, as RoBERTa; official: as VLMo's code, where padding
+    is a candidate, too. With token and official a caption can end up without a masked token."""
     mlm_probability: float = 0.15
-    """Share of the words that is masked."""
+    """Fraction of the words or tokens that is masked."""
     tags: str = ""
-    """Name of a list in the samples' json (such as keywords): a third of the captions gets a few of it, and a sixth is
-    a few of it alone. Empty: none."""
+    """Key of a list in the samples' JSON, such as keywords: a third of the captions is extended by some of its entries,
+    and a sixth is replaced by them. Empty: captions are used as they are."""
     init_std: float = 0.02
-    """Standard deviation of the heads' first weights; see ``Initial.std`` of the model."""
+    """Standard deviation of the initial weights of the heads."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained together."""
