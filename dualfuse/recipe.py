@@ -78,7 +78,7 @@ class Optim:
     the official VLMo, METER and BridgeTower code; beit: all with two or more dimensions, except class token and
     position embeddings."""
     adamw: Literal["torch", "official"] = "torch"
-    """AdamW implementation. torch: torch.optim.AdamW; official: that of transformers 4.8, as in the official VLMo code."""
+    """AdamW implementation. torch: torch.optim.AdamW; official: that of transformers 4.8, which VLMo's code used."""
     warmup: float = 0.0
     """Length of the linear warm-up in steps; below 1: as a fraction of ``run.steps``."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
@@ -121,8 +121,8 @@ class Run:
     keep_last: int = 2
     """Number of checkpoints to keep; older ones are deleted."""
     activation_checkpointing: bool = False
-    """Activation checkpointing: keep the inputs of blocks and recompute the rest in the backward pass, for about a third
-    more compute and much less memory."""
+    """Activation checkpointing: keep the inputs of blocks and recompute the rest in the backward pass. Needs much
+    less memory and about a third more compute."""
     fsdp: bool = False
     """Shard weights, gradients and optimizer states over the processes (FSDP2), for models too large for one device;
     each process writes its part of a checkpoint in the background."""
@@ -152,8 +152,8 @@ class Recipe(Generic[Model, Learning]):
     """Initial weights: an earlier stage of the same run by name, a model folder, or a checkpoint that dualfuse converts
     (file, folder, or name on the Hugging Face hub); empty: random initialization."""
     vl_expert_init: Literal["random", "language", "vision"] = "random"
-    """Initialization of vision-language experts that ``start_from`` lacks: random, as in the official code, or copies of
-    its language or vision experts."""
+    """Initialization of vision-language experts that ``start_from`` lacks: random, as in the official code, or copies
+    of its language or vision experts."""
     train_only: tuple[str, ...] = ()
     """Patterns of the names of trainable parameters, each with at least one match; all others are frozen. Empty: train
     all parameters."""

@@ -35,8 +35,8 @@ class PairsConfig:
     mlm_weight: float = 0.25
     """Weight of masked language modeling in the loss; 0: not computed."""
     itc_features: Literal["all", "unimodal"] = "all"
-    """Embeddings that ITC compares. unimodal: those of the two encoders; all: also those of the vision-language experts,
-    as in the official code."""
+    """Embeddings that ITC compares. unimodal: those of the two encoders; all: also those of the vision-language
+    experts, as in the official code."""
     itc_head: ITCHeadConfig = field(default_factory=ITCHeadConfig)
     """Projections and logit scale of ITC."""
     negatives: NegativeSource = "global"
@@ -54,8 +54,8 @@ class PairsConfig:
     """Fraction of the patches, 0 to below 1, that ITC drops at random in training; fusion reads all patches. Needs
     absolute positions (not in the paper)."""
     grad_cache_chunk: int = 0
-    """Examples per forward pass with gradient caching: ITC and hard negatives still use the whole batch, with less memory
-    and about a third more compute. 0: the whole batch in one pass."""
+    """Examples per forward pass with gradient caching: ITC and hard negatives still use the whole batch, with less
+    memory and about a third more compute. 0: the whole batch in one pass."""
     gather_with_grad: bool = True
     """Whether the gradient of gathered ITC embeddings flows back to the process that computed them. False, as in the
     official code: it does not, so that with W processes ITC has the weight 1 / W in the encoders."""
