@@ -122,7 +122,7 @@ def test_the_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, 
     stages = find(f"{FILE}:scenes")
     assert [stage.name for stage in stages] == ["contrast", "random", "hard"]
     text = TextTransform(stages[0].data.text_length, str(folder / "tokenizer.json"))
-    assert vars(stages[0].model)["vocabulary"] == text.vocab_size
+    assert stages[0].model.vocab_size == text.vocab_size
     captions = {caption for sample in shards["train"] for caption in sample.texts}
     assert all(text.decode(text.encode(caption).ids) == caption for caption in captions)
 

@@ -1,1 +1,1 @@
-"""The application over the models: finds images of a folder, or of shards, by text or by image."""
+"""Search: find the images of a folder, or of shards, by a text or by an image."""

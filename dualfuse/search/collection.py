@@ -1,4 +1,4 @@
-"""What can be searched: the images of a folder and its sub-folders, or those of shards, by number."""
+"""The images that an index is built from: those of a folder and its sub-folders, or those of shards."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from dualfuse.prepare.sources.pairs.folder import image_names
 
 @dataclass(frozen=True)
 class Collection:
-    """N images, none of them read yet."""
+    """N images, addressed by number; an image is read when it is needed."""
 
     source: Path
-    """What was opened, absolute: a folder, a tar file, or a pattern of tar files."""
-    home: Path
-    """The folder that all of it lies in."""
+    """The absolute path of the folder, the tar file, or the pattern of tar files."""
+    root: Path
+    """The folder that contains all images or tar files."""
     names: tuple[str, ...]
-    """One per image, unique: its path below ``home``, or TAR/KEY."""
+    """One per image, unique: its path below ``root``, or TAR/KEY."""
     stamps: tuple[str, ...]
-    """One per image: size and time stamp of the file that it lies in; a changed image has another one."""
+    """One per image: size and modification time of its file, or of its tar file; changes with the image."""
     read: Callable[[int], bytes]
-    """Gives the bytes of an image, or raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
+    """Return the bytes of an image; raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
         """List the images of a folder with its sub-folders, of a tar file, a folder of tars, or a pattern of tars.
 
-        Hidden files and folders are left out. Raises ``DualfuseError`` where there is no image, and for a folder that
-        holds images as well as tar files.
+        Hidden files and folders are ignored. Raises ``DualfuseError`` if there is no image, and for a folder that
+        contains both images and tar files.
         """
-        source = Path(source).expanduser().absolute()  # a later change of folder must not matter
+        source = Path(source).expanduser().absolute()  # so that a change of the working directory does not matter
         if not source.is_dir():
             return _shards(source)
         names, tars = image_names(source), sorted(tar.name for tar in source.glob("*.tar"))
         if names and tars:
             raise DualfuseError(
-                f"{source} holds {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
+                f"{source} contains {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
                 f"{tars[0]}; search the tar files with {source / '*.tar'}, or move them away to search the images"
             )
         if not names and not tars:
-            raise DualfuseError(f"{source} holds no image, no folder with images, and no tar file; {_inside(source)}")
+            raise DualfuseError(f"{source} contains neither images nor tar files; {_contents(source)}")
         return _folder(source, names) if names else _shards(source)
 
     def __len__(self) -> int:
@@ -61,29 +61,29 @@ def _folder(folder: Path, names: Sequence[str]) -> Collection:
 
 def _shards(source: Path) -> Collection:
     paths = find_tars(source)
-    home = next(parent for parent in (source, *source.parents) if parent.is_dir())
+    root = next(parent for parent in (source, *source.parents) if parent.is_dir())
     tars = tuple(TarIndex.of(path) for path in paths)
-    # relative paths as labels: unlike file names they stay the same whatever other tars come and go
-    shards = Shards(tars, tuple(path.relative_to(home).with_suffix("").as_posix() for path in paths))
+    # labelled by relative path, which does not depend on which other tars there are
+    shards = Shards(tars, tuple(path.relative_to(root).with_suffix("").as_posix() for path in paths))
     stamps = tuple(stamp for tar in tars for stamp in [_stamp(tar.path)] * len(tar))
     if not stamps:
         raise DualfuseError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
     names = tuple(shards.key(number) for number in range(len(shards)))
-    return Collection(source, home, names, stamps, partial(_read_sample, shards))
+    return Collection(source, root, names, stamps, partial(_read_sample, shards))
 
 
 def _stamp(path: Path) -> str:
     try:
-        found = path.stat()
-    except OSError:  # a link to nothing, or gone since it was listed: reading it will say so
+        status = path.stat()
+    except OSError:  # a dangling link, or deleted since it was listed: reading it reports that
         return ""
-    return f"{found.st_size}-{found.st_mtime_ns}"
+    return f"{status.st_size}-{status.st_mtime_ns}"
 
 
 def _read_file(folder: Path, names: tuple[str, ...], number: int) -> bytes:
     path = folder / names[number]
     if path.exists() and not path.is_file():
-        raise DualfuseError("it is no plain file")  # a pipe would never end
+        raise DualfuseError("it is not a regular file")  # reading a pipe would block
     return path.read_bytes()
 
 
@@ -91,7 +91,7 @@ def _read_sample(shards: Shards, number: int) -> bytes:
     return shards[number].image
 
 
-def _inside(folder: Path) -> str:
+def _contents(folder: Path) -> str:
     names = sorted(path.name for path in folder.iterdir())
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"it holds {', '.join(names[:5])}{more}" if names else "it is empty"
+    return f"it contains {', '.join(names[:5])}{more}" if names else "it is empty"

@@ -56,10 +56,11 @@ def describe(index: Index) -> list[str]:
         lines.append(f"left out, because they cannot be read: {len(index.skipped)}")
         lines += [f"  {printable(each.name)}: {printable(each.reason)}" for each in index.skipped[:SHOWN]]
         lines += [f"  and {len(index.skipped) - SHOWN} more"] if len(index.skipped) > SHOWN else []
-    if index.place is None:
-        lines.append("the index could not be kept: neither beside the images nor in your cache folder")
-    elif not index.place.is_relative_to(index.collection.home):
-        lines.append(f"{index.collection.home} cannot be written to; the index is {index.place}")
+    location, root = index.store.location, index.collection.root
+    if not location:
+        lines.append("the index could not be saved, neither beside the images nor in your cache folder")
+    elif not Path(location).is_relative_to(root):
+        lines.append(f"{root} is not writable; the index is {location}")
     return lines
 
 

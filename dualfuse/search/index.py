@@ -1,11 +1,14 @@
-"""An index of images: embeds a collection once, answers by the dual encoder, re-ranks with the fusion path."""
+"""An index of images: embed a collection once, search it with the dual encoder, re-rank with the fusion encoder."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from hashlib import blake2b
 from pathlib import Path
+from time import monotonic
 
 import numpy as np
 import torch
@@ -14,23 +17,25 @@ from torch import Tensor
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Retriever, retriever
 from dualfuse.hub import LoadedModel
-from dualfuse.inference.encode import SkippedImage, embed, embed_images, pixels
-from dualfuse.metrics.recall import nearest
+from dualfuse.inference.encode import EmbeddedImages, SkippedImage, embed, embed_images, pixels
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 from dualfuse.search.collection import Collection
-from dualfuse.search.growing import IndexBuilder
-from dualfuse.search.stores.exact import EmbeddingFile, fingerprint
+from dualfuse.search.stores.base import Filter, Metadata, VectorStore
+from dualfuse.search.stores.exact import ExactStore
 
 PAIRS = 32  # fused at a time
+FLUSH_EVERY = 60.0  # seconds between flushes of a build; a power cut loses what was embedded since
+FORMAT = 1
+FOLDER = ".dualfuse"
 
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found: ``score`` is what it was ranked by.
+    """An image that a search returned; hits are ranked by ``score``.
 
-    That is the ``cosine`` of both vectors, or, where the fusion path has looked too, both scores together; ``match``
-    is then its log-odds that image and text belong together, else None.
+    ``score`` is the ``cosine`` of query and image or, for a re-ranked hit, the sum of its ITC logit and ``match``.
+    ``match`` is the ITM logit (the log-odds that image and text belong together); None if the hit was not re-ranked.
     """
 
     name: str
@@ -45,54 +50,60 @@ class Index:
 
     loaded: LoadedModel
     collection: Collection
-    numbers: tuple[int, ...]
-    """The places in the collection of the N images that could be read, ascending."""
-    embeddings: Tensor
-    """(N, D), of length one."""
+    store: VectorStore
     skipped: tuple[SkippedImage, ...]
     """The images that could not be read."""
     embedded: int
-    """How many of the N images were new or had changed; the others' vectors had been kept."""
-    place: Path | None
-    """The file with the vectors; None if they could not be written anywhere."""
+    """The number of images embedded by this build; the embeddings of all others were in the store."""
 
     @classmethod
-    def build(cls, loaded: LoadedModel, images: Path | str, *, batch: int = 64, workers: int = 0) -> Index:
+    def build(
+        cls,
+        loaded: LoadedModel,
+        images: Path | str,
+        *,
+        store: VectorStore | None = None,
+        batch_size: int = 64,
+        num_workers: int = 0,
+    ) -> Index:
         """Return the index of all images at ``images``: a folder, a tar file, a folder of tars, or a pattern.
 
-        Vectors are kept beside the images, and only what is new or has changed is embedded, ``batch`` images at a
-        time. A build that was interrupted resumes where it stopped. ``workers`` threads read; 0: one for each processor.
-        Raises ``DualfuseError`` if there is no image, or none that can be read.
+        Only images that are new or have changed are embedded, ``batch_size`` at a time, and an interrupted build
+        resumes. ``store`` holds the embeddings of this collection alone; by default it is a file beside the images.
+        ``num_workers`` threads read images; 0: one per processor. Raises ``DualfuseError`` if no image can be read, or
+        if the embeddings in ``store`` are another model's.
         """
-        if batch < 1:
-            raise DualfuseError(f"batch is {batch}; embed at least 1 image at a time")
-        task, collection = retriever(loaded.task), Collection.open(images)
-        growing = IndexBuilder(collection, EmbeddingFile.of(collection, fingerprint(loaded)))
-        missing, skipped = growing.missing(), []
-        pieces = embed(task, loaded.processor.image, collection, missing, batch=batch, workers=workers)
-        try:
-            for piece in track(pieces, total=-(-len(missing) // batch), what="embedding"):
-                skipped += piece.skipped
-                growing.add(piece.numbers, piece.embeddings)
-        finally:  # also when it is interrupted
-            growing.save()
-        if not len(growing):
+        if batch_size < 1:
+            raise DualfuseError(f"batch_size is {batch_size}; embed at least 1 image at a time")
+        task, collection, model = retriever(loaded.task), Collection.open(images), fingerprint(loaded)
+        if store is None:
+            store = ExactStore.open(model, _paths(collection, model))
+        if store.fingerprint != model:
+            raise DualfuseError(
+                f"the store holds embeddings of the model {store.fingerprint}, not of this one ({model}); "
+                "use another store"
+            )
+        missing = _remove_stale(store, collection)
+        batches = embed(task, loaded.processor.image, collection, missing, batch=batch_size, workers=num_workers)
+        skipped = _add(store, collection, track(batches, total=-(-len(missing) // batch_size), what="embedding"))
+        if not store.count():
             reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped[:3])
             raise DualfuseError(f"none of the {len(collection)} images at {images} can be read; the first: {reasons}")
-        embedded = len(missing) - len(skipped)
-        return cls(loaded, collection, *growing.sorted(), tuple(skipped), embedded, growing.place)
+        return cls(loaded, collection, store, skipped, embedded=len(missing) - len(skipped))
 
     def __len__(self) -> int:
-        """The number of images that can be found."""
-        return len(self.numbers)
+        """The number of images that a search can return."""
+        return self.store.count()
 
     @torch.inference_mode()
-    def search(self, query: str | Path | bytes, *, top: int = 10, rerank: int = 0) -> tuple[Hit, ...]:
-        """Return the ``top`` images for a text (str), or those that look like an image (a file, or its bytes).
+    def search(
+        self, query: str | Path | bytes, *, top: int = 10, rerank: int = 0, where: Filter | None = None
+    ) -> tuple[Hit, ...]:
+        """Return the ``top`` images for a text (str), or for an image (the path of a file, or its bytes).
 
-        The first ``rerank`` candidates of the dual encoder are put in a new order by the fusion path; 0: none. Behind
-        them stand those it has not seen. Raises ``DualfuseError`` for an empty text, a broken image, and for re-ranking
-        with an image as the query.
+        The fusion encoder re-ranks the first ``rerank`` candidates of the dual encoder; the others follow in their
+        order. ``where`` restricts the search by metadata: ``{"folder": "2024/spring"}``, or ``{"folder": ("a", "b")}``
+        for either. Raises ``DualfuseError`` for an empty text, an unreadable image, and ``rerank`` for an image.
         """
         if top < 1 or rerank < 0:
             raise DualfuseError(f"top is {top} and rerank {rerank}; give at least 1 and 0")
@@ -101,13 +112,13 @@ class Index:
                 raise DualfuseError(
                     "only a text can be matched with images; leave out rerank for an image as the query"
                 )
-            return self._nearest(self._image_vector(query), top)
-        text = self._text(query)
-        hits = self._nearest(self._task.text_features(text).float().cpu(), max(top, rerank))
-        return (*self._reranked(hits[:rerank], text), *hits[rerank:])[:top]
+            return self._nearest(self._embed_image(query), top, where)
+        text = self._embed_text(query)
+        hits = self._nearest(self._task.text_features(text), max(top, rerank), where)
+        return (*self._rerank(hits[:rerank], text), *hits[rerank:])[:top]
 
     def image(self, name: str) -> bytes:
-        """Return the file of a hit, as it lies on the disk or in its tar."""
+        """Return the file of a hit, as it is on disk or in its tar."""
         return self.collection.read(self._number_of[name])
 
     @property
@@ -116,44 +127,101 @@ class Index:
 
     @cached_property
     def _number_of(self) -> dict[str, int]:
-        return {self.collection.names[number]: number for number in self.numbers}
+        return {name: number for number, name in enumerate(self.collection.names)}
 
-    def _nearest(self, vector: Tensor, top: int) -> tuple[Hit, ...]:
-        cosines, rows = (found[0].tolist() for found in nearest(vector, self.embeddings, top))
-        names = (self.collection.names[self.numbers[row]] for row in rows)
-        return tuple(Hit(name, score=cosine, cosine=cosine) for name, cosine in zip(names, cosines, strict=True))
+    def _nearest(self, features: Tensor, top: int, where: Filter | None) -> tuple[Hit, ...]:
+        (found,) = self.store.search(features.float().cpu(), top, where)
+        return tuple(Hit(match.name, score=match.score, cosine=match.score) for match in found)
 
-    def _text(self, query: str) -> Tokens:
+    def _embed_text(self, query: str) -> Tokens:
         """Embed one text: B is 1."""
         if not query.strip():
-            raise DualfuseError("the query is empty; write what the image should show")
+            raise DualfuseError("the query is empty; describe what the image should show")
         model = self.loaded.task.model
         ids = torch.from_numpy(self.loaded.processor.text.encode(query).ids)[None].to(next(model.parameters()).device)
         return model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
 
-    def _image_vector(self, query: Path | bytes) -> Tensor:
+    def _embed_image(self, query: Path | bytes) -> Tensor:
         data = query if isinstance(query, bytes) else query.read_bytes()
         try:
-            image = self.loaded.processor.image(data, np.random.default_rng(0))  # nothing is drawn from it
+            image = self.loaded.processor.image(data, np.random.default_rng(0))  # not augmented: nothing is drawn
         except ValueError as error:
             raise DualfuseError(f"{'the query' if isinstance(query, bytes) else query}: {error}") from error
         return embed_images(self._task, image[None])
 
-    def _reranked(self, hits: Sequence[Hit], text: Tokens) -> tuple[Hit, ...]:
-        """Put hits in the order of both scores; one that can no longer be read comes last, as it is."""
+    def _rerank(self, hits: Sequence[Hit], text: Tokens) -> tuple[Hit, ...]:
+        """Order hits by both scores; those that can no longer be read come last, unchanged."""
         by_number = {self._number_of[hit.name]: hit for hit in hits}
-        done, unread = [], []
+        ranked, unreadable = [], []
         for chunk in pixels(self.loaded.processor.image, self.collection, tuple(by_number), batch=PAIRS, workers=0):
-            readable = [(by_number[number], image) for number, image in chunk if isinstance(image, Tensor)]
-            unread += [by_number[number] for number, image in chunk if isinstance(image, SkippedImage)]
-            done += self._matched(readable, text) if readable else ()
-        return (*sorted(done, key=lambda hit: -hit.score), *unread)
+            candidates = [(by_number[number], image) for number, image in chunk if isinstance(image, Tensor)]
+            unreadable += [by_number[number] for number, image in chunk if isinstance(image, SkippedImage)]
+            ranked += self._match(candidates, text) if candidates else ()
+        return (*sorted(ranked, key=lambda hit: -hit.score), *unreadable)
 
-    def _matched(self, candidates: Sequence[tuple[Hit, Tensor]], text: Tokens) -> list[Hit]:
+    def _match(self, candidates: Sequence[tuple[Hit, Tensor]], text: Tokens) -> list[Hit]:
         """Return hits with both scores; a candidate is a hit and its image (3, H, W)."""
         task, device = self._task, text.mask.device
-        image = task.model.embed_image(torch.stack([pil_image for _, pil_image in candidates]).to(device))
+        image = task.model.embed_image(torch.stack([image for _, image in candidates]).to(device))
         match = task.match_logit(image, text.take(torch.zeros(len(image), dtype=torch.long, device=device)))
         cosine = torch.tensor([hit.cosine for hit, _ in candidates], device=device)
         scores = zip(task.rerank_score(cosine, match).tolist(), match.tolist(), strict=True)
-        return [replace(hit, score=both, match=odds) for (hit, _), (both, odds) in zip(candidates, scores, strict=True)]
+        return [
+            replace(hit, score=both, match=logit) for (hit, _), (both, logit) in zip(candidates, scores, strict=True)
+        ]
+
+
+def fingerprint(loaded: LoadedModel) -> str:
+    """Return 32 hexadecimal digits that change with everything that the embedding of an image depends on.
+
+    All weights are hashed, which takes about a second per gigabyte: fine-tuning may have changed one small head only.
+    """
+    settings = (FORMAT, loaded.recipe.model, loaded.recipe.task, loaded.processor.image)
+    digest = blake2b(repr(settings).encode(), digest_size=16)
+    for name, tensor in sorted(loaded.task.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _remove_stale(store: VectorStore, collection: Collection) -> tuple[int, ...]:
+    """Remove the embeddings of images that changed or vanished, and return the numbers of images without one."""
+    entries: Mapping[str, Metadata] = store.entries()
+    current = {
+        name
+        for name, stamp in zip(collection.names, collection.stamps, strict=True)
+        if name in entries and entries[name].get("stamp") == stamp
+    }
+    store.remove([name for name in entries if name not in current])
+    return tuple(number for number, name in enumerate(collection.names) if name not in current)
+
+
+def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedImages]) -> tuple[SkippedImage, ...]:
+    """Store embeddings as they come, and return the images that could not be read."""
+    skipped, flushed_at = [], monotonic()
+    try:
+        for batch in batches:
+            skipped += batch.skipped
+            names = [collection.names[number] for number in batch.numbers]
+            store.add(names, batch.embeddings, [_metadata(collection, number) for number in batch.numbers])
+            if monotonic() - flushed_at >= FLUSH_EVERY:
+                store.flush()
+                flushed_at = monotonic()
+    finally:  # also when it is interrupted
+        store.flush()
+    return tuple(skipped)
+
+
+def _metadata(collection: Collection, number: int) -> Metadata:
+    return {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
+
+
+def _paths(collection: Collection, model: str) -> tuple[Path, Path]:
+    """Return where the embeddings of a collection may be: beside it, or in the user's cache folder."""
+
+    def file(source: Path) -> str:  # one folder may hold several sets of tars
+        return f"{model}-{blake2b(os.fsencode(source), digest_size=4).hexdigest()}.safetensors"
+
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    beside = collection.root / FOLDER / file(collection.source.relative_to(collection.root))  # both can be moved
+    return beside, cache / "dualfuse" / "search" / file(collection.source)

@@ -28,8 +28,8 @@ JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
 SHARDS, OF_OPTIMIZER, PARTIAL = "shards", "optimizer.", ".partial"
 NO_ROOM = (
-    "Earlier checkpoints are whole. Make room for run.keep_last + 1 checkpoints (--run.keep_last-last 1 keeps the fewest), then give "
-    "the same command again: it goes on from the newest"
+    "Earlier checkpoints are whole. Make room for run.keep_last + 1 checkpoints (--run.keep-last 1 keeps the fewest), "
+    "then run the same command again: it resumes from the newest"
 )
 
 

@@ -19,7 +19,7 @@ def test_the_published_command(name: str, lr: float, width: int) -> None:
     assert (made.optim.lr, made.model.width) == (lr, width)
     assert made.data.image_size == made.model.image_size == (480, 480)
     assert (made.data.batch_size, made.data.text_length, made.run.steps) == (256, 32, 22_138)  # 10 epochs of 566,747
-    assert (made.task.mlm_probability, made.task.label_smoothing) == (0.7, 0.1)
+    assert (made.task.mask_probability, made.task.label_smoothing) == (0.7, 0.1)
     assert (made.task.beam, made.task.length_penalty) == (3, 0.6)
 
 

@@ -39,17 +39,17 @@ def test_a_recipe_is_whole(name: str) -> None:
     assert recipes.find(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     flags = [
-        "--task.classes",
+        "--task.num-classes",
         "5",
-        "--task.mix.cut",
+        "--task.mixup.cutmix-alpha",
         "0.5",
         "--optim.layer-decay",
         "0.6",
-        "--data.preprocess.kept",
+        "--data.preprocess.crop-fraction",
         "1",
     ]
     (chosen,) = recipes.override((recipe,), flags, prog="train")
-    assert (chosen.task.classes, chosen.task.mix.cut, chosen.optim.layer_decay) == (5, 0.5, 0.6)
+    assert (chosen.task.num_classes, chosen.task.mixup.cutmix_alpha, chosen.optim.layer_decay) == (5, 0.5, 0.6)
     assert recipe.model.image_size == recipe.data.image_size
     with torch.device("meta"):
         task = chosen.build()

@@ -48,9 +48,12 @@ def test_a_recipe_is_whole(name: str) -> None:
     place = f"dualfuse.recipes.vlmo_segmentation:{name}"
     assert place in recipes.NAMES.values() and recipes.find(place) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
-    flags = ["--task.classes", "5", "--task.vary.scale", "1", "2", "--optim.layer-decay", "0.6", "--task.test", "whole"]
+    flags = [
+        *("--task.num-classes", "5", "--task.augment.scale", "1", "2"),
+        *("--optim.layer-decay", "0.6", "--task.test", "whole"),
+    ]
     (chosen,) = recipes.override((recipe,), flags, prog="train")
-    assert (chosen.task.classes, chosen.task.vary.scale, chosen.optim.layer_decay) == (5, (1, 2), 0.6)
+    assert (chosen.task.num_classes, chosen.task.augment.scale, chosen.optim.layer_decay) == (5, (1, 2), 0.6)
     assert recipe.model.image_size == recipe.data.image_size
     assert recipe.task.feature_layers[-1] == recipe.model.depth
     with torch.device("meta"):
@@ -82,7 +85,7 @@ def test_numbers_of_beit() -> None:
             *(160_000, 16, 1500),
             0.05,
         )
-        assert recipe.task.auxiliary == 0.4 and recipe.task.classes == 150 and recipe.task.ignore_zero
+        assert recipe.task.auxiliary_weight == 0.4 and recipe.task.num_classes == 150 and recipe.task.ignore_zero
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,7 @@ def test_learns_and_is_judged_by_the_command(
     last = read_log(trained)[-1]
     assert last["validation/mean_iou"] > 0.6 and last["validation/pixel_accuracy"] > 0.8
     assert not any("iou/" in name for name in last)  # 150 of them would drown the rest
-    wishes = ["--save-image", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--num-workers", "0"]
+    wishes = ["--save-image", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--workers", "0"]
     main(["evaluate", str(trained / "final"), str(data / "val-*.tar"), *wishes])
     said = capsys.readouterr().out
     assert "mean_iou" in said and "iou/green ball" in said and "8 images" in said and "0 excluded" in said

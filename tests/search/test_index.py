@@ -1,4 +1,4 @@
-"""An index answers as a loop over single images would, and never embeds an image twice."""
+"""An index returns what a loop over single images would, and never embeds an image twice."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from toy_store import ToyStore
 
 from dualfuse import hub
 from dualfuse.data.sample import Sample
@@ -19,9 +20,10 @@ from dualfuse.hub import LoadedModel
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Data, Recipe
-from dualfuse.search import growing
+from dualfuse.search import index as index_module
 from dualfuse.search.command import printable, search_command
-from dualfuse.search.index import Index
+from dualfuse.search.index import Index, fingerprint
+from dualfuse.search.stores.exact import ExactStore
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 MODEL = VLMoConfig(
@@ -82,21 +84,21 @@ def paint(path: Path, seed: int) -> None:
 
 @pytest.fixture
 def count(loaded: LoadedModel) -> Iterator[Callable[[], int]]:
-    """Return how many images the model has embedded since it was last asked."""
-    seen: list[int] = []
+    """Return a function that returns the number of images that the model has embedded since its last call."""
+    sizes: list[int] = []
     embed_image = loaded.task.model.embed_image
 
     def counting(images: torch.Tensor, slot: int = 0):
-        seen.append(len(images))
+        sizes.append(len(images))
         return embed_image(images, slot)
 
-    def asked() -> int:
-        total = sum(seen)
-        seen.clear()
+    def count_and_reset() -> int:
+        total = sum(sizes)
+        sizes.clear()
         return total
 
     loaded.task.model.embed_image = counting
-    yield asked
+    yield count_and_reset
 
 
 @torch.no_grad()
@@ -118,8 +120,8 @@ def naive(loaded: LoadedModel, images: Path, names: tuple[str, ...]) -> tuple[di
     return cosine, match
 
 
-def test_order_is_that_of_single_comparisons(loaded: LoadedModel, images: Path) -> None:
-    hits = Index.build(loaded, images, batch=5).search(TEXT, top=100)
+def test_hits_equal_single_comparisons(loaded: LoadedModel, images: Path) -> None:
+    hits = Index.build(loaded, images, batch_size=5).search(TEXT, top=100)
     cosine, _ = naive(loaded, images, NAMES)
     assert [hit.name for hit in hits] == sorted(NAMES, key=lambda name: -cosine[name])
     assert [hit.cosine for hit in hits] == pytest.approx([cosine[hit.name] for hit in hits], abs=1e-5)
@@ -127,13 +129,13 @@ def test_order_is_that_of_single_comparisons(loaded: LoadedModel, images: Path) 
     assert max(cosine.values()) - min(cosine.values()) > 0.05  # else any order would do
 
 
-def test_top_is_the_beginning(loaded: LoadedModel, images: Path) -> None:
+def test_top_returns_the_first_hits(loaded: LoadedModel, images: Path) -> None:
     index = Index.build(loaded, images)
     assert index.search(TEXT, top=3) == index.search(TEXT, top=12)[:3]
 
 
 @pytest.mark.parametrize(("top", "rerank"), [(12, 5), (3, 8), (5, 100)])
-def test_reranked_order_is_that_of_the_formula(loaded: LoadedModel, images: Path, top: int, rerank: int) -> None:
+def test_reranked_scores_equal_the_formula(loaded: LoadedModel, images: Path, top: int, rerank: int) -> None:
     hits = Index.build(loaded, images).search(TEXT, top=top, rerank=rerank)
     cosine, match = naive(loaded, images, NAMES)
     scale = loaded.task.itc_heads[0].logit_scale.exp().item()
@@ -147,7 +149,9 @@ def test_reranked_order_is_that_of_the_formula(loaded: LoadedModel, images: Path
     assert expected[:rerank] != by_cosine[:rerank]  # else re-ranking did nothing
 
 
-def test_candidates_are_matched_in_parts(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reranking_in_chunks_gives_the_same_hits(
+    loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     index = Index.build(loaded, images)
     whole = index.search(TEXT, rerank=12)
     monkeypatch.setattr("dualfuse.search.index.PAIRS", 5)
@@ -156,25 +160,27 @@ def test_candidates_are_matched_in_parts(loaded: LoadedModel, images: Path, monk
     assert [hit.score for hit in parts] == pytest.approx([hit.score for hit in whole], abs=1e-5)
 
 
-def test_opened_again_embeds_nothing(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+def test_second_build_embeds_nothing(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
     first = Index.build(loaded, images)
-    assert (count(), first.embedded, first.place.parent) == (12, 12, images / ".dualfuse")
-    written = first.place.stat().st_mtime_ns
+    assert (count(), first.embedded, first.store.path.parent) == (12, 12, images / ".dualfuse")
+    written = first.store.path.stat().st_mtime_ns
     again = Index.build(loaded, images)
-    assert (count(), again.embedded, again.place) == (0, 0, first.place)
-    assert again.place.stat().st_mtime_ns == written
+    assert (count(), again.embedded, again.store.path) == (0, 0, first.store.path)
+    assert again.store.path.stat().st_mtime_ns == written
     assert again.search(TEXT) == first.search(TEXT)
 
 
-def test_a_folder_moves_with_its_index(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+def test_index_moves_with_its_folder(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
     Index.build(loaded, images)
     moved = images.rename(images.with_name("elsewhere"))
     count()
-    assert Index.build(loaded, moved).place.parent == moved / ".dualfuse"
+    assert Index.build(loaded, moved).store.path.parent == moved / ".dualfuse"
     assert count() == 0
 
 
-def test_changed_new_and_vanished_pictures(loaded: LoadedModel, images: Path, count: Callable[[], int]) -> None:
+def test_changed_new_and_deleted_images_are_followed(
+    loaded: LoadedModel, images: Path, count: Callable[[], int]
+) -> None:
     Index.build(loaded, images)
     count()
     paint(images / "03.png", 333)
@@ -184,7 +190,6 @@ def test_changed_new_and_vanished_pictures(loaded: LoadedModel, images: Path, co
     (images / "07.png").rename(images / "deep" / "7.png")
     index = Index.build(loaded, images)
     assert (count(), index.embedded, len(index)) == (3, 3, 12)
-    assert index.numbers == tuple(range(12))
     names = tuple(index.collection.names)
     assert set(names) == {*NAMES, "00-new.png", "deep/7.png"} - {"05.png", "07.png"}
     cosine, _ = naive(loaded, images, names)
@@ -194,89 +199,89 @@ def test_changed_new_and_vanished_pictures(loaded: LoadedModel, images: Path, co
     assert count() == 0
 
 
-def test_vanished_pictures_alone_are_forgotten(loaded: LoadedModel, images: Path) -> None:
+def test_deleted_images_leave_the_index(loaded: LoadedModel, images: Path) -> None:
     Index.build(loaded, images)
     (images / "05.png").unlink()
     index = Index.build(loaded, images)
     assert (len(index), index.embedded) == (11, 0)
     assert "05.png" not in {hit.name for hit in index.search(TEXT, top=12)}
-    assert len(load_file(index.place)["vectors"]) == 11
+    assert len(load_file(index.store.path)["embeddings"]) == 11
 
 
-def test_interrupted_build_goes_on(
-    loaded: LoadedModel, pil_images: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]
+def test_interrupted_build_resumes(
+    loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch, count: Callable[[], int]
 ) -> None:
     counting, calls = loaded.task.model.embed_image, []
 
-    def stopping(images: torch.Tensor, slot: int = 0):
-        calls.append(len(images))
+    def stopping(pixels: torch.Tensor, slot: int = 0):
+        calls.append(len(pixels))
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return counting(images, slot)
+        return counting(pixels, slot)
 
     monkeypatch.setattr(loaded.task.model, "embed_image", stopping)
     with pytest.raises(KeyboardInterrupt):
-        Index.build(loaded, pil_images, batch=4)
+        Index.build(loaded, images, batch_size=4)
     monkeypatch.setattr(loaded.task.model, "embed_image", counting)
     assert count() == 8
-    index = Index.build(loaded, pil_images, batch=4)
+    index = Index.build(loaded, images, batch_size=4)
     assert (count(), index.embedded, len(index)) == (4, 4, 12)
-    cosine, _ = naive(loaded, pil_images, NAMES)
+    cosine, _ = naive(loaded, images, NAMES)
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
-def test_long_builds_are_saved_on_the_way(
-    loaded: LoadedModel, pil_images: Path, monkeypatch: pytest.MonkeyPatch
+def test_long_builds_are_flushed_while_they_run(
+    loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(growing, "SAVE_EVERY", 0.0)
-    embed_image, killed = loaded.task.model.embed_image, pil_images.with_name("killed")
+    monkeypatch.setattr(index_module, "FLUSH_EVERY", 0.0)
+    embed_image, killed = loaded.task.model.embed_image, images.with_name("killed")
 
-    def copying(images: torch.Tensor, slot: int = 0):
-        if not killed.exists() and (pil_images / ".dualfuse").exists():
-            shutil.copytree(pil_images, killed)  # what a power cut would leave
-        return embed_image(images, slot)
+    def copying(pixels: torch.Tensor, slot: int = 0):
+        if not killed.exists() and (images / ".dualfuse").exists():
+            shutil.copytree(images, killed)  # what a power cut would leave
+        return embed_image(pixels, slot)
 
     monkeypatch.setattr(loaded.task.model, "embed_image", copying)
-    Index.build(loaded, pil_images, batch=4)
-    assert Index.build(loaded, killed, batch=4).embedded == 8
+    Index.build(loaded, images, batch_size=4)
+    assert Index.build(loaded, killed, batch_size=4).embedded == 8
 
 
-def test_unreadable_pictures_are_reported(loaded: LoadedModel, images: Path) -> None:
+def test_unreadable_images_are_reported(loaded: LoadedModel, images: Path) -> None:
     (images / "02.png").write_bytes((images / "02.png").read_bytes()[:60])
     (images / "04.png").write_bytes(b"")
     (images / "gone.jpg").symlink_to(images / "nothing.jpg")
     os.mkfifo(images / "pipe.jpg")
     for embedded in (10, 0):
-        index = Index.build(loaded, images, batch=3)
+        index = Index.build(loaded, images, batch_size=3)
         assert [each.name for each in index.skipped] == ["02.png", "04.png", "gone.jpg", "pipe.jpg"]
-        assert index.skipped[1].reason.startswith("0 bytes are no image")
+        assert index.skipped[1].reason.startswith("0 bytes")
         assert index.skipped[2].reason == "No such file or directory"
         assert (len(index), index.embedded) == (10, embedded)
     cosine, _ = naive(loaded, images, tuple(name for name in NAMES if name not in ("02.png", "04.png")))
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
-def test_nothing_to_search(loaded: LoadedModel, tmp_path: Path) -> None:
+def test_source_without_readable_images_is_refused(loaded: LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"nonsense")
     with pytest.raises(ValueError, match=r"none of the 1 images at .* can be read; the first: one.png: 8 bytes"):
         Index.build(loaded, tmp_path)
     (tmp_path / "one.png").rename(tmp_path / "one.txt")
-    with pytest.raises(ValueError, match=r"holds no image, no folder with images, and no tar file; it holds one"):
+    with pytest.raises(ValueError, match=r"contains neither images nor tar files; it contains one"):
         Index.build(loaded, tmp_path)
     with pytest.raises(ValueError, match="no shards"):
         Index.build(loaded, tmp_path / "missing")
 
 
-def test_another_model_has_vectors_of_its_own(folders: tuple[Path, Path], images: Path) -> None:
+def test_each_model_has_its_own_embeddings(folders: tuple[Path, Path], images: Path) -> None:
     one = Index.build(hub.load(folders[0]), images)
     other = Index.build(hub.load(folders[1]), images)
     assert other.embedded == 12
-    assert other.embeddings.numpy() == pytest.approx(-one.embeddings.numpy(), abs=1e-6)
+    assert other.store.embeddings.numpy() == pytest.approx(-one.store.embeddings.numpy(), abs=1e-6)
     copy = shutil.copytree(folders[0], folders[0].with_name("copy"))  # the same weights, another file
     assert Index.build(hub.load(copy), images).embedded == 0
 
 
-def test_picture_finds_itself(loaded: LoadedModel, images: Path) -> None:
+def test_image_query_finds_the_image_itself(loaded: LoadedModel, images: Path) -> None:
     index = Index.build(loaded, images)
     for query in (images / "deep/er/a.jpg", (images / "deep/er/a.jpg").read_bytes()):
         first, second = index.search(query, top=2)
@@ -286,7 +291,7 @@ def test_picture_finds_itself(loaded: LoadedModel, images: Path) -> None:
     assert index.image("deep/er/a.jpg") == query
 
 
-def test_questions_without_an_answer(loaded: LoadedModel, images: Path) -> None:
+def test_invalid_queries_are_refused(loaded: LoadedModel, images: Path) -> None:
     index = Index.build(loaded, images)
     with pytest.raises(ValueError, match="only a text can be matched"):
         index.search(images / "00.png", rerank=5)
@@ -294,11 +299,11 @@ def test_questions_without_an_answer(loaded: LoadedModel, images: Path) -> None:
         index.search(" ")
     with pytest.raises(ValueError, match="top is 0"):
         index.search(TEXT, top=0)
-    with pytest.raises(ValueError, match=r"notes.txt: 10 bytes are no image"):
+    with pytest.raises(ValueError, match=r"notes.txt: 8 bytes"):
         index.search(images / "notes.txt")
 
 
-def test_picture_that_vanished_since_is_not_reranked(loaded: LoadedModel, images: Path) -> None:
+def test_image_deleted_after_the_build_is_not_reranked(loaded: LoadedModel, images: Path) -> None:
     index = Index.build(loaded, images)
     first = index.search(TEXT, top=1)[0]
     (images / first.name).unlink()
@@ -315,29 +320,29 @@ def test_searches_shards(loaded: LoadedModel, images: Path, tmp_path: Path, coun
     write_shards(samples[6:], tars, "b")
     count()
     index = Index.build(loaded, tars)
-    assert (count(), index.place.parent) == (11, tars / ".dualfuse")
+    assert (count(), index.store.path.parent) == (11, tars / ".dualfuse")
     cosine, _ = naive(loaded, images, tuple(data))
     by_key = {f"{'a' if n < 6 else 'b'}-00000/{n:02}": value for n, value in enumerate(cosine.values())}
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(by_key, abs=1e-5)
     assert index.image("b-00000/07") == samples[7].image
     assert index.search(samples[3].image)[0].name == "a-00000/03"
 
-    for source, pictures_in_it in ((tars / "a-00000.tar", 6), (str(tars / "b-*.tar"), 5)):
-        assert len(Index.build(loaded, source)) == pictures_in_it
+    for source, number in ((tars / "a-00000.tar", 6), (str(tars / "b-*.tar"), 5)):
+        assert len(Index.build(loaded, source)) == number
     count()
     os.utime(tars / "b-00000.tar", ns=(1, 1))
     assert len(Index.build(loaded, tars)) == 11
     assert count() == 5
 
 
-def test_pictures_among_tars_are_not_guessed_at(loaded: LoadedModel, images: Path) -> None:
+def test_folder_with_images_and_tars_is_refused(loaded: LoadedModel, images: Path) -> None:
     write_shards([Sample("0", (images / "00.png").read_bytes())], images, "set")
     with pytest.raises(ValueError, match=r"12 image\(s\), such as 00.png, and 1 tar file\(s\), such as set-00000.tar"):
         Index.build(loaded, images)
     assert len(Index.build(loaded, images / "*.tar")) == 1
 
 
-def test_read_only_folder_uses_the_cache(
+def test_index_of_a_read_only_folder_is_in_the_cache(
     loaded: LoadedModel, images: Path, cache: Path, count: Callable[[], int]
 ) -> None:
     Index.build(loaded, images)
@@ -345,43 +350,43 @@ def test_read_only_folder_uses_the_cache(
     shutil.rmtree(images / ".dualfuse")
     (images / ".dualfuse").write_text("a file in its place: nothing can be written below it")
     index = Index.build(loaded, images)
-    assert index.place.parent == cache / "dualfuse" / "search"
+    assert index.store.path.parent == cache / "dualfuse" / "search"
     count()
-    assert Index.build(loaded, images).place == index.place
+    assert Index.build(loaded, images).store.path == index.store.path
     assert (count(), kept.exists()) == (0, False)
 
     shutil.rmtree(cache)
     cache.write_text("nor here")
     index = Index.build(loaded, images)
-    assert (index.place, len(index.search(TEXT, top=12))) == (None, 12)
+    assert (index.store.path, len(index.search(TEXT, top=12))) == (None, 12)
 
 
-def test_newest_of_two_files_is_read(
+def test_newest_of_two_index_files_is_read(
     loaded: LoadedModel, images: Path, tmp_path: Path, count: Callable[[], int]
 ) -> None:
-    stale = Index.build(loaded, images).place
+    stale = Index.build(loaded, images).store.path
     aside = shutil.move(stale.parent, tmp_path / "aside")
     (images / ".dualfuse").touch()
     paint(images / "13.png", 13)
-    cached = Index.build(loaded, images).place
+    cached = Index.build(loaded, images).store.path
     (images / ".dualfuse").unlink()
     shutil.move(aside, stale.parent)
     os.utime(stale, ns=(1, 1))
     count()
-    assert Index.build(loaded, images).place == cached
+    assert Index.build(loaded, images).store.path == cached
     assert count() == 0
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"x" * len(data)])
-def test_damaged_index_is_made_again(loaded: LoadedModel, images: Path, damage: Callable[[bytes], bytes]) -> None:
+def test_damaged_index_is_rebuilt(loaded: LoadedModel, images: Path, damage: Callable[[bytes], bytes]) -> None:
     first = Index.build(loaded, images)
-    first.place.write_bytes(damage(first.place.read_bytes()))
+    first.store.path.write_bytes(damage(first.store.path.read_bytes()))
     again = Index.build(loaded, images)
     assert again.embedded == 12
     assert again.search(TEXT) == first.search(TEXT)
 
 
-def test_model_that_gives_no_numbers(loaded: LoadedModel, images: Path) -> None:
+def test_embeddings_that_are_not_finite_are_refused(loaded: LoadedModel, images: Path) -> None:
     loaded.task.itc_heads[0].image.weight.data.fill_(float("nan"))
     with pytest.raises(ValueError, match="did its training diverge"):
         Index.build(loaded, images)
@@ -400,7 +405,7 @@ def test_prints_and_draws(
     assert [line.split()[1] for line in lines[1:]] == [f"{hit.score:.3f}" for hit in hits]
     assert lines[4].split()[3] == "-"
     assert "12 images: 12 embedded now, 0 from the index" in printed.err
-    assert "cannot be read: 1\n  broken[b].png: 1 bytes are no image" in printed.err
+    assert "cannot be read: 1\n  broken[b].png: 1 bytes" in printed.err
     with Image.open(grid) as drawn:
         assert drawn.width > 5 * 200 and drawn.height > 2 * 200  # two rows of five
 
@@ -409,7 +414,7 @@ def test_prints_and_draws(
     assert hits == Index.build(loaded, images).search(images / "00.png", top=2)
 
 
-def test_mistakes_are_told_before_anything_is_embedded(folders: tuple[Path, Path], images: Path) -> None:
+def test_invalid_options_are_refused_before_embedding(folders: tuple[Path, Path], images: Path) -> None:
     with pytest.raises(ValueError, match=r"dog.jpg is not there"):
         search_command(folders[0], str(images), "dog.jpg")
     with pytest.raises(ValueError, match=r"must be called .png or .jpg"):
@@ -419,7 +424,7 @@ def test_mistakes_are_told_before_anything_is_embedded(folders: tuple[Path, Path
     assert not (images / ".dualfuse").exists()
 
 
-def test_names_of_any_bytes(
+def test_file_names_of_any_bytes_are_printed(
     folders: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     odd = os.fsdecode(b"\xff\n\x1b[31m.png")
@@ -429,3 +434,26 @@ def test_names_of_any_bytes(
         assert odd in {hit.name for hit in hits}
         assert r"\udcff\n\x1b[31m.png" in capsys.readouterr().out
     assert printable("ü [1]") == "ü [1]"
+
+
+def test_filter_restricts_the_search(loaded: LoadedModel, images: Path) -> None:
+    index = Index.build(loaded, images)
+    hits = index.search(TEXT, top=12)
+    inside = [hit.name for hit in hits if hit.name.startswith("deep/")]
+    assert [hit.name for hit in index.search(TEXT, top=12, where={"folder": ("deep", "deep/er")})] == inside
+    assert [hit.name for hit in index.search(TEXT, top=1, rerank=2, where={"folder": "deep/er"})] == ["deep/er/a.jpg"]
+
+
+def test_store_of_another_model_is_refused(loaded: LoadedModel, images: Path) -> None:
+    with pytest.raises(ValueError, match="embeddings of the model another, not of this one"):
+        Index.build(loaded, images, store=ExactStore("another"))
+
+
+def test_store_is_used_by_the_protocol_alone(loaded: LoadedModel, images: Path) -> None:
+    store = ToyStore(fingerprint(loaded))
+    hits = Index.build(loaded, images, store=store).search(TEXT, top=12)
+    assert [hit.name for hit in hits] == [hit.name for hit in Index.build(loaded, images).search(TEXT, top=12)]
+    (images / "05.png").unlink()
+    paint(images / "03.png", 333)
+    again = Index.build(loaded, images, store=store)
+    assert (again.embedded, len(again), len(store.items)) == (1, 11, 11)

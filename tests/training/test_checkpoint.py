@@ -95,7 +95,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         assert path.is_dir()
     assert {path.name for path in tmp_path.iterdir()} == {"step-99999999", "step-100000000", "step-final"}
     assert latest(tmp_path) == tmp_path / "step-100000000"
-    with pytest.raises(ValueError, match="keep is 0"):
+    with pytest.raises(ValueError, match=r"run\.keep_last is 0"):
         save(tmp_path, 11, *start, {}, 0)
 
 

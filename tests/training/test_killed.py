@@ -58,9 +58,11 @@ def test_kill_9(tiny: Recipe, tmp_path: Path, kills: int) -> None:
     phases = [*islice(cycle((LOADING, STEPPING, SAVING)), kills - 2), FINISHING, FINISHING]
     random, left = Random(kills), 0
     for phase in phases:
+        is_finished = (out / "final" / "config.json").exists()  # nothing is left but the model card
         die_at = random.randint(1, two_steps.get(phase, count[phase]))
         code = in_a_process(lambda phase=phase, at=die_at: moments(lambda: loop.train((long,), out), phase, at))
-        assert code == -signal.SIGKILL, f"it was to die at moment {die_at} of {phase}, and ended with {code}"
+        expected = 0 if is_finished else -signal.SIGKILL
+        assert code == expected, f"killed at moment {die_at} of {phase}, but the process ended with {code}"
         left += any(out.rglob("*.partial"))
     assert left > 0  # it has died in the middle of writing
     loop.train((long,), out)

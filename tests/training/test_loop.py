@@ -173,7 +173,7 @@ def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) ->
     foreign = load_file(whole / "final" / "model.safetensors")
     folder = shutil.copytree(whole / "final", tmp_path / "foreign")
     safetensors.torch.save_file({f"module.{name}": tensor for name, tensor in foreign.items()}, folder / hub.WEIGHTS)
-    with pytest.raises(ValueError, match=r"nothing in .*foreign fits this recipe's model.*there it is module\.match"):
+    with pytest.raises(ValueError, match=r"nothing in .*foreign fits this recipe's model.*there it is module\.itc_heads"):
         loop.train((replace(tiny, start_from=str(folder)),), tmp_path / "out")
 
 
@@ -183,7 +183,7 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
         loop.train((tiny,), tmp_path)
     other = changed(tiny, lr=1e-3, depth=3, itm_weight=0.5)
     expected = (
-        rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n  task.match was 1.0, is 0.5\n  "
+        rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n  task.itm_weight was 1.0, is 0.5\n  "
         "optim.lr was 0.002, is 0.001\nGive the same settings"
     )
     for _ in range(2):  # unfinished, then finished

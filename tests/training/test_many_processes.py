@@ -65,19 +65,19 @@ def take_back(out: Path, to: Path, step: int) -> Path:
 @pytest.mark.parametrize(
     ("world", "settings"),
     [
-        (2, {"shard": True}),
+        (2, {"fsdp": True}),
         (4, {}),
-        pytest.param(4, {"shard": True, "recompute": True}, marks=pytest.mark.slow),
-        pytest.param(2, {"shard": True, "grad_cache_chunk": 1}, marks=pytest.mark.slow),
+        pytest.param(4, {"fsdp": True, "activation_checkpointing": True}, marks=pytest.mark.slow),
+        pytest.param(2, {"fsdp": True, "grad_cache_chunk": 1}, marks=pytest.mark.slow),
     ],
-    ids=["2, sharded", "4", "4, sharded, recomputed", "2, sharded, one row at once"],
+    ids=["2, sharded", "4", "4, sharded, recomputed", "2, sharded, one example at a time"],
 )
 def test_as_in_one_process(steady: Recipe, alone: Path, tmp_path: Path, world: int, settings: dict) -> None:
     """And what four have saved, two and one go on with, whether they share the weights out or not."""
     recipe = changed(steady, **settings)
     run(world, recipe, tmp_path / "out")
     assert_same(tmp_path / "out", alone)
-    is_sharded = "shard" in settings
+    is_sharded = "fsdp" in settings
     assert (tmp_path / "out/checkpoints/step-00000002/shards").is_dir() == is_sharded
     if world == 2:
         again = take_back(tmp_path / "out", tmp_path / "again", step=2)

@@ -111,9 +111,9 @@ def test_what_is_frozen_costs_nothing(stage: Recipe, tmp_path: Path, monkeypatch
 def test_validation(stage: Recipe, tmp_path: Path) -> None:
     evaluated = changed(stage, validation=stage.data.train[0], eval_every=3)
     loop.train((evaluated,), tmp_path)
-    found = [line for line in lines(tmp_path) if "validation/words" in line]
+    found = [line for line in lines(tmp_path) if "validation/mlm/accuracy" in line]
     assert [line["step"] for line in found] == [3, 6]
-    assert all(0 <= line["validation/words"] < 1 < line["validation/words/loss"] < 4 for line in found)
+    assert all(0 <= line["validation/mlm/accuracy"] < 1 < line["validation/mlm/loss"] < 4 for line in found)
 
 
 def chain(tiny: Recipe, stage: Recipe) -> tuple[Recipe, ...]:

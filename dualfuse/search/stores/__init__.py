@@ -1,0 +1,1 @@
+"""Where embeddings are stored: one protocol, one file per store."""

@@ -1,13 +1,12 @@
-"""Keeps the vectors of a collection beside it, or in the user's cache folder where it cannot be written to."""
+"""The default store: all embeddings in memory, compared one by one, and kept in one safetensors file."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from hashlib import blake2b
 from pathlib import Path
 
 import safetensors.torch
@@ -16,96 +15,138 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.hub import LoadedModel
-from dualfuse.search.collection import Collection
-
-FORMAT = 1
-FOLDER = ".dualfuse"
+from dualfuse.metrics.recall import nearest
+from dualfuse.search.stores.base import Filter, Match, Metadata, matches
 
 
-@dataclass(frozen=True, eq=False)
-class StoredEmbeddings:
-    """What is known of N images: names, stamps (see :class:`Collection`), and vectors (N, D), float32."""
+class ExactStore:
+    """A :class:`VectorStore` that computes every inner product.
 
-    names: tuple[str, ...]
-    stamps: tuple[str, ...]
-    embeddings: Tensor
-
-
-@dataclass(frozen=True)
-class EmbeddingFile:
-    """The one file with the vectors that one model gives to one collection.
-
-    Names and vectors stand in the same file and are replaced together, so they always fit each other.
+    Names, metadata and embeddings are in one file, which :meth:`flush` replaces atomically, so they always belong
+    together.
     """
 
-    places: tuple[Path, ...]
-    """Where the file may lie, the best place first."""
+    def __init__(self, fingerprint: str, paths: Sequence[Path] = ()) -> None:
+        """Create an empty store; :meth:`open` also reads what is on disk.
+
+        ``paths`` are files to write to, in order of preference: the next one is used where one is not writable.
+        """
+        self.fingerprint = fingerprint
+        self.path: Path | None = None
+        """The file that holds the embeddings; None if none could be read or written."""
+        self._paths = tuple(paths)
+        self._entries: dict[str, Metadata] = {}  # in the order of the embeddings
+        self._blocks: list[Tensor] = []  # each (B, D)
+        self._is_flushed = True
 
     @staticmethod
-    def of(collection: Collection, model: str) -> EmbeddingFile:
-        """Return the store for the vectors of the model with this :func:`fingerprint`."""
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        # relative: a folder may be moved together with its index
-        beside = collection.home / FOLDER / _file(collection.source.relative_to(collection.home), model)
-        return EmbeddingFile((beside, cache / "dualfuse" / "search" / _file(collection.source, model)))
+    def open(fingerprint: str, paths: Sequence[Path]) -> ExactStore:
+        """Return the store in the newest of the files that is readable; an empty one if there is none.
 
-    def read(self) -> tuple[StoredEmbeddings, Path] | None:
-        """Return what was written last, and where; None if there is nothing, or nothing whole."""
-        there = [(place.stat().st_mtime_ns, place) for place in self.places if place.is_file()]
-        for _, place in sorted(there, reverse=True):
-            with suppress(SafetensorError, OSError, KeyError, ValueError):  # damaged: it can be made again
-                return _read(place), place
-        return None
+        A damaged file, and one of another model or an older format, is ignored: its embeddings can be computed again.
+        """
+        store = ExactStore(fingerprint, paths)
+        existing = [(path.stat().st_mtime_ns, path) for path in paths if path.is_file()]
+        for _, path in sorted(existing, reverse=True):
+            with suppress(SafetensorError, OSError, KeyError, ValueError):
+                store._entries, embeddings = _read(path, fingerprint)
+                store._blocks, store.path = [embeddings] if len(embeddings) else [], path
+                break
+        return store
 
-    def write(self, kept: StoredEmbeddings) -> Path | None:
-        """Replace the file, whole or not at all, and gives its place; None if there is no place to write to."""
-        for place in self.places:
-            with suppress(OSError, SafetensorError):  # read-only, or full: the next place
-                _write(kept, place)
-                return place
-        return None
+    @property
+    def location(self) -> str:
+        """The path of the file; empty if there is none."""
+        return str(self.path or "")
+
+    @property
+    def embeddings(self) -> Tensor:
+        """All embeddings (N, D), in the order of :meth:`entries`."""
+        if len(self._blocks) > 1:
+            self._blocks = [torch.cat(self._blocks)]
+        return self._blocks[0] if self._blocks else torch.empty(0, 0)
+
+    def entries(self) -> Mapping[str, Metadata]:
+        """Return the metadata of every stored embedding by name."""
+        return self._entries
+
+    def count(self, where: Filter | None = None) -> int:
+        """Return the number of embeddings, or of those that match a filter."""
+        return len(self._positions(where)) if where else len(self._entries)
+
+    def add(self, names: Sequence[str], embeddings: Tensor, metadata: Sequence[Metadata]) -> None:
+        """Store B embeddings (B, D), float32; one whose name is already stored replaces it."""
+        if not len(names) == len(set(names)) == len(embeddings) == len(metadata):
+            raise DualfuseError(
+                f"{len(names)} names ({len(set(names))} of them different), {len(embeddings)} embeddings and metadata "
+                f"of {len(metadata)}; give as many of each, and every name once"
+            )
+        if not names:
+            return
+        self.remove(names)
+        self._entries.update(zip(names, map(dict, metadata), strict=True))
+        self._blocks.append(embeddings.detach().float().cpu())
+        self._is_flushed = False
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Delete embeddings by name; unknown names are ignored."""
+        removed = self._entries.keys() & set(names)
+        if removed:
+            kept = [position for position, name in enumerate(self._entries) if name not in removed]
+            self._blocks = [self.embeddings[kept]] if kept else []
+            self._entries = {name: each for name, each in self._entries.items() if name not in removed}
+            self._is_flushed = False
+
+    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> list[list[Match]]:
+        """Return the k best matches of each of Q queries (Q, D), best first."""
+        names, candidates = list(self._entries), self.embeddings
+        if where:
+            positions = self._positions(where)
+            names, candidates = [names[position] for position in positions], candidates[positions]
+        if not names:
+            return [[] for _ in embeddings]
+        scores, indices = nearest(embeddings.float().cpu(), candidates, k)
+        return [
+            [Match(names[index], score) for index, score in zip(*query, strict=True)]
+            for query in zip(indices.tolist(), scores.tolist(), strict=True)
+        ]
+
+    def flush(self) -> None:
+        """Replace the file by one with all embeddings, at the first path that is writable."""
+        if self._is_flushed:
+            return
+        self.path = None
+        for path in self._paths:
+            with suppress(OSError, SafetensorError):  # read-only or full: try the next path
+                _write(path, self.fingerprint, self._entries, self.embeddings)
+                self.path = path
+                break
+        self._is_flushed = True
+
+    def _positions(self, where: Filter) -> list[int]:
+        return [position for position, each in enumerate(self._entries.values()) if matches(each, where)]
 
 
-def fingerprint(loaded: LoadedModel) -> str:
-    """Return 32 hexadecimal digits that change with anything that an image's vector depends on.
-
-    All weights are hashed, about a second for each gigabyte: fine-tuning may have changed one small head only.
-    """
-    settings = (FORMAT, loaded.recipe.model, loaded.recipe.task, loaded.processor.image)
-    digest = blake2b(repr(settings).encode(), digest_size=16)
-    for name, tensor in sorted(loaded.task.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def _read(path: Path, fingerprint: str) -> tuple[dict[str, Metadata], Tensor]:
+    tensors = safetensors.torch.load_file(path)
+    stored, entries = json.loads(tensors["entries"].numpy().tobytes())
+    if stored != fingerprint or len(entries) != len(tensors["embeddings"]):
+        raise DualfuseError(f"{path} holds the embeddings of another model, or is damaged")
+    return dict(entries), tensors["embeddings"]
 
 
-def _file(source: Path, model: str) -> str:
-    """Return a file name: several sets of tars may lie in one folder."""
-    return f"{model}-{blake2b(os.fsencode(source), digest_size=4).hexdigest()}.safetensors"
-
-
-def _read(place: Path) -> StoredEmbeddings:
-    tensors = safetensors.torch.load_file(place)
-    names, stamps = json.loads(tensors["images"].numpy().tobytes())
-    kept = StoredEmbeddings(tuple(names), tuple(stamps), tensors["vectors"])
-    if not len(kept.names) == len(kept.stamps) == len(kept.embeddings):
-        raise DualfuseError(f"{place}: {len(kept.names)} names and {len(kept.embeddings)} vectors")
-    return kept
-
-
-def _write(kept: StoredEmbeddings, place: Path) -> None:
-    images = json.dumps([kept.names, kept.stamps]).encode()  # as a tensor: a header must not exceed 100 MB
+def _write(path: Path, fingerprint: str, entries: Mapping[str, Metadata], embeddings: Tensor) -> None:
+    described = json.dumps([fingerprint, list(entries.items())]).encode()  # a tensor: headers are limited to 100 MB
     tensors = {
-        "vectors": kept.embeddings.contiguous(),
-        "images": torch.frombuffer(bytearray(images), dtype=torch.uint8),
+        "embeddings": embeddings.contiguous(),
+        "entries": torch.frombuffer(bytearray(described), dtype=torch.uint8),
     }
-    place.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_name(f"{place.name}.{secrets.token_hex(8)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}")  # several processes may write at once
     try:
-        safetensors.torch.save_file(tensors, unfinished)
-        with unfinished.open("rb+") as file:
+        safetensors.torch.save_file(tensors, partial)
+        with partial.open("rb+") as file:
             os.fsync(file.fileno())
-        unfinished.replace(place)
+        partial.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
