@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
@@ -69,7 +70,7 @@ def write_card(folder: Path, scores: Scores | None = None, licence: str = "") ->
     if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
         raise DualfuseError(f"{path} was edited by hand and is kept; move it away to have a new one written")
     text = card(folder, scores, licence)
-    path.write_text(f"{text}\n{_mark(text)}", encoding="utf-8")
+    write_text(path, f"{text}\n{_mark(text)}")
     return path
 
 
@@ -146,7 +147,7 @@ def _training(folder: Path, recipe: Recipe) -> str:
         "augmentation": _values(recipe.data.augment) if recipe.data.augment else "none",
     }
     if recipe.train_only:
-        last["trained parameters"] = _listed(recipe.train_only)
+        last["trained parameters"] = listing(recipe.train_only, SHOWN)
     return f"It started from {begun}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
 
 
@@ -178,7 +179,7 @@ def _sources(recipe: Recipe) -> str:
     names = [f"`{_public(path)}`" for path in recipe.data.train]
     if recipe.data.weights:
         names = [f"{name} ({weight:g})" for name, weight in zip(names, recipe.data.weights, strict=True)]
-    return _listed(names) or "not recorded"
+    return listing(names, SHOWN) if names else "not recorded"
 
 
 def _scores(scores: Scores | None) -> str:
@@ -249,10 +250,6 @@ def _short(value: object) -> str:
 def _public(path: str) -> str:
     """Return a path without the folders that say where somebody keeps their files."""
     return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() or path.startswith(("~", "..")) else path
-
-
-def _listed(names: list[str] | tuple[str, ...]) -> str:
-    return ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def _table(rows: Mapping[str, str]) -> str:

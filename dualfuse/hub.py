@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from dualfuse.config import from_json, to_json
 from dualfuse.errors import DualfuseError
-from dualfuse.io import reserve
+from dualfuse.io import atomic_folder, write_json
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Processor, Task
 
@@ -46,19 +44,12 @@ def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor]
 
     ``weights`` are those of a task that is shared out among processes, put together.
     """
-    partial, aside = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".old.partial"))
-    for left in (partial, aside):  # by a kill
-        shutil.rmtree(left, ignore_errors=True)
     weights = task.state_dict() if weights is None else weights
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with reserve(partial, state.values(), NO_ROOM):
+    with atomic_folder(folder, state.values(), NO_ROOM) as partial:
         safetensors.torch.save_file(state, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
-        (partial / CONFIG).write_text(json.dumps(to_json(recipe), indent=1) + "\n")
-    if folder.exists():  # renamed first: one that is removed by half must not look complete
-        os.replace(folder, aside)
-    os.replace(partial, folder)
-    shutil.rmtree(aside, ignore_errors=True)
+        write_json(partial / CONFIG, to_json(recipe))
     return folder
 
 

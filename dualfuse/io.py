@@ -1,9 +1,11 @@
-"""What is written whole or not at all, and what is said when there is no room for it."""
+"""Atomic writing of files and folders, and the messages about full disks."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -12,59 +14,129 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-if TYPE_CHECKING:  # the command line asks says_full, and does not import torch for it
+if TYPE_CHECKING:  # the command line imports is_disk_full, which must not import torch
     from torch import Tensor
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a file larger than is allowed."""
+PARTIAL = ".partial"
+"""Suffix of unfinished files and folders."""
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, an exhausted quota, a file above the size limit."""
 
 
 @contextmanager
-def reserve(partial: Path, tensors: Iterable[Tensor], advice: str) -> Iterator[None]:
-    """Let a block write the new folder ``partial``; where that fails nothing of it stays.
+def atomic_write(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; the file written there replaces ``path`` when the block succeeds.
 
-    ``tensors`` are what takes the room. Raises ``OSError`` that says what could not be written and why, how much room
-    it needs and how much there is, and the ``advice``.
+    Readers see the old file or the complete new one, also when several processes write at the same time or one is
+    killed. The file is synced to disk and gets the permissions of the umask, whatever wrote it. The parent folder is
+    created. Raises ``OSError`` that names ``path``; after any exception the temporary file is removed.
     """
-    needed = size_of(tensors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    try:
+        with partial.open("xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        yield partial
+        partial.chmod(mode)
+        sync(partial)
+        partial.replace(path)
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, tensors: Iterable[Tensor] = (), advice: str = "") -> Iterator[Path]:
+    """Yield a new empty folder beside ``path`` that replaces ``path`` when the block succeeds.
+
+    Raises ``OSError`` with the space that ``tensors`` need, the space that is free, and ``advice``; after any
+    exception the new folder is removed and ``path`` is unchanged.
+    """
+    partial = path.with_name(path.name + PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
     try:
         partial.mkdir(parents=True)
-        yield
-    except (OSError, SafetensorError) as error:
+        yield partial
+        replace_folder(partial, path)
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise OSError(
-            f"{partial} could not be written ({error}); {describe_space(partial, needed)}. {advice}"
-        ) from error
+        if isinstance(error, OSError | SafetensorError):
+            space = describe_space(partial, size_of(tensors))
+            raise OSError(f"{partial} could not be written ({error}); {space}. {advice}".rstrip()) from error
+        raise
+
+
+def replace_folder(partial: Path, path: Path) -> None:
+    """Rename the complete folder ``partial`` to ``path``, replacing a folder that is there.
+
+    First its files get the permissions of the umask and are synced to disk.
+    """
+    mode = partial.stat().st_mode & 0o666
+    for file in filter(Path.is_file, partial.rglob("*")):
+        file.chmod(mode)
+        sync(file)
+    sync(partial)
+    aside = _rename_aside(path)
+    os.replace(partial, path)
+    sync(path.parent)
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder; a process killed meanwhile leaves nothing called ``path``."""
+    shutil.rmtree(_rename_aside(path), ignore_errors=True)
+
+
+def _rename_aside(path: Path) -> Path:
+    """Rename a folder, if it exists, because one that is half removed must not look complete; return the new path."""
+    aside = path.with_name(f"{path.name}.old{PARTIAL}")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        os.replace(path, aside)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that readers see as a whole or not at all; its folder is made. ``OSError`` names the file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
+    """Write a UTF-8 file atomically; see :func:`atomic_write`."""
+    with atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def write_json(path: Path, content: object, *, indent: int | None = 1, sort_keys: bool = False) -> None:
+    """Write a JSON file atomically; see :func:`atomic_write`."""
+    write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def is_disk_full(error: Exception) -> bool:
-    """Whether an error says that there is no room on a disk."""
-    return isinstance(error, OSError) and error.errno in FULL
+    """Return whether an error means that there is no space on a disk."""
+    return isinstance(error, OSError) and error.errno in DISK_FULL
 
 
 def size_of(tensors: Iterable[Tensor]) -> int:
-    """Return the bytes that tensors take; of those that are shared out, as a whole."""
+    """Return the bytes of tensors; for sharded tensors, of all shards together."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def describe_space(path: Path, needed: int) -> str:
     """Return "it takes 1.2 GB, and 0.3 GB are free there"."""
-    there = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
+    existing = next((parent for parent in path.absolute().parents if parent.exists()), Path("/"))
     try:
-        free = _size(shutil.disk_usage(there).free)
-    except OSError:  # a file system that does not say
+        free = _size(shutil.disk_usage(existing).free)
+    except OSError:  # a file system without this information
         free = "an unknown part of that"
     return f"it takes {_size(needed)}, and {free} are free there"
 
@@ -76,3 +148,10 @@ def _size(count: float) -> str:
             return f"{count:.0f} {unit}"
         count /= 1000
     return f"{count:,.1f} GB"
+
+
+def listing(names: Iterable[object], limit: int = 8, separator: str = ", ") -> str:
+    """Return the first ``limit`` names and how many more there are: "a, b, and 3 more"; "nothing" without names."""
+    texts = [str(name) for name in names]
+    more = [f"and {len(texts) - limit:,} more"] if len(texts) > limit else []
+    return separator.join(texts[:limit] + more) or "nothing"

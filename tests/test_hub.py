@@ -111,7 +111,7 @@ def test_a_kill_leaves_a_whole_model_or_none(tiny: Recipe, task: Pairs, folder: 
             kill()
 
     def work() -> None:
-        setattr(hub.shutil if broken == "rmtree" else hub.os, broken, half_removed if broken == "rmtree" else kill)
+        setattr(shutil if broken == "rmtree" else os, broken, half_removed if broken == "rmtree" else kill)
         hub.save(folder, task, changed(tiny, name="again"))
 
     process = multiprocessing.get_context("fork").Process(target=work)

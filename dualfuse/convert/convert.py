@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -28,6 +25,7 @@ from dualfuse.convert.write_hugging_face import write_hugging_face
 from dualfuse.convert.write_official import FILE as CHECKPOINT
 from dualfuse.convert.write_official import write_official
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_folder, atomic_write, listing, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.image_classification import ImageClassification
 
@@ -111,7 +109,7 @@ def locate(source: Path | str) -> Path:
 
 def _listed(folder: Path) -> str:
     names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") or "nothing"
+    return listing(names)
 
 
 def is_ours(path: Path) -> bool:
@@ -131,24 +129,21 @@ def _refuse(source: Path, destination: Path) -> None:
 def _write_ours(converted: Converted, destination: Path) -> Report:
     hub.save(destination, converted.task, converted.recipe)
     if converted.kept:
-        _save(converted.kept, destination / KEPT)
+        with atomic_write(destination / KEPT) as partial:
+            _save(converted.kept, partial)
     converted.report.save(destination)
     write_card(destination)
     return converted.report
 
 
 def _write_theirs(converted: Converted, destination: Path) -> Report:
-    partial = destination.with_name(destination.name + ".partial")
     written = write_hugging_face(converted)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    _save(written.tensors, partial / hub.WEIGHTS)
-    for name, content in written.files.items():
-        (partial / name).write_text(json.dumps(content, indent=2) + "\n")
-    converted.recipe.data.text_transform.save(partial)
-    written.report.save(partial)
-    shutil.rmtree(destination, ignore_errors=True)
-    os.replace(partial, destination)
+    with atomic_folder(destination, written.tensors.values()) as partial:
+        _save(written.tensors, partial / hub.WEIGHTS)
+        for name, content in written.files.items():
+            write_json(partial / name, content, indent=2)
+        converted.recipe.data.text_transform.save(partial)
+        written.report.save(partial)
     return written.report
 
 
@@ -171,10 +166,8 @@ def _whole(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _save_pickled(content: Mapping[str, object], path: Path) -> None:
-    path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial")
-    torch.save(dict(content), partial)
-    os.replace(partial, path)
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        torch.save(dict(content), file)
 
 
 WRITERS = {"dualfuse": _write_ours, "huggingface": _write_theirs, "official": _write_official}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor
+
+from dualfuse.io import listing, write_json
 
 SHOWN = 12  # names of a list; their number is always told, and all are in the file
 FILE = "conversion.json"
@@ -45,7 +46,7 @@ class Report:
 
     def save(self, folder: Path) -> None:
         """Write conversion.json with all names."""
-        (folder / FILE).write_text(json.dumps(asdict(self), indent=1) + "\n")
+        write_json(folder / FILE, asdict(self))
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
@@ -58,5 +59,6 @@ def _count(names: Shapes) -> str:
 
 
 def _listed(names: Shapes) -> list[str]:
-    lines = [f"  {name} {' x '.join(map(str, shape)) or 'one number'}" for name, shape in list(names.items())[:SHOWN]]
-    return lines + ([f"  and {len(names) - SHOWN:,} more, all in {FILE}"] if len(names) > SHOWN else [])
+    lines = [f"{name} {' x '.join(map(str, shape)) or 'one number'}" for name, shape in names.items()]
+    shown = listing(lines, SHOWN, "\n  ")
+    return [f"  {shown}, all in {FILE}" if len(lines) > SHOWN else f"  {shown}"]

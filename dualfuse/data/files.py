@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 
 
 def find_files(source: str | Path, endings: Sequence[str], what: str) -> tuple[Path, ...]:
@@ -26,8 +27,7 @@ def find_files(source: str | Path, endings: Sequence[str], what: str) -> tuple[P
     pattern = path / f"*{'|'.join(endings)}" if path.is_dir() else path
     folder = next(parent for parent in pattern.parents if parent.is_dir())
     names = sorted(entry.name for entry in folder.iterdir())
-    listing = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise DualfuseError(f"no {what} matches {pattern}; {folder} holds {listing or 'nothing'}")
+    raise DualfuseError(f"no {what} matches {pattern}; {folder} holds {listing(names, 5)}")
 
 
 def labels(paths: Sequence[Path], endings: Sequence[str] = ()) -> tuple[str, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from dualfuse.io import write_json
 
 SHOWN = 3  # examples in the printed table; the json has more
 
@@ -71,5 +72,4 @@ class Report:
 
     def save(self, path: Path) -> None:
         """Write the report as json."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, asdict(self))

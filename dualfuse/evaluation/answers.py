@@ -18,6 +18,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
+from dualfuse.io import atomic_write, write_json, write_text
 from dualfuse.progress import track
 from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
@@ -104,18 +105,18 @@ def _vqa(answers: Sequence[PredictedAnswer], path: Path) -> None:
             f'VQA\'s question ids are numbers, not like {strange[0]!r}: samples need an "id" in their json'
         )
     listed = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
-    path.write_text(json.dumps(listed) + "\n", encoding="utf-8")
+    write_json(path, listed, indent=None)
 
 
 def _nlvr2(answers: Sequence[PredictedAnswer], path: Path) -> None:
     _refuse_twice(answers)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows((answer.id, answer.answer) for answer in answers)
 
 
 def _lines(answers: Sequence[PredictedAnswer], path: Path) -> None:
     lines = (json.dumps(vars(answer), ensure_ascii=False) for answer in answers)
-    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def _refuse_twice(answers: Sequence[PredictedAnswer]) -> None:

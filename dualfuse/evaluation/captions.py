@@ -19,6 +19,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
+from dualfuse.io import write_text
 from dualfuse.metrics.captions import caption_metrics
 from dualfuse.progress import track
 from dualfuse.tasks.base import Processor
@@ -104,7 +105,7 @@ def save_captions(captions: Sequence[PredictedCaption], path: Path) -> None:
     """
     if path.suffix == ".jsonl":
         lines = (json.dumps(vars(caption), ensure_ascii=False) for caption in captions)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        write_text(path, "".join(f"{line}\n" for line in lines))
         return
     if path.suffix != ".json":
         raise DualfuseError(f"{path} should end in .json, COCO's form, or .jsonl, all that is known")
@@ -112,4 +113,4 @@ def save_captions(captions: Sequence[PredictedCaption], path: Path) -> None:
     if twice:
         raise DualfuseError(f"{len(twice)} images have more than one caption, such as {twice[0]!r}; look at the shards")
     listed = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
-    path.write_text(json.dumps(listed, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(listed, ensure_ascii=False) + "\n")

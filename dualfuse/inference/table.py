@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.heads import Head, head_of
 from dualfuse.inference.prediction import Prediction
+from dualfuse.io import atomic_write
 from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
 from dualfuse.prepare.sources.image_finder import ImageFinder
 from dualfuse.prepare.sources.rows import TableRow, read_rows
@@ -90,16 +90,13 @@ def writer(path: Path) -> Iterator[Callable[[TablePrediction], None]]:
     """Return what writes answers to ``path``, .jsonl or .csv; the file is there when all are written."""
     if path.suffix not in (".jsonl", ".csv"):
         raise DualfuseError(f"{path} should end in .jsonl, for all answers of each row, or .csv, for the likeliest")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".partial")
-    with partial_path.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
             table = csv.DictWriter(file, CELLS, lineterminator="\n")
             table.writeheader()
             yield lambda answer: table.writerow(answer.cells())
         else:
             yield lambda answer: print(answer.line(), file=file)
-    os.replace(partial_path, path)
 
 
 Question = tuple[dict[str, object], Callable[[], Sample]]

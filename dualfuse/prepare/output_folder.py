@@ -12,6 +12,7 @@ from pathlib import Path
 
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.io import write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.prepare.sources.item import Item
@@ -60,7 +61,7 @@ class PreparedFolder:
         for name, text in files.items():
             path = self.folder / name
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
-                path.write_text(text, encoding="utf-8")
+                write_text(path, text)
         self.tally.remarks = list(remarks)
 
     def take(self, item: Item, outcome: PreparedItem | SkippedItem) -> None:

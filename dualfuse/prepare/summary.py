@@ -13,12 +13,12 @@ from rich.table import Table
 from rich.text import Text
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing, write_json
 from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.item import Item
 
 EXAMPLES = 3
 MOST_LABELS = 30_000  # ImageNet has 21,841
-SHOWN_LABELS = 20
 
 
 @dataclass
@@ -86,8 +86,7 @@ class Summary:
         yield from self.tally.remarks
         if self.tally.labels:
             common = sorted(self.tally.labels.items(), key=lambda pair: -pair[1])
-            shown = ", ".join(f"{label} {count:,}" for label, count in common[:SHOWN_LABELS])
-            yield f"{len(common):,} labels: {shown}{', ...' if len(common) > SHOWN_LABELS else ''}"
+            yield f"{len(common):,} labels: {listing((f'{label} {count:,}' for label, count in common), 20)}"
         for change, count in sorted(self.tally.changed.items()):
             yield f"{count:,} {change}"
         for note, count in sorted(self.tally.noted.items(), key=lambda pair: -pair[1]):
@@ -114,9 +113,7 @@ def extend_listing(listing: str, item: Item) -> str:
 
 def save_tally(path: Path, tally: Tally) -> None:
     """Write ``tally`` to ``path``; a process that is killed meanwhile leaves the old file whole."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(asdict(tally), indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_json(path, asdict(tally), sort_keys=True)
 
 
 def load_tally(path: Path) -> Tally | None:

@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import write_text
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
 from dualfuse.report.demo.page import REPORT, write_demo_page
@@ -37,7 +38,7 @@ def report(run: Path) -> Path:
         )
         raise DualfuseError(f"{run} is no folder of a run (it has no {RECIPE}); {hint}")
     path = run / REPORT
-    path.write_text(run_page(run), encoding="utf-8")
+    write_text(path, run_page(run))
     return path
 
 

@@ -11,6 +11,7 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.doctor.examine import find_tars
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import image_names
 
 
@@ -92,6 +93,4 @@ def _read_sample(shards: Shards, number: int) -> bytes:
 
 
 def _contents(folder: Path) -> str:
-    names = sorted(path.name for path in folder.iterdir())
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"it contains {', '.join(names[:5])}{more}" if names else "it is empty"
+    return f"it contains {listing(sorted(path.name for path in folder.iterdir()), 5)}"

@@ -11,6 +11,7 @@ from dualfuse import distributed as dist
 from dualfuse.convert.load import load
 from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import is_image_name
 from dualfuse.search.index import Hit, Index
 
@@ -54,8 +55,8 @@ def describe(index: Index) -> list[str]:
     lines = [f"{len(index)} images: {index.embedded} embedded now, {kept} from the index"]
     if index.skipped:
         lines.append(f"left out, because they cannot be read: {len(index.skipped)}")
-        lines += [f"  {printable(each.name)}: {printable(each.reason)}" for each in index.skipped[:SHOWN]]
-        lines += [f"  and {len(index.skipped) - SHOWN} more"] if len(index.skipped) > SHOWN else []
+        skipped = (f"{printable(each.name)}: {printable(each.reason)}" for each in index.skipped)
+        lines.append("  " + listing(skipped, SHOWN, "\n  "))
     location, root = index.store.location, index.collection.root
     if not location:
         lines.append("the index could not be saved, neither beside the images nor in your cache folder")

@@ -6,7 +6,6 @@ Those of a task that is shared out among processes are written by ``sharded_chec
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,13 +19,13 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
-from dualfuse.io import reserve
+from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
 from dualfuse.training.file_kind import describe
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-SHARDS, OF_OPTIMIZER, PARTIAL = "shards", "optimizer.", ".partial"
+SHARDS, OF_OPTIMIZER = "shards", "optimizer."
 NO_ROOM = (
     "Earlier checkpoints are whole. Make room for run.keep_last + 1 checkpoints (--run.keep-last 1 keeps the fewest), "
     "then run the same command again: it resumes from the newest"
@@ -56,43 +55,42 @@ def save(
     Everything is first written and synced to disk under another name, so a process killed at any moment leaves the
     earlier checkpoints as they were. ``extra`` comes back from :func:`restore`.
     """
-    partial = begin(folder, step, keep)
+    target = _target(folder, step, keep)
     weights, moments = _apart(task.state_dict()), _apart(moments_of(task, optimizer))
-    with reserve(partial, (*weights.values(), *moments.values()), NO_ROOM):
+    with atomic_folder(target, (*weights.values(), *moments.values()), NO_ROOM) as partial:
         safetensors.torch.save_file(weights, partial / MODEL)
         safetensors.torch.save_file(moments, partial / OPTIMIZER)
         describe_state(partial, step, trained(task, optimizer), extra)
-    return complete(partial, keep)
+    _tidy(target, keep)
+    return target
+
+
+def _target(folder: Path, step: int, keep: int) -> Path:
+    if keep < 1:
+        raise DualfuseError(f"run.keep_last is {keep}, but the newest checkpoint is always kept; set it to 1 or more")
+    return folder / f"step-{step:08d}"
 
 
 def begin(folder: Path, step: int, keep: int) -> Path:
     """Return the path that a checkpoint is written to until :func:`complete`; what a kill left there is removed."""
-    if keep < 1:
-        raise DualfuseError(f"run.keep_last is {keep}, but the newest checkpoint is always kept; set it to 1 or more")
-    partial = folder / f"step-{step:08d}{PARTIAL}"
+    target = _target(folder, step, keep)
+    partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     return partial
 
 
 def describe_state(partial: Path, step: int, names: list[str], extra: Mapping[str, JSON]) -> None:
-    """Write state.json beside the tensors of ``partial``, and lets the disk have all of it."""
+    """Write state.json beside the tensors of ``partial``."""
     files = [path for path in partial.rglob("*") if path.is_file()]
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
-    state = State(step, sizes, names, dict(extra))
-    (partial / STATE).write_text(json.dumps(asdict(state), indent=1) + "\n")
-    for path in (*files, partial / STATE, partial):
-        _sync(path)
+    write_json(partial / STATE, asdict(State(step, sizes, names, dict(extra))))
 
 
-def complete(partial: Path, keep: int) -> Path:
-    """Make ``partial`` the newest checkpoint, and removes all but ``keep``; gives its new path."""
+def complete(partial: Path, keep: int) -> None:
+    """Make ``partial`` the newest checkpoint and remove all but the ``keep`` newest."""
     target = partial.with_name(partial.name.removesuffix(PARTIAL))
-    if target.exists():  # the same step once more, by a run that was started anew
-        _set_aside(target)
-    os.replace(partial, target)
-    _sync(target.parent)
-    _tidy(target.parent, target, keep)
-    return target
+    replace_folder(partial, target)
+    _tidy(target, keep)
 
 
 def latest(folder: Path) -> Path | None:
@@ -222,7 +220,7 @@ def _compare(path: Path, given: Mapping[str, str], wanted: Mapping[str, str]) ->
         ),
     )
     if lines:
-        shown = "\n  ".join((*lines[:10], *([f"and {len(lines) - 10} more"] if len(lines) > 10 else [])))
+        shown = listing(lines, 10, "\n  ")
         raise DualfuseError(
             f"{path} does not fit the recipe; resume with the recipe that wrote it, or train into another folder:\n"
             f"  {shown}"
@@ -239,24 +237,10 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _set_aside(path: Path) -> None:
-    """Mark a checkpoint as unfinished: one that is removed by half must not look complete."""
-    aside = path.with_name(path.name + ".old" + PARTIAL)
-    shutil.rmtree(aside, ignore_errors=True)
-    os.replace(path, aside)
-
-
-def _tidy(folder: Path, target: Path, keep: int) -> None:
-    others = [path for path in _complete(folder) if path != target]
+def _tidy(target: Path, keep: int) -> None:
+    """Remove all checkpoints but the ``keep`` newest, counting ``target``, and what killed processes left."""
+    others = [path for path in _complete(target.parent) if path != target]
     for path in others[: max(0, len(others) - (keep - 1))]:
-        _set_aside(path)
-    for path in folder.glob(f"step-*{PARTIAL}"):
+        remove_folder(path)
+    for path in target.parent.glob(f"step-*{PARTIAL}"):
         shutil.rmtree(path)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

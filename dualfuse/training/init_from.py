@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,12 +16,12 @@ from dualfuse.convert.convert import is_ours, locate
 from dualfuse.convert.foreign import read_checkpoint
 from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training.run_log import log_message
 from dualfuse.training.weight_transfer import TransferredWeights, has_text_embedding, model_outline, transfer_weights
 
-SHOWN = 8  # names of a list; their number is always told
 REPORT = "start.json"
 
 
@@ -47,12 +46,11 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     log_message(f"starting from {start.source}: {len(handed.tensors)} of {len(task.state_dict())} tensors")
     for word in ("resized", "experts", "new", "unused"):
         if names := vars(handed)[word]:
-            log_message(f"  {word}: {_listed(names)}")
+            log_message(f"  {word}: {listing(names)}")
     if dist.rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
         report = {name: value for name, value in vars(handed).items() if name != "tensors"}
         report["resized"] = {name: asdict(resized) for name, resized in handed.resized.items()}
-        (out / REPORT).write_text(json.dumps({"source": start.source, **report}, indent=1) + "\n")
+        write_json(out / REPORT, {"source": start.source, **report})
 
 
 def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
@@ -84,7 +82,7 @@ def _fitted(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeights
     if not handed.tensors:
         raise DualfuseError(
             f"nothing in {start.source} fits this recipe's model: no name and shape agree; "
-            f"there it is {_listed(start.tensors)}, here {_listed(task.state_dict())}"
+            f"there it is {listing(start.tensors)}, here {listing(task.state_dict())}"
         )
     differing = [name for name in handed.new if name in start.tensors and name.startswith("model.")]
     if len(differing) > len(handed.tensors):  # biases and tables may fit by chance
@@ -113,7 +111,7 @@ def freeze(task: Task, train_only: Sequence[str]) -> None:
     names = [name for name, _ in task.named_parameters()]
     for pattern in train_only:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise DualfuseError(f"pattern {pattern!r} of train_only matches no parameter; there are {_listed(names)}")
+            raise DualfuseError(f"pattern {pattern!r} of train_only matches no parameter; there are {listing(names)}")
     for name, parameter in task.named_parameters():
         if train_only and not any(fnmatchcase(name, pattern) for pattern in train_only):
             parameter.requires_grad_(False)
@@ -137,9 +135,4 @@ def freeze_unused(task: Task, batch: Batch) -> None:
     for name in unreached:
         task.get_parameter(name).requires_grad_(False)
     if unreached:
-        log_message(f"not trained, because the loss does not depend on them: {_listed(unreached)}")
-
-
-def _listed(names: Collection[str]) -> str:
-    first = ", ".join(list(names)[:SHOWN])
-    return first + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+        log_message(f"not trained, because the loss does not depend on them: {listing(unreached)}")

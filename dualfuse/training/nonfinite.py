@@ -11,12 +11,12 @@ from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 from dualfuse.training.run_log import SKIPPED, Log, SkippedLog
 
 LOSS = "loss"
 """What every task calls it in its log."""
 PATIENCE = 10  # steps left out one after the other that are taken for accidents; more mean that the run has failed
-SHOWN = 8  # keys of a message; all of them are in the ledger
 NONE = 2**62
 REASON = "the loss or the gradient of its step is not finite"
 
@@ -87,5 +87,4 @@ class NonfiniteGuard:
         keys = self.keys(step - 1)
         for key in keys:
             self.ledger.append(step, key, REASON, replacement="")
-        more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
-        return f"the samples {', '.join(keys[:SHOWN])}{more} (all are in {SKIPPED})"
+        return f"the samples {listing(keys)} (all are in {SKIPPED})"

@@ -9,10 +9,9 @@ from pathlib import Path
 from dualfuse import distributed as dist
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_text
+from dualfuse.io import listing, write_json
 
 FILE = "data.json"
-SHOWN = 8  # files of a message
 
 Files = Mapping[str, str]  # what stands for the contents of a file, by its name in keys
 
@@ -24,7 +23,7 @@ def write_data(out: Path, sources: Sequence[str], sets: Sequence[MapDataset]) ->
             {"source": source, "samples": len(opened), "files": opened.digests()}
             for source, opened in zip(sources, sets, strict=True)
         ]
-        write_text(out / FILE, json.dumps(content, indent=1) + "\n")
+        write_json(out / FILE, content)
 
 
 def check_same_data(out: Path, sets: Sequence[MapDataset]) -> None:
@@ -41,11 +40,10 @@ def check_same_data(out: Path, sets: Sequence[MapDataset]) -> None:
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DualfuseError(f"{out / FILE} is damaged ({error}); delete it if the data is what it was") from error
     if lines:
-        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+        shown = listing(lines, separator="\n  ")
         raise DualfuseError(
-            f"{out} holds a run that began with other data:\n  "
-            + "\n  ".join(lines[:SHOWN] + more)
-            + "\nPut the files back to go on with it, or give another --out to start anew"
+            f"{out} holds a run that started with other data:\n  {shown}\n"
+            "Put the files back to resume it, or give another --out to start anew"
         )
 
 

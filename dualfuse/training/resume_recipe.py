@@ -11,7 +11,7 @@ from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.config import JSON, from_json, to_json
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_text
+from dualfuse.io import write_json
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.training import checkpoint
 
@@ -31,7 +31,7 @@ def is_finished(recipe: Recipe, out: Path) -> bool:
 def write_recipe(recipe: Recipe, out: Path) -> None:
     """Keep the recipe beside the checkpoints, from the first process; a reader sees a whole file or none."""
     if dist.rank() == 0:
-        write_text(out / RECIPE, json.dumps(to_json(recipe), indent=1) + "\n")
+        write_json(out / RECIPE, to_json(recipe))
 
 
 def _read(path: Path) -> object:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -153,11 +154,9 @@ def cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _read_lines(path) if line["step"] <= step] if step else []
-    shorter = path.with_name(path.name + ".partial")
-    with shorter.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
         for line in kept:
             _append(file, line)
-    os.replace(shorter, path)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON

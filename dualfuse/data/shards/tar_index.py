@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import mmap
 import re
-import secrets
 import tarfile
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ import numpy as np
 
 from dualfuse.data.sample import ChangedFile
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write
 
 MAX_MEMBER = 256 << 20  # bytes; a larger member is an accident, and would take the loader worker's memory with it
 MAX_NAME = 4096  # characters; no file system knows longer paths
@@ -68,8 +68,9 @@ class TarIndex:
         except Exception:  # whatever has damaged a file that can be made again, it is made again
             pass
         index = TarIndex(path, stamp, **_walk(path))
-        with contextlib.suppress(OSError):  # a read-only folder: every process makes its own
-            index._keep(kept)
+        arrays = {name: value for name, value in vars(index).items() if name != "path"}
+        with contextlib.suppress(OSError), atomic_write(kept) as partial, partial.open("wb") as file:
+            np.savez(file, **arrays)  # suppressed in a read-only folder, where every process makes its own index
         return index
 
     def __len__(self) -> int:
@@ -112,16 +113,6 @@ class TarIndex:
     def _name(self, member: int) -> str:
         start = int(self.name_ends[member - 1]) if member else 0
         return self.names[start : int(self.name_ends[member])].tobytes().decode(errors="backslashreplace")
-
-    def _keep(self, kept: Path) -> None:
-        """Write the index beside its tar, whole or not at all, whoever else is writing it too."""
-        unfinished = kept.with_name(f"{kept.name}.{secrets.token_hex(8)}")
-        try:
-            with unfinished.open("xb") as file:
-                np.savez(file, **{name: value for name, value in vars(self).items() if name != "path"})
-            unfinished.replace(kept)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
 
 def _split(name: str) -> tuple[str, str]:

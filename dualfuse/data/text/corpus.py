@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,6 +18,7 @@ from dualfuse.data.text.documents import ENDINGS, Documents, open_documents
 from dualfuse.data.text.packing import BROKEN, pack
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write
 
 INDEX_FORMAT = 1
 Tell = Callable[[str], None]
@@ -50,8 +50,8 @@ class PackedFile:
             pass
         tell(f"packing {path} into rows of {text.length} tokens, once ({found.st_size / 1e6:,.1f} MB)")
         rows = np.array(list(pack(documents, text)), np.int64).reshape(-1, 3)
-        with contextlib.suppress(OSError):  # a read-only folder: every process makes its own
-            _keep(np.concatenate([stamp, rows]), kept)
+        with contextlib.suppress(OSError), atomic_write(kept) as partial, partial.open("wb") as file:
+            np.save(file, np.concatenate([stamp, rows]))  # suppressed in a read-only folder: every process packs
         return PackedFile(path, documents, rows)
 
     def read(self, number: int) -> str:
@@ -130,14 +130,3 @@ def _digest(text: TextTransform) -> str:
     """Name what rows depend on beside their file."""
     content = load_tokenizer(text.tokenizer).tokenizer.to_str().encode()
     return f"{text.length}-{blake2b(content, digest_size=4).hexdigest()}"
-
-
-def _keep(rows: np.ndarray, kept: Path) -> None:
-    """Write rows beside their file, whole or not at all, whoever else is writing them too."""
-    unfinished = kept.with_name(f"{kept.name}.{secrets.token_hex(8)}")
-    try:
-        with unfinished.open("xb") as file:
-            np.save(file, rows)
-        unfinished.replace(kept)
-    finally:
-        unfinished.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from html import escape
 from pathlib import Path
 
+from dualfuse.io import write_text
 from dualfuse.report import markup
 from dualfuse.report.demo import learning, wording
 from dualfuse.report.demo.examples import masked_cards, query_cards
@@ -17,7 +18,7 @@ REPORT = "report.html"
 def write_demo_page(results: DemoResults, folder: Path) -> Path:
     """Write ``folder``/report.html and gives its path."""
     path = folder / REPORT
-    path.write_text(demo_page(results), encoding="utf-8")
+    write_text(path, demo_page(results))
     return path
 
 

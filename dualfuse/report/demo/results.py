@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from dualfuse.config import from_json, to_json
 from dualfuse.errors import DualfuseError
+from dualfuse.io import write_json
 from dualfuse.report.curves import History
 
 RESULTS = "results.json"
@@ -147,9 +147,7 @@ class DemoResults:
 
     def save(self, folder: Path) -> None:
         """Write ``folder``/results.json, as a whole or not at all."""
-        partial = folder / (RESULTS + ".partial")
-        partial.write_text(json.dumps(to_json(self)) + "\n", encoding="utf-8")
-        os.replace(partial, folder / RESULTS)
+        write_json(folder / RESULTS, to_json(self), indent=None)
 
     @staticmethod
     def load(folder: Path) -> DemoResults:

@@ -20,6 +20,7 @@ from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Plan
+from dualfuse.io import write_json
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import small_pairs
@@ -102,7 +103,7 @@ def part(name: str, out: Path) -> Iterator[None]:
     known = seconds(out)
     # a part that was finished before takes no time: what it took then is what counts
     known[name] = max(took, known.get(name, 0.0))
-    (out / "seconds.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    write_json(out / "seconds.json", known)
 
 
 def seconds(out: Path) -> dict[str, float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write
 from dualfuse.metrics.recall import nearest
 from dualfuse.search.stores.base import Filter, Match, Metadata, matches
 
@@ -141,12 +140,5 @@ def _write(path: Path, fingerprint: str, entries: Mapping[str, Metadata], embedd
         "embeddings": embeddings.contiguous(),
         "entries": torch.frombuffer(bytearray(described), dtype=torch.uint8),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}")  # several processes may write at once
-    try:
+    with atomic_write(path) as partial:
         safetensors.torch.save_file(tensors, partial)
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -14,12 +14,11 @@ from torch.nn import functional as F
 from dualfuse.data.loader import Batch, Example
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.io import listing
 from dualfuse.layers.heads import ClassificationHead
 from dualfuse.metrics.accuracy import Accuracy, Metric, Question
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput
-
-SHOWN = 20  # names of labels; their number is always told
 
 
 class QuestionExample(TypedDict):
@@ -91,8 +90,7 @@ def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
         return (str(label),)
     if isinstance(label, int) and 0 <= label < len(labels):
         return (labels[label],)
-    known = ", ".join(labels[:SHOWN]) + (f" and {len(labels) - SHOWN:,} more" if len(labels) > SHOWN else "")
-    raise BrokenSample(sample.key, f"its label is {label!r}; the task knows {known}, or their numbers")
+    raise BrokenSample(sample.key, f"its label is {label!r}; the labels of the task are {listing(labels, 20)}")
 
 
 def with_label(row: QuestionExample, labels: Sequence[str]) -> QuestionExample:
