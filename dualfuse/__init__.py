@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from dualfuse.inference.explain import explain
     from dualfuse.inference.predict import predict
     from dualfuse.models.bridgetower import BridgeTowerConfig
-    from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+    from dualfuse.models.towers.clip_vit import CLIPViTConfig
+    from dualfuse.models.towers.roberta import RobertaConfig
     from dualfuse.models.vlmo import VLMoConfig
     from dualfuse.recipe import Data, Optim, Recipe, Run
     from dualfuse.search.index import Index
@@ -28,7 +29,7 @@ __version__ = "0.1.0"
 _HOME = {
     "BridgeTowerConfig": "dualfuse.models.bridgetower",
     "Data": "dualfuse.recipe",
-    "ImageTowerConfig": "dualfuse.models.towers",
+    "CLIPViTConfig": "dualfuse.models.towers.clip_vit",
     "Index": "dualfuse.search.index",
     "Loaded": "dualfuse.hub",
     "Optim": "dualfuse.recipe",
@@ -37,7 +38,7 @@ _HOME = {
     "Recipe": "dualfuse.recipe",
     "Run": "dualfuse.recipe",
     "Shards": "dualfuse.data.shards.shards",
-    "TextTowerConfig": "dualfuse.models.towers",
+    "RobertaConfig": "dualfuse.models.towers.roberta",
     "VLMoConfig": "dualfuse.models.vlmo",
     "evaluate": "dualfuse.evaluation.retrieval",
     "explain": "dualfuse.inference.explain",
@@ -48,17 +49,17 @@ _HOME = {
 
 __all__ = [
     "BridgeTowerConfig",
+    "CLIPViTConfig",
     "Data",
-    "ImageTowerConfig",
     "Index",
     "LoadedModel",
     "Optim",
     "PairsConfig",
     "Plan",
     "Recipe",
+    "RobertaConfig",
     "Run",
     "Shards",
-    "TextTowerConfig",
     "VLMoConfig",
     "evaluate_retrieval",
     "explain",

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 OFFICIAL = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=4, patch_size=8, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=4, heads=4, feed_forward=128, vocab_size=120, text_length=38),
+    image=CLIPViTConfig(width=64, depth=4, patch_size=8, image_size=(32, 32)),
+    text=RobertaConfig(width=64, depth=4, heads=4, feed_forward=128, vocab_size=120, text_length=38),
     width=64,
     heads=4,
     feed_forward=128,

@@ -13,15 +13,16 @@ from tiny import MODEL, recipe
 from dualfuse import hub
 from dualfuse.card import Scores, card, write_card
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 
 METER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=1, patch_size=16, image_size=(32, 32)),
-    text=TextTowerConfig(width=64, depth=1, heads=2, feed_forward=64, vocab_size=MODEL.vocab_size, text_length=12),
+    image=CLIPViTConfig(width=64, depth=1, patch_size=16, image_size=(32, 32)),
+    text=RobertaConfig(width=64, depth=1, heads=2, feed_forward=64, vocab_size=MODEL.vocab_size, text_length=12),
     width=32,
     heads=2,
     feed_forward=64,

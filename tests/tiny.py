@@ -16,7 +16,8 @@ from torch import Tensor
 from dualfuse.data.image.transform import Augment
 from dualfuse.data.sample import Sample
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Data, Optim, Recipe, Run
@@ -39,8 +40,8 @@ MODEL = VLMoConfig(
 )
 
 BRIDGETOWER = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(32, 32)),
-    text=TextTowerConfig(
+    image=CLIPViTConfig(width=64, depth=2, patch_size=8, image_size=(32, 32)),
+    text=RobertaConfig(
         width=64, depth=2, heads=2, feed_forward=64, vocab_size=MODEL.vocab_size, text_length=12, pad_id=0
     ),
     width=32,

@@ -8,28 +8,29 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.models.towers import HEAD, ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import HEAD_WIDTH, CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 PAD = 1  # of every RoBERTa
 
 
-def image_tower(tensors: Mapping[str, Tensor]) -> ImageTowerConfig:
+def image_tower(tensors: Mapping[str, Tensor]) -> CLIPViTConfig:
     """Return the numbers of the image tower."""
     rows, width = tensors["model.image_tower.positions"].shape
     patch = tensors["model.image_tower.projection.weight"].shape[-1]
     side = patch * math.isqrt(rows - 1)
-    return ImageTowerConfig(width, count(tensors, "model.image_tower.blocks."), patch, (side, side))
+    return CLIPViTConfig(width, count(tensors, "model.image_tower.blocks."), patch, (side, side))
 
 
-def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> TextTowerConfig:
+def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> RobertaConfig:
     """Return the numbers of the text tower; ``heads`` 0: of 64 channels, as every published one."""
     vocabulary, width = tensors["model.text_tower.words.word.weight"].shape
     if (types := len(tensors["model.text_tower.words.token_type.weight"])) != 1:
         raise DualfuseError(f"the text tower has {types} token types; RoBERTa has 1, and BERT is not known here")
-    return TextTowerConfig(
+    return RobertaConfig(
         width=width,
         depth=count(tensors, "model.text_tower.layers."),
-        heads=heads or width // HEAD,
+        heads=heads or width // HEAD_WIDTH,
         feed_forward=len(tensors["model.text_tower.layers.0.up.weight"]),
         vocab_size=vocabulary,
         text_length=len(tensors["model.text_tower.words.position.weight"]) - PAD - 1,

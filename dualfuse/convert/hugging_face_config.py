@@ -10,7 +10,8 @@ from dualfuse.convert.hugging_face import BRIDGES
 from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 Json = Mapping[str, Any]  # Any: what a file holds
 
@@ -184,9 +185,9 @@ def _refuse(config: Json, said: Json) -> None:
         )
 
 
-def _towers(said: Json) -> tuple[TextTowerConfig, ImageTowerConfig]:
+def _towers(said: Json) -> tuple[RobertaConfig, CLIPViTConfig]:
     pad, size = said["text_config.pad_token_id"], said["vision_config.image_size"]
-    text = TextTowerConfig(
+    text = RobertaConfig(
         width=said["text_config.hidden_size"],
         depth=said["text_config.num_hidden_layers"],
         heads=said["text_config.num_attention_heads"],
@@ -195,7 +196,7 @@ def _towers(said: Json) -> tuple[TextTowerConfig, ImageTowerConfig]:
         text_length=said["text_config.max_position_embeddings"] - pad - 1,
         pad_id=pad,
     )
-    image = ImageTowerConfig(
+    image = CLIPViTConfig(
         width=said["vision_config.hidden_size"],
         depth=text.depth,
         patch_size=said["vision_config.patch_size"],

@@ -12,7 +12,7 @@ from dualfuse.convert.official import PAIRS, Kind
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import HEAD
+from dualfuse.models.towers.clip_vit import HEAD_WIDTH
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.ranking import RankingConfig
@@ -59,7 +59,7 @@ def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig
         image=image,
         text=text,
         width=width,
-        heads=heads or width // HEAD,
+        heads=heads or width // HEAD_WIDTH,
         feed_forward=len(tensors["model.layers.text.0.up.weight"]),
         layers=from_shapes.count(tensors, "model.layers.text."),
         bridge="add" if "model.first_norms.text.weight" in tensors else "none",

@@ -20,7 +20,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
@@ -120,7 +120,7 @@ def _default(images: Mapping[str, Tensor], words: Mapping[str, Tensor]) -> Recip
     return Recipe("towers", model, task, data)
 
 
-def _resized(positions: Tensor, image: ImageTowerConfig) -> Tensor:
+def _resized(positions: Tensor, image: CLIPViTConfig) -> Tensor:
     side = round((len(positions) - 1) ** 0.5)
     grid = (image.image_size[0] // image.patch_size, image.image_size[1] // image.patch_size)
     return resize_positions(positions[None].float(), (side, side), grid)[0]

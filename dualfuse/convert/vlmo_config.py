@@ -12,7 +12,7 @@ from dualfuse.convert import from_shapes
 from dualfuse.convert.vlmo import INDICES, Kind
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
-from dualfuse.models.vlmo import BOTH, InitConfig, VLMoConfig
+from dualfuse.models.vlmo import VL, InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
@@ -131,7 +131,7 @@ def _pairs(tensors: Given) -> PairsConfig:
 
 def _both_from(tensors: Given, depth: int) -> int:
     """Return the first layer with a vision-language expert; ``depth`` if none has one, as in stage two."""
-    has = [f"model.blocks.{layer}.experts.{BOTH}.up.weight" in tensors for layer in range(depth)]
+    has = [f"model.blocks.{layer}.experts.{VL}.up.weight" in tensors for layer in range(depth)]
     first = has.index(True) if True in has else depth
     if not all(has[first:]):
         raise DualfuseError(f"layer {first} has a vision-language expert (mlp_vl), but not all above it: not complete")

@@ -9,7 +9,7 @@ from dualfuse.convert.hugging_face_config import EPSILON, IMAGE, TEXT
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
 
 
 def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def _text(model: BridgeTowerConfig) -> dict[str, Any]:
     }
 
 
-def _image(image: ImageTowerConfig) -> dict[str, Any]:
+def _image(image: CLIPViTConfig) -> dict[str, Any]:
     return {
         **IMAGE,
         "model_type": "bridgetower_vision_model",

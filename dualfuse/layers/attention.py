@@ -52,13 +52,13 @@ class SelfAttention(nn.Module):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
         positions: Tensor | None = None,
-        before: LayerKVCache | None = None,
+        cache: LayerKVCache | None = None,
     ) -> Tensor:
         """Return (B, N, D), or (B, R, D) for the query positions ``positions`` (B, R) alone.
 
         ``mask`` is True at keys that may be seen: (B, N), or (B, N, N) where each query sees others; None if all may.
-        ``bias`` (H, N, N) is added to the scores. Keys of M tokens that came ``before`` lie in front of those of x;
-        keys are then M + N.
+        ``bias`` (H, N, N) is added to the scores. The keys of M earlier tokens in ``cache`` come before those of x:
+        M + N keys.
         """
         if positions is None:
             no_key_bias = torch.zeros_like(self.q_bias)
@@ -70,9 +70,9 @@ class SelfAttention(nn.Module):
             key, value = self._keys_and_values(x, weight[1])
             bias = None if bias is None else bias[:, positions].transpose(0, 1)  # (B, H, R, N)
             mask = gather_positions(mask, positions) if mask is not None and mask.ndim == 3 else mask
-        if before is not None:
-            seen = before.append(LayerKVCache(key, value))
-            key, value = seen.key, seen.value
+        if cache is not None:
+            joined = cache.append(LayerKVCache(key, value))
+            key, value = joined.key, joined.value
         return self.projection(attend(query, key, value, heads=self.heads, mask=mask, bias=bias))
 
     def keys_and_values(self, x: Tensor) -> LayerKVCache:

@@ -102,14 +102,14 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         bias: Tensor | None = None,
         positions: Tensor | None = None,
-        before: LayerKVCache | None = None,
+        cache: LayerKVCache | None = None,
     ) -> Tensor:
         """Return (B, N, D), or (B, R, D) for the positions ``positions`` (B, R) alone; ``route`` then speaks of those.
 
-        ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and what came ``before`` are the attention's.
+        ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and ``cache`` are the attention's.
         """
         attention = _part(self.attention, route[0][0])
-        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, positions, before)))
+        attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, positions, cache)))
         x = (x if positions is None else gather_positions(x, positions)) + attended
         parts = x.split([length for _, length in route], dim=1)
         widened = (_part(self.experts, name)(part) for part, (name, _) in zip(parts, route, strict=True))

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from dualfuse.errors import DualfuseError
+from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.post_norm import Attention
 
 BridgeKind = Literal[
@@ -28,7 +30,7 @@ BridgeKind = Literal[
 
 
 class Bridge(nn.Module):
-    """LayerNorm(u + z) of a tower's state u and the previous cross-modal state z, both (B, N, D)."""
+    """LayerNorm(join(u, z)) of a tower's state u and the previous cross-modal state z, both (B, N, D)."""
 
     def __init__(self, width: int) -> None:
         """``width`` is D."""
@@ -40,11 +42,29 @@ class Bridge(nn.Module):
         return self.norm(self.join(u, z, mask))
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what is normalised."""
+        """Return (B, N, D), which is then normalized."""
+        raise NotImplementedError
+
+    def attention_flow(self, flow: AttentionFlow, u: Tensor, z: Tensor) -> Tensor:
+        """Return the relevance (N, M) after the bridge, given that of u and z. Raises DualfuseError if undefined."""
+        raise DualfuseError(
+            f"{type(self).__name__} does not define attention_flow, so its attention cannot be explained"
+        )
+
+
+class Add(Bridge):
+    """u + z; like every bridge that reads u and z at the same token, it counts as a sum in attention flow."""
+
+    def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        """Return u + z."""
         return u + z
 
+    def attention_flow(self, flow: AttentionFlow, u: Tensor, z: Tensor) -> Tensor:
+        """Return the relevance of the sum."""
+        return flow.mix(u, z)
 
-class ScaledAdd(Bridge):
+
+class ScaledAdd(Add):
     """s u + z with one learned number s."""
 
     def __init__(self, width: int) -> None:
@@ -57,7 +77,7 @@ class ScaledAdd(Bridge):
         return self.scale * u + z
 
 
-class Interpolate(Bridge):
+class Interpolate(Add):
     """(1 - b) u + b z with one learned number b, or one per channel."""
 
     def __init__(self, width: int, numbers: int) -> None:
@@ -70,7 +90,7 @@ class Interpolate(Bridge):
         return (1 - self.scale) * u + self.scale * z
 
 
-class Multiply(Bridge):
+class Multiply(Add):
     """The product of u and z."""
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -78,7 +98,7 @@ class Multiply(Bridge):
         return u * z
 
 
-class Linear(Bridge):
+class Linear(Add):
     """W [u; z]."""
 
     def __init__(self, width: int) -> None:
@@ -137,6 +157,10 @@ class CrossAttention(Bridge):
         """Return the attended z."""
         return self.attention(u, z, mask)
 
+    def attention_flow(self, flow: AttentionFlow, u: Tensor, z: Tensor) -> Tensor:
+        """Return the relevance of u and of what it takes from z."""
+        return flow.attend(self.attention, u, z)
+
 
 class CrossAttentionMLP(CrossAttention):
     """A feed-forward network after attention from u to z."""
@@ -155,7 +179,7 @@ def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
     """Return a bridge of that kind."""
     match kind:
         case "add":
-            return Bridge(width)
+            return Add(width)
         case "scaled_add":
             return ScaledAdd(width)
         case "interpolate":

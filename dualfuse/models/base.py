@@ -1,10 +1,10 @@
-"""The four verbs of a vision-language model, and what they hand to each other."""
+"""The contract of a vision-language model: four verbs, and what training and tools need to know of a model."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, Protocol
 
@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.attention import LayerKVCache, gather_positions
+from dualfuse.layers.attention import gather_positions
+from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import MaskedPatches
+from dualfuse.models.kv_cache import KVCache
 
-MAX_DEPTH = 1000  # a file from outside may ask for any number of layers; each costs time before its size is known
+MAX_DEPTH = 1000  # a config file may ask for any number of layers, and each takes time to build
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """One modality, ready to be encoded alone or fused with the other.
+    """A batch of one modality, ready to be encoded alone or fused with the other.
 
-    ``states`` is what encoding and fusion start from: for VLMo the input embeddings (B, N, D), for BridgeTower what
-    the top layers of that modality's tower give. ``mask`` is (B, N), True where there is a token. ``grid`` is the
-    height and width of an image in patches; for text it is empty.
+    ``states`` are where encoding and fusion start: for VLMo the input embeddings (B, N, D), for BridgeTower the states
+    of the top layers of the modality's tower. ``mask`` (B, N) is True at tokens and False at padding. ``grid`` is the
+    height and width of an image in patches, and empty for text.
     """
 
     modality: Literal["image", "text"]
@@ -33,32 +35,32 @@ class Tokens:
     grid: tuple[int, ...] = ()
 
     def __len__(self) -> int:
-        """The number of rows B."""
+        """Return the batch size B."""
         return len(self.mask)
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """The device of the tensors."""
         return self.mask.device
 
     @property
     def first(self) -> Tensor:
-        """The position (B, 1) of the first token of each row."""
+        """The position (B, 1) of the first token of each example."""
         return torch.zeros(len(self), 1, dtype=torch.long, device=self.device)
 
-    def select(self, places: Tensor) -> Tokens:
-        """Return the tokens at ``places`` (B, K) of each row; what is left of an image has no ``grid`` any more."""
-        states = tuple(gather_positions(state, places) for state in self.states)
-        return Tokens(self.modality, states, self.mask.gather(1, places))
+    def select(self, positions: Tensor) -> Tokens:
+        """Return the tokens at ``positions`` (B, K) of each example; the result has no ``grid``."""
+        states = tuple(gather_positions(state, positions) for state in self.states)
+        return Tokens(self.modality, states, self.mask.gather(1, positions))
 
     def take(self, index: Tensor) -> Tokens:
-        """Return the rows ``index`` (K,), in that order: negatives, candidates, repeats."""
+        """Return the examples ``index`` (K,), in that order: negatives, candidates, repeats."""
         states = tuple(state.index_select(0, index) for state in self.states)
         return Tokens(self.modality, states, self.mask.index_select(0, index), self.grid)
 
     @staticmethod
     def join(parts: Sequence[Tokens]) -> Tokens:
-        """Put batches of one modality, length and grid under each other."""
+        """Concatenate batches of one modality, length and grid."""
         if len({part.grid for part in parts}) > 1:
             raise DualfuseError(f"images of {sorted({part.grid for part in parts})} patches cannot be one batch")
         states = tuple(torch.cat(layer) for layer in zip(*(part.states for part in parts), strict=True))
@@ -67,11 +69,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Fused:
-    """An image and a text that have seen each other.
+    """The states of an image and a text after fusion.
 
-    ``text`` (B, T, D) and ``image`` (B, 1 + P, D) are the final states of their tokens. When
-    :meth:`VisionLanguageModel.fuse` was asked for some text rows only, ``text`` is (B, R, D) and ``image`` is
-    (B, 0, D). ``pool`` computes ``pooled``; who predicts words alone never calls it.
+    ``text`` (B, T, D) and ``image`` (B, 1 + P, D) are the final states of all tokens. If
+    :meth:`VisionLanguageModel.fuse` was called with ``positions`` (B, R), ``text`` is (B, R, D) and ``image`` is
+    (B, 0, D). ``pool`` computes ``pooled``, on first use: MLM alone does not need it.
     """
 
     text: Tensor
@@ -80,32 +82,20 @@ class Fused:
 
     @cached_property
     def pooled(self) -> Tensor:
-        """Stands for the pair: (B, fused_width)."""
+        """The state (B, fused_width) that stands for the pair."""
         return self.pool()
 
 
 @dataclass(frozen=True)
-class KVCache:
-    """Images and the words so far, layer by layer: what comes next sees them, and they are not computed again.
+class Capabilities:
+    """What a model can do beyond the four verbs; a task that needs more refuses the model when it is built."""
 
-    ``image`` are the B images; row r of R texts is about the image ``about[r]``. ``words`` (R, t, D) are their
-    first t tokens, none at the start. ``bias`` (L, H, T, P + T) are the biases of texts of up to T tokens, whose keys
-    are the image, then the text; None for a model without.
-    """
-
-    image: tuple[LayerKVCache, ...]
-    about: Tensor
-    bias: Tensor | None = None
-    words: tuple[LayerKVCache, ...] = ()
-
-    def __len__(self) -> int:
-        """The number of words t."""
-        return len(self.words[0]) if self.words else 0
-
-    def take(self, index: Tensor) -> KVCache:
-        """Return the texts ``index`` (K,), in that order; images are not copied."""
-        words = tuple(layer.take(index) for layer in self.words)
-        return replace(self, about=self.about.index_select(0, index), words=words)
+    generation: bool = False
+    """:meth:`VisionLanguageModel.fuse` takes ``attention_mask``; ``prefill`` and ``decode_step`` are defined."""
+    patch_dropout: bool = False
+    """:meth:`VisionLanguageModel.encode` takes images that lost patches by :meth:`Tokens.select`."""
+    unimodal_states: bool = False
+    """``token_states`` and ``embed_masked_image`` are defined: masked images and masked texts can be trained on."""
 
 
 class VisionLanguageModel(nn.Module, ABC):
@@ -118,122 +108,132 @@ class VisionLanguageModel(nn.Module, ABC):
     text_width: int
     """Width of ``fuse(...).text``."""
     vocab_size: int
-    """Number of tokens that :meth:`embed_text` knows, and the word head predicts."""
+    """Number of tokens that :meth:`embed_text` embeds and the MLM head predicts."""
     mlm_head_eps: float = 1e-12
-    """Of the LayerNorm of a word head, which published weights have in common with their model."""
-    can_generate: bool = False
-    """Whether words can see earlier words alone: whether :meth:`fuse` takes ``sees``, and :meth:`go_on` goes on."""
-    can_drop_patches: bool = False
-    """Whether :meth:`encode` reads images of which :meth:`Tokens.keep` has left patches out."""
+    """Epsilon of the MLM head's LayerNorm, which published checkpoints share with the model."""
+    num_itc_features: int = 1
+    """Number of embeddings that :meth:`itc_features` returns."""
+    capabilities: Capabilities = Capabilities()
 
     @abstractmethod
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
-        """Return what both paths share of images (B, 3, H, W); ``slot`` tells several images of one text apart."""
+        """Embed images (B, 3, H, W) for both paths; ``slot`` numbers the images of one text (NLVR2 has two)."""
 
     @abstractmethod
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
-        """Return what both paths share of texts: ``ids`` (B, T), ``mask`` (B, T), True where there is a token."""
+        """Embed texts for both paths: ``ids`` (B, T), and ``mask`` (B, T), True at tokens and False at padding."""
 
     @abstractmethod
     def encode(self, tokens: Tokens) -> Tensor:
-        """Return one vector (B, width) for one modality alone."""
+        """Return one embedding (B, width) of one modality alone."""
 
     @abstractmethod
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Fused:
-        """Let both modalities see each other.
+        """Run image and text with attention to each other.
 
-        ``positions`` (B, R) are the positions of the text tokens whose states are wanted; the last layer then computes
-        only those and what ``pooled`` needs. R may be 0. Without ``positions`` every state is computed.
-
-        ``sees`` (T + P, T + P) is True where a token, the text's first and the image's after them, may see another;
-        padding is never seen. Without it all see each other. ``DualfuseError`` if this model cannot (``can_generate``).
+        With ``positions`` (B, R) the states of those text tokens alone are returned, and the last layer computes only
+        them and what ``pooled`` needs; R may be 0. ``attention_mask`` (T + P, T + P) is True where a token (row) may
+        attend to another (column), the text's tokens first; padding is always masked. Without it attention is full.
+        Raises DualfuseError for an ``attention_mask`` if the model lacks the capability ``generation``.
         """
 
     @abstractmethod
     def fsdp_blocks(self) -> Iterable[nn.Module]:
-        """List the modules to shard, checkpoint and compile one by one."""
+        """Return the modules to shard, checkpoint and compile one by one."""
 
     def fusion_modules(self) -> Iterable[nn.Module]:
-        """List the parts that serve fusion alone, and may learn at a rate of their own; there may be none."""
+        """Return the modules that fusion alone uses, for ``fusion_lr_mult``; there may be none."""
         return ()
 
     def lr_layers(self) -> Iterable[tuple[nn.Module, ...]]:
-        """List what lies at each level, from the embeddings (0) up, for learning rates that fall with depth.
+        """Return the modules of each level, embeddings (0) first, for layer-wise learning rate decay.
 
-        What is listed twice lies where it is listed last; what is not listed lies as high as the heads.
+        A module that is listed twice counts at its last level; a module that is not listed counts with the heads.
         """
-        return ((unit,) for unit in self.fsdp_blocks())
+        return ((block,) for block in self.fsdp_blocks())
+
+    def attention_flow(self, flow: AttentionFlow, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the relevance of text (T, M) and image (1 + P, M) after fusion, given that of their input tokens.
+
+        Raises DualfuseError if the model does not say how attention maps combine through its layers.
+        """
+        raise DualfuseError(
+            f"{type(self).__name__} does not define attention_flow, so its attention cannot be explained"
+        )
 
     def average_patches(self, image: Tokens) -> Tensor:
-        """Return one vector (B, width) for images alone: the mean over patches, before the last norm.
+        """Return one embedding (B, width) of images alone: the mean over patches before the final norm.
 
-        A model that keeps no states of patches alone gives :meth:`encode`'s.
+        A model without states of patches returns :meth:`encode`.
         """
         return self.encode(image)
 
+    def patch_states(self, images: Tensor) -> Tensor:
+        """Return the final states (B, P, width) of the patches of images (B, 3, H, W) alone, without class token."""
+        tokens = self.embed_image(images)
+        positions = torch.arange(1, tokens.states[0].shape[1], device=images.device)
+        return self.token_states(tokens, positions.expand(len(images), -1))
+
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return maps (B, D, h, w) of the states of patches after some layers, counted from 1, for images alone."""
-        raise DualfuseError(f"{type(self).__name__} gives no states of patches after its layers; take a VLMo")
+        """Return maps (B, D, h, w) of patch states after the layers ``after``, counted from 1, for images alone."""
+        raise DualfuseError(f"{type(self).__name__} has no maps of patch states; use a VLMo")
 
     def itc_features(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        """Return the vectors that the contrastive objective compares, one per view, the plain one first."""
+        """Return the embeddings (B, width) that ITC compares; the first is :meth:`encode`."""
         return (self.encode(tokens),)
 
-    @property
-    def num_itc_features(self) -> int:
-        """The number of vectors that :meth:`views` gives."""
-        return 1
-
     def embed_masked_image(self, images: Tensor, hidden: MaskedPatches) -> Tokens:
-        """Return images (B, 3, H, W) as :meth:`embed_image` does, some of their patches hidden."""
-        raise DualfuseError(_learns_no_modality_alone(self))
+        """Embed images (B, 3, H, W) as :meth:`embed_image` does, with the ``hidden`` patches masked."""
+        raise DualfuseError(_no_unimodal_states(self))
 
     def token_states(self, tokens: Tokens, positions: Tensor) -> Tensor:
-        """Return the final states (B, R, width) of the positions ``positions`` (B, R) of one modality alone."""
-        raise DualfuseError(_learns_no_modality_alone(self))
+        """Return the final states (B, R, width) at ``positions`` (B, R) of one modality alone."""
+        raise DualfuseError(_no_unimodal_states(self))
 
-    def prefill(self, image: Tokens, longest: int) -> KVCache:
-        """Run images, which see themselves alone, for texts of up to ``longest`` tokens about them."""
-        raise DualfuseError(cannot_generate(self))
+    def prefill(self, image: Tokens, max_length: int) -> KVCache:
+        """Run images, which attend to themselves alone, for texts of up to ``max_length`` tokens about them."""
+        raise generation_error(self)
 
-    def decode_step(self, past: KVCache, text: Tokens) -> tuple[Tensor, KVCache]:
-        """Return the final state (R, D) of the last token of each text, and the past with all tokens before it.
+    def decode_step(self, cache: KVCache, text: Tokens) -> tuple[Tensor, KVCache]:
+        """Return the final state (R, D) of the last token of each text, and the cache of all tokens before it.
 
-        Every token sees its image, earlier tokens and itself. ``text`` (R, t) are all tokens so far, without
-        padding; those in the ``past`` are not computed again, and the last is not kept.
+        Each token attends to its image, to earlier tokens and to itself. ``text`` (R, t) holds all tokens so far,
+        without padding; those in ``cache`` are not computed again. The last token is not cached, because decoding
+        reads a [MASK] there and then replaces it.
         """
-        raise DualfuseError(cannot_generate(self))
+        raise generation_error(self)
 
 
-def seq2seq_attention_mask(words: int, patches: int, device: torch.device | None = None) -> Tensor:
-    """Return UniLM's ``sees``: images see images; a word sees the image, earlier words and itself."""
-    attention_mask = torch.ones(words + patches, words + patches, dtype=torch.bool, device=device)
-    attention_mask[:, :words] = attention_mask[:, :words].tril()
-    attention_mask[words:, :words] = False
+def seq2seq_attention_mask(text_length: int, image_length: int, device: torch.device | None = None) -> Tensor:
+    """Return UniLM's mask: image tokens attend to the image; a text token to the image, earlier text and itself."""
+    length = text_length + image_length
+    attention_mask = torch.ones(length, length, dtype=torch.bool, device=device)
+    attention_mask[:, :text_length] = attention_mask[:, :text_length].tril()
+    attention_mask[text_length:, :text_length] = False
     return attention_mask
 
 
-def cannot_generate(model: VisionLanguageModel) -> str:
-    """Return why a model writes no text."""
-    return (
-        f"{type(model).__name__} writes no captions: its images see whole texts from the first cross-modal layer on, "
-        "so every word would know those after it, and without that cross-attention it is not the model that was "
-        "pre-trained. Take a VLMo, whose images can be told to see themselves alone"
+def generation_error(model: VisionLanguageModel) -> DualfuseError:
+    """Return the error of a model that cannot generate text."""
+    return DualfuseError(
+        f"{type(model).__name__} cannot generate captions: its images attend to whole texts from the first cross-modal "
+        "layer on, so each word would depend on later words, and without that cross-attention it is not the model that "
+        "was pre-trained. Use a VLMo, whose images can attend to themselves alone"
     )
 
 
-def _learns_no_modality_alone(model: VisionLanguageModel) -> str:
+def _no_unimodal_states(model: VisionLanguageModel) -> str:
     return (
-        f"{type(model).__name__} learns no masked patches or words of one modality alone: its towers come pre-trained; "
-        "take a VLMo for these stages"
+        f"{type(model).__name__} cannot train on masked images or masked texts alone, because its towers come "
+        "pre-trained; use a VLMo for these stages"
     )
 
 
 class ModelConfig(Protocol):
-    """Anything frozen that builds a model: a :class:`VisionLanguageModel`, or what a task of its own needs."""
+    """A frozen dataclass that builds a model: a :class:`VisionLanguageModel`, or the network that a task needs."""
 
     def build(self) -> nn.Module:
-        """Return the model with its initial weights, without reading a file."""
+        """Return the model with initial weights, without reading a file."""
         ...

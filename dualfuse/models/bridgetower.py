@@ -1,4 +1,4 @@
-"""BridgeTower: two towers, and a cross-modal encoder with a bridge from every top layer of both (arXiv 2206.08657).
+"""BridgeTower: two towers, and a cross-modal encoder with bridges from their top layers (arXiv 2206.08657).
 
 METER (arXiv 2111.02387) is the same without bridges.
 """
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.bridges import AddLinear, AllLayers, BridgeKind, bridge
+from dualfuse.layers.attention_flow import AttentionFlow
+from dualfuse.layers.bridges import AddLinear, AllLayers, Bridge, BridgeKind, bridge
 from dualfuse.layers.post_norm import CrossLayer
-from dualfuse.models.base import MAX_DEPTH, Fused, Tokens, VisionLanguageModel, cannot_generate
-from dualfuse.models.towers import ImageTower, ImageTowerConfig, TextTower, TextTowerConfig
+from dualfuse.models.base import MAX_DEPTH, Fused, Tokens, VisionLanguageModel, generation_error
+from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower, TowerOutput
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 MODALITIES = ("text", "image")
 TEXT, IMAGE = MODALITIES
@@ -25,37 +28,38 @@ TEXT, IMAGE = MODALITIES
 
 @dataclass(frozen=True)
 class BridgeTowerConfig:
-    """The numbers of a BridgeTower or METER; the defaults are the paper's base size."""
+    """The sizes and options of a BridgeTower or METER; the defaults are the paper's base size."""
 
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(default_factory=CLIPViTConfig)
+    text: TextTowerConfig = field(default_factory=RobertaConfig)
     width: int = 768
     heads: int = 12
     feed_forward: int = 3072
     layers: int = 6
-    """Cross-modal layers, of each modality."""
+    """Number of cross-modal layers of each modality."""
     bridge: BridgeKind | Literal["none"] = "add"
-    """How a tower's layer joins the cross-modal state; "none": METER, whose towers feed the first layer only."""
+    """How a tower's layer joins the cross-modal state; "none": METER, whose towers feed the first layer alone."""
     tower_layers: tuple[int, ...] = ()
-    """Which layer of the towers feeds each cross-modal layer, counted down from their top (0); layers beyond the list
-    are fed by none. Empty: the top ones in order, (5, 4, 3, 2, 1, 0)."""
+    """The tower layer that feeds each cross-modal layer, counted down from the top (0); cross-modal layers beyond the
+    list have no bridge. Empty: the top layers in order, (5, 4, 3, 2, 1, 0)."""
     shared_transform: bool = True
-    """One matrix per modality brings all tower layers to ``width``; or each layer has its own."""
+    """Map all tower layers of a modality to ``width`` by one matrix; False: by one matrix per layer."""
     all_layers: bool = False
-    """METER's gated sum of all layers of a tower in the place of the top one."""
+    """Replace a tower's top layer by METER's gated sum of all layers."""
     layer_norm_eps: float = 1e-12
-    """Of the LayerNorms of cross-modal layers and word head: 1e-12 in the official code, 1e-5 in Hugging Face's."""
+    """Epsilon of LayerNorms in cross-modal layers and MLM head: 1e-12 in the official code, 1e-5 in Hugging Face's."""
     itc_image_feature: Literal["tower", "transformed"] = "tower"
-    """The image's contrastive vector: of its tower, as in the official code; or transformed, as in Hugging Face's."""
+    """Image state that ITC compares: the tower's, as in the official code, or after the transform to ``width``, as in
+    Hugging Face's."""
     dropout: float = 0.1
-    """Of the text tower and of cross-modal layers."""
+    """Dropout of the text tower and of cross-modal layers."""
     image_slots: int = 1
-    """Images per text that the model can tell apart (NLVR2: 2)."""
+    """Number of images per text, each with its own type embedding (NLVR2: 2)."""
     init_std: float = 0.02
-    """Standard deviation of first weights; narrow models learn sooner with more, about 1 / sqrt(width)."""
+    """Standard deviation of initial linear weights; narrow models train faster with more, about 1 / sqrt(width)."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no model."""
+        """Validate the sizes and the layers that feed each other."""
         shallowest = min(self.image.depth, self.text.depth)
         fed = self.resolved_tower_layers
         if self.layers > MAX_DEPTH:
@@ -63,28 +67,30 @@ class BridgeTowerConfig:
         if self.layers < 1 or len(fed) > self.layers or any(not 0 <= depth < shallowest for depth in fed):
             raise DualfuseError(
                 f"{self.layers} cross-modal layers cannot be fed by the layers {fed} below the top of towers that have "
-                f"{shallowest}; name at most as many as there are cross-modal layers, each from 0 to {shallowest - 1}"
+                f"{shallowest}; give at most as many as there are cross-modal layers, each from 0 to {shallowest - 1}"
             )
         if self.bridge == "none" and self.tower_layers not in ((), (0,)):
             raise DualfuseError(
-                f"without bridges the top layers alone feed the first one: leave tower_layers={self.tower_layers} out"
+                f'with bridge="none" the top tower layers feed the first cross-modal layer; remove '
+                f"tower_layers={self.tower_layers}"
             )
         if self.all_layers and self.bridge != "none":
-            raise DualfuseError('all_layers is METER\'s: it goes with bridge="none"')
+            raise DualfuseError('all_layers is an option of METER: it needs bridge="none"')
         if self.itc_image_feature == "transformed" and self.resolved_tower_layers[-1] != 0:
             raise DualfuseError(
-                f'itc_image_feature="transformed" needs the top layer (0) to feed last, and not {self.resolved_tower_layers}'
+                'itc_image_feature="transformed" needs tower_layers that end in the top layer (0), not '
+                f"{self.resolved_tower_layers}"
             )
         widths = {"tower": self.image.width, "transformed": self.width}
         if self.text.width != widths[self.itc_image_feature]:
             raise DualfuseError(
-                f"contrast compares texts of width {self.text.width} with images of width "
-                f"{widths[self.itc_image_feature]}; they must be equal (itc_image_feature is {self.itc_image_feature!r})"
+                f"ITC compares texts of width {self.text.width} with images of width {widths[self.itc_image_feature]}; "
+                f"they must be equal (itc_image_feature is {self.itc_image_feature!r})"
             )
 
     @property
     def resolved_tower_layers(self) -> tuple[int, ...]:
-        """The layers that feed, with the default filled in."""
+        """``tower_layers`` with the default filled in."""
         if self.bridge == "none":
             return (0,)
         return self.tower_layers or tuple(reversed(range(self.layers)))
@@ -95,21 +101,19 @@ class BridgeTowerConfig:
 
 
 class BridgeTower(VisionLanguageModel):
-    """Two towers that can be used alone, and cross-modal layers above them.
+    """Two towers, which alone are a dual encoder, and cross-modal layers above them.
 
-    ``Tokens.states`` are the contrastive vector (B, 1, W) and what each fed cross-modal layer gets from the tower,
-    (B, N, D) each: transformed, with the modality's type.
+    ``Tokens.states`` are the state that ITC compares (B, 1, W), then for each cross-modal layer with a bridge the tower
+    states (B, N, D) that feed it: transformed to ``width``, plus the modality's type embedding.
     """
 
     def __init__(self, cfg: BridgeTowerConfig) -> None:
-        """Draw initial weights: linear ones and embeddings from a normal, biases zero."""
+        """Initialize linear weights and embeddings from a normal distribution, and biases with zero."""
         super().__init__()
         self.width, self.text_width, self.fused_width = cfg.text.width, cfg.width, 2 * cfg.width
         self.vocab_size, self.mlm_head_eps = cfg.text.vocab_size, cfg.layer_norm_eps
-        self.contrast_image = cfg.itc_image_feature
-        self.image_tower, self.text_tower = ImageTower(cfg.image), TextTower(cfg.text, dropout=cfg.dropout)
-        self.depths = {TEXT: cfg.text.depth, IMAGE: cfg.image.depth}
-        self.fed = cfg.resolved_tower_layers
+        self.itc_image_feature, self.tower_layers = cfg.itc_image_feature, cfg.resolved_tower_layers
+        self.image_tower, self.text_tower = cfg.image.build(), cfg.text.build(cfg.dropout)
         widths = {TEXT: cfg.text.width, IMAGE: cfg.image.width}
         self.transforms = _both(
             lambda m: (
@@ -127,111 +131,146 @@ class BridgeTower(VisionLanguageModel):
         self.layers = _both(lambda _: nn.ModuleList(make(dropout=cfg.dropout) for _ in range(cfg.layers)))
         self.bridges = _both(lambda _: nn.ModuleList(_bridges(cfg)))
         self.poolers = _both(lambda _: nn.Linear(cfg.width, cfg.width))
-        _initialise(self, cfg.init_std)
+        _initialize(self, cfg.init_std)
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
-        """Run the image tower on images (B, 3, H, W), and gives its layers the type of their ``slot``."""
+        """Run the image tower on images (B, 3, H, W), and add the type of their ``slot`` to the states that feed."""
         if slot + 1 >= self.types.num_embeddings:
-            raise DualfuseError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
-        states, grid = self.image_tower(images, self._wanted(IMAGE))
-        fed = self._feed(IMAGE, states, slot + 1)
-        alone = states[-1] if self.contrast_image == "tower" else fed[-1]
-        mask = torch.ones(alone.shape[:2], dtype=torch.bool, device=alone.device)
-        return Tokens(IMAGE, (alone[:, :1], *fed), mask, grid)
+            raise DualfuseError(f"slot {slot}: image_slots of this model is {self.types.num_embeddings - 1}")
+        output: TowerOutput = self.image_tower(images, layers=self._layers_to_read(self.image_tower))
+        feeds = self._feeds(IMAGE, output.states, slot + 1)
+        pooled = self.image_tower.pooled(output.states[-1]) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
+        mask = torch.ones(feeds[0].shape[:2], dtype=torch.bool, device=pooled.device)
+        return Tokens(IMAGE, (pooled[:, None], *feeds), mask, output.grid)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
-        states = self.text_tower(ids, mask, self._wanted(TEXT))
-        return Tokens(TEXT, (states[-1][:, :1], *self._feed(TEXT, states, 0)), mask)
+        output: TowerOutput = self.text_tower(ids, mask, layers=self._layers_to_read(self.text_tower))
+        pooled = self.text_tower.pooled(output.states[-1])
+        return Tokens(TEXT, (pooled[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:
-        """Return the final state (B, W) of the tower's first token."""
+        """Return the tower's pooled state (B, W)."""
         return tokens.states[0][:, 0]
+
+    def patch_states(self, images: Tensor) -> Tensor:
+        """Return the image tower's top states (B, P, W) of the patches of images (B, 3, H, W)."""
+        output: TowerOutput = self.image_tower(images, layers=(len(self.image_tower.fsdp_blocks()) - 1,))
+        return output.states[0][:, 1:]
 
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Fused:
-        """Let words and patches attend to each other in the cross-modal layers; they see no less than all others.
+        """Run the cross-modal layers, in which text and image attend to each other; ``attention_mask`` is refused.
 
-        ``pooled`` is tanh(W x + b) of the first word, and of the class token behind it. The last layer of the images
-        is run when it is asked for.
+        ``pooled`` concatenates tanh(W x + b) of the first text token and of the class token. With ``positions`` the
+        last image layer runs only when ``pooled`` is read.
         """
         if attention_mask is not None:
-            raise DualfuseError(cannot_generate(self))
+            raise generation_error(self)
         (_, x, *text_feeds), (_, y, *image_feeds) = text.states, image.states
         if self.first_norms is not None:
             x, y = self.first_norms[TEXT](x), self.first_norms[IMAGE](y)
-        *layers, (last_text, last_image) = zip(*(_each(self.layers[m]) for m in MODALITIES), strict=True)
-        bridges = tuple(zip(*(_each(self.bridges[m]) for m in MODALITIES), text_feeds, image_feeds, strict=True))
+        *layers, (last_text, last_image) = self._pairs(self.layers)
+        bridges = tuple(zip(self._pairs(self.bridges), text_feeds, image_feeds, strict=True))
         for number, (text_layer, image_layer) in enumerate(layers):
             x, y = text_layer(x, y, mask=text.mask), image_layer(y, x, context_mask=text.mask)
             if number < len(bridges):
-                text_bridge, image_bridge, words, patches = bridges[number]
-                x, y = text_bridge(words, x, text.mask), image_bridge(patches, y, None)
-        first = torch.zeros(len(x), 1, dtype=torch.long, device=x.device)
+                (text_bridge, image_bridge), text_feed, image_feed = bridges[number]
+                x, y = text_bridge(text_feed, x, text.mask), image_bridge(image_feed, y, None)
         if positions is None:
-            words, patches = last_text(x, y, mask=text.mask), last_image(y, x, context_mask=text.mask)
-            return Fused(words, patches, lambda: self.pool(words[:, 0], patches[:, 0]))
-        some = last_text(x, y, mask=text.mask, positions=torch.cat([first, positions], dim=1))
-        pil_image = partial(last_image, y, x, context_mask=text.mask, positions=first)
-        return Fused(some[:, 1:], y[:, :0], lambda: self.pool(some[:, 0], pil_image()[:, 0]))
+            final_x, final_y = last_text(x, y, mask=text.mask), last_image(y, x, context_mask=text.mask)
+            return Fused(final_x, final_y, lambda: self.pool(final_x[:, 0], final_y[:, 0]))
+        some = last_text(x, y, mask=text.mask, positions=torch.cat([text.first, positions], dim=1))
+        class_token = partial(last_image, y, x, context_mask=text.mask, positions=text.first)
+        return Fused(some[:, 1:], y[:, :0], lambda: self.pool(some[:, 0], class_token()[:, 0]))
+
+    def attention_flow(self, flow: AttentionFlow, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the relevance of text and image: through both towers, then through cross-modal layers and bridges.
+
+        A query of one modality takes what the keys of the other hold. (Chefer et al. normalize what cross-attention
+        takes; here every model follows one rule.)
+        """
+        towers = self.text_tower.attention_flow(flow, text), self.image_tower.attention_flow(flow, image)
+        (x, y), *feeds = ([states[-1 - below] for states in towers] for below in self.tower_layers)
+        bridges = tuple(zip(self._pairs(self.bridges), feeds, strict=True))
+        for number, (text_layer, image_layer) in enumerate(self._pairs(self.layers)):
+            x, y = _cross_flow(text_layer, flow, x, y), _cross_flow(image_layer, flow, y, x)
+            if number < len(bridges):
+                (text_bridge, image_bridge), (text_feed, image_feed) = bridges[number]
+                x, y = _bridge_flow(text_bridge, flow, text_feed, x), _bridge_flow(image_bridge, flow, image_feed, y)
+        return x, y
 
     def pool(self, text: Tensor, image: Tensor) -> Tensor:
         """Return [tanh(W x + b); tanh(V y + c)]: (B, 2 D)."""
         return torch.cat([self.poolers[TEXT](text).tanh(), self.poolers[IMAGE](image).tanh()], dim=-1)
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
-        """List the layers of towers and cross-modal encoder."""
-        for layers in (self.image_tower.blocks, self.text_tower.layers, *self.layers.values()):
+        """Return the layers of both towers and the cross-modal layers."""
+        yield from self.image_tower.fsdp_blocks()
+        yield from self.text_tower.fsdp_blocks()
+        for layers in self.layers.children():
             yield from layers.children()
 
     def fusion_modules(self) -> Iterable[nn.Module]:
-        """List everything above the towers but the types."""
+        """Return everything above the towers except the type embeddings."""
         parts = (self.transforms, self.first_norms, self.layers, self.bridges, self.poolers)
         return (part for part in parts if part is not None)
 
     def lr_layers(self) -> Iterable[tuple[nn.Module, ...]]:
-        """List what is below the towers' layers, these counted down from their tops, and the cross-modal layers."""
-        towers = _each(self.image_tower.blocks), _each(self.text_tower.layers)
-        yield self.image_tower, self.text_tower
-        for below in reversed(range(1, max(map(len, towers)))):
-            yield tuple(layers[-1 - below] for layers in towers if below < len(layers))
-        yield *(layers[-1] for layers in towers), self.image_tower.norm_after
-        yield from zip(*map(_each, self.layers.values()), strict=True)
+        """Return the towers' embeddings, the towers' layers level with their tops, then the cross-modal layers."""
+        (image, *image_levels), (text, *text_levels) = self.image_tower.lr_layers(), self.text_tower.lr_layers()
+        yield *image, *text
+        for below in reversed(range(max(len(image_levels), len(text_levels)))):
+            yield tuple(
+                part for levels in (image_levels, text_levels) if below < len(levels) for part in levels[-1 - below]
+            )
+        yield from self._pairs(self.layers)
 
-    def _wanted(self, modality: str) -> tuple[int, ...]:
-        """Return the tower's layers that are read, the top one last."""
-        depth = self.depths[modality]
+    def _pairs(self, modules: nn.ModuleDict) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """Return the text and the image part of each of the layers, or of each of the bridges."""
+        return zip(modules[TEXT].children(), modules[IMAGE].children(), strict=True)
+
+    def _layers_to_read(self, tower: Tower) -> tuple[int, ...]:
+        """Return the numbers of the layers to read, in the order of ``tower_layers``, the top layer last."""
+        depth = len(tower.fsdp_blocks())
         if self.gates is not None:
             return tuple(range(depth))
-        wanted = tuple(depth - 1 - below for below in self.fed)
-        return wanted if wanted[-1] == depth - 1 else (*wanted, depth - 1)
+        layers = tuple(depth - 1 - below for below in self.tower_layers)
+        return layers if layers[-1] == depth - 1 else (*layers, depth - 1)
 
-    def _feed(self, modality: str, states: tuple[Tensor, ...], row: int) -> tuple[Tensor, ...]:
-        """Turn layers of a tower into what the cross-modal layers get."""
-        states = (self.gates[modality](states),) if self.gates is not None else states[: len(self.fed)]
-        transform, kind = self.transforms[modality], self.types.weight[row]
-        each = transform if isinstance(transform, nn.ModuleList) else [transform] * len(states)
-        return tuple(linear(state) + kind for linear, state in zip(each, states, strict=True))
+    def _feeds(self, modality: str, states: tuple[Tensor, ...], type_id: int) -> tuple[Tensor, ...]:
+        """Return the states (B, N, D) that feed the cross-modal layers, given those of the layers that are read."""
+        states = (self.gates[modality](states),) if self.gates is not None else states[: len(self.tower_layers)]
+        transform, type_embedding = self.transforms[modality], self.types.weight[type_id]
+        linears = transform if isinstance(transform, nn.ModuleList) else [transform] * len(states)
+        return tuple(linear(state) + type_embedding for linear, state in zip(linears, states, strict=True))
+
+
+def _cross_flow(layer: nn.Module, flow: AttentionFlow, x: Tensor, context: Tensor) -> Tensor:
+    x = flow.attend(layer.get_submodule("attention"), x)
+    return flow.attend(layer.get_submodule("cross_attention"), x, context)
+
+
+def _bridge_flow(module: nn.Module, flow: AttentionFlow, u: Tensor, z: Tensor) -> Tensor:
+    if not isinstance(module, Bridge):
+        raise DualfuseError(f"{type(module).__name__} is not a Bridge, so its attention cannot be explained")
+    return module.attention_flow(flow, u, z)
 
 
 def _both(make: Callable[[str], nn.Module]) -> nn.ModuleDict:
     return nn.ModuleDict({modality: make(modality) for modality in MODALITIES})
 
 
-def _each(modules: nn.Module) -> list[nn.Module]:
-    return list(modules.children())
-
-
 def _bridges(cfg: BridgeTowerConfig) -> Iterable[nn.Module]:
     for _ in cfg.resolved_tower_layers[1:]:
-        assert cfg.bridge != "none"  # feeds one layer
+        assert cfg.bridge != "none"  # without bridges one tower layer feeds
         yield bridge(cfg.bridge, cfg.width, cfg.heads)
 
 
-def _initialise(model: BridgeTower, std: float) -> None:
-    """Linear weights: normal of ``std``; embeddings: normal 0.02; biases 0; the rest as it builds itself."""
+def _initialize(model: BridgeTower, std: float) -> None:
+    """Initialize linear weights with ``std``, embeddings with 0.02 and biases with 0; other modules keep theirs."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)

@@ -10,70 +10,71 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.blocks import SHARED, Block, Route, one_expert
 from dualfuse.layers.embeddings import MaskedPatches, PatchEmbedding, Stem, TextEmbedding
 from dualfuse.layers.init import init_weights, init_weights_as_beit
 from dualfuse.layers.relative_bias import Grid, RelativeBias
-from dualfuse.models.base import MAX_DEPTH, Fused, KVCache, Tokens, VisionLanguageModel
-from dualfuse.models.kv_cache import Stack, decode_step, prefill
+from dualfuse.models.base import MAX_DEPTH, Capabilities, Fused, Tokens, VisionLanguageModel
+from dualfuse.models.kv_cache import KVCache, Stack, decode_step, prefill
 
-TEXT, IMAGE, BOTH = "text", "image", "vl"
-"""The experts: language, vision, vision-language."""
+TEXT, IMAGE, VL = "text", "image", "vl"
+"""Names of the experts: language, vision and vision-language."""
 
 
 @dataclass(frozen=True)
 class InitConfig:
-    """What the weights start from."""
+    """Initial weights."""
 
     std: float = 0.02
-    """Standard deviation of the linear layers; narrow models learn sooner with more, about 1 / sqrt(width)."""
+    """Standard deviation of linear layers; narrow models train faster with more, about 1 / sqrt(width)."""
     layer_scale: float = 0.1
-    """First value of LayerScale; 0: none."""
+    """Initial value of LayerScale; 0 disables it."""
     rule: Literal["vlmo", "beit"] = "vlmo"
-    """"beit": what images pass is drawn within one ``std``, and the outputs of attention and vision expert in layer
-    n (from 1) are divided by sqrt(2 n)."""
+    """"beit": the weights on the path of images are truncated at one ``std``, and the output weights of attention and
+    vision expert in layer n (from 1) are divided by sqrt(2 n)."""
 
 
 @dataclass(frozen=True)
 class VLMoConfig:
-    """The numbers of a VLMo; the defaults are the paper's base size with relative positions."""
+    """The sizes and options of a VLMo; the defaults are the paper's base size with relative positions."""
 
     width: int = 768
     depth: int = 12
     heads: int = 12
     vl_expert_start: int = 10
-    """First layer (from 0) with a vision-language expert; ``depth`` or more: none has one."""
+    """First layer (from 0) with a vision-language expert; with ``depth`` or more no layer has one."""
     patch_size: int = 16
     image_size: tuple[int, int] = (224, 224)
-    """Height and width the positions are made for; images of other sizes read resized positions."""
+    """Height and width that the positions are made for; other image sizes use resized positions."""
     vocab_size: int = 30_522
     text_length: int = 196
-    """Longest text the positions know."""
+    """Longest text that has positions, in tokens."""
     positions: Literal["relative", "absolute"] = "relative"
     init: InitConfig = InitConfig()
-    """What the weights start from."""
     drop_path: float = 0.1
-    """Stochastic depth of the last layer, rising from 0; as in the official code also the text embedding's dropout."""
+    """Stochastic depth of the last layer, rising from 0; also the text embedding's dropout, as in the official code."""
     experts: Literal["modality", "shared"] = "modality"
-    """"shared" is the standard Transformer of the paper's Table 5."""
+    """"modality": experts per modality; "shared": the standard Transformer of the paper's Table 5."""
     share_relative_bias: bool = False
-    """"alike": all layers read the mean of their relative positions, which start alike and stay so: as if they had one
-    table, BEiT's, and later stages can go on with a table for each."""
+    """Average the per-layer tables of relative positions, so that all layers share one, as in BEiT; a later stage can
+    continue with a table per layer."""
     separate_attention_until: int = 0
-    """Layers below this give each modality its own attention, to itself alone (Table 7; there: ``vl_expert_start``)."""
+    """Layers below this have one attention per modality, within that modality (Table 7, where it is
+    ``vl_expert_start``)."""
     stem: Stem = "linear"
-    """How patches are made; "convolution" learns quicker at small scale (not in the paper)."""
+    """Patch embedding: one linear map, or "convolution", which trains faster at small scale (not in the paper)."""
     image_slots: int = 1
-    """Images per text that the model can tell apart (NLVR2: 2)."""
+    """Number of images per text, each with its own type embedding (NLVR2: 2)."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no model."""
+        """Validate the sizes."""
         if not 1 <= self.depth <= MAX_DEPTH or self.vl_expert_start < 0:
             raise DualfuseError(
                 f"depth is {self.depth}, vl_expert_start {self.vl_expert_start}; give 1 to {MAX_DEPTH}, and at least 0"
             )
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
-            raise DualfuseError(f"image_size {self.image_size} is no multiple of the patch, {self.patch_size}")
+            raise DualfuseError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
     def build(self) -> VLMo:
         """Return the model with its initial weights."""
@@ -86,27 +87,23 @@ class VLMo(VisionLanguageModel):
     The three modes of the paper are three routes through the same blocks; in pairs the text comes first.
     """
 
-    can_generate = True
-
     def __init__(self, cfg: VLMoConfig) -> None:
-        """Draw initial weights by the rule of the official code (its std is 0.02; the bias table starts at zero)."""
+        """Initialize weights by the rule of the official code (std 0.02; the relative bias starts at zero)."""
         super().__init__()
         self.width = self.fused_width = self.text_width = cfg.width
-        self.vocab_size, self.vl_expert_start, self.separate_attention_until = (
-            cfg.vocab_size,
-            cfg.vl_expert_start,
-            cfg.separate_attention_until,
-        )
+        self.vocab_size = cfg.vocab_size
+        self.vl_expert_start, self.separate_attention_until = cfg.vl_expert_start, cfg.separate_attention_until
         if cfg.separate_attention_until > min(cfg.vl_expert_start, cfg.depth - 1):
             raise DualfuseError(
-                f"separate_attention_until={cfg.separate_attention_until}: the last of {cfg.depth} layers, and those with a "
-                f"vision-language expert (from {cfg.vl_expert_start}), see pairs as one sequence; give at most "
-                f"{min(cfg.vl_expert_start, cfg.depth - 1)}"
+                f"separate_attention_until is {cfg.separate_attention_until}, but the last of {cfg.depth} layers and "
+                f"those with a vision-language expert (from {cfg.vl_expert_start}) attend to pairs as one sequence; "
+                f"give at most {min(cfg.vl_expert_start, cfg.depth - 1)}"
             )
-        self.has_vl_experts = cfg.experts == "modality" and cfg.vl_expert_start < cfg.depth
+        self.num_itc_features = 2 if cfg.experts == "modality" and cfg.vl_expert_start < cfg.depth else 1
         window = (cfg.image_size[0] // cfg.patch_size, cfg.image_size[1] // cfg.patch_size)
         relative = cfg.positions == "relative"
-        self.can_drop_patches = not relative  # relative positions speak of whole grids
+        # relative positions index whole grids of patches
+        self.capabilities = Capabilities(generation=True, patch_dropout=not relative, unimodal_states=True)
         self.patches = PatchEmbedding(
             cfg.width, patch=cfg.patch_size, stem=cfg.stem, positions=None if relative else window
         )
@@ -129,89 +126,82 @@ class VLMo(VisionLanguageModel):
             init_weights_as_beit(self.patches, self.blocks, cfg.init.std)
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
-        """Return patches and class token of images (B, 3, H, W) with the type of their ``slot``."""
+        """Embed class token and patches of images (B, 3, H, W) with the type of their ``slot``."""
         if slot + 1 >= self.types.num_embeddings:
-            raise DualfuseError(f"slot {slot}: this model tells {self.types.num_embeddings - 1} images apart")
+            raise DualfuseError(f"slot {slot}: image_slots of this model is {self.types.num_embeddings - 1}")
         tokens, grid = self.patches(images)
-        return self._typed(tokens, grid, slot)
+        return self._image_tokens(tokens, grid, slot)
 
     def embed_masked_image(self, images: Tensor, hidden: MaskedPatches) -> Tokens:
-        """Return images (B, 3, H, W), the embeddings of some patches replaced before positions are added."""
+        """Embed images (B, 3, H, W); the embeddings of ``hidden`` patches are replaced before positions are added."""
         tokens, grid = self.patches(images, hidden)
-        return self._typed(tokens, grid, 0)
+        return self._image_tokens(tokens, grid, 0)
 
-    def _typed(self, tokens: Tensor, grid: Grid, slot: int) -> Tokens:
+    def _image_tokens(self, tokens: Tensor, grid: Grid, slot: int) -> Tokens:
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Tokens(IMAGE, (tokens + self.types.weight[1 + slot],), mask, grid)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
-        """Return word embeddings of texts (B, T)."""
+        """Embed the tokens of texts (B, T)."""
         return Tokens(TEXT, (self.words(ids) + self.types.weight[0],), mask.bool())
 
     def encode(self, tokens: Tokens) -> Tensor:
-        """Return the final state (B, D) of the first token, through the modality's own experts in every layer."""
+        """Return the final state (B, D) of the first token, with the modality's expert in every layer."""
         return self.token_states(tokens, tokens.first)[:, 0]
 
     def token_states(self, tokens: Tokens, positions: Tensor) -> Tensor:
-        """Return the final states (B, R, D) of ``positions`` (B, R), through the modality's own experts in every layer.
+        """Return the final states (B, R, D) at ``positions`` (B, R), with the modality's expert in every layer.
 
-        The last layer computes those rows alone.
+        The last layer computes those positions alone.
         """
         bias, last = self._bias(tokens), len(self.blocks) - 1
-        x = self._alone(tokens, bias, until=last)
+        x = self._run(tokens.states[0], tokens, bias, range(last), tokens.modality)
         return self._finish(x, tokens, bias, positions, start=last, expert=tokens.modality)
 
     def average_patches(self, image: Tokens) -> Tensor:
-        """Return the mean (B, D) over the patches of what the last layer gives, the class token left out."""
-        return self._alone(image, self._bias(image), until=len(self.blocks))[:, 1:].mean(1)
+        """Return the mean (B, D) of the last layer's patch states, without the class token and the final norm."""
+        x = self._run(image.states[0], image, self._bias(image), range(len(self.blocks)), IMAGE)
+        return x[:, 1:].mean(1)
 
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return maps (B, D, h, w) of the states of patches after some layers, counted from 1, before the last norm."""
+        """Return maps (B, D, h, w) of patch states after the layers ``after``, from 1, without the final norm."""
         if not 1 <= min(after) <= max(after) <= len(self.blocks):
-            raise DualfuseError(
-                f"states after the layers {tuple(after)} are wanted; this model has 1 to {len(self.blocks)}"
-            )
+            raise DualfuseError(f"layers {tuple(after)} are not all from 1 to {len(self.blocks)}, this model's layers")
         x, bias, maps = image.states[0], self._bias(image), dict[int, Tensor]()
         for layer in range(max(after)):
-            x = self.blocks[layer](x, one_expert(IMAGE, x), bias=_layer(bias, layer))
+            x = self._run(x, image, bias, range(layer, layer + 1), IMAGE)
             if layer + 1 in after:
                 maps[layer + 1] = x[:, 1:].transpose(1, 2).unflatten(2, image.grid)
         return tuple(maps[layer] for layer in after)
 
     def itc_features(self, tokens: Tokens) -> tuple[Tensor, ...]:
-        """Return the plain vector, and the one whose upper layers are the vision-language experts'.
+        """Return the embedding of :meth:`encode`, and the one with vision-language experts in the upper layers.
 
-        Both share the layers below ``vl_expert_start``. The second view is the official code's, not the paper's text.
+        Both share the layers below ``vl_expert_start``. The second is in the official code and not in the paper.
         """
         if self.num_itc_features == 1:
             return (self.encode(tokens),)
-        bias = self._bias(tokens)
-        x = self._alone(tokens, bias, until=self.vl_expert_start)
-        first, start = tokens.first, self.vl_expert_start
+        bias, start = self._bias(tokens), self.vl_expert_start
+        x = self._run(tokens.states[0], tokens, bias, range(start), tokens.modality)
         return tuple(
-            self._finish(x, tokens, bias, first, start=start, expert=name)[:, 0] for name in (tokens.modality, BOTH)
+            self._finish(x, tokens, bias, tokens.first, start=start, expert=expert)[:, 0]
+            for expert in (tokens.modality, VL)
         )
-
-    @property
-    def num_itc_features(self) -> int:
-        """Two if any layer has a vision-language expert, else one."""
-        return 2 if self.has_vl_experts else 1
 
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Fused:
-        """Let words and patches attend to each other; ``pooled`` is tanh(W x + b) of the first word's state."""
+        """Run text and image as one sequence; ``pooled`` is tanh(W x + b) of the first text token's state x."""
         length = text.mask.shape[1]
         bias = self._bias(image, text)
-        words, patches = text.states[0], image.states[0]
-        word_mask = text.mask if attention_mask is None else text.mask[:, None] & attention_mask[:length, :length]
+        x, y = text.states[0], image.states[0]
+        text_mask = text.mask if attention_mask is None else text.mask[:, None] & attention_mask[:length, :length]
         for layer, block in enumerate(self.blocks[: self.separate_attention_until]):
-            word_bias, patch_bias = _layer(bias, layer), _layer(bias, layer)
-            if bias is not None:
-                word_bias, patch_bias = bias[layer, :, :length, :length], bias[layer, :, length:, length:]
-            words = block(words, one_expert(TEXT, words), mask=word_mask, bias=word_bias)
-            patches = block(patches, one_expert(IMAGE, patches), bias=patch_bias)
-        x = torch.cat([words, patches], dim=1)
+            text_bias = None if bias is None else bias[layer, :, :length, :length]
+            image_bias = None if bias is None else bias[layer, :, length:, length:]
+            x = block(x, one_expert(TEXT, x), mask=text_mask, bias=text_bias)
+            y = block(y, one_expert(IMAGE, y), bias=image_bias)
+        x = torch.cat([x, y], dim=1)
         mask = torch.cat([text.mask, image.mask], dim=1)
         mask = mask if attention_mask is None else mask[:, None] & attention_mask
         for layer in range(self.separate_attention_until, len(self.blocks) - 1):
@@ -221,76 +211,86 @@ class VLMo(VisionLanguageModel):
             x = self.norm(self.blocks[last](x, self._route(last, text, image), mask=mask, bias=_layer(bias, last)))
             return Fused(x[:, :length], x[:, length:], lambda: self.pool(x[:, 0]))
         positions = torch.cat([positions.new_zeros(len(positions), 1), positions], dim=1)
-        route = one_expert(BOTH if last >= self.vl_expert_start else TEXT, positions)
+        route = one_expert(VL if last >= self.vl_expert_start else TEXT, positions)
         x = self.norm(self.blocks[last](x, route, mask=mask, bias=_layer(bias, last), positions=positions))
         return Fused(x[:, 1:], x[:, :0], lambda: self.pool(x[:, 0]))
 
-    def prefill(self, image: Tokens, longest: int) -> KVCache:
-        """Remember images layer by layer, through the experts of pairs."""
-        bias, of_image, of_words = self._biases(longest, image.grid), None, None
-        if bias is not None:  # keys of words: the image, then the text
-            of_image, of_words = bias[:, :, longest:, longest:], bias[:, :, :longest].roll(-longest, dims=3)
-        images = prefill(self._stack(IMAGE), image.states[0], of_image)
-        return KVCache(images, torch.arange(len(image), device=image.device), of_words)
+    def prefill(self, image: Tokens, max_length: int) -> KVCache:
+        """Run images with the experts of fusion, and return the cache for texts of up to ``max_length`` tokens."""
+        bias, image_bias, text_bias = self._relative_bias(max_length, image.grid), None, None
+        if bias is not None:  # the keys of text tokens are the image, then the text
+            image_bias = bias[:, :, max_length:, max_length:]
+            text_bias = bias[:, :, :max_length].roll(-max_length, dims=3)
+        images = prefill(self._stack(IMAGE), image.states[0], image_bias)
+        return KVCache(images, torch.arange(len(image), device=image.device), text_bias)
 
-    def decode_step(self, past: KVCache, text: Tokens) -> tuple[Tensor, KVCache]:
-        """Run the words that are new, through the experts of pairs."""
-        x, past = decode_step(self._stack(TEXT), past, text.states[0][:, len(past) :])
-        return self.norm(x[:, -1]), past
+    def decode_step(self, cache: KVCache, text: Tokens) -> tuple[Tensor, KVCache]:
+        """Run the tokens of ``text`` that are not in ``cache``, with the experts of fusion."""
+        x, cache = decode_step(self._stack(TEXT), cache, text.states[0][:, len(cache) :])
+        return self.norm(x[:, -1]), cache
+
+    def attention_flow(self, flow: AttentionFlow, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the relevance of text and image; text and image are one sequence where they share an attention."""
+        blocks = [block.get_submodule("attention") for block in self.blocks]
+        for attention in blocks[: self.separate_attention_until]:
+            text = flow.attend(attention.get_submodule(TEXT), text)
+            image = flow.attend(attention.get_submodule(IMAGE), image)
+        x = torch.cat([text, image])
+        for attention in blocks[self.separate_attention_until :]:
+            x = flow.attend(attention.get_submodule(SHARED), x)
+        return x[: len(text)], x[len(text) :]
 
     def pool(self, x: Tensor) -> Tensor:
         """Return tanh(W x + b)."""
         return torch.tanh(self.pooler(x))
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
-        """List the blocks."""
+        """Return the blocks."""
         return iter(self.blocks)
 
     def lr_layers(self) -> Iterable[tuple[nn.Module, ...]]:
-        """List the embeddings, then the blocks; the position bias of all layers is one, and lies above them."""
+        """Return the embeddings, then each block; the relative bias serves all layers and counts with the heads."""
         return (self.patches, self.words, self.types), *((block,) for block in self.blocks)
 
     def _bias(self, tokens: Tokens, text: Tokens | None = None) -> Tensor | None:
-        """Gather the bias of all layers once for one mode: (L, H, N, N)."""
-        words = text if text is not None else tokens
-        return self._biases(words.mask.shape[1] if words.modality == TEXT else 0, tokens.grid)
+        """Return the relative bias (L, H, N, N) of one modality, or of an image and a ``text``; None without one."""
+        of_text = tokens if text is None else text
+        return self._relative_bias(of_text.mask.shape[1] if of_text.modality == TEXT else 0, tokens.grid)
 
-    def _biases(self, length: int, grid: tuple[int, ...]) -> Tensor | None:
+    def _relative_bias(self, length: int, grid: tuple[int, ...]) -> Tensor | None:
         if self.relative_bias is None:
             return None
         bias = self.relative_bias(text=length, grid=(grid[0], grid[1]) if grid else ())
         return bias.mean(0, keepdim=True).expand_as(bias) if self.share_relative_bias else bias
 
     def _stack(self, modality: str) -> Stack:
-        """Return the blocks with the experts that a modality passes in pairs."""
-        layers = ((layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block))  # all are
-        return tuple((block, BOTH if layer >= self.vl_expert_start else modality) for layer, block in layers)
+        """Return the blocks with the expert of one modality in fusion."""
+        layers = ((layer, block) for layer, block in enumerate(self.blocks) if isinstance(block, Block))
+        return tuple((block, VL if layer >= self.vl_expert_start else modality) for layer, block in layers)
 
     def _route(self, layer: int, text: Tokens, image: Tokens) -> Route:
         lengths = text.mask.shape[1], image.mask.shape[1]
-        return ((BOTH, sum(lengths)),) if layer >= self.vl_expert_start else ((TEXT, lengths[0]), (IMAGE, lengths[1]))
+        return ((VL, sum(lengths)),) if layer >= self.vl_expert_start else ((TEXT, lengths[0]), (IMAGE, lengths[1]))
 
-    def _alone(self, tokens: Tokens, bias: Tensor | None, *, until: int) -> Tensor:
-        x, mask = tokens.states[0], _mask(tokens)
-        for layer in range(until):
-            x = self.blocks[layer](x, one_expert(tokens.modality, x), mask=mask, bias=_layer(bias, layer))
+    def _run(self, x: Tensor, tokens: Tokens, bias: Tensor | None, layers: range, expert: str) -> Tensor:
+        """Run some layers on one modality alone, with one expert."""
+        for layer in layers:
+            x = self.blocks[layer](x, one_expert(expert, x), mask=_mask(tokens), bias=_layer(bias, layer))
         return x
 
     def _finish(
         self, x: Tensor, tokens: Tokens, bias: Tensor | None, positions: Tensor, *, start: int, expert: str
     ) -> Tensor:
-        """Run the layers from ``start`` with one expert; the last computes ``positions`` (B, R) only."""
-        mask, last = _mask(tokens), len(self.blocks) - 1
-        for layer in range(start, last):
-            x = self.blocks[layer](x, one_expert(expert, x), mask=mask, bias=_layer(bias, layer))
-        return self.norm(
-            self.blocks[last](x, one_expert(expert, positions), mask=mask, bias=_layer(bias, last), positions=positions)
-        )
+        """Run the layers from ``start`` with one expert; the last layer computes ``positions`` (B, R) alone."""
+        last, route = len(self.blocks) - 1, one_expert(expert, positions)
+        x = self._run(x, tokens, bias, range(start, last), expert)
+        x = self.blocks[last](x, route, mask=_mask(tokens), bias=_layer(bias, last), positions=positions)
+        return self.norm(x)
 
 
 def _blocks(cfg: VLMoConfig) -> Iterable[Block]:
     for layer in range(cfg.depth):
-        experts = (TEXT, IMAGE, BOTH) if layer >= cfg.vl_expert_start else (TEXT, IMAGE)
+        experts = (TEXT, IMAGE, VL) if layer >= cfg.vl_expert_start else (TEXT, IMAGE)
         yield Block(
             cfg.width,
             heads=cfg.heads,

@@ -12,7 +12,8 @@ from dataclasses import replace
 from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
@@ -20,8 +21,8 @@ BASE = BridgeTowerConfig()
 """CLIP ViT-B/16, RoBERTa base, 6 cross-modal layers of 768."""
 
 LARGE = BridgeTowerConfig(
-    image=ImageTowerConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
-    text=TextTowerConfig(width=1024, depth=24, heads=16, feed_forward=4096),
+    image=CLIPViTConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
+    text=RobertaConfig(width=1024, depth=24, heads=16, feed_forward=4096),
     width=1024,
     heads=16,
     feed_forward=4096,

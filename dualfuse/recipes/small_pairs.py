@@ -7,7 +7,8 @@ from dataclasses import replace
 from dualfuse.data.image.transform import Augment
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -30,8 +31,8 @@ SMALL = VLMoConfig(width=384, depth=12, heads=6, vl_expert_start=10, image_size=
 """12 layers of 384 for images of 224 pixels: one GPU, a day."""
 
 BRIDGETOWER_NANO = BridgeTowerConfig(
-    image=ImageTowerConfig(width=64, depth=2, image_size=(64, 64), stem="convolution"),
-    text=TextTowerConfig(
+    image=CLIPViTConfig(width=64, depth=2, image_size=(64, 64), stem="convolution"),
+    text=RobertaConfig(
         width=64, depth=2, heads=2, feed_forward=256, vocab_size=NANO.vocab_size, text_length=16, pad_id=0
     ),
     width=64,

@@ -15,7 +15,7 @@ from dualfuse.layers.blocks import Expert
 from dualfuse.layers.embeddings import PatchEmbedding
 from dualfuse.layers.heads import MLMHead
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.models.towers import ImageTower
+from dualfuse.models.towers.clip_vit import CLIPViT
 from dualfuse.recipe import Optim
 from dualfuse.tasks.base import Task
 
@@ -80,7 +80,7 @@ def _matrices(module: nn.Module) -> set[Tensor]:
 
 def _released(module: nn.Module) -> set[Tensor]:
     """The released rule goes by spelling, and misses "norm2_text.weight", "ln_1.weight", "vqa_classifier.1.weight"."""
-    spared = _norms(module, VisionLanguageModel, MLMHead) - _norms(module, Expert, ImageTower)
+    spared = _norms(module, VisionLanguageModel, MLMHead) - _norms(module, Expert, CLIPViT)
     return {
         parameter for name, parameter in module.named_parameters() if "bias" not in name and parameter not in spared
     }

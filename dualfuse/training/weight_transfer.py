@@ -14,7 +14,8 @@ from dualfuse.layers.blocks import Block
 from dualfuse.layers.embeddings import PatchEmbedding, TextEmbedding, resize_positions
 from dualfuse.layers.relative_bias import RelativeBias, cut_texts, of_images, resize_table
 from dualfuse.models.bridgetower import BridgeTower
-from dualfuse.models.towers import ImageTower, RobertaEmbeddings
+from dualfuse.models.towers.clip_vit import CLIPViT
+from dualfuse.models.towers.roberta import RobertaEmbeddings
 from dualfuse.models.vlmo import VLMo
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
@@ -130,7 +131,7 @@ def _resized(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> t
         if before.window is None or after.window is None or before.window == after.window:
             return None
         return resize_positions(tensor, before.window, after.window), _bicubic(before.window, after.window)
-    if isinstance(before, ImageTower) and isinstance(after, ImageTower) and name.endswith(".positions"):
+    if isinstance(before, CLIPViT) and isinstance(after, CLIPViT) and name.endswith(".positions"):
         if before.window == after.window:
             return None
         return resize_positions(tensor[None], before.window, after.window)[0], _bicubic(before.window, after.window)
@@ -162,7 +163,7 @@ def _owner(task: nn.Module, name: str) -> nn.Module | None:
         except AttributeError:
             continue
         if isinstance(
-            module, RelativeBias | PatchEmbedding | ImageTower | TextEmbedding | RobertaEmbeddings | VLMo | BridgeTower
+            module, RelativeBias | PatchEmbedding | CLIPViT | TextEmbedding | RobertaEmbeddings | VLMo | BridgeTower
         ):
             return module
     return None

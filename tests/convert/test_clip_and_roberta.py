@@ -73,10 +73,10 @@ def test_they_compute_the_same(pil_images: CLIPVisionModel, words: RobertaForMas
     after = (
         pil_images.post_layernorm if hasattr(pil_images, "post_layernorm") else pil_images.vision_model.post_layernorm
     )
-    (ours,), _ = task.model.image_tower(images, (2,))
+    (ours,) = task.model.image_tower(images, (2,)).states
     torch.testing.assert_close(ours, after(theirs[-1]), rtol=1e-4, atol=1e-4)
     said = words(ids, attention_mask=(ids != 1).long(), output_hidden_states=True)
-    (states,) = task.model.text_tower(ids, ids != 1, (2,))
+    (states,) = task.model.text_tower(ids, ids != 1, (2,)).states
     torch.testing.assert_close(states[ids != 1], said.hidden_states[-1][ids != 1], rtol=1e-4, atol=1e-4)
     logits = task.mlm_head(states[1])
     torch.testing.assert_close(logits, said.logits[1], rtol=1e-3, atol=1e-3)

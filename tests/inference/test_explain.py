@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse import hub
-from dualfuse.inference.attention_maps import record_attention
+from dualfuse.errors import DualfuseError
+from dualfuse.inference.attention_maps import Recorded, record_attention
 from dualfuse.inference.explain import WHOLE, Explanation, explain
 from dualfuse.inference.heat_map_grid import HOT, explain_command, heat_map_grid
-from dualfuse.inference.relevance import Relevance, attention_flow, halves
+from dualfuse.layers.attention_flow import AttentionFlow, rollout
+from dualfuse.layers.bridges import Bridge
 from dualfuse.models.base import ModelConfig, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTower
+from dualfuse.models.towers.base import Tower
+from dualfuse.models.towers.roberta import Roberta
 from dualfuse.models.vlmo import InitConfig, VLMo
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
@@ -134,18 +138,25 @@ def projected(module: nn.Module, x: Tensor, context: Tensor) -> tuple[Tensor, Te
     return module.query(x), module.key(context)
 
 
+def followed(model: VisionLanguageModel, recorded: Recorded) -> tuple[Tensor, Tensor]:
+    """Return the relevance of text and image by rollout, for the first pair."""
+    identity = torch.eye(WORDS + PATCHES)
+    flow = AttentionFlow(lambda module: recorded[module][0][0].mean(0), rollout)
+    return model.attention_flow(flow, identity[:WORDS], identity[WORDS:])
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_rollout_rows_add_up_to_one(name: str) -> None:
+def test_rollout_rows_sum_to_one(name: str) -> None:
     model = built(MODELS[name])
     with torch.no_grad(), record_attention(model) as found:
         fuse(model)
-    flow = attention_flow(model, lambda module: found[module][0][0].mean(0), Relevance.start(WORDS, PATCHES), halves)
-    assert flow.words.shape == (WORDS, WORDS + PATCHES)
-    assert flow.patches.shape == (PATCHES, WORDS + PATCHES)
-    both = torch.cat([flow.words, flow.patches])
-    assert_close(both.sum(1), torch.ones(len(both)))
-    assert (both > 0).any(0).all()
-    assert (flow.words[:, WORDS:] > 0).all()  # every word has seen every patch
+    text, image = followed(model, found)
+    assert text.shape == (WORDS, WORDS + PATCHES)
+    assert image.shape == (PATCHES, WORDS + PATCHES)
+    relevance = torch.cat([text, image])
+    assert_close(relevance.sum(1), torch.ones(len(relevance)))
+    assert (relevance > 0).any(0).all()
+    assert (text[:, WORDS:] > 0).all()  # every word has attended to every patch
 
 
 def test_rollout_is_a_product_of_matrices() -> None:
@@ -157,8 +168,8 @@ def test_rollout_is_a_product_of_matrices() -> None:
     for block in model.blocks:
         attention = found[block.get_submodule("attention.shared")][0][0].double().numpy().mean(0)
         product = (0.5 * attention + 0.5 * np.eye(len(attention))) @ product
-    flow = attention_flow(model, lambda module: found[module][0][0].mean(0), Relevance.start(WORDS, PATCHES), halves)
-    assert_close(torch.cat([flow.words, flow.patches]), torch.tensor(product, dtype=torch.float32))
+    text, image = followed(model, found)
+    assert_close(torch.cat([text, image]), torch.tensor(product, dtype=torch.float32))
 
 
 def test_training_is_refused() -> None:
@@ -325,7 +336,7 @@ def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
     [
         (PairsConfig(itm_weight=0), TEXT, "questions, labels or matching"),
         (MaskedTextConfig(), TEXT, "looks at no image"),
-        (PairsConfig(), "a [MASK]", "has a mask"),
+        (PairsConfig(), "a [MASK]", r"has a \[MASK\]"),
         (EntailmentConfig(), "", "no text"),
     ],
 )
@@ -334,15 +345,36 @@ def test_what_cannot_be_explained(tmp_path: Path, task: TaskConfig, text: str, m
         explain(saved(tmp_path, task, VLMO), png_image(1), text)
 
 
-def test_a_model_with_other_layers_is_refused() -> None:
-    class Other(BridgeTower):
-        pass
+def test_a_bridge_without_a_flow_is_refused(tmp_path: Path) -> None:
+    class Maximum(Bridge):
+        def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+            return torch.maximum(u, z)
 
-    assert attention_flow(
-        Other(BRIDGETOWER), lambda _: torch.zeros(1, 1), Relevance.start(1, 1), halves
-    )  # one that adds to ours
-    with pytest.raises(ValueError, match="not known here"):
-        attention_flow(nn.Linear(1, 1), lambda _: torch.zeros(1, 1), Relevance.start(1, 1), halves)  # type: ignore[arg-type]
+    loaded = saved(tmp_path, EntailmentConfig(), BRIDGETOWER)
+    assert isinstance(loaded.task.model, BridgeTower)
+    for module, message in ((Maximum(32), "Maximum does not define attention_flow"), (Sum(), "Sum is not a Bridge")):
+        loaded.task.model.bridges["text"][0] = module
+        with pytest.raises(DualfuseError, match=message):
+            explain(loaded, png_image(1), TEXT)
+
+
+class Sum(nn.Module):
+    """A bridge that is not one of the library's."""
+
+    def forward(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
+        return u + z
+
+
+def test_a_model_or_tower_without_a_flow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    identity, flow = torch.eye(2), AttentionFlow(lambda _: torch.eye(1), rollout)
+    model = built(BRIDGETOWER)
+    assert isinstance(model, BridgeTower)
+    monkeypatch.setattr(Roberta, "attention_flow", Tower.attention_flow)
+    with pytest.raises(DualfuseError, match="Roberta does not define attention_flow"):
+        model.attention_flow(flow, identity[:1], identity[1:])
+    monkeypatch.setattr(BridgeTower, "attention_flow", VisionLanguageModel.attention_flow)
+    with pytest.raises(DualfuseError, match="BridgeTower does not define attention_flow"):
+        model.attention_flow(flow, identity[:1], identity[1:])
 
 
 def test_the_hottest_patch_is_drawn_where_it_is() -> None:

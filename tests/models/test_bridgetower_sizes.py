@@ -14,11 +14,12 @@ from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
 from dualfuse.layers.heads import MLMHead
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 LARGE = BridgeTowerConfig(
-    image=ImageTowerConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
-    text=TextTowerConfig(width=1024, depth=24, heads=16, feed_forward=4096),
+    image=CLIPViTConfig(width=1024, depth=24, patch_size=14, image_size=(294, 294)),
+    text=RobertaConfig(width=1024, depth=24, heads=16, feed_forward=4096),
     width=1024,
     heads=16,
     feed_forward=4096,

@@ -10,7 +10,8 @@ from tiny import BRIDGETOWER, MODEL
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.models.base import KVCache, seq2seq_attention_mask
+from dualfuse.models.base import seq2seq_attention_mask
+from dualfuse.models.kv_cache import KVCache
 from dualfuse.models.vlmo import InitConfig, VLMo
 
 TINY = replace(MODEL, depth=3, vl_expert_start=2, drop_path=0.0)
@@ -93,20 +94,22 @@ def test_padding_is_seen_by_no_word(model: VLMo) -> None:
 def test_what_is_remembered_is_what_would_be_computed(model: VLMo) -> None:
     """Three texts of two images are written as a beam does it: a mask is read, replaced, and texts change places."""
     given, mask = images(), 4
-    past = model.prefill(model.embed_image(given), longest=9).take(torch.tensor([0, 0, 1]))
+    past = model.prefill(model.embed_image(given), max_length=9).take(torch.tensor([0, 0, 1]))
     said, about = ids(3, 1), torch.tensor([0, 0, 1])
     for step, order in enumerate(([0, 1, 2], [1, 1, 2], [0, 2, 1], [2, 0, 1], [0, 1, 2])):
         past, said, about = past.take(torch.tensor(order)), said[order], about[order]
         asked = torch.cat([said, torch.full((3, 1), mask)], dim=1)
         state, past = model.decode_step(past, model.embed_text(asked, torch.ones_like(asked)))
         assert_close(state, whole(model, given[about], asked), atol=1e-5, rtol=1e-5)
-        assert len(past) == 1 + step and torch.equal(past.about, about)
+        assert len(past) == 1 + step and torch.equal(past.image_index, about)
         said = torch.cat([said, ids(3, 9)[:, step : step + 1]], dim=1)
 
 
 def test_several_words_at_once_are_one_after_the_other(model: VLMo) -> None:
     words, image = ids(2, 6), model.embed_image(images())
-    state, past = model.decode_step(model.prefill(image, longest=12), model.embed_text(words, torch.ones_like(words)))
+    state, past = model.decode_step(
+        model.prefill(image, max_length=12), model.embed_text(words, torch.ones_like(words))
+    )
     assert_close(state, whole(model, images(), words), atol=1e-5, rtol=1e-5)
     assert len(past) == 5
     longer = torch.cat([words, ids(2, 3)], dim=1)
@@ -117,7 +120,7 @@ def test_several_words_at_once_are_one_after_the_other(model: VLMo) -> None:
 def test_a_text_longer_than_the_model_knows_is_refused() -> None:
     model = VARIANTS["relative"].build()
     with pytest.raises(ValueError, match="a text of 13 tokens is longer than the 12"):
-        model.prefill(model.embed_image(images()), longest=13)
+        model.prefill(model.embed_image(images()), max_length=13)
 
 
 def test_bridgetower_says_why_it_writes_nothing() -> None:
@@ -129,5 +132,5 @@ def test_bridgetower_says_why_it_writes_nothing() -> None:
         lambda: model.prefill(image, 4),
         lambda: model.decode_step(KVCache((), torch.arange(2)), text),
     ):
-        with pytest.raises(ValueError, match=r"BridgeTower writes no captions: .* Take a VLMo"):
+        with pytest.raises(ValueError, match=r"BridgeTower cannot generate captions: .* Use a VLMo"):
             ask()

@@ -208,11 +208,11 @@ def test_words_that_see_no_later_ones(variant: str) -> None:
     assert_close(fused.image[0], wanted[4:], atol=1e-10, rtol=1e-10)
     some = model.fuse(image, text, positions=torch.tensor([[3, 1]]), attention_mask=seq2seq_attention_mask(4, 7))
     assert_close(some.text[0], wanted[[3, 1]], atol=1e-10, rtol=1e-10)
-    past = model.prefill(image, longest=6)
+    cache = model.prefill(image, max_length=6)
     for length in range(1, 5):
-        said = model.embed_text(torch.tensor([ids[:length]]), torch.ones(1, length))
-        state, past = model.decode_step(past, said)
-        assert len(past) == length - 1
+        text = model.embed_text(torch.tensor([ids[:length]]), torch.ones(1, length))
+        state, cache = model.decode_step(cache, text)
+        assert len(cache) == length - 1
         assert_close(state[0], wanted[length - 1], atol=1e-10, rtol=1e-10)
 
 

@@ -90,9 +90,9 @@ def test_slots_tell_pictures_apart() -> None:
     first, second = model.embed_image(images), model.embed_image(images, slot=1)
     difference = (second.states[0] - first.states[0])[0]
     assert_close(difference, (model.types.weight[2] - model.types.weight[1]).expand_as(difference))
-    with pytest.raises(ValueError, match="slot 2: this model tells 2 images apart"):
+    with pytest.raises(ValueError, match="slot 2: image_slots of this model is 2"):
         model.embed_image(images, slot=2)
-    with pytest.raises(ValueError, match="slot 1: this model tells 1 images apart"):
+    with pytest.raises(ValueError, match="slot 1: image_slots of this model is 1"):
         stirred(TINY).embed_image(images, slot=1)
 
 
@@ -125,7 +125,7 @@ def test_separate_attention_ends_below_the_last_layer_and_the_joint_experts(
     vl_expert_start: int, separate_attention_until: int
 ) -> None:
     with pytest.raises(
-        ValueError, match=f"separate_attention_until={separate_attention_until}.*give at most {min(vl_expert_start, 2)}"
+        ValueError, match=f"separate_attention_until is {separate_attention_until}.*give at most {min(vl_expert_start, 2)}"
     ):
         replace(TINY, vl_expert_start=vl_expert_start, separate_attention_until=separate_attention_until).build()
 

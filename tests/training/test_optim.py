@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers import ImageTowerConfig, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Optim
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
@@ -201,8 +202,8 @@ def test_clipping_by_hand() -> None:
 
 def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
     config = BridgeTowerConfig(
-        image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
-        text=TextTowerConfig(width=64, depth=2, heads=2, feed_forward=32, vocab_size=20, text_length=8),
+        image=CLIPViTConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
+        text=RobertaConfig(width=64, depth=2, heads=2, feed_forward=32, vocab_size=20, text_length=8),
         width=64,
         heads=2,
         feed_forward=32,
@@ -252,8 +253,8 @@ def test_learning_rates_that_fall_with_depth() -> None:
 def test_layers_above_that_do_not_learn_do_not_count() -> None:
     """Of a BridgeTower images alone pass one tower: its top layer is the one below the head."""
     config = BridgeTowerConfig(
-        image=ImageTowerConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
-        text=TextTowerConfig(width=64, depth=3, heads=2, feed_forward=32, vocab_size=20, text_length=8),
+        image=CLIPViTConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
+        text=RobertaConfig(width=64, depth=3, heads=2, feed_forward=32, vocab_size=20, text_length=8),
         width=64,
         heads=2,
         feed_forward=32,

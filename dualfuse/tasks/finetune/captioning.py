@@ -17,7 +17,7 @@ from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform, apply_mask, load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import MLMHead
-from dualfuse.models.base import Tokens, VisionLanguageModel, cannot_generate, seq2seq_attention_mask
+from dualfuse.models.base import Tokens, VisionLanguageModel, generation_error, seq2seq_attention_mask
 from dualfuse.tasks.base import Processor, Task, TaskOutput
 from dualfuse.tasks.finetune.beam_search import Beam, beam_search
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
@@ -106,8 +106,8 @@ class Captioning(Task):
     def __init__(self, cfg: CaptioningConfig, model: VisionLanguageModel) -> None:
         """Refuse a model whose images see whole texts."""
         super().__init__()
-        if not model.can_generate:
-            raise DualfuseError(cannot_generate(model))
+        if not model.capabilities.generation:
+            raise generation_error(model)
         self.cfg, self.model = cfg, model
         self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
 
@@ -147,7 +147,7 @@ class CaptionDecoder:
         """Read the images."""
         names = load_tokenizer(text.tokenizer)
         self.task, self.mask = task, names.mask_id
-        self.past = task.model.prefill(image, text.length)
+        self.cache = task.model.prefill(image, text.length)
         allowed = torch.arange(task.model.vocab_size) < names.vocab_size  # published tables have rows of no word
         allowed[[names.start, names.pad_id, names.mask_id]] = False
         self.allowed = allowed.to(image.device)
@@ -156,5 +156,5 @@ class CaptionDecoder:
         """Return log-probabilities (R, V) of the word behind ids (R, t), which begin with the rows ``origin`` (R,)."""
         asked = torch.cat([ids, ids.new_full((len(ids), 1), self.mask)], dim=1)
         text = self.task.model.embed_text(asked, torch.ones_like(asked))
-        state, self.past = self.task.model.decode_step(self.past.take(origin), text)
+        state, self.cache = self.task.model.decode_step(self.cache.take(origin), text)
         return self.task.mlm_head(state).float().where(self.allowed, float("-inf")).log_softmax(-1)

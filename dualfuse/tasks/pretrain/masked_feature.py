@@ -6,11 +6,10 @@ frozen model, compared by their cosine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -91,28 +90,13 @@ class MaskedFeature(MaskedImage):
         return found
 
 
-@runtime_checkable
-class Towers(Protocol):
-    """A model whose images pass a tower of their own."""
-
-    depths: Mapping[str, int]
-
-    def image_tower(self, images: Tensor, wanted: Sequence[int]) -> tuple[tuple[Tensor, ...], tuple[int, int]]:
-        """Return the normalised states (B, 1 + P, D) after the layers that are wanted."""
-        ...
-
-
 def patch_states(model: object, images: Tensor) -> Tensor:
-    """Return the last states (B, P, D) of the patches of images alone; ``DualfuseError`` for a model without."""
-    if isinstance(model, Towers):
-        return model.image_tower(images, (model.depths["image"] - 1,))[0][0][:, 1:]
+    """Return the final states (B, P, D) of image patches. Raises DualfuseError for a model that has none."""
     if not isinstance(model, VisionLanguageModel):
         raise DualfuseError(
-            f"a {type(model).__name__} teaches no patches; give the folder of a VLMo, BridgeTower or METER"
+            f"a {type(model).__name__} has no patch states to teach; give the folder of a VLMo, BridgeTower or METER"
         )
-    tokens = model.embed_image(images)
-    rows = torch.arange(1, tokens.states[0].shape[1], device=images.device)
-    return model.token_states(tokens, rows.expand(len(images), -1))
+    return model.patch_states(images)
 
 
 @lru_cache(maxsize=2)

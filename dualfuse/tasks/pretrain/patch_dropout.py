@@ -25,7 +25,7 @@ def check_patch_dropout(dropout: float, model: VisionLanguageModel) -> None:
     """Raise ``DualfuseError`` for a share outside [0, 1), and for a model that cannot encode part of an image."""
     if not 0 <= dropout < 1:
         raise DualfuseError(f"patch_dropout is {dropout}; give the share of patches to drop: at least 0 and below 1")
-    if dropout and not model.can_drop_patches:
+    if dropout and not model.capabilities.patch_dropout:
         raise DualfuseError(
             f"patch_dropout is {dropout}, but this {type(model).__name__} encodes whole images only: relative positions "
             "need the whole grid, and BridgeTower's towers serve ITC and fusion in one pass. Choose a VLMo with "

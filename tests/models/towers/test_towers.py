@@ -13,10 +13,11 @@ from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
-from dualfuse.models.towers import ImageTower, ImageTowerConfig, RobertaEmbeddings, TextTower, TextTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViT, CLIPViTConfig
+from dualfuse.models.towers.roberta import Roberta, RobertaConfig, RobertaEmbeddings
 
-IMAGE = ImageTowerConfig(width=64, depth=4, patch_size=8, image_size=(16, 24))
-TEXT = TextTowerConfig(width=64, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=9)
+IMAGE = CLIPViTConfig(width=64, depth=4, patch_size=8, image_size=(16, 24))
+TEXT = RobertaConfig(width=64, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=9)
 MODEL = BridgeTowerConfig(image=IMAGE, text=TEXT, width=64, heads=2, feed_forward=32, layers=3, dropout=0.0)
 METER = replace(MODEL, bridge="none")
 IDS = torch.tensor([[0, 7, 8, 9, 2], [0, 5, 2, 1, 1]])
@@ -91,12 +92,12 @@ def test_towers_run_once_however_often_their_tokens_are_fused() -> None:
 @torch.no_grad()
 def test_layers_above_the_last_wanted_one_are_not_run(wanted: tuple[int, ...]) -> None:
     """And what is wanted comes in the order in which it was asked for."""
-    image, text = ImageTower(IMAGE).eval(), TextTower(TEXT, dropout=0.1).eval()
-    all_images, grid = image(IMAGES, range(4))
-    all_texts = text(IDS, MASK, range(4))
+    image, text = CLIPViT(IMAGE).eval(), Roberta(TEXT, dropout=0.1).eval()
+    all_images, grid = (output := image(IMAGES, range(4))).states, output.grid
+    all_texts = text(IDS, MASK, range(4)).states
     assert grid == (2, 3) and len(all_images) == len(all_texts) == 4
     image_calls, text_calls = counted(image), counted(text)
-    images, texts = image(IMAGES, wanted)[0], text(IDS, MASK, wanted)
+    images, texts = image(IMAGES, wanted).states, text(IDS, MASK, wanted).states
     assert layers(image_calls, "blocks.") == layers(text_calls, "layers.") == list(range(1 + max(wanted)))
     assert image_calls["norm_after"] == len(wanted)
     for place, number in enumerate(wanted):
@@ -106,10 +107,10 @@ def test_layers_above_the_last_wanted_one_are_not_run(wanted: tuple[int, ...]) -
 
 @torch.no_grad()
 def test_what_a_tower_gives_is_normalised_and_what_goes_on_is_not() -> None:
-    tower = ImageTower(IMAGE).eval()
+    tower = CLIPViT(IMAGE).eval()
     nn.init.constant_(tower.norm_after.bias, 3.0)
     x, _ = tower.embed(IMAGES)
-    states, _ = tower(IMAGES, range(4))
+    states = tower(IMAGES, range(4)).states
     for block, state in zip(tower.blocks, states, strict=True):
         x = block(x)
         assert_close(state, tower.norm_after(x))
@@ -129,7 +130,7 @@ def test_a_tower_of_eleven_blocks() -> None:
     deeper = built(METER)
     deeper.load_state_dict(model.state_dict(), strict=False)
     assert (model.encode(image) - deeper.encode(deeper.embed_image(IMAGES))).abs().max() > 1e-3
-    published = BridgeTowerConfig(image=ImageTowerConfig(depth=11), bridge="none")
+    published = BridgeTowerConfig(image=CLIPViTConfig(depth=11), bridge="none")
     with torch.device("meta"):
         assert len(published.build().image_tower.blocks) == 11
 
@@ -139,8 +140,8 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
     """Counted down from the top; the top itself is always run, for the vectors of contrast."""
     model = built(replace(MODEL, tower_layers=(3, 1)))
     image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
-    images, _ = model.image_tower(IMAGES, (0, 2, 3))
-    texts = model.text_tower(IDS, MASK, (0, 2, 3))
+    images = model.image_tower(IMAGES, (0, 2, 3)).states
+    texts = model.text_tower(IDS, MASK, (0, 2, 3)).states
     for tokens, states, row in ((image, images, 1), (text, texts, 0)):
         alone, *fed = tokens.states
         assert torch.equal(alone, states[2][:, :1])
@@ -158,17 +159,21 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
         (IMAGE, {"depth": 0}, "width is 64, depth 0; give a multiple of 64, and 1 to 1000"),
         (TEXT, {"depth": 1001}, "depth is 1001; give 1 to 1000"),
         (MODEL, {"layers": 1001}, "layers is 1001; give 1 to 1000"),
-        (IMAGE, {"image_size": (16, 20)}, r"image_size \(16, 20\) is no multiple of the patch, 8"),
-        (IMAGE, {"image_size": (0, 16)}, r"image_size \(0, 16\) is no multiple of the patch, 8"),
+        (IMAGE, {"image_size": (16, 20)}, r"image_size \(16, 20\) is not a multiple of patch_size 8"),
+        (IMAGE, {"image_size": (0, 16)}, r"image_size \(0, 16\) is not a multiple of patch_size 8"),
         (MODEL, {"layers": 5}, r"5 cross-modal layers cannot be fed by the layers \(4, 3, 2, 1, 0\) .* from 0 to 3"),
         (MODEL, {"layers": 0}, "0 cross-modal layers cannot be fed"),
         (MODEL, {"tower_layers": (3, 2, 1, 0)}, r"3 cross-modal layers cannot be fed by the layers \(3, 2, 1, 0\)"),
         (MODEL, {"tower_layers": (4, 0)}, r"fed by the layers \(4, 0\) below the top of towers that have 4"),
         (MODEL, {"tower_layers": (1, -1)}, r"fed by the layers \(1, -1\)"),
-        (MODEL, {"image": replace(IMAGE, depth=2)}, "towers that have 2; name at most .* each from 0 to 1"),
-        (METER, {"tower_layers": (2, 1, 0)}, r"without bridges the top layers alone feed .* leave tower_layers=\(2, 1, 0\) out"),
-        (MODEL, {"all_layers": True}, 'all_layers is METER\'s: it goes with bridge="none"'),
-        (MODEL, {"itc_image_feature": "transformed", "tower_layers": (2, 1)}, r"needs the top layer .* not \(2, 1\)"),
+        (MODEL, {"image": replace(IMAGE, depth=2)}, "towers that have 2; give at most .* each from 0 to 1"),
+        (METER, {"tower_layers": (2, 1, 0)}, r'bridge="none" .* remove tower_layers=\(2, 1, 0\)'),
+        (MODEL, {"all_layers": True}, 'all_layers is an option of METER: it needs bridge="none"'),
+        (
+            MODEL,
+            {"itc_image_feature": "transformed", "tower_layers": (2, 1)},
+            r"needs tower_layers that end in the top layer .* not \(2, 1\)",
+        ),
         (
             MODEL,
             {"text": replace(TEXT, width=32)},
@@ -187,14 +192,14 @@ def test_numbers_that_make_no_model_are_refused(cfg: Any, changes: dict[str, Any
 
 
 def test_a_slot_that_the_model_does_not_have_is_refused() -> None:
-    with pytest.raises(ValueError, match="slot 1: this model tells 1 images apart"):
+    with pytest.raises(ValueError, match="slot 1: image_slots of this model is 1"):
         built(MODEL).embed_image(IMAGES, slot=1)
 
 
 def test_a_text_longer_than_the_positions_is_refused() -> None:
-    tower = TextTower(TEXT, dropout=0.0).eval()
+    tower = Roberta(TEXT, dropout=0.0).eval()
     longest = torch.full((1, TEXT.text_length), 5)
-    assert tower(longest, longest > 0, (0,))[0].isfinite().all()
+    assert tower(longest, longest > 0, (0,)).states[0].isfinite().all()
     longer = torch.full((1, TEXT.text_length + 1), 5)
     with pytest.raises(ValueError, match=r"a text of 10 tokens is longer than the 9 positions .* set text_length"):
         tower(longer, longer > 0, (0,))
@@ -203,7 +208,7 @@ def test_a_text_longer_than_the_positions_is_refused() -> None:
 @pytest.mark.parametrize("size", [(16, 20), (12, 24), (4, 8)])
 def test_a_picture_that_cannot_be_cut_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels cannot be cut .* multiples of 8"):
-        ImageTower(IMAGE).embed(torch.zeros(1, 3, *size))
+        CLIPViT(IMAGE).embed(torch.zeros(1, 3, *size))
 
 
 @pytest.mark.parametrize("pad", [0, 1, 7])
@@ -224,7 +229,7 @@ def test_positions_count_tokens(pad: int) -> None:
 @torch.no_grad()
 def test_patches_stand_row_by_row_behind_the_class() -> None:
     """A patch by itself: its pixels times the projection, plus its position, normalised."""
-    tower = ImageTower(IMAGE).eval()
+    tower = CLIPViT(IMAGE).eval()
     x, grid = tower.embed(IMAGES)
     assert grid == (2, 3) and x.shape == (2, 7, 64)
     assert_close(x[1, 0], tower.norm_before(tower.class_embedding + tower.positions[0]))
@@ -238,7 +243,7 @@ def test_patches_stand_row_by_row_behind_the_class() -> None:
 
 @torch.no_grad()
 def test_pictures_of_other_sizes_read_resized_positions() -> None:
-    tower = ImageTower(IMAGE).eval()
+    tower = CLIPViT(IMAGE).eval()
     x, grid = tower.embed(torch.zeros(1, 3, 32, 16))
     assert grid == (4, 2)
     positions = resize_positions(tower.positions[None], (2, 3), (4, 2))[0]

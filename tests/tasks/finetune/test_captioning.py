@@ -176,7 +176,7 @@ def test_pretraining_on_pairs_hands_over_all_of_it() -> None:
 
 
 def test_what_cannot_be(processor: Processor) -> None:
-    with pytest.raises(ValueError, match=r"BridgeTower writes no captions: its images see whole texts"):
+    with pytest.raises(ValueError, match=r"BridgeTower cannot generate captions: its images attend to whole texts"):
         CaptioningConfig().build(BRIDGETOWER.build())
     with pytest.raises(ValueError, match="in training mode"):
         built().train().generate(images(processor, 1), processor.text)

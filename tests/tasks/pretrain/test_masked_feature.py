@@ -63,7 +63,7 @@ def test_the_loss_against_a_loop(name: str, tmp_path: Path) -> None:
         view = batch["view"][n].double() / 255
         pixels = torch.stack([(view[c] - LOOKS.mean[c]) / LOOKS.std[c] for c in range(3)])[None].float()
         if name == "CLIP":
-            states = teacher.image_tower(pixels, (1,))[0][0][0]  # the upper of two layers
+            states = teacher.image_tower(pixels, (1,)).states[0][0]  # the upper of two layers
         else:
             states = teacher.token_states(teacher.embed_image(pixels), torch.arange(17)[None])[0]
         one = {key: value[n : n + 1] for key, value in batch.items()} | {"positions": torch.arange(1, 17)[None]}
@@ -118,5 +118,5 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     refused("16 patches of 48 channels, but 16 patches of 32 are expected; give --task.channels 48", channels=32)
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     refused("gives 64 patches of 48 channels, but 16 patches of 48")
-    with pytest.raises(ValueError, match="a Linear teaches no patches"):
+    with pytest.raises(ValueError, match="Linear has no patch states"):
         patch_states(torch.nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))

@@ -1,0 +1,1 @@
+"""Pre-trained encoders of one modality, one file per family."""

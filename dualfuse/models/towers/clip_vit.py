@@ -1,0 +1,147 @@
+"""CLIP's Vision Transformer (arXiv 2103.00020), the image tower of BridgeTower and METER."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dualfuse.errors import DualfuseError
+from dualfuse.layers.attention import attend
+from dualfuse.layers.attention_flow import AttentionFlow
+from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
+from dualfuse.models.base import MAX_DEPTH
+from dualfuse.models.towers.base import Tower, TowerOutput
+
+HEAD_WIDTH = 64  # channels of an attention head, at every width
+
+
+@dataclass(frozen=True)
+class CLIPViTConfig:
+    """The sizes of a CLIP image encoder; the defaults are ViT-B/16. Every attention head has 64 channels."""
+
+    width: int = 768
+    depth: int = 12
+    """Number of blocks. METER's published weights have 11: its authors found that the last one hurts."""
+    patch_size: int = 16
+    image_size: tuple[int, int] = (288, 288)
+    """Height and width that the positions are made for; other image sizes use resized positions."""
+    stem: Stem = "linear"
+    """Patch embedding: one linear map, or "convolution", which trains faster at small scale (not in the paper)."""
+
+    def __post_init__(self) -> None:
+        """Validate the sizes."""
+        if self.width % HEAD_WIDTH or not 1 <= self.depth <= MAX_DEPTH:
+            raise DualfuseError(
+                f"width is {self.width}, depth {self.depth}; give a multiple of {HEAD_WIDTH}, and 1 to {MAX_DEPTH}"
+            )
+        if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
+            raise DualfuseError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
+
+    def build(self) -> CLIPViT:
+        """Return the tower with initial weights."""
+        return CLIPViT(self)
+
+
+class CLIPViT(Tower):
+    """CLIP's image encoder without its projection: pre-norm blocks, quick GELU, no dropout."""
+
+    def __init__(self, cfg: CLIPViTConfig) -> None:
+        """Initialize embeddings as CLIP does; linear layers keep PyTorch's default until the model initializes them."""
+        super().__init__()
+        self.patch_size = cfg.patch_size
+        self.window = (cfg.image_size[0] // cfg.patch_size, cfg.image_size[1] // cfg.patch_size)
+        self.class_embedding = nn.Parameter(torch.empty(cfg.width).normal_(std=cfg.width**-0.5))
+        self.positions = nn.Parameter(
+            torch.empty(1 + self.window[0] * self.window[1], cfg.width).normal_(std=cfg.width**-0.5)
+        )
+        linear = cfg.stem == "linear"
+        self.projection = (
+            nn.Conv2d(3, cfg.width, cfg.patch_size, stride=cfg.patch_size, bias=False)
+            if linear
+            else convolutions(cfg.width, cfg.patch_size)
+        )
+        self.norm_before = nn.LayerNorm(cfg.width, eps=1e-5)
+        self.blocks = nn.ModuleList(CLIPBlock(cfg.width) for _ in range(cfg.depth))
+        self.norm_after = nn.LayerNorm(cfg.width, eps=1e-5)
+
+    def forward(self, images: Tensor, layers: Sequence[int]) -> TowerOutput:
+        """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W).
+
+        The final LayerNorm is applied to each returned state; the next block reads the state before it.
+        """
+        x, grid = self.embed(images)
+        states: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks[: 1 + max(layers)]):
+            x = block(x)
+            if number in layers:
+                states[number] = self.norm_after(x)
+        return TowerOutput(tuple(states[number] for number in layers), grid)
+
+    def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the normalized embeddings (B, 1 + P, width) of class token and patches, and the grid of patches."""
+        height, width = images.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise DualfuseError(
+                f"images of {height} x {width} pixels cannot be cut into patches of {self.patch_size}; "
+                f"resize them to multiples of {self.patch_size}"
+            )
+        grid = (height // self.patch_size, width // self.patch_size)
+        patches = self.projection(images).flatten(2).transpose(1, 2)
+        class_token = self.class_embedding.expand(len(images), 1, -1)
+        positions = resize_positions(self.positions[None], self.window, grid)
+        return self.norm_before(torch.cat([class_token, patches], dim=1) + positions), grid
+
+    def fsdp_blocks(self) -> Sequence[nn.Module]:
+        """Return the blocks."""
+        return list(self.blocks)
+
+    def lr_layers(self) -> list[tuple[nn.Module, ...]]:
+        """Return the levels of every tower, with the final LayerNorm at the level of the top block."""
+        *lower, top = super().lr_layers()
+        return [*lower, (*top, self.norm_after)]
+
+    def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
+        """Return the relevance (N, M) after each block."""
+        return flow.stack(self.blocks, x)
+
+
+class CLIPBlock(nn.Module):
+    """x + attention(LN(x)), then x + FFN(LN(x)), with quick GELU."""
+
+    def __init__(self, width: int) -> None:
+        """``width`` is split over heads of 64 channels; the feed-forward network is 4 ``width`` wide."""
+        super().__init__()
+        self.norm_1 = nn.LayerNorm(width, eps=1e-5)
+        self.attention = PackedAttention(width)
+        self.norm_2 = nn.LayerNorm(width, eps=1e-5)
+        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, width)."""
+        x = x + self.attention(self.norm_1(x))
+        return x + self.down(quick_gelu(self.up(self.norm_2(x))))
+
+
+class PackedAttention(nn.Module):
+    """Unmasked self-attention whose queries, keys and values come from one matrix, in that order."""
+
+    def __init__(self, width: int) -> None:
+        """``width`` is split over heads of 64 channels."""
+        super().__init__()
+        self.heads = width // HEAD_WIDTH
+        self.qkv = nn.Linear(width, 3 * width)
+        self.projection = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (B, N, width)."""
+        query, key, value = self.qkv(x).chunk(3, dim=-1)
+        return self.projection(attend(query, key, value, heads=self.heads))
+
+
+def quick_gelu(x: Tensor) -> Tensor:
+    """Return x sigmoid(1.702 x), CLIP's approximation of GELU."""
+    return F.silu(1.702 * x) / 1.702  # silu saves one tensor for the backward pass; a product with x would save two
