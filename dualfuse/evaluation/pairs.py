@@ -16,7 +16,8 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.gallery import Gallery, TextBatch
 from dualfuse.evaluation.retrieval import GalleryReader, Plan
-from dualfuse.losses.itc import sample_negatives
+from dualfuse.losses.hard_negatives import sample_negatives
+from dualfuse.losses.mlm import mlm_loss
 from dualfuse.metrics.recall import BLOCK
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
@@ -87,7 +88,7 @@ class _Count:
     def add(self, task: Pairs, states: Tensor, targets: Tensor) -> None:
         """Count the masked words of one batch."""
         number = int((targets != -100).sum())
-        self.right += float(task.mlm_head.loss(states, targets)[1]) * number
+        self.right += float(mlm_loss(task.mlm_head, states, targets)[1]) * number
         self.all += number
 
     def share(self) -> float:

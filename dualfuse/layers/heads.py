@@ -1,4 +1,4 @@
-"""The heads of the published systems."""
+"""Prediction heads: ITC, MLM and classification."""
 
 from __future__ import annotations
 
@@ -10,116 +10,99 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse import distributed as dist
-from dualfuse.losses.grad_cache import grad_cache
+from dualfuse.errors import DualfuseError
 
 
 class MLMHead(nn.Module):
-    """Predicts tokens: dense, exact GELU, LayerNorm, decoder of its own."""
+    """Predicts tokens: dense layer, exact GELU, LayerNorm, and a decoder that is not tied to the word embedding."""
 
     def __init__(self, width: int, vocabulary: int, *, epsilon: float = 1e-12, std: float = 0.02) -> None:
-        """The decoder is not tied to the word embedding; ``epsilon`` is the LayerNorm's."""
+        """``epsilon`` is that of the LayerNorm, ``std`` the initial standard deviation of the dense layer."""
         super().__init__()
         self.dense = nn.Linear(width, width)
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.decoder = nn.Linear(width, vocabulary)
         init_linear(self.dense, std)
-        init_linear(self.decoder)  # whatever std: at first no word should be likelier than others
+        init_linear(self.decoder)  # not by std: initially all tokens should be about equally likely
 
     def forward(self, x: Tensor) -> Tensor:
         """Turn states (M, D) into logits (M, V)."""
         return self.decoder(self.norm(F.gelu(self.dense(x))))
-
-    def loss(self, states: Tensor, targets: Tensor, grad_cache_chunk: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the mean loss over the masked words of all processes, and the share that was right.
-
-        ``states`` (B, R, D), ``targets`` (B, R), -100 where there is none; only the others are predicted. Logits
-        are held for ``grad_cache_chunk`` texts (0: for all).
-        """
-        number = dist.all_reduce_mean((targets != -100).sum().float()).clamp(min=1)
-        losses, right = grad_cache(self._sums, grad_cache_chunk, states, targets)
-        return losses.sum() / number, right.sum() / number
-
-    def _sums(self, states: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        is_masked = targets != -100
-        logits, wanted = self(states[is_masked]), targets[is_masked]
-        loss = F.cross_entropy(logits.float(), wanted, reduction="sum")
-        return loss[None], (logits.argmax(1) == wanted).sum()[None]
-
-
-def itm_loss(logits: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the mean loss of matching over the pairs of all processes, and the accuracies on right and wrong ones.
-
-    ``logits`` (M, 2) are those of right pairs, then of the wrong ones, of which some were ``drawn`` (W,) and count.
-    """
-    right = len(logits) - len(drawn)
-    counts = torch.cat([drawn.new_ones(right), drawn])
-    is_right = torch.arange(len(logits), device=logits.device) < right
-    losses = F.cross_entropy(logits, is_right.long(), reduction="none") * counts
-    correct = (logits.argmax(1) == is_right.long()) & counts
-    accuracies = {
-        "accuracy/itm_positive": correct[:right].sum() / max(1, right),
-        "accuracy/itm_negative": correct[right:].sum() / drawn.sum().clamp(min=1),
-    }
-    return losses.sum() / dist.all_reduce_mean(counts.sum().float()).clamp(min=1), accuracies
 
 
 class ClassificationHead(nn.Sequential):
     """The two-layer head of fine-tuning: linear, LayerNorm (epsilon 1e-5), exact GELU, linear."""
 
     def __init__(self, width: int, hidden: int, classes: int) -> None:
-        """``width`` is that of what is classified, ``hidden`` that between both layers."""
+        """``width`` is that of the input, ``hidden`` that of the layer between."""
         super().__init__(nn.Linear(width, hidden), nn.LayerNorm(hidden), nn.GELU(), nn.Linear(hidden, classes))
         init_linear(self)
 
 
 @dataclass(frozen=True)
 class ITCHeadConfig:
-    """How contrast projects; the defaults are VLMo's."""
+    """Projection and loss of image-text contrast; the defaults are VLMo's."""
 
     width: int = 0
-    """Of the vectors that are compared; 0: the model's."""
+    """Width of the projected features; 0: that of the model."""
     bias: bool = False
-    """BridgeTower's projections have one."""
+    """Whether projections have a bias, as in BridgeTower."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """"softmax": cross-entropy over the global batch (CLIP, VLMo); "sigmoid": binary cross-entropy of every pair, with
+    a learned logit bias (SigLIP)."""
     temperature: Literal["log", "plain"] = "log"
-    """What is trained: log(1 / temperature); or, as in the official BridgeTower, the temperature, from 0.001 to 0.5."""
+    """Learned parameter. log: log(1 / temperature); plain: the temperature, 0.001 to 0.5 (official BridgeTower)."""
     fused: bool = False
-    """Also contrast both with the vector of the right pair, as Hugging Face's BridgeTower does."""
+    """Also contrast images and texts with the fused features of positive pairs (Hugging Face's BridgeTower)."""
+
+    def __post_init__(self) -> None:
+        """Validate that fused features are contrasted by softmax."""
+        if self.fused and self.loss == "sigmoid":
+            raise DualfuseError("itc_head.fused needs itc_head.loss softmax; set fused to False or loss to softmax")
 
 
 class ITCHead(nn.Module):
-    """One view of the contrastive objective: a matrix per modality, unit length, and a temperature."""
+    """A projection per modality, and the scale (and for the sigmoid loss the bias) of the logits."""
 
     def __init__(self, cfg: ITCHeadConfig, width: int, *, fused_width: int, std: float = 0.02) -> None:
-        """``width`` and ``fused_width`` are the model's; the temperature starts at 0.07."""
+        """``width`` and ``fused_width`` are those of the model, ``std`` the initial standard deviation.
+
+        The temperature starts at 0.07 for softmax; at 0.1, with a logit bias of -10, for sigmoid.
+        """
         super().__init__()
         size = cfg.width or width
         self.image = nn.Linear(width, size, bias=cfg.bias)
         self.text = nn.Linear(width, size, bias=cfg.bias)
         self.fused = nn.Linear(fused_width, size, bias=cfg.bias) if cfg.fused else None
+        temperature = 0.07 if cfg.loss == "softmax" else 0.1
         if cfg.temperature == "log":
-            self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
+            self.logit_scale = nn.Parameter(torch.tensor([math.log(1 / temperature)]))
         else:
-            self.temperature = nn.Parameter(torch.tensor([0.07]))
+            self.temperature = nn.Parameter(torch.tensor([temperature]))
+        self.logit_bias = nn.Parameter(torch.tensor([-10.0])) if cfg.loss == "sigmoid" else None
         init_linear(self, std)
+
+    def project(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalized embeddings (B, D) of image and text features (B, width)."""
+        return normalize(self.image(image)), normalize(self.text(text))
 
     @property
     def scale(self) -> Tensor:
-        """The factor (1,) between cosine similarities and logits; at most 1000, so that no logit overflows."""
+        """The factor (1,) from cosine similarities to logits, at most 1000."""
         if hasattr(self, "logit_scale"):
             return self.logit_scale.clamp(max=math.log(1000.0)).exp()
         within = self.temperature.clamp(0.001, 0.5)
-        # the gradient passes the clamp: a temperature that was pushed out finds its way back
+        # straight-through: a temperature outside of the bounds still receives a gradient
         return 1 / (self.temperature + (within - self.temperature).detach())
 
 
 def normalize(x: Tensor) -> Tensor:
-    """Return rows of length one (no epsilon, as in the official code)."""
+    """Return x (..., D) divided by its L2 norm (without an epsilon, as in the official code)."""
     return x / x.norm(dim=-1, keepdim=True)
 
 
 def init_linear(head: nn.Module, std: float = 0.02) -> None:
-    """Draw every matrix of a head from a normal of ``std`` (0.02 in the official code) and sets biases to zero."""
+    """Initialize weights of linear layers from a normal distribution of ``std``, and biases to zero."""
     for module in head.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=std)

@@ -1,6 +1,6 @@
-"""A big batch in little memory: the model runs a few rows at a time, and again in the backward pass.
+"""Chunked computation: run a model on a few examples at a time, and again in the backward pass.
 
-So contrast and hard negatives see the whole batch, which accumulating the gradients of micro-batches cannot give them
+ITC and hard negatives then see the whole batch, which gradient accumulation over micro-batches cannot offer
 (the idea of GradCache, arXiv 2101.06983).
 """
 
@@ -13,69 +13,61 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.models.base import Tokens
 
 
 @dataclass(frozen=True)
 class LazyEmbeddings:
-    """Rows of one modality that are not embedded yet: the rows ``index`` (B,) of what ``embed`` takes."""
+    """Images or texts that are embedded only when they are used: the examples ``index`` (B,) of ``inputs``."""
 
     embed: Callable[..., Tokens]
     inputs: tuple[Tensor, ...]
     index: Tensor
 
+    @classmethod
+    def of(cls, embed: Callable[..., Tokens], *inputs: Tensor) -> LazyEmbeddings:
+        """Return all examples of ``inputs``, tensors (B, ...) that ``embed`` takes."""
+        return cls(embed, inputs, torch.arange(len(inputs[0]), device=inputs[0].device))
+
     def __len__(self) -> int:
-        """The number of rows B."""
+        """Return the number of examples B."""
         return len(self.index)
 
     @property
     def device(self) -> torch.device:
-        """Where they are."""
+        """Device of the inputs."""
         return self.index.device
 
     def take(self, index: Tensor) -> LazyEmbeddings:
-        """Return the rows ``index`` (K,), in that order; no pixel is copied."""
+        """Return the examples ``index`` (K,), in that order, without copying inputs."""
         return replace(self, index=self.index.index_select(0, index))
 
     def compute(self) -> Tokens:
-        """Embed them."""
+        """Embed the examples."""
         return self.embed(*(value.index_select(0, self.index) for value in self.inputs))
 
 
 Embeddings = Tokens | LazyEmbeddings
-"""Of one modality, embedded or not."""
+"""A batch of one modality, embedded now or later."""
 
 
-@dataclass(frozen=True)
-class LazyEmbedder:
-    """Embeds a model's images and texts only where a few of them are used, so that no batch is held embedded."""
-
-    model: VisionLanguageModel
-
-    def embed_image(self, images: Tensor) -> LazyEmbeddings:
-        """Return images (B, 3, H, W) as they are."""
-        return LazyEmbeddings(self.model.embed_image, (images,), torch.arange(len(images), device=images.device))
-
-    def embed_text(self, ids: Tensor, mask: Tensor) -> LazyEmbeddings:
-        """Return texts (B, T) as they are."""
-        return LazyEmbeddings(self.model.embed_text, (ids, mask), torch.arange(len(ids), device=ids.device))
+def materialize(embeddings: Embeddings) -> Tokens:
+    """Return embedded tokens."""
+    return embeddings.compute() if isinstance(embeddings, LazyEmbeddings) else embeddings
 
 
-def materialize(rows: Embeddings) -> Tokens:
-    """Return rows embedded."""
-    return rows.compute() if isinstance(rows, LazyEmbeddings) else rows
+def grad_cache(
+    function: Callable[..., tuple[Tensor, ...]], chunk: int, *inputs: Embeddings | Tensor
+) -> tuple[Tensor, ...]:
+    """Return ``function(*inputs)``, computed on ``chunk`` examples at a time (0: on all at once).
 
-
-def grad_cache(work: Callable[..., tuple[Tensor, ...]], rows: int, *inputs: Embeddings | Tensor) -> tuple[Tensor, ...]:
-    """Return ``work(*inputs)``, computed ``rows`` rows at a time; with 0 all at once.
-
-    What a chunk computes on the way is not kept but computed again in the backward pass, with the same dropout: the
-    gradient is the same, memory is that of one chunk, the work a third more.
+    Activations of a chunk are dropped and recomputed in the backward pass with the same dropout masks. The gradient
+    is that of the whole batch, memory that of one chunk, at about a third more compute.
     """
-    if not rows:
-        return work(*inputs)
-    index = torch.arange(len(inputs[0]), device=inputs[0].device).split(rows)
-    parts = [checkpoint(work, *(_take(value, some) for value in inputs), use_reentrant=False) for some in index]
+    if not chunk:
+        return function(*inputs)
+    chunks = torch.arange(len(inputs[0]), device=inputs[0].device).split(chunk)
+    parts = [checkpoint(function, *(_take(value, index) for value in inputs), use_reentrant=False) for index in chunks]
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 

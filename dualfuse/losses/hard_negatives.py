@@ -1,120 +1,98 @@
-"""What matching tells apart: right pairs, and wrong ones whose halves are drawn from the batch of all processes."""
+"""Hard negatives for image-text matching, drawn by similarity from the global batch (VLMo, section 3.3)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from dualfuse import distributed as dist
-from dualfuse.losses.grad_cache import Embeddings, LazyEmbedder, grad_cache
-from dualfuse.losses.itc import Positives, Similarities, gumbel, local_columns, sample_negatives
-from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.losses.grad_cache import grad_cache
+from dualfuse.losses.itc import Positives, Similarities
 
 NegativeSource = Literal["global", "local", "source"]
-"""Of all processes, of this one, or of all processes but from the same training set."""
 
 
-@dataclass(frozen=True)
-class ITMBatch:
-    """(text, image) batches, the right pairs first, and which of the wrong rows could be drawn."""
+def negative_groups(negatives: NegativeSource, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the groups of the local pairs (B,) and of all pairs (N,); negatives are drawn within a group.
 
-    pairs: tuple[tuple[Embeddings, Embeddings], ...] = ()
-    drawn: Tensor = field(default_factory=lambda: torch.ones(0, dtype=torch.bool))
-
-    @property
-    def positives(self) -> tuple[Embeddings, Embeddings]:
-        """The right pairs."""
-        return self.pairs[0]
-
-    @property
-    def negatives(self) -> tuple[tuple[Embeddings, Embeddings], ...]:
-        """The wrong ones."""
-        return self.pairs[1:]
-
-    def __len__(self) -> int:
-        """The number of rows."""
-        return sum(len(text) for text, _ in self.pairs)
+    ``"global"``: a single group; ``"local"``: one per process; ``"source"``: one per training set ``source`` (B,).
+    """
+    local = source if negatives == "source" else torch.full_like(source, dist.rank() * (negatives == "local"))
+    return local, dist.all_gather(local)
 
 
-@dataclass(frozen=True)
-class GlobalBatch:
-    """The images and texts of all processes, by number; this process holds B of each."""
+def split_pairs(pairs: Tensor, negatives_per_pair: Literal[0, 1, 2]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the positive pairs, the texts that get a negative image, and the images that get a negative text.
 
-    model: VisionLanguageModel | LazyEmbedder
-    batch: PairBatch
-    image: Embeddings
-    text: Embeddings
-    ids: Literal["ids", "masked_ids"]
-    """Which tokens ``text`` was made of."""
-    place: NegativeSource
-
-    def images(self, numbers: Tensor) -> Embeddings:
-        """Return images (K,); one that another process holds is embedded again, from its pixels."""
-        if self._has_all:
-            return self.image.take(numbers - dist.rank() * len(self.image))
-        return self.model.embed_image(dist.fetch_examples(self.batch["image"], numbers))  # only what was drawn travels
-
-    def texts(self, numbers: Tensor) -> Embeddings:
-        """Return texts (K,); one that another process holds is embedded again, from its tokens."""
-        if self._has_all:
-            return self.text.take(numbers - dist.rank() * len(self.text))
-        parts = (self.batch[self.ids], self.batch["mask"])
-        return self.model.embed_text(*(dist.fetch_examples(part, numbers) for part in parts))
-
-    def candidates(self, rows: Tensor) -> Tensor:
-        """Return which of all N pairs may lend a half to some ``rows`` (K,) of this process: (K, N)."""
-        if self.place == "source":
-            return self.batch["source"][rows, None] == dist.all_gather(self.batch["source"])
-        own = local_columns(len(self.image), rows.device)
-        return (own if self.place == "local" else torch.ones_like(own)).expand(len(rows), -1)
-
-    @property
-    def _has_all(self) -> bool:
-        return dist.world_size() == 1 or self.place == "local"
+    With 2 these are all ``pairs`` (B,); with 1 all, every other text, and the other images; with 0 every other pair,
+    and the other texts. The split by parity does not depend on the number of processes.
+    """
+    even, odd = pairs[::2], pairs[1::2]
+    return {2: (pairs, pairs, pairs), 1: (pairs, even, odd), 0: (odd, even, pairs[:0])}[negatives_per_pair]
 
 
-@dataclass(frozen=True)
-class NegativeSampling:
-    """How wrong halves are drawn."""
+@torch.no_grad()
+def sample_hard_negatives(
+    similarities: Similarities,
+    positives: Positives,
+    groups: tuple[Tensor, Tensor],
+    texts: Tensor,
+    images: Tensor,
+    *,
+    hardness: float,
+    chunk: int = 0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw an image for each of some local ``texts`` (K,), and a text for each of some local ``images`` (L,).
 
-    per_pair: Literal[0, 1, 2]
-    negative_hardness: float
-    chunk: int
-    """Rows of (B, N) that are held at a time; 0: all."""
+    Returns global numbers (K,) and (L,), and which draws are negatives (K + L,): a text or image without a candidate in
+    its group has none. The draw is softmax(``hardness`` * logits), and the same whichever process holds a text or
+    image. (B, N) matrices are computed for ``chunk`` examples at a time (0: all).
+    """
+    local, everyone = groups
+    first = dist.rank() * len(local)
+
+    def sample(examples: Tensor, texts_of_images: bool) -> tuple[Tensor, ...]:
+        key = dist.draw_shared()
+
+        def sample_chunk(index: Tensor) -> tuple[Tensor, Tensor]:
+            some, positive = similarities.take(index), positives.take(index)
+            logits = some.image_to_text if texts_of_images else some.text_to_image
+            excluded = positive.texts_of_images if texts_of_images else positive.images_of_texts
+            noise = gumbel(key, index + first, len(everyone))
+            return sample_negatives(hardness * logits, (local[index, None] == everyone) & ~excluded, noise)
+
+        return grad_cache(sample_chunk, chunk, examples)
+
+    negative_images, has_image = sample(texts, texts_of_images=False)
+    negative_texts, has_text = sample(images, texts_of_images=True)
+    return negative_images, negative_texts, torch.cat([has_image, has_text])
 
 
-def sample_itm_batch(
-    everyone: GlobalBatch, similar: Similarities, positives: Positives, how: NegativeSampling
-) -> ITMBatch:
-    """Return each text a wrong image and each image a wrong text, by similarity; see ``PairsConfig`` for fewer."""
-    image, text = everyone.image, everyone.text
-    kept = texts = images = torch.arange(len(image), device=image.device)
-    if how.per_pair == 1:
-        texts, images = kept[::2], kept[1::2]  # the same ones for any number of processes
-    if how.per_pair == 0:
-        kept, texts, images = kept[1::2], kept[::2], kept[:0]
-    own = dist.rank() * len(image)
+def sample_negatives(logits: Tensor, allowed: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw one column (B,) per row of ``logits`` (B, N), and return whether the row had any allowed column (B,).
 
-    def draw(logits: Tensor, right: Tensor, rows: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        noise = gumbel(key, rows + own, logits.shape[1])  # as any other process that held these rows would draw
-        return sample_negatives(how.negative_hardness * logits, everyone.candidates(rows) & ~right, noise)
+    With Gumbel ``noise`` (B, N) the probability of a column is its softmax among the ``allowed`` (B, N) ones. Unlike
+    drawing from normalized weights this never fails when all weights underflow.
+    """
+    noisy = (logits.detach().float() + noise).masked_fill(~allowed, float("-inf"))
+    return noisy.argmax(1), allowed.any(1)
 
-    def draw_images(rows: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        return draw(similar.take(rows).text_to_image, positives.take(rows).images_of_texts, rows, key)
 
-    def draw_texts(rows: Tensor, key: int) -> tuple[Tensor, Tensor]:
-        return draw(similar.take(rows).image_to_text, positives.take(rows).texts_of_images, rows, key)
+def gumbel(key: int, rows: Tensor, columns: int) -> Tensor:
+    """Return Gumbel noise (K, N) for ``rows`` (K,) of the global batch.
 
-    with torch.no_grad():
-        negative_image, has_image = grad_cache(partial(draw_images, key=dist.draw_shared()), how.chunk, texts)
-        negative_text, has_text = grad_cache(partial(draw_texts, key=dist.draw_shared()), how.chunk, images)
-    right = (text, image) if how.per_pair else (text.take(kept), image.take(kept))
-    wrong = [(text.take(texts), everyone.images(negative_image))]
-    if len(images):
-        wrong.append((everyone.texts(negative_text), image.take(images)))
-    return ITMBatch((right, *wrong), torch.cat([has_image, has_text]))
+    The noise is a function of key, row and column: every process draws the same noise for a row.
+    """
+    column = torch.arange(columns, device=rows.device)
+    bits = _hash(_hash(rows ^ key)[:, None] ^ _hash(column + (1 << 31)))
+    uniform = ((bits >> 9).float() + 0.5) / (1 << 23)  # 24 bits, as many as a float holds: neither 0 nor 1
+    return -(-uniform.log()).log()
+
+
+def _hash(bits: Tensor) -> Tensor:
+    """Return a 32-bit hash of 32-bit integers (by Chris Wellons, in its 16-15-15 form)."""
+    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD & 0xFFFFFFFF
+    bits = (bits ^ (bits >> 15)) * 0x735A2D97 & 0xFFFFFFFF
+    return bits ^ (bits >> 15)

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualfuse import distributed as dist
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import init_linear
 from dualfuse.losses.grad_cache import grad_cache
-from dualfuse.losses.itc import find_positives, gumbel
+from dualfuse.losses.hard_negatives import gumbel
+from dualfuse.losses.itc import find_positives
+from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, content_id, pad_to_global_length
@@ -126,23 +127,3 @@ _NO_VECTORS = (
     "this model ranks pairs, and has no vectors to search with: it would fuse every image with the query. Judge it "
     "with dualfuse evaluate; to search, fine-tune with contrast (coco-bridgetower-base, coco-vlmo-base)"
 )
-
-
-def sample_texts(allowed: Tensor, number: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw different texts for each image, all alike likely: columns (B, K) of ``allowed`` (B, N), and which count.
-
-    K is ``number``, or N where there are fewer; an image for which fewer than K are allowed has other columns behind
-    them, which do not count. Those with the greatest ``noise`` (B, N) are drawn.
-    """
-    best = noise.masked_fill(~allowed, float("-inf")).topk(min(number, allowed.shape[1]), dim=1)
-    return best.indices, best.values.isfinite()
-
-
-def rank_loss(scores: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy of scores (B, 1 + K) against the first, and how often that is the best.
-
-    ``drawn`` (B, K) tells which of the others count.
-    """
-    scores = torch.cat([scores[:, :1], scores[:, 1:].masked_fill(~drawn, float("-inf"))], dim=1)
-    target = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
-    return F.cross_entropy(scores, target), (scores.argmax(1) == 0).float().mean()

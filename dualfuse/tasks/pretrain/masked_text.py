@@ -13,6 +13,7 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import mask_words
 from dualfuse.layers.heads import MLMHead
+from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
@@ -77,5 +78,6 @@ class MaskedText(Task):
     def forward(self, batch: MaskedTextBatch) -> TaskOutput:
         """Return the mean loss over all masked words of all processes."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
-        loss, accuracy = self.mlm_head.loss(self.model.token_states(text, batch["positions"]), batch["targets"])
+        states = self.model.token_states(text, batch["positions"])
+        loss, accuracy = mlm_loss(self.mlm_head, states, batch["targets"])
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy/mlm": accuracy})

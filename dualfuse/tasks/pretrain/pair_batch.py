@@ -1,10 +1,10 @@
-"""Pairs as tensors: one row, and many rows as a batch."""
+"""Image-text pairs as tensors: reading a sample, and collating examples to a batch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import numpy as np
 import torch
@@ -12,12 +12,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
-from dualfuse.data.text.tokenizer import pad_arrays
+from dualfuse.data.text.tokenizer import MASKING_RULES, pad_arrays
+from dualfuse.tasks.base import Processor
+
+Masking = Literal["whole_word", "token", "official"]
 
 
 class PairExample(TypedDict):
-    """One pair: pixels (3, H, W), tokens (T,), the masked ones, their labels, who it is, and of which set."""
+    """One pair: image (3, H, W); ids, masked_ids and MLM labels (T,); ids of image, text and training set."""
 
     image: Tensor
     ids: np.ndarray
@@ -31,8 +35,8 @@ class PairExample(TypedDict):
 class PairBatch(TypedDict):
     """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id, source (B,).
 
-    ``positions`` (B, R) are the positions of the masked words, ``targets`` (B, R) what stood there; -100 where a text has
-    fewer.
+    ``positions`` (B, R) are those of masked tokens, ``targets`` (B, R) the original tokens, -100 where a text has
+    fewer than R.
     """
 
     image: Tensor
@@ -46,41 +50,73 @@ class PairBatch(TypedDict):
     source: Tensor
 
 
-def collate_pairs(rows: Sequence[PairExample]) -> PairBatch:
-    """Make a batch of rows, with the texts padded to the longest of them."""
-    ids, mask = pad_texts([row["ids"] for row in rows])
-    places, targets = mlm_positions([row["labels"] for row in rows])
+def read_pair(
+    sample: Sample, processor: Processor, rng: np.random.Generator, masking: Masking, probability: float, tags: str
+) -> PairExample:
+    """Draw a caption, add tags, mask tokens with ``probability``, and transform the image.
+
+    Raises ``BrokenSample`` for a sample without text.
+    """
+    if not sample.texts:
+        raise BrokenSample(sample.key, "it has no text")
+    caption = sample.texts[rng.integers(len(sample.texts))]
+    words = processor.text.encode(_add_tags(caption, sample.meta.get(tags), rng))
+    mask = MASKING_RULES[masking]
+    masked_ids, labels = mask(words, processor.text.vocab_size, processor.text.mask_id, rng, probability)
     return {
-        "image": torch.stack([row["image"] for row in rows]),
+        "image": processor.image(sample.image, rng),
+        "ids": words.ids,
+        "masked_ids": masked_ids,
+        "labels": labels,
+        "image_id": content_id(sample.image),
+        "text_id": content_id(caption.casefold().encode()),  # the caption's, with whichever tags
+        "source": sample.source,
+    }
+
+
+def _add_tags(caption: str, tags: object, rng: np.random.Generator) -> str:
+    """Return the caption for 1/2 of the draws, with one to four tags for 1/3, and tags alone for 1/6."""
+    if not (isinstance(tags, list) and tags) or rng.random() < 0.5:
+        return caption
+    drawn = " ".join(map(str, rng.permutation(tags)[: rng.integers(1, 5)]))
+    return drawn if rng.random() < 1 / 3 else f"{caption} {drawn}"
+
+
+def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
+    """Return a batch whose texts are padded to the longest."""
+    ids, mask = pad_texts([example["ids"] for example in examples])
+    positions, targets = mlm_positions([example["labels"] for example in examples])
+    return {
+        "image": torch.stack([example["image"] for example in examples]),
         "ids": ids,
         "mask": mask,
-        "masked_ids": torch.from_numpy(pad_arrays([row["masked_ids"] for row in rows], 0)),
-        "positions": places,
+        "masked_ids": torch.from_numpy(pad_arrays([example["masked_ids"] for example in examples], 0)),
+        "positions": positions,
         "targets": targets,
-        "image_id": torch.tensor([row["image_id"] for row in rows]),
-        "text_id": torch.tensor([row["text_id"] for row in rows]),
-        "source": torch.tensor([row["source"] for row in rows]),
+        "image_id": torch.tensor([example["image_id"] for example in examples]),
+        "text_id": torch.tensor([example["text_id"] for example in examples]),
+        "source": torch.tensor([example["source"] for example in examples]),
     }
 
 
 def mlm_positions(labels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Return ``rows`` and ``targets`` of :class:`PairBatch` for labels (T,) that are -100 at unmasked words."""
-    places = [np.flatnonzero(label != -100) for label in labels]
-    targets = [label[place] for label, place in zip(labels, places, strict=True)]
-    return torch.from_numpy(pad_arrays(places, 0)), torch.from_numpy(pad_arrays(targets, -100))
+    """Return ``positions`` and ``targets`` of :class:`PairBatch` for labels (T,), -100 at unmasked tokens."""
+    positions = [np.flatnonzero(label != -100) for label in labels]
+    targets = [label[position] for label, position in zip(labels, positions, strict=True)]
+    return torch.from_numpy(pad_arrays(positions, 0)), torch.from_numpy(pad_arrays(targets, -100))
 
 
 def content_id(content: bytes) -> int:
-    """Return a 63-bit number by which equal contents know each other."""
+    """Return a 63-bit hash; equal contents have equal ids."""
     return int.from_bytes(blake2b(content, digest_size=8).digest(), "big") >> 1
 
 
 def pad_to_global_length(batch: PairBatch) -> PairBatch:
-    """Pad the texts to the longest of all processes, so that rows can be exchanged."""
+    """Pad texts to the longest of all processes, so that examples can be exchanged."""
     missing = dist.all_reduce_max(batch["ids"].shape[1]) - batch["ids"].shape[1]
     if not missing:
         return batch
-    longer = batch.copy()
-    longer["ids"], longer["masked_ids"] = (F.pad(batch[name], (0, missing)) for name in ("ids", "masked_ids"))
-    longer["mask"] = F.pad(batch["mask"], (0, missing))
-    return longer
+    padded = batch.copy()
+    padded["ids"], padded["masked_ids"] = (F.pad(batch[name], (0, missing)) for name in ("ids", "masked_ids"))
+    padded["mask"] = F.pad(batch["mask"], (0, missing))
+    return padded

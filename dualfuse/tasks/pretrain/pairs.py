@@ -1,8 +1,8 @@
-"""Image-text pre-training: contrast, matching, and masked words (VLMo, section 3.3; BridgeTower, section 4.1)."""
+"""Image-text pre-training: contrast, matching and masked language modeling (VLMo, section 3.3; BridgeTower, 4.1)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,14 +13,29 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, itm_loss, normalize
-from dualfuse.losses.grad_cache import Embeddings, LazyEmbedder, grad_cache, materialize
-from dualfuse.losses.hard_negatives import GlobalBatch, ITMBatch, NegativeSampling, NegativeSource, sample_itm_batch
-from dualfuse.losses.itc import Positives, Similarities, find_positives, gather_similarities
+from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
+from dualfuse.losses.grad_cache import Embeddings, LazyEmbeddings, grad_cache, materialize
+from dualfuse.losses.hard_negatives import NegativeSource, negative_groups, sample_hard_negatives, split_pairs
+from dualfuse.losses.itc import (
+    Positives,
+    Similarities,
+    find_positives,
+    gather_similarities,
+    itc_loss,
+    itc_loss_with_fused,
+)
+from dualfuse.losses.itm import itm_accuracy, itm_loss
+from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Processor, Task, TaskOutput, detached
-from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, pad_to_global_length
-from dualfuse.tasks.pretrain.pair_reading import Masking, PairReader
+from dualfuse.tasks.pretrain.pair_batch import (
+    Masking,
+    PairBatch,
+    PairExample,
+    collate_pairs,
+    pad_to_global_length,
+    read_pair,
+)
 from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, drop_patches
 
 
@@ -71,32 +86,32 @@ class PairsConfig:
     """Standard deviation of the initial weights of the heads."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be trained together."""
+        """Validate that every positive pair is fused where an objective needs all of them."""
         needs_all = self.itm_on_masked_text or (self.itc_head.fused and self.itc_weight > 0)
         if self.itm_weight and self.negatives_per_pair == 0 and needs_all:
             raise DualfuseError(
-                "with negatives_per_pair=0 only half of the right pairs are fused, but itm_on_masked_text and "
-                "projection.fused need all; set negatives_per_pair to 1 or 2"
+                "negatives_per_pair=0 fuses only half of the positive pairs, but itm_on_masked_text and itc_head.fused "
+                "need all; set negatives_per_pair to 1 or 2"
             )
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
-        """Draw one of the captions, masks words, and transforms the image."""
-        return PairReader(self.masking, self.mlm_probability, self.tags).read(sample, processor, rng)
+        """Draw one of the captions, mask tokens, and transform the image."""
+        return read_pair(sample, processor, rng, self.masking, self.mlm_probability, self.tags)
 
     def collate(self, rows: Sequence[PairExample]) -> PairBatch:
-        """Pad the texts to the longest of them."""
+        """Return a batch whose texts are padded to the longest."""
         return collate_pairs(rows)
 
     def build(self, model: VisionLanguageModel) -> Pairs:
-        """Return the task with fresh heads."""
+        """Return the task with freshly initialized heads."""
         return Pairs(self, model)
 
 
 class Pairs(Task):
-    """Contrast, matching and masked words on one batch of pairs."""
+    """ITC, ITM and MLM on one batch of image-text pairs."""
 
     def __init__(self, cfg: PairsConfig, model: VisionLanguageModel) -> None:
-        """Heads: one pair of projections per view, match / no match, and the word head."""
+        """Build an ITC head per ITC feature of the model, the ITM head and the MLM head."""
         super().__init__()
         check_patch_dropout(cfg.patch_dropout, model)
         self.cfg, self.model = cfg, model
@@ -108,196 +123,189 @@ class Pairs(Task):
         self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
         init_linear(self.itm_head, cfg.init_std)
 
-    @property
-    def feature_heads(self) -> tuple[ITCHead, ...]:
-        """The projections of each view, the plain one first."""
-        return tuple(view for view in self.itc_heads if isinstance(view, ITCHead))
-
     def forward(self, batch: PairBatch) -> TaskOutput:
-        """Embed once, contrasts, draws negatives by similarity, fuses all combinations in one pass, and adds up."""
-        batch = pad_to_global_length(batch)
-        reads_whole = self.needs_similarity or (self.cfg.itm_weight > 0 and not self.cfg.itm_on_masked_text)
-        image = self.embedder.embed_image(batch["image"])
-        text = self.embedder.embed_text(batch["ids" if reads_whole else "masked_ids"], batch["mask"])
+        """Return the weighted sum of the ITC, MLM and ITM losses; all fusion runs in one pass."""
+        cfg, batch = self.cfg, pad_to_global_length(batch)
+        reads_unmasked = self.needs_similarity or (cfg.itm_weight > 0 and not cfg.itm_on_masked_text)
+        image = self.embed(self.model.embed_image, batch["image"])
+        text = self.embed(self.model.embed_text, batch["ids" if reads_unmasked else "masked_ids"], batch["mask"])
 
         positives = find_positives(batch["image_id"], batch["text_id"])
-        embeddings, similar, contrast = self.itc(image, text, positives)
-        log = {"loss/itc": contrast, "count/false_negatives_avoided": positives.avoided}
-        if not (self.cfg.itm_weight or self.cfg.mlm_weight or self.needs_fused_features):
-            loss = self.cfg.itc_weight * contrast
-            return TaskOutput(loss, detached({"loss": loss} | log))
+        similarities, itc = self.contrast(image, text, positives)
+        losses, metrics = {"itc": itc}, {"count/false_negatives_avoided": positives.avoided}
 
-        needs_masked = reads_whole and (self.cfg.mlm_weight or self.cfg.itm_on_masked_text)
-        masked = self.embedder.embed_text(batch["masked_ids"], batch["mask"]) if needs_masked else text
-        passes = [(masked, image)] if self.cfg.mlm_weight else []
-        chosen = ITMBatch()
-        if self.cfg.itm_weight or self.needs_fused_features:
-            seen = masked if self.cfg.itm_on_masked_text else text
-            chosen = self.itm_batch(batch, image, seen, similar, positives)
-            passes += [] if passes and seen is masked else [chosen.positives]
-        rows = batch["positions"] if self.cfg.mlm_weight else batch["positions"][:, :0]
-        pooled, states = self.fuse([*passes, *chosen.negatives], rows)
-        pooled = pooled[len(pooled) - len(chosen) :]
+        if cfg.itm_weight or cfg.mlm_weight or self.needs_fused_features:
+            needs_masked = reads_unmasked and (cfg.mlm_weight or cfg.itm_on_masked_text)
+            masked = self.embed(self.model.embed_text, batch["masked_ids"], batch["mask"]) if needs_masked else text
+            itm_text = masked if cfg.itm_on_masked_text else text
+            itm_pairs, has_negative = self.itm_batch(batch, image, itm_text, similarities[0], positives)
+            mlm_pairs = [] if not cfg.mlm_weight or (itm_pairs and itm_text is masked) else [(masked, image)]
+            positions = batch["positions"] if cfg.mlm_weight else batch["positions"][:, :0]
+            pooled, states = self.fuse([*mlm_pairs, *itm_pairs], positions)
+            pooled = pooled[len(mlm_pairs) * len(image) :]
 
-        if self.needs_fused_features:
-            contrast = self.itc_with_fused(embeddings[0], pooled[: len(image)], similar, positives)
-            log |= {"loss/itc": contrast}
-        loss = self.cfg.itc_weight * contrast
-        if self.cfg.mlm_weight:
-            words, accuracy = self.mlm_head.loss(states[: len(image)], batch["targets"], self.cfg.grad_cache_chunk)
-            loss = loss + self.cfg.mlm_weight * words
-            log |= {"loss/mlm": words, "accuracy/mlm": accuracy}
-        if self.cfg.itm_weight:
-            match, accuracies = self.itm(pooled, chosen.drawn)
-            loss = loss + self.cfg.itm_weight * match
-            log |= {"loss/itm": match} | accuracies
-        return TaskOutput(loss, detached({"loss": loss} | log))
+            if self.needs_fused_features:
+                losses["itc"] = self.contrast_with_fused(similarities[0], pooled[: len(image)], positives)
+            if cfg.mlm_weight:
+                states = states[: len(image)]
+                losses["mlm"], accuracy = mlm_loss(self.mlm_head, states, batch["targets"], cfg.grad_cache_chunk)
+                metrics["accuracy/mlm"] = accuracy
+            if cfg.itm_weight:
+                logits = self.itm_head(pooled).float()
+                losses["itm"] = itm_loss(logits, has_negative)
+                metrics |= itm_accuracy(logits, has_negative)
 
-    @property
-    def embedder(self) -> VisionLanguageModel | LazyEmbedder:
-        """What embeds: at once, or a few rows at a time where they are used."""
-        return LazyEmbedder(self.model) if self.cfg.grad_cache_chunk else self.model
+        weights = {"itc": cfg.itc_weight, "mlm": cfg.mlm_weight, "itm": cfg.itm_weight}
+        loss = sum((weights[name] * value for name, value in losses.items()), itc.new_zeros(()))
+        log = {"loss": loss} | {f"loss/{name}": value for name, value in losses.items()} | metrics
+        return TaskOutput(loss, detached(log))
 
     @property
     def needs_similarity(self) -> bool:
-        """Whether the loss depends on how alike images and texts are alone: by contrast, or by the negatives."""
+        """Whether the loss depends on image-text similarity: through ITC, or through hard negatives."""
         return self.cfg.itc_weight > 0 or (self.cfg.itm_weight > 0 and self.cfg.negative_hardness > 0)
 
     @property
     def needs_fused_features(self) -> bool:
-        """Whether contrast also compares with fused vectors."""
+        """Whether ITC also compares with fused features."""
         return self.cfg.itc_weight > 0 and self.cfg.itc_head.fused
 
-    def itc(
-        self, image: Embeddings, text: Embeddings, positives: Positives
-    ) -> tuple[list[tuple[Tensor, Tensor]], Similarities, Tensor]:
-        """Return unit vectors of every view, the plain one's similarities, and the contrastive loss of all views."""
+    @property
+    def feature_heads(self) -> tuple[ITCHead, ...]:
+        """The ITC heads; the first one projects the unimodal features."""
+        return tuple(head for head in self.itc_heads if isinstance(head, ITCHead))
+
+    def embed(self, embed: Callable[..., Tokens], *inputs: Tensor) -> Embeddings:
+        """Embed images or texts; with ``grad_cache_chunk``, only when they are used."""
+        return LazyEmbeddings.of(embed, *inputs) if self.cfg.grad_cache_chunk else embed(*inputs)
+
+    def contrast(self, image: Embeddings, text: Embeddings, positives: Positives) -> tuple[list[Similarities], Tensor]:
+        """Return the similarities of every ITC head and the mean ITC loss; zeros if no objective needs them."""
         if not self.needs_similarity:
-            own, all_ = (torch.zeros(rows, 1, device=image.device) for rows in (len(image), len(positives.images)))
-            return [], Similarities(own, own, all_, all_, own.sum()), own.sum()
+            zeros = torch.zeros(len(image), 1, device=image.device)
+            return [gather_similarities(zeros, zeros, zeros[0])], zeros.sum()
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.cfg.itc_weight > 0):
-            embeddings = self.embeddings(image, text)
-            similar = self.similarities(embeddings)
-            losses = [view.loss(positives, self.cfg.grad_cache_chunk) for view in similar]
-            return embeddings, similar[0], torch.stack(losses).mean()
+            similarities = self.similarities(image, text)
+            losses = [itc_loss(each, positives, self.cfg.grad_cache_chunk) for each in similarities]
+            return similarities, torch.stack(losses).mean()
 
-    def embeddings(self, image: Embeddings, text: Embeddings) -> list[tuple[Tensor, Tensor]]:
-        """Return unit vectors of images and texts, both (B, D), in every view, the plain one first."""
-        of_image, of_text = (
-            self._itc_features_of_images(image),
-            grad_cache(self._itc_features, self.cfg.grad_cache_chunk, text),
-        )
+    def similarities(self, image: Embeddings, text: Embeddings) -> list[Similarities]:
+        """Compare this process's images and texts with those of all processes, for every ITC head."""
+        encoder_grad = 1.0 if self.cfg.gather_with_grad else 1 / dist.world_size()
+        images, texts = self._image_features(image), grad_cache(self._itc_features, self.cfg.grad_cache_chunk, text)
         return [
-            (normalize(head.image(one)), normalize(head.text(other)))
-            for head, one, other in zip(self.feature_heads, of_image, of_text, strict=True)
+            gather_similarities(*head.project(one, other), head.scale, head.logit_bias, encoder_grad)
+            for head, one, other in zip(self.feature_heads, images, texts, strict=True)
         ]
 
-    def similarities(self, embeddings: Sequence[tuple[Tensor, Tensor]]) -> list[Similarities]:
-        """Compare this process's images and texts with those of all, in every view."""
-        share = 1.0 if self.cfg.gather_with_grad else 1 / dist.world_size()
-        return [
-            gather_similarities(*pair, head.scale, share)
-            for head, pair in zip(self.feature_heads, embeddings, strict=True)
-        ]
+    def contrast_with_fused(self, similarities: Similarities, pooled: Tensor, positives: Positives) -> Tensor:
+        """Return the ITC loss that also compares with the fused features (B, F) of all positive pairs."""
+        head = self.feature_heads[0]
+        assert head.fused is not None  # by needs_fused_features
+        fused = dist.all_gather(normalize(head.fused(pooled)))
+        text_to_pair, image_to_pair = (head.scale * x @ fused.T for x in (similarities.text, similarities.image))
+        return itc_loss_with_fused(similarities.text_to_image, text_to_pair, image_to_pair, positives)
 
-    def itc_with_fused(
-        self, embeddings: tuple[Tensor, Tensor], pooled: Tensor, similar: Similarities, positives: Positives
-    ) -> Tensor:
-        """Return the contrastive loss that also compares with the fused vectors (B, F) of all right pairs."""
-        head, (image, text) = self.feature_heads[0], embeddings
-        assert head.fused is not None  # by contrasts_pairs
-        pairs = dist.all_gather(normalize(head.fused(pooled)))
-        return similar.loss_with_fused(head.scale * text @ pairs.T, head.scale * image @ pairs.T, positives)
-
-    def _itc_features(self, rows: Embeddings) -> tuple[Tensor, ...]:
-        tokens = materialize(rows)
+    def _itc_features(self, embeddings: Embeddings) -> tuple[Tensor, ...]:
+        tokens = materialize(embeddings)
         return self.model.itc_features(tokens) if self.cfg.itc_features == "all" else (self.model.encode(tokens),)
 
-    def _itc_features_of_images(self, image: Embeddings) -> tuple[Tensor, ...]:
+    def _image_features(self, image: Embeddings) -> tuple[Tensor, ...]:
         dropout, chunk = self.cfg.patch_dropout, self.cfg.grad_cache_chunk
         if not dropout or not self.training:
             return grad_cache(self._itc_features, chunk, image)
-        numbers = dist.rank() * len(image) + torch.arange(len(image), device=image.device)
-        key = dist.draw_shared()
-        return grad_cache(
-            lambda rows, some: self._itc_features(drop_patches(materialize(rows), some, dropout, key)),
-            chunk,
-            image,
-            numbers,
-        )
+        key, numbers = dist.draw_shared(), torch.arange(len(image), device=image.device) + dist.rank() * len(image)
+
+        def features(part: Embeddings, some: Tensor) -> tuple[Tensor, ...]:
+            return self._itc_features(drop_patches(materialize(part), some, dropout, key))
+
+        return grad_cache(features, chunk, image, numbers)
 
     def itm_batch(
-        self, batch: PairBatch, image: Embeddings, seen: Embeddings, similar: Similarities, positives: Positives
-    ) -> ITMBatch:
-        """Return the pairs that matching tells apart; ``seen`` are the texts it sees."""
-        if not self.cfg.itm_weight:
-            return ITMBatch(((seen, image),))
-        ids = "masked_ids" if self.cfg.itm_on_masked_text else "ids"
-        everyone = GlobalBatch(self.embedder, batch, image, seen, ids, self.cfg.negatives)
-        how = NegativeSampling(self.cfg.negatives_per_pair, self.cfg.negative_hardness, self.cfg.grad_cache_chunk)
-        return sample_itm_batch(everyone, similar, positives, how)
+        self, batch: PairBatch, image: Embeddings, text: Embeddings, similarities: Similarities, positives: Positives
+    ) -> tuple[list[tuple[Embeddings, Embeddings]], Tensor]:
+        """Return the pairs that ITM classifies, positives first, and whether each negative (K,) could be drawn."""
+        cfg = self.cfg
+        if not cfg.itm_weight:
+            return [(text, image)] if self.needs_fused_features else [], torch.ones(0, dtype=torch.bool)
+        kept, texts, images = split_pairs(torch.arange(len(image), device=image.device), cfg.negatives_per_pair)
+        source = batch["source"] if cfg.negatives == "source" else batch["image_id"]
+        negative_images, negative_texts, has_negative = sample_hard_negatives(
+            similarities,
+            positives,
+            negative_groups(cfg.negatives, source),
+            texts,
+            images,
+            hardness=cfg.negative_hardness,
+            chunk=cfg.grad_cache_chunk,
+        )
+        pairs = [(text, image) if cfg.negatives_per_pair else (text.take(kept), image.take(kept))]
+        pairs += [(text.take(texts), self._take(image, negative_images, self.model.embed_image, batch["image"]))]
+        if len(images):
+            inputs = batch["masked_ids" if cfg.itm_on_masked_text else "ids"], batch["mask"]
+            pairs += [(self._take(text, negative_texts, self.model.embed_text, *inputs), image.take(images))]
+        return pairs, has_negative
 
-    def fuse(self, passes: Sequence[tuple[Embeddings, Embeddings]], rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Fuse (text, image) batches; gives pooled vectors, and the states at ``positions`` (B, R) of the first."""
-        if not self.cfg.grad_cache_chunk:  # one batch: fewer and bigger matrix products
-            text, image = (Tokens.join([materialize(pair[side]) for pair in passes]) for side in (0, 1))
-            nothing = rows.new_zeros(len(text) - len(rows), rows.shape[1])
-            return self._fuse(text, image, torch.cat([rows, nothing]))
-        wanted = [rows, *(rows.new_zeros(len(text), 0) for text, _ in passes[1:])]
+    def _take(self, local: Embeddings, numbers: Tensor, embed: Callable[..., Tokens], *inputs: Tensor) -> Embeddings:
+        """Return the examples ``numbers`` (K,) of the global batch; those of other processes are embedded again."""
+        if dist.world_size() == 1 or self.cfg.negatives == "local":
+            return local.take(numbers - dist.rank() * len(local))
+        return self.embed(embed, *(dist.fetch_examples(part, numbers) for part in inputs))
+
+    def fuse(self, pairs: Sequence[tuple[Embeddings, Embeddings]], positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Fuse pairs; return pooled states, and the text states at ``positions`` (B, R) of the first batch."""
+        if not self.cfg.grad_cache_chunk:  # one batch: fewer and larger matrix products
+            text, image = (Tokens.join([materialize(pair[side]) for pair in pairs]) for side in (0, 1))
+            no_positions = positions.new_zeros(len(text) - len(positions), positions.shape[1])
+            return self._fuse(text, image, torch.cat([positions, no_positions]))
+        all_positions = [positions, *(positions.new_zeros(len(text), 0) for text, _ in pairs[1:])]
         parts = [
             grad_cache(self._fuse, self.cfg.grad_cache_chunk, text, image, some)
-            for (text, image), some in zip(passes, wanted, strict=True)
+            for (text, image), some in zip(pairs, all_positions, strict=True)
         ]
         return torch.cat([pooled for pooled, _ in parts]), parts[0][1]
 
-    def _fuse(self, text: Embeddings, image: Embeddings, rows: Tensor) -> tuple[Tensor, Tensor]:
-        words = materialize(text)
-        fused = self.model.fuse(materialize(image), words, positions=rows)
+    def _fuse(self, text: Embeddings, image: Embeddings, positions: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = materialize(text)
+        fused = self.model.fuse(materialize(image), tokens, positions=positions)
         needs_pooled = self.cfg.itm_weight or self.needs_fused_features
-        return fused.pooled if needs_pooled else fused.text.new_empty(len(words), 0), fused.text
-
-    def itm(self, pooled: Tensor, drawn: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the mean loss over right pairs and the wrong ones that could be ``drawn``, and both accuracies."""
-        return itm_loss(self.itm_head(pooled).float(), drawn)
-
-    def image_features(self, image: Tokens) -> Tensor:
-        """Return unit vectors (B, D) that :meth:`text_features` can be compared with."""
-        self._check_search()
-        return normalize(self.feature_heads[0].image(self.model.encode(image)))
-
-    def text_features(self, text: Tokens) -> Tensor:
-        """Return unit vectors (B, D) that :meth:`image_features` can be compared with."""
-        self._check_search()
-        return normalize(self.feature_heads[0].text(self.model.encode(text)))
+        return fused.pooled if needs_pooled else fused.text.new_empty(len(tokens), 0), fused.text
 
     @property
     def can_search(self) -> bool:
-        """Whether contrast was trained."""
+        """Whether the task trains ITC."""
         return self.cfg.itc_weight > 0
 
-    def _check_search(self) -> None:
+    def image_features(self, image: Tokens) -> Tensor:
+        """Return normalized embeddings (B, D), comparable with those of :meth:`text_features`."""
+        return self._search_features(self.feature_heads[0].image, image)
+
+    def text_features(self, text: Tokens) -> Tensor:
+        """Return normalized embeddings (B, D), comparable with those of :meth:`image_features`."""
+        return self._search_features(self.feature_heads[0].text, text)
+
+    def _search_features(self, projection: nn.Module, tokens: Tokens) -> Tensor:
         if not self.can_search:
-            raise DualfuseError(
-                "this model was trained without contrast and has no vectors to search with; fine-tune it with contrast"
-            )
+            raise DualfuseError("this model was trained without ITC and cannot embed for search; fine-tune it with ITC")
+        return normalize(projection(self.model.encode(tokens)))
 
     @property
     def can_match(self) -> bool:
-        """Whether matching was trained."""
+        """Whether the task trains ITM."""
         return self.cfg.itm_weight > 0
 
     def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the log-odds (B,) that image and text belong together; ``DualfuseError`` if that was not trained."""
+        """Return the log-odds (B,) that image and text match. Raises ``DualfuseError`` if ITM was not trained."""
         if not self.can_match:
-            raise DualfuseError("this model was trained without matching, so it cannot re-rank: leave out rerank")
-        nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
-        logits = self.itm_head(self.model.fuse(image, text, positions=nothing).pooled).float()
+            raise DualfuseError("this model was trained without ITM, so it cannot re-rank; omit rerank")
+        no_positions = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
+        logits = self.itm_head(self.model.fuse(image, text, positions=no_positions).pooled).float()
         return logits[:, 1] - logits[:, 0]
 
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
-        """Add up the contrastive logit and the matching log-odds.
+        """Return the sum of the ITC logit and the ITM log-odds.
 
-        Against negatives drawn by similarity (hardness 1) matching learns log p(match) - log q(contrast), so that the
-        sum is log p(match). Against random ones (0) both are estimates of the same, and the sum is their mean.
+        With negatives drawn by similarity (hardness 1), ITM learns log p(match) - log q(ITC), so the sum is
+        log p(match). With random negatives (0) both estimate the same quantity, and the sum is twice their mean.
         """
         return self.feature_heads[0].scale * cosine + match

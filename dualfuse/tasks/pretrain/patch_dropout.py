@@ -1,20 +1,20 @@
-"""Patch dropout: ITC sees some patches of each image only (FLIP, arXiv 2212.00794), for more pairs at the same cost."""
+"""Patch dropout: ITC reads a random part of each image (FLIP, arXiv 2212.00794), for more pairs at the same cost."""
 
 from __future__ import annotations
 
 import torch
 
 from dualfuse.errors import DualfuseError
-from dualfuse.losses.itc import gumbel
+from dualfuse.losses.hard_negatives import gumbel
 from dualfuse.models.base import Tokens, VisionLanguageModel
 
 
 def drop_patches(image: Tokens, numbers: torch.Tensor, dropout: float, key: int) -> Tokens:
-    """Return the class token and the patches that remain, at least one per image, drawn without replacement.
+    """Return the class token and the patches that remain, at least one per image.
 
-    ``dropout`` is the share of the patches that is dropped. The draw is a function of ``key``, which all processes
-    share, and of the images' ``numbers`` (B,) in the global batch: neither of the process that holds an image nor of
-    the number of images at a time.
+    ``dropout`` is the fraction of patches that is dropped. The draw is a function of ``key``, which all processes
+    share, and of the images' ``numbers`` (B,) in the global batch: it depends neither on the process that holds an
+    image nor on the chunk size.
     """
     patches = image.mask.shape[1] - 1
     drawn = gumbel(key, numbers, patches).topk(max(1, round((1 - dropout) * patches)), sorted=False).indices
@@ -22,12 +22,12 @@ def drop_patches(image: Tokens, numbers: torch.Tensor, dropout: float, key: int)
 
 
 def check_patch_dropout(dropout: float, model: VisionLanguageModel) -> None:
-    """Raise ``DualfuseError`` for a share outside [0, 1), and for a model that cannot encode part of an image."""
+    """Raise ``DualfuseError`` for a fraction outside [0, 1), and for a model that cannot encode part of an image."""
     if not 0 <= dropout < 1:
-        raise DualfuseError(f"patch_dropout is {dropout}; give the share of patches to drop: at least 0 and below 1")
+        raise DualfuseError(f"patch_dropout is {dropout}; give the fraction of patches to drop: at least 0 and below 1")
     if dropout and not model.capabilities.patch_dropout:
         raise DualfuseError(
-            f"patch_dropout is {dropout}, but this {type(model).__name__} encodes whole images only: relative positions "
-            "need the whole grid, and BridgeTower's towers serve ITC and fusion in one pass. Choose a VLMo with "
-            "--model.positions absolute, or set patch_dropout to 0"
+            f"patch_dropout is {dropout}, but this {type(model).__name__} encodes whole images only: relative "
+            "positions need the whole grid, and BridgeTower's towers serve ITC and fusion in one pass. Choose a VLMo "
+            "with --model.positions absolute, or set patch_dropout to 0"
         )
