@@ -32,6 +32,7 @@ from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
 from dualfuse.data.text.tokenizer import EncodedText, mask_tokens
 from dualfuse.layers.heads import ITCHead
+from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import Tokens
 from dualfuse.tasks.pretrain.pair_batch import PairBatch, collate_pairs
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -71,7 +72,7 @@ class Ours:
     def do(self, work: Work, batch: PairBatch) -> Tensor:
         """Return log-odds or a loss; images and texts are embedded once, whatever they are paired with."""
         if work == "words+match":
-            with mock.patch("dualfuse.losses.hard_negatives.draw_negatives", first_allowed):
+            with mock.patch("dualfuse.losses.hard_negatives.sample_negatives", first_allowed):
                 return self.task(batch).loss
         image = self.task.model.embed_image(batch["image"])
         if work == "words":
@@ -86,7 +87,7 @@ class Ours:
         """Return the loss of masked words."""
         masked = self.task.model.embed_text(batch["masked_ids"], batch["mask"])
         states = self.task.model.fuse(image, masked, positions=batch["positions"]).text
-        return self.task.mlm_head.loss(states, batch["targets"])[0]
+        return mlm_loss(self.task.mlm_head, states, batch["targets"])[0]
 
     @property
     def module(self) -> nn.Module:

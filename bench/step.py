@@ -26,7 +26,7 @@ from published_step import heaviest, padded, published_loss
 from torch import Tensor
 
 from dualfuse.data.text.tokenizer import EncodedText, mask_words
-from dualfuse.losses.itc import sample_negatives
+from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipes.small_pairs import NANO, OPENPICS
 from dualfuse.recipes.vlmo import BASE
@@ -135,7 +135,7 @@ def pairs(size: Size, seed: int) -> PairBatch:
 
 def _with_gradients(task: Pairs, loss: Callable[[], Tensor]) -> tuple[float, Tensor]:
     task.zero_grad(set_to_none=True)
-    with mock.patch("dualfuse.losses.hard_negatives.draw_negatives", _largest):
+    with mock.patch("dualfuse.losses.hard_negatives.sample_negatives", _largest):
         value = loss()
     value.backward()
     return value.item(), torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])

@@ -16,6 +16,7 @@ from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import rename, sort
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ITCHeadConfig, normalize
+from dualfuse.losses.itm import itm_loss
 from dualfuse.models.base import Tokens
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -86,7 +87,7 @@ class Golden:
         nothing = torch.zeros(len(order), 0, dtype=torch.long)
         pooled, _ = task.fuse([(self.text(task).take(order), self.image(task).take(order))], nothing)
         number_of_wrong = int((self.inputs["itm_labels"] == 0).sum())
-        return task, task.itm(pooled, torch.ones(number_of_wrong, dtype=torch.bool))[0]
+        return task, itm_loss(task.itm_head(pooled), torch.ones(number_of_wrong, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -150,7 +151,8 @@ def heads(golden: Golden) -> dict[str, Tensor]:
     } | {f"{objective}.loss": golden.loss(objective)[1] for objective in golden.norms}
     if not golden.has_contrast:
         return found
-    of_image, of_text = task.embeddings(image, text)[0]
+    [similarities] = task.similarities(image, text)
+    of_image, of_text = similarities.image, similarities.text
     of_pair = normalize(task.feature_heads[0].fused(pooled))
     return found | {
         "itc.image_embeds": of_image,

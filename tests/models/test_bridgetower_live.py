@@ -23,6 +23,7 @@ from dualfuse.convert.hugging_face import PREFIX, layout
 from dualfuse.convert.hugging_face_config import read_config
 from dualfuse.convert.rename import sort
 from dualfuse.layers.heads import ITCHeadConfig
+from dualfuse.losses.itm import itm_loss
 from dualfuse.models.base import Tokens
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -159,7 +160,7 @@ def test_matching(link: str, inputs: dict[str, Any]) -> None:
     same(task.itm_head(pooled), wanted.logits, inputs)
     log_odds = (wanted.logits[:, 1] - wanted.logits[:, 0]).float()
     assert_close(task.match_logit(*tokens(task, inputs)), log_odds, atol=1e-5, rtol=1e-5)
-    loss, _ = task.itm(pooled, torch.ones(2, dtype=torch.bool))
+    loss = itm_loss(task.itm_head(pooled), torch.ones(2, dtype=torch.bool))
     assert_close(loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
 
 
@@ -169,9 +170,9 @@ def test_contrast(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForContrastiveLearning, link)
     task = ours(model, itc_weight=1.0)
     wanted = model(**inputs, return_loss=True)
-    [(of_image, of_text)] = task.embeddings(*tokens(task, inputs))
-    same(of_image, wanted.image_embeds, inputs)
-    same(of_text, wanted.text_embeds, inputs)
+    [similarities] = task.similarities(*tokens(task, inputs))
+    same(similarities.image, wanted.image_embeds, inputs)
+    same(similarities.text, wanted.text_embeds, inputs)
     image, text = tokens(task, inputs)
     same(task.image_features(image), wanted.image_embeds, inputs)
     same(task.text_features(text), wanted.text_embeds, inputs)

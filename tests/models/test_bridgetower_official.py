@@ -19,8 +19,10 @@ from dualfuse.convert.official_config import model_of
 from dualfuse.convert.rename import rename, sort
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ClassificationHead, ITCHeadConfig
-from dualfuse.losses import itc as contrast_module
-from dualfuse.losses.itc import find_positives
+from dualfuse.losses.hard_negatives import sample_negatives
+from dualfuse.losses.itc import find_positives, itc_loss
+from dualfuse.losses.itm import itm_loss
+from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -44,10 +46,9 @@ MASK = INPUTS["attention_mask"].bool()
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
-    draw = contrast_module.sample_negatives
     monkeypatch.setattr(
         "dualfuse.losses.hard_negatives.sample_negatives",
-        lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
+        lambda logits, allowed, _: sample_negatives(logits, allowed, torch.zeros_like(logits)),
     )
 
 
@@ -140,7 +141,8 @@ def mixed_pictures() -> Tensor:
 def loss_of_matching(made: Pairs) -> Tensor:
     order = OUTPUTS["itm.labels"].argsort(descending=True, stable=True)  # right pairs first
     is_wrong = OUTPUTS["itm.labels"][order] == 0
-    return made.itm(pooled(made.model, images=mixed_pictures())[order], is_wrong[is_wrong])[0]
+    logits = made.itm_head(pooled(made.model, images=mixed_pictures())[order])
+    return itm_loss(logits, is_wrong[is_wrong])
 
 
 @torch.no_grad()
@@ -169,17 +171,17 @@ def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
     made, pairs = task(), batch(image_id)
     image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], MASK)
     positives = find_positives(pairs["image_id"], pairs["text_id"])
-    [similar] = made.similarities(made.embeddings(image, text))
-    same(f"{form}.itc_loss", similar.loss(positives))
-    chosen = made.itm_batch(pairs, image, text, similar, positives)
+    [similar] = made.similarities(image, text)
+    same(f"{form}.itc_loss", itc_loss(similar, positives))
+    pairs_of_itm, has_negative = made.itm_batch(pairs, image, text, similar, positives)
     negative_image, negative_text = OUTPUTS[f"{form}.negative_image_of_text"], OUTPUTS[f"{form}.negative_text_of_image"]
-    (_, images), (texts, _) = chosen.negatives
+    _, (_, images), (texts, _) = pairs_of_itm
     assert torch.equal(images.states[0], image.take(negative_image).states[0])
     assert torch.equal(texts.states[0], text.take(negative_text).states[0])
-    fused, _ = made.fuse(chosen.pairs, pairs["positions"][:0])
+    fused, _ = made.fuse(pairs_of_itm, pairs["positions"][:0])
     same(f"{form}.itm_logits", made.itm_head(fused))
-    assert chosen.drawn.all()
-    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(chosen.positives[0]) + [0] * len(chosen.drawn)
+    assert has_negative.all()
+    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(pairs_of_itm[0][0]) + [0] * len(has_negative)
 
     whole = made(pairs)
     same(f"{form}.itc_loss", whole.log["loss/itc"])
@@ -251,7 +253,7 @@ def test_gradients() -> None:
     made, pairs = task(), batch(torch.arange(3))
     image, masked = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["masked_ids"], MASK)
     states = made.model.fuse(image, masked, pairs["positions"]).text
-    (made.mlm_head.loss(states, pairs["targets"])[0] + loss_of_matching(made)).backward()
+    (mlm_loss(made.mlm_head, states, pairs["targets"])[0] + loss_of_matching(made)).backward()
     norms = rename(NORMS, PAIRS.layout.names)
     assert all(NORMS[name] is None for name in norms.unknown), norms.unknown
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}

@@ -13,7 +13,9 @@ from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index, resize_table
-from dualfuse.losses import itc as contrast_module
+from dualfuse.losses.hard_negatives import sample_negatives
+from dualfuse.losses.itc import find_positives, itc_loss
+from dualfuse.losses.itm import itm_loss
 from dualfuse.models.base import Tokens
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
@@ -90,10 +92,9 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 @pytest.fixture(autouse=True)
 def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The recorded run took the largest weight instead of drawing."""
-    draw = contrast_module.sample_negatives
     monkeypatch.setattr(
         "dualfuse.losses.hard_negatives.sample_negatives",
-        lambda logits, allowed, _: draw(logits, allowed, torch.zeros_like(logits)),
+        lambda logits, allowed, _: sample_negatives(logits, allowed, torch.zeros_like(logits)),
     )
 
 
@@ -155,28 +156,29 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     task, batch = golden.task, golden.batch()
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
-    positives = contrast_module.find_positives(torch.arange(4), torch.arange(4))
-    plain, other = task.similarities(task.embeddings(image, text))
+    positives = find_positives(torch.arange(4), torch.arange(4))
+    plain, other = task.similarities(image, text)
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)
     golden.check("itc.vl_i2t_logits", other.image_to_text)
-    golden.check("irtr.loss", plain.loss(positives))
-    golden.check("itc.loss", torch.stack([plain.loss(positives), other.loss(positives)]).mean())
-    golden.check("itc.logit_scale", task.itc_heads[0].scale[0])
+    golden.check("irtr.loss", itc_loss(plain, positives))
+    golden.check("itc.loss", torch.stack([itc_loss(plain, positives), itc_loss(other, positives)]).mean())
+    for head, name in zip(task.itc_heads, ("itc.logit_scale", "itc.logit_vl_scale"), strict=True):
+        golden.check(name, head.scale[0])
     # their weights are not renormalised after the diagonal is removed: the distribution is the same
     for name, logits in (("i2t", plain.image_to_text), ("t2i", plain.text_to_image)):
         weights = golden.outputs[f"itm.weights_{name}"]
         ours = logits.masked_fill(positive, float("-inf")).softmax(1)
         assert_close(ours, weights / weights.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
     zero = torch.zeros(4, 4)
-    drawn = contrast_module.sample_negatives(plain.text_to_image, ~positive, zero)[0]
+    drawn = sample_negatives(plain.text_to_image, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
-    drawn = contrast_module.sample_negatives(plain.image_to_text, ~positive, zero)[0]
+    drawn = sample_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
-    chosen = task.itm_batch(batch, image, text, plain, positives)
-    pooled, _ = task.fuse(chosen.pairs, batch["positions"])
+    pairs, has_negative = task.itm_batch(batch, image, text, plain, positives)
+    pooled, _ = task.fuse(pairs, batch["positions"])
     golden.check("itm.logits", task.itm_head(pooled))
-    golden.check("itm.loss", task.itm(pooled, chosen.drawn)[0])
+    golden.check("itm.loss", itm_loss(task.itm_head(pooled).float(), has_negative))
     head = golden.task.match_logit(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
 

@@ -20,11 +20,12 @@ from dualfuse.convert.rename import sort
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune import ranking
-from dualfuse.tasks.finetune.ranking import Ranking, RankingConfig, rank_loss, sample_texts
+from dualfuse.tasks.finetune.ranking import Ranking, RankingConfig
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bridgetower_official"

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_refused(tokenizer: Path) -> None:
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     refused("give --task.stride 4")
     with pytest.raises(ValueError, match="patch=0"):
-        replace(TASK, patch_size=0)
+        replace(TASK, patch=0)
 
 
 def test_a_tokenizer_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from dualfuse.losses.itc import sample_negatives
+from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dualfuse import distributed as dist
-from dualfuse.losses.itc import gumbel
+from dualfuse.losses.hard_negatives import gumbel
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.models.vlmo import VLMo, VLMoConfig
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
@@ -91,9 +91,9 @@ def test_fusion_sees_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     built, lengths = task(HALF), list[int]()
     fuse = built.model.fuse
 
-    def fused(image: Tokens, text: Tokens, rows: Tensor | None = None) -> object:
+    def fused(image: Tokens, text: Tokens, positions: Tensor | None = None) -> object:
         lengths.append(image.mask.shape[1])
-        return fuse(image, text, rows)
+        return fuse(image, text, positions)
 
     monkeypatch.setattr(built.model, "fuse", fused)
     built(batch()).loss.backward()
@@ -118,9 +118,9 @@ def test_drawn_alike_by_whoever_holds_a_picture() -> None:
     together = drop_patches(image, torch.arange(PAIRS), 0.75, key=7)
     assert together.states[0].shape[:2] == together.mask.shape == (PAIRS, 1 + 4)
     for row in range(PAIRS):
-        alone = drop_patches(image.take(torch.tensor([row])), torch.tensor([row]), 0.25, key=7)
+        alone = drop_patches(image.take(torch.tensor([row])), torch.tensor([row]), 0.75, key=7)
         assert torch.equal(alone.states[0][0], together.states[0][row])
-    again = drop_patches(image, torch.arange(PAIRS), 0.25, key=8)
+    again = drop_patches(image, torch.arange(PAIRS), 0.75, key=8)
     assert not torch.equal(again.states[0], together.states[0])
 
 
@@ -150,7 +150,7 @@ def test_models_that_read_whole_pictures_are_refused(model: VisionLanguageModel)
         HALF.build(model)
 
 
-@pytest.mark.parametrize("share", [1.0, -1.0, 1.5])
-def test_what_is_no_share_is_refused(share: float) -> None:
-    with pytest.raises(ValueError, match=r"give the share of patches to drop"):
-        task(PairsConfig(patch_dropout=share))
+@pytest.mark.parametrize("fraction", [1.0, -1.0, 1.5])
+def test_fractions_outside_of_the_range_are_refused(fraction: float) -> None:
+    with pytest.raises(ValueError, match=r"give the fraction of patches to drop"):
+        task(PairsConfig(patch_dropout=fraction))

@@ -33,7 +33,7 @@ TINY = VLMoConfig(
     text_length=20,
     drop_path=0.0,
 )
-draw = itc.sample_negatives
+draw = hard_negatives.sample_negatives
 
 
 def largest(logits: torch.Tensor, allowed: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,18 +91,18 @@ def check_forward(rank: int) -> None:
     built = task(PairsConfig())
     mine = batch(own(rank))
     image, text = built.model.embed_image(mine["image"]), built.model.embed_text(mine["ids"], mine["mask"])
-    similar = built.similarities(built.embeddings(image, text))
+    similar = built.similarities(image, text)
     positives = itc.find_positives(mine["image_id"], mine["text_id"])
     own_first = [0, 1, 2, 3] if rank == 0 else [2, 3, 0, 1]
     assert_close(similar[0].image_to_text[:, own_first], recorded(f"rank{rank}.i2t_logits")[:2], atol=1e-5, rtol=1e-5)
     weights = similar[0].text_to_image.masked_fill(positives.images_of_texts, float("-inf")).softmax(1)[:, own_first]
     theirs = recorded(f"rank{rank}.weights_t2i")
     assert_close(weights, theirs / theirs.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
-    loss = dist.all_reduce_mean(torch.stack([view.loss(positives) for view in similar]).mean())
+    loss = dist.all_reduce_mean(torch.stack([itc.itc_loss(view, positives) for view in similar]).mean())
     assert_close(loss, recorded(f"rank{rank}.itc_loss"), atol=1e-5, rtol=1e-5)
 
-    chosen = built.itm_batch(mine, image, text, similar[0], positives)
-    pooled, _ = built.fuse(chosen.pairs, mine["positions"])
+    pairs, _ = built.itm_batch(mine, image, text, similar[0], positives)
+    pooled, _ = built.fuse(pairs, mine["positions"])
     assert_close(built.itm_head(pooled), recorded(f"rank{rank}.itm_logits"), atol=1e-5, rtol=1e-5)
     output = built(mine)
     assert_close(output.log["loss/itm"], recorded(f"rank{rank}.itm_loss"), atol=1e-5, rtol=1e-5)
@@ -173,7 +173,11 @@ def check_exchange(rank: int) -> None:
     wanted = [[1, 1, 1, 0], [1, 1, 1, 0]] if rank == 0 else [[1, 1, 1, 0], [0, 0, 0, 1]]
     assert positives.texts_of_images.long().tolist() == wanted
     assert positives.images_of_texts.long().tolist() == wanted
-    assert itc.local_columns(2, torch.device("cpu")).tolist() == [rank == 0] * 2 + [rank == 1] * 2
+    source = torch.tensor([5, 6]) + rank
+    groups = {"global": [0] * 4, "local": [0, 0, 1, 1], "source": [5, 6, 6, 7]}
+    for negatives, everyone in groups.items():
+        local, gathered = hard_negatives.negative_groups(negatives, source)
+        assert gathered.tolist() == everyone and local.tolist() == everyone[2 * rank : 2 * rank + 2]
 
 
 def test_exchange_of_rows(tmp_path: Path) -> None:
