@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dualfuse.layers.attention import SelfAttention
 from dualfuse.layers.blocks import SHARED, Block
 from dualfuse.layers.heads import ITCHead, normalize
-from dualfuse.models.vlmo import BOTH, IMAGE, TEXT, VLMo
+from dualfuse.models.vlmo import IMAGE, TEXT, VL, VLMo
 from dualfuse.tasks.pretrain.pairs import PairBatch, Pairs
 
 Draw = Callable[[Tensor], int]
@@ -132,7 +132,7 @@ def alone(model: VLMo, inputs: Inputs, modality: str) -> tuple[Tensor, Tensor]:
     for layer in range(model.vl_expert_start):
         x = run(blocks[layer], x, inputs, layer, ((modality, x.shape[1]),))
     views = []
-    for expert in (modality, BOTH):
+    for expert in (modality, VL):
         branch = x
         for layer in range(model.vl_expert_start, len(blocks)):
             branch = run(blocks[layer], branch, inputs, layer, ((expert, x.shape[1]),))
@@ -146,7 +146,7 @@ def fused(model: VLMo, ids: Tensor, mask: Tensor, image: Tensor) -> Tensor:
     x = inputs.x
     separate = ((TEXT, inputs.words), (IMAGE, x.shape[1] - inputs.words))
     for layer, block in enumerate(model.blocks):
-        x = run(block, x, inputs, layer, separate if layer < model.vl_expert_start else ((BOTH, x.shape[1]),))
+        x = run(block, x, inputs, layer, separate if layer < model.vl_expert_start else ((VL, x.shape[1]),))
     return model.norm(x)
 
 

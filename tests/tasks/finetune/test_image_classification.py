@@ -120,9 +120,7 @@ def test_labels_that_are_none(processor: Processor) -> None:
     assert CFG.read_question(Sample("x", png_image(0)), processor, rng())["asked"].target == ()
 
 
-@pytest.mark.parametrize(
-    "changes", [{"num_classes": 1}, {"labels": ("a", "a")}, {"label_smoothing": 1.0}, {"random_erasing": 2.0}]
-)
+@pytest.mark.parametrize("changes", [{"num_classes": 1}, {"labels": ("a", "a")}, {"label_smoothing": 1.0}, {"random_erasing": 2.0}])
 def test_what_makes_no_task(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"different; give two|both are shares"):
         ImageClassificationConfig(**changes)
