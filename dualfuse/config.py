@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back: a folder says what builds it, and nothing has to be registered."""
+"""Frozen dataclasses to JSON and back: a file names the classes that it needs, and nothing has to be registered."""
 
 from __future__ import annotations
 
@@ -6,95 +6,159 @@ import importlib
 import sys
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
 IS = "is"
-"""The key under which a dataclass writes its "module:Class"."""
+"""The key under which a dataclass writes its address, "module:Class"."""
+
+OWN = "dualfuse"
 
 _trusted: set[str] = set()
+"""Modules and packages outside dualfuse whose frozen dataclasses files may name."""
 
 
-def trust(config: Any) -> None:  # Any: whatever a config holds
-    """Let files name frozen dataclasses of the modules that the classes of ``config``, a value or a class, are from.
+def trust(config: Any) -> None:  # Any: any value of a config
+    """Let files name frozen dataclasses of the modules that define the classes of ``config``, a value or a class.
 
-    For whoever has configs of his own: ``trust(MyModelConfig)`` before a model folder that names it is opened.
-    Training does it for the recipes that it is given.
+    Call ``trust(MyModelConfig)`` before opening a model folder that names it; training trusts the recipes that it is
+    given, and ``dualfuse.plugins.load`` whole packages. Raises ``DualfuseError`` for a class that no later process
+    could find again, such as one of a notebook.
     """
     if isinstance(config, tuple):
-        for item in config:  # pyright: ignore[reportUnknownVariableType]  of whatever
+        for item in config:  # pyright: ignore[reportUnknownVariableType]  items of any type
             trust(item)
     elif is_dataclass(config):
-        _trusted.add(config.__module__)
+        kind = config if isinstance(config, type) else type(config)
+        _address(kind)
+        trust_module(kind.__module__)
         if not isinstance(config, type):
             for field in fields(config):
                 trust(getattr(config, field.name))
 
 
-def to_json(value: Any) -> JSON:  # Any: whatever a config holds
-    """Return a config as JSON values; tuples become lists, a dataclass says its module and name."""
+def trust_module(name: str) -> None:
+    """Let files name frozen dataclasses of the module ``name`` and, if it is a package, of its modules."""
+    if name.partition(".")[0] != OWN:
+        _trusted.add(name)
+
+
+def to_json(value: Any) -> JSON:  # Any: any value of a config
+    """Return a config as JSON values: tuples become lists, a dataclass holds its address under "is".
+
+    Raises ``DualfuseError`` for a class that no later process could find, ``TypeError`` for a value that JSON lacks.
+    """
     if is_dataclass(value) and not isinstance(value, type):
-        name = f"{type(value).__module__}:{type(value).__qualname__}"
-        _checked(_found(name), name)  # raises now, not when the file is read
-        return {IS: name} | {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
+        address = {IS: _address(type(value))}
+        return address | {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, tuple):
-        return list(map(to_json, value))  # pyright: ignore[reportUnknownArgumentType]  of whatever
+        return list(map(to_json, value))  # pyright: ignore[reportUnknownArgumentType]  items of any type
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a config holds {value!r}; only dataclasses, tuples, numbers, strings, True, False, None fit JSON")
 
 
 def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names
-    """Return back what :func:`to_json` was given.
+    """Return the config that :func:`to_json` was given; files of earlier versions are upgraded.
 
-    A file may come from anywhere: it can name frozen dataclasses that are defined in this package or in a module that
-    was given to :func:`trust`, and nothing else is ever imported or called on its behalf. Raises ``DualfuseError`` for
-    anything else, and for values that such a class does not take.
+    A file may come from anywhere: it can name frozen dataclasses of this package and of modules that were trusted, and
+    nothing else is imported or called on its behalf. Raises ``DualfuseError`` for other addresses, for unknown fields,
+    and for values that a class does not accept.
     """
+    return _build(upgrade.config(data))
+
+
+def third_party(data: JSON) -> list[str]:
+    """Return the packages and files outside dualfuse whose classes ``data`` names, sorted."""
     if isinstance(data, list):
-        return tuple(from_json(item) for item in data)
+        return sorted({name for item in data for name in third_party(item)})
+    if not isinstance(data, dict):
+        return []
+    package = str(data.get(IS, OWN)).partition(":")[0].partition(".")[0]
+    return sorted({*third_party(list(data.values())), package} - {OWN})
+
+
+def _build(data: JSON) -> Any:  # Any: the dataclass that the data names
+    if isinstance(data, list):
+        return tuple(_build(item) for item in data)
     if not isinstance(data, dict):
         return data
-    kind = _named(data.get(IS))
-    values = {name: from_json(value) for name, value in data.items() if name != IS}
-    known = {field.name for field in fields(kind)}
-    if unknown := values.keys() - known:
+    kind = _class(data.get(IS))
+    values = {name: _build(value) for name, value in data.items() if name != IS}
+    names = {field.name for field in fields(kind)}
+    if unknown := values.keys() - names:
         raise DualfuseError(
-            f"{kind.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}. "
+            f"{kind.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(names))}. "
             "The file may come from another version of dualfuse"
         )
     try:
         return kind(**values)
-    except Exception as error:  # it may look into values that are of another type than it says
+    except Exception as error:  # __post_init__ may meet values of any type
         raise DualfuseError(
             f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}"
         ) from error
 
 
-def _named(name: object) -> Any:  # Any: a dataclass type
-    module_name = name.partition(":")[0] if isinstance(name, str) else ""
-    is_own = module_name.startswith("dualfuse.") and module_name != "dualfuse.__main__"  # which runs when imported
-    if is_own:
-        with suppress(ImportError, ValueError):  # ValueError: for a name that no module can have
-            importlib.import_module(module_name)
-    return _checked(_found(name) if is_own or module_name in _trusted else None, name)
+def _address(kind: type) -> str:
+    """Return "module:Class"; raises ``DualfuseError`` for a class that cannot be found there again."""
+    module = kind.__module__
+    if module == "__main__":
+        file = getattr(sys.modules[module], "__file__", None)  # absent in a notebook
+        if file is None:
+            raise DualfuseError(
+                f"{kind.__qualname__} is defined in a notebook or an interactive session, where no saved file can find "
+                "it again; move it to a module, and import it from there"
+            )
+        module = Path(file).stem
+    _checked(_defined(sys.modules.get(kind.__module__), kind.__qualname__), f"{kind.__module__}:{kind.__qualname__}")
+    return f"{module}:{kind.__qualname__}"
 
 
-def _found(name: object) -> Any:  # Any: whatever is called so
-    """Return what a module that was imported has under "module:name", if it was defined there."""
-    module_name, _, class_name = name.partition(":") if isinstance(name, str) else ("", "", "")
-    found = vars(sys.modules[module_name]).get(class_name) if module_name in sys.modules else None
-    return found if getattr(found, "__module__", None) == module_name else None  # reason for getattr: any value
+def _class(address: object) -> Any:  # Any: a dataclass type
+    module, _, name = address.partition(":") if isinstance(address, str) else ("", "", "")
+    return _checked(_defined(_module(module), name), address)
 
 
-def _checked(kind: Any, name: object) -> Any:  # Any: whatever was found; a dataclass type
+def _module(name: str) -> ModuleType | None:
+    """Return the module that files call ``name``, of this package or trusted; None if there is none.
+
+    A trusted module is also found by the path of its file: "recipes" and "lab.recipes" are both lab/recipes.py.
+    """
+    is_own = name.startswith(f"{OWN}.") and name != f"{OWN}.__main__"  # which runs when imported
+    if is_own or any(name == trusted or name.startswith(f"{trusted}.") for trusted in _trusted):
+        with suppress(ImportError, ValueError):  # ValueError: a name that no module can have
+            return importlib.import_module(name)
+    parts = name.split(".")
+    modules = [sys.modules[trusted] for trusted in _trusted if trusted in sys.modules]
+    same = {id(module): module for module in modules if _file_parts(module)[-len(parts) :] == parts}
+    return same.popitem()[1] if len(same) == 1 else None
+
+
+def _file_parts(module: ModuleType) -> list[str]:
+    path = Path(getattr(module, "__file__", None) or "")  # reason for getattr: built-in modules lack it
+    return list((path.parent if path.stem == "__init__" else path.with_suffix("")).parts) if path.name else []
+
+
+def _defined(module: ModuleType | None, name: str) -> Any:  # Any: any value of a module
+    """Return what ``module`` has under ``name``, if it was defined there."""
+    value = vars(module).get(name) if module else None
+    is_here = module and getattr(value, "__module__", None) == module.__name__  # reason for getattr: any value
+    return value if is_here else None
+
+
+def _checked(kind: Any, address: object) -> Any:  # Any: any value; a dataclass type
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
+        package = str(address).partition(":")[0].partition(".")[0]
         raise DualfuseError(
-            f'"{IS}": {name!r} names no frozen dataclass of dualfuse or of a module that was trusted; if it is yours, '
-            "define it at the top of a module, import that, and call dualfuse.config.trust(THE_CLASS) first"
+            f'"{IS}": {address!r} names no frozen dataclass of dualfuse or of a module that was trusted. If it is '
+            f"yours, or if you trust its code, import it: --import {package} (a package, or a path like "
+            f"{package}.py), or dualfuse.plugins.load; it has to be defined at the top of a module"
         )
     return kind
 

@@ -1,4 +1,4 @@
-"""A model folder: weights, what builds them, and the tokenizer; and such folders on the Hugging Face hub."""
+"""Model folders: weights, recipe and tokenizer; and model folders on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -14,25 +14,28 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dualfuse.config import from_json, to_json
-from dualfuse.errors import DualfuseError
+from dualfuse import upgrade
+from dualfuse.config import JSON, from_json, third_party, to_json
+from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_folder, write_json
-from dualfuse.recipe import Data, Recipe
+from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.tasks.base import Processor, Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+PLUGINS = "plugins"
+"""The key of a recipe's JSON that names the third-party packages whose classes it uses."""
 
-NO_ROOM = "What was there before is whole; make room and give the same command again"
+NO_SPACE = "The earlier model folder is complete; free some space and give the same command again"
 
 MODELS = ("*.json", "merges.txt", "model*.safetensors", "unused.safetensors")
-"""Files of a model on the hub; where weights are pickles, those too."""
+"""Files of a model on the hub; where its weights are pickles, those too."""
 TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt")
 """Files of a tokenizer on the hub."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A task in evaluation mode, how its inputs are prepared, and the recipe that made it."""
+    """A task in evaluation mode, the processor of its inputs, and the recipe that it was trained with."""
 
     task: Task
     processor: Processor
@@ -40,24 +43,27 @@ class LoadedModel:
 
 
 def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Path:
-    """Write a model folder: a new one, or one that replaces ``folder`` as a whole.
+    """Write a model folder, replacing an existing ``folder`` as a whole, and return its path.
 
-    ``weights`` are those of a task that is shared out among processes, put together.
+    ``weights`` are the gathered weights of a sharded task; None: those of ``task``.
     """
     weights = task.state_dict() if weights is None else weights
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic_folder(folder, state.values(), NO_ROOM) as partial:
+    with atomic_folder(folder, state.values(), NO_SPACE) as partial:
         safetensors.torch.save_file(state, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
-        write_json(partial / CONFIG, to_json(recipe))
+        write_json(partial / CONFIG, recipe_to_json(recipe))
     return folder
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:
-    """Read a model folder that :func:`save` wrote."""
+    """Load a model folder that :func:`save` wrote, with this or an earlier version of dualfuse.
+
+    Raises ``DualfuseError`` if the folder is damaged or is not a model folder.
+    """
     folder = Path(folder)
     recipe, tensors = read_recipe(folder), read_tensors(folder)
-    with _building_of(folder):
+    with _building_from(folder):
         outline = recipe.build_on_meta()  # a config may ask for more memory than there is
         processor = Processor(
             image=replace(recipe.data.image_transform, augment=None),
@@ -67,63 +73,80 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedMod
         outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
         raise DualfuseError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
-    with _building_of(folder):
+    with _building_from(folder):
         task = recipe.build()
     task.load_state_dict(tensors)
     return LoadedModel(task.to(device).eval(), processor, recipe)
 
 
 @contextmanager
-def _building_of(folder: Path) -> Iterator[None]:
-    """Turn whatever values of another type than a config says lead to into one sentence."""
+def _building_from(folder: Path) -> Iterator[None]:
+    """Turn any exception, such as that of a value of the wrong type, into a ``DualfuseError`` that names the file."""
     try:
         yield
     except Exception as error:
-        raise DualfuseError(f"nothing can be built of {folder / CONFIG}: {error}") from error
+        raise DualfuseError(f"nothing can be built from {folder / CONFIG}: {error}") from error
 
 
 def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
-    """Return the recipe with the tokenizer in ``folder``, wherever it had found its own."""
+    """Return ``recipe`` with the tokenizer of ``folder`` in place of its own."""
     return replace(recipe, data=replace(recipe.data, tokenizer=str(folder / TOKENIZER)))
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """Return the recipe of a model folder; ``DualfuseError`` says what the folder is if it is none."""
-    if not (folder / CONFIG).is_file():
-        inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
-        found = f"holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "is no folder"
-        raise DualfuseError(f"{folder} is no model folder: it {found}, but should have a {CONFIG} (as OUT/final has)")
+def recipe_to_json(recipe: Recipe) -> dict[str, JSON]:
+    """Return a recipe as JSON values; they name the plug-ins that define its classes, if there are any."""
+    data = to_json(recipe)
+    assert isinstance(data, dict)
+    plugins: list[JSON] = list(third_party(data))
+    return data | ({PLUGINS: plugins} if plugins else {})
+
+
+def recipe_from_file(path: Path) -> Recipe:
+    """Read a file that holds :func:`recipe_to_json`; raises ``DualfuseError`` for any other."""
     try:
-        recipe = from_json(json.loads((folder / CONFIG).read_text()))
+        data = json.loads(path.read_text(encoding="utf-8"))
+        recipe = from_json({key: data[key] for key in data if key != PLUGINS} if isinstance(data, dict) else data)
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
-        raise DualfuseError(f"{folder / CONFIG} does not describe a recipe: {error}") from error
-    if not (isinstance(recipe, Recipe) and isinstance(recipe.data, Data) and _builds(recipe.model, recipe.task)):
-        raise DualfuseError(f"{folder / CONFIG} describes no recipe; was it written by another program?")
+        raise DualfuseError(f"{path} does not describe a recipe: {error}") from error
+    if not (isinstance(recipe, Recipe) and _is_complete(recipe)):
+        raise DualfuseError(f"{path} does not describe a recipe; was it written by another program?")
     return recipe
 
 
-def _builds(*configs: object) -> bool:
-    return all(callable(getattr(config, "build", None)) for config in configs)  # reason for getattr: any file
+def read_recipe(folder: Path) -> Recipe:
+    """Return the recipe of a model folder; raises ``DualfuseError`` that lists what any other folder holds."""
+    if not (folder / CONFIG).is_file():
+        inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
+        contents = f"it holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "it is not a folder"
+        raise DualfuseError(f"{folder} is not a model folder: {contents}, but needs a {CONFIG} (as OUT/final has)")
+    return recipe_from_file(folder / CONFIG)
+
+
+def _is_complete(recipe: Recipe) -> bool:
+    """Return whether the parts of a recipe are of the right types, which a file need not respect."""
+    can_build = (callable(getattr(part, "build", None)) for part in (recipe.model, recipe.task))
+    return isinstance(recipe.data, Data) and isinstance(recipe.run, Run) and all(can_build)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model folder by name; ``DualfuseError`` for a damaged file."""
+    """Return the weights of a model folder by name; raises ``DualfuseError`` for a damaged file."""
     try:
-        return safetensors.torch.load_file(folder / WEIGHTS)
+        tensors = safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
-        raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or not a safetensors file: {error}") from error
+    return upgrade.tensors(tensors) if upgrade.is_old(json.loads((folder / CONFIG).read_text())) else tensors
 
 
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
-    """Return the folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
+    """Return the local folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
 
-    What was downloaded before is not fetched again, and is found without network too. Raises ``DualfuseError`` if the
-    name is not found, and ``ImportError`` without the extra hub.
+    Files in the cache are not fetched again, and are found without a network. Raises ``DualfuseError`` if the name is
+    not found, and ``MissingExtraError`` without the extra hub.
     """
     parts = name.split("/", 2)
     if not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts[:2]):
-        raise DualfuseError(f"{name!r} is no path here, and no name on the Hugging Face hub, which are like OWNER/NAME")
-    with _hub(f"{name!r} is no path here, and could not be fetched from the Hugging Face hub"):
+        raise DualfuseError(f"{name!r} is neither a local path nor a name on the Hugging Face hub (OWNER/NAME)")
+    with _hub(f"{name!r} is not a local path, and could not be fetched from the Hugging Face hub"):
         from huggingface_hub import hf_hub_download, snapshot_download
 
         if len(parts) == 3:
@@ -135,13 +158,13 @@ def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
 
 
 def upload(folder: Path, name: str, *, private: bool = True) -> str:
-    """Put a model folder on the Hugging Face hub as OWNER/NAME, and gives its address.
+    """Upload a model folder to the Hugging Face hub as OWNER/NAME, and return its address.
 
-    The token is that of ``hf auth login`` or the variable HF_TOKEN. Raises ``DualfuseError`` if the hub refuses.
+    The token is that of ``hf auth login`` or of the variable HF_TOKEN. Raises ``DualfuseError`` if the hub refuses.
     """
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
-        raise DualfuseError(f"{folder} is no model folder: it needs a {CONFIG} and weights, as OUT/final has")
-    with _hub(f"{folder} could not be put on the Hugging Face hub as {name!r}"):
+        raise DualfuseError(f"{folder} is not a model folder: it needs a {CONFIG} and weights, as OUT/final has")
+    with _hub(f"{folder} could not be uploaded to the Hugging Face hub as {name!r}"):
         from huggingface_hub import HfApi
 
         address = HfApi().create_repo(name, private=private, exist_ok=True)
@@ -150,11 +173,11 @@ def upload(folder: Path, name: str, *, private: bool = True) -> str:
 
 
 @contextmanager
-def _hub(failed: str) -> Iterator[None]:
-    """Turn what goes wrong with the hub into one sentence."""
+def _hub(failure: str) -> Iterator[None]:
+    """Turn any exception of the hub's client into a ``DualfuseError`` that begins with ``failure``."""
     try:
         yield
     except ImportError as error:
-        raise ImportError(f'{failed}: that needs huggingface_hub; pip install "dualfuse[hub]"') from error
-    except Exception as error:  # its own, its HTTP client's, which changes with its versions, and the disk's
-        raise DualfuseError(f"{failed}: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        raise MissingExtraError("the Hugging Face hub", "hub") from error
+    except Exception as error:  # of huggingface_hub, of its HTTP client, which changes with its versions, of the disk
+        raise DualfuseError(f"{failure}: {(str(error).splitlines() or [repr(error)])[0]}") from error

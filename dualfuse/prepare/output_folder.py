@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 
+from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.io import write_text
@@ -32,6 +33,7 @@ class PreparedFolder:
     def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
         """``request`` says what is prepared, and how; raises ``DualfuseError`` if ``folder`` holds something else."""
         self.folder, self._limit = folder, limit
+        upgrade.rename_skipped(folder, "skipped.jsonl")
         finished = load_tally(folder / "prepared.json")
         begun = finished or load_tally(folder / "progress.json")
         if begun is None and any(folder.glob("*.tar")):

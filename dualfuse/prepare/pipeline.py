@@ -135,8 +135,8 @@ def _refuse_idle(kind: str, options: PrepareOptions) -> None:
 
 def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object]:
     """Return all that decides about the output, as JSON values; not where the source lies, so it may be moved."""
-    places = {"images": options.images, "vocabulary": options.answers, "names": options.class_names}
-    values = asdict(options) | {name: place.name if place else "" for name, place in places.items()} | {"workers": 0}
+    paths = {"images": options.images, "answers": options.answers, "class_names": options.class_names}
+    values = asdict(options) | {name: file.name if file else "" for name, file in paths.items()} | {"num_workers": 0}
     values["text_columns"] = list(options.text_columns)
     return {"source": path.name, "kind": kind, **values}
 

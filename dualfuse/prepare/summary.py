@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
 from dualfuse.prepare.shard_writer import Mark
@@ -120,6 +121,6 @@ def load_tally(path: Path) -> Tally | None:
     """Return the tally at ``path``; None where there is no such file."""
     if not path.is_file():
         return None
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = upgrade.prepared(json.loads(path.read_text(encoding="utf-8")))
     splits = {name: Mark(**mark) for name, mark in content.pop("splits").items()}
     return Tally(**content, splits=splits)

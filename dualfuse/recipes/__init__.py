@@ -1,21 +1,18 @@
-"""Recipes: values only. A name of the list, a file.py:function, a module:function or a model folder gives one."""
+"""Recipes as values, and how one is found: by a listed name, file.py:function, module:function or model folder."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import tyro
 
 from dualfuse import hub
 from dualfuse.errors import DualfuseError
+from dualfuse.plugins import load_module
 from dualfuse.recipe import Recipe
 
 NAMES = {
@@ -103,48 +100,49 @@ NAMES = {
     "flickr30k-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_flickr30k_base",
     "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
-"""What ``dualfuse recipes`` lists and ``dualfuse train`` knows by name."""
+"""The recipes that ``dualfuse recipes`` lists, by name."""
 
 
 def find(name: str) -> tuple[Recipe, ...]:
-    """Return the recipes of a name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
+    """Return the recipes of a listed name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
 
-    The recipe of a model folder goes on from its weights.
+    The recipe of a model folder starts from its weights. A file is read again if it has changed since. Raises
+    ``DualfuseError`` if there is no such recipe.
     """
-    place = NAMES.get(name, name)
     if (Path(name) / hub.CONFIG).is_file():
-        return (_going_on(Path(name)),)
-    module_name, _, function = place.rpartition(":")
+        return (_starting_from(Path(name)),)
+    address = NAMES.get(name, name)
+    module_name, _, function = address.rpartition(":")
     if not module_name:
-        known = "\n  ".join(NAMES)
+        names = "\n  ".join(NAMES)
         raise DualfuseError(
-            f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {known}"
+            f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {names}"
         )
-    make = getattr(_module(module_name), function, None)  # reason for getattr: the name is the user's
+    make = getattr(load_module(module_name), function, None)  # reason for getattr: the name is the user's
     if not callable(make):
-        raise DualfuseError(f"{module_name} has no function {function!r} that makes a recipe")
+        raise DualfuseError(f"{module_name} has no function {function!r} that returns a recipe")
     made = make()
-    recipes: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # Any: whatever it gave
+    recipes: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # Any: the function is the user's
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
-        raise DualfuseError(f"{place} gives a {type(made).__name__} where a Recipe, or a tuple of them, is needed")
+        raise DualfuseError(f"{address} returns a {type(made).__name__}, but must return a Recipe or a tuple of them")
     return recipes
 
 
-def _going_on(folder: Path) -> Recipe:
+def _starting_from(folder: Path) -> Recipe:
     recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
     return replace(recipe, start_from=str(folder), data=replace(recipe.data, train=(), weights=(), validation=""))
 
 
 def summary(name: str) -> str:
-    """Return the first line of what a recipe says about itself."""
+    """Return the first line of the docstring of a listed recipe."""
     module_name, _, function = NAMES[name].rpartition(":")
-    return (inspect.getdoc(getattr(_module(module_name), function)) or "").splitlines()[0]
+    return (inspect.getdoc(getattr(load_module(module_name), function)) or "").splitlines()[0]
 
 
 def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:
-    """Return the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 if there are several.
+    """Return the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 for one of several.
 
-    Bad flags end the program with an explanation, ``--help`` with all flags and their defaults.
+    Unknown flags end the program with an explanation, ``--help`` with all flags and their defaults.
     """
     typed = [Recipe[type(recipe.model), type(recipe.task)] for recipe in recipes]
     if len(recipes) == 1:
@@ -158,21 +156,3 @@ def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) ->
     stages = make_dataclass("Stages", list(zip(names, typed, defaults, strict=True)), frozen=True)
     chosen = tyro.cli(stages, args=list(flags), prog=prog, description="One group of flags per stage.")
     return tuple(vars(chosen).values())
-
-
-def _module(name: str) -> ModuleType:
-    if not name.endswith(".py"):
-        return importlib.import_module(name)
-    path = Path(name).resolve()
-    if not path.is_file():
-        raise DualfuseError(f"{path} is no file; a recipe of your own is given as path/file.py:function")
-    loaded = sys.modules.get(path.stem)
-    if loaded and getattr(loaded, "__file__", None) == str(path):  # reason for getattr: built-in modules lack it
-        return loaded
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if loaded or spec is None or spec.loader is None:
-        raise DualfuseError(f"{path} cannot be imported: a module is called {path.stem} already; rename the file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module  # so that the classes of the file can be found when a checkpoint names them
-    spec.loader.exec_module(module)
-    return module

@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from dualfuse import upgrade
 from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
@@ -29,13 +30,16 @@ class FrozenModel:
 def load_frozen(folder: Path) -> FrozenModel:
     """Read the model of a folder; ``DualfuseError`` if there is none, or if its weights are others."""
     try:
-        recipe = json.loads((folder / "config.json").read_text())
+        stored = json.loads((folder / "config.json").read_text())
+        recipe = upgrade.config(stored)
         config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["preprocess"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DualfuseError(f"{folder} is no model folder: its config.json names no model: {error}") from error
     with torch.random.fork_rng(devices=[]):  # the random weights are not kept
         model = config.build()
     tensors = read(folder / "model.safetensors")
+    if recipe != stored:
+        tensors = upgrade.tensors(tensors)
     mine = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     try:
         model.load_state_dict(mine)

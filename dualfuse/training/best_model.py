@@ -11,6 +11,7 @@ from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
 from dualfuse.training.checkpoint import JSON
 from dualfuse.training.run_log import log_message
+from dualfuse.upgrade import metric_name
 
 LEAST = ("loss", "error")
 """What validation numbers end in of which less is better."""
@@ -30,7 +31,7 @@ class BestModel:
     def restored(cls, by: str, extra: Mapping[str, JSON]) -> BestModel:
         """Go on with what a checkpoint holds of it, unless that was judged by something else."""
         match extra.get("best"):
-            case {"by": str(known), "value": float(value), "step": int(step)} if known == by:
+            case {"by": str(name), "value": float(value), "step": int(step)} if by in (name, metric_name(name)):
                 return cls(by, value, step)
             case _:
                 return cls(by)

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
+from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
 from dualfuse.training.file_kind import describe
@@ -110,7 +111,8 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     places, names = task.state_dict(), _names(task, optimizer)
     weights, moments = _read(path, state, places)
     _compare(path / MODEL, _forms(weights), _forms(places))
-    _compare(path / STATE, dict.fromkeys(state.trained, "trained"), dict.fromkeys(names.values(), "trained"))
+    trained_names = (_current(name, places) for name in state.trained)
+    _compare(path / STATE, dict.fromkeys(trained_names, "trained"), dict.fromkeys(names.values(), "trained"))
     numbers = {name: number for number, name in enumerate(names.values())}
     numbered: dict[int, dict[str, Tensor]] = {}
     for key, tensor in moments.items():
@@ -127,7 +129,9 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tu
 def _read(path: Path, state: State, places: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return weights and moments, each as a whole or shared out as the weight in ``places`` that it belongs to."""
     if not (path / SHARDS).is_dir():
-        return _read_tensors(path / MODEL, state), _read_tensors(path / OPTIMIZER, state)
+        files = (_read_tensors(path / name, state) for name in (MODEL, OPTIMIZER))
+        weights, moments = ({_current(name, places): tensor for name, tensor in file.items()} for file in files)
+        return weights, moments
     for name, size in state.sizes.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise DualfuseError(
@@ -135,12 +139,24 @@ def _read(path: Path, state: State, places: Mapping[str, Tensor]) -> tuple[dict[
             )
 
     def wanted(name: str, shape: torch.Size) -> Tensor | None:
+        name = _current(name, places)
         place = places.get(name if name in places else _owner(name)[0])
         return place if place is not None and place.shape == shape else None
 
-    tensors = dist.read_shards(path / SHARDS, wanted)
+    stored = dist.read_shards(path / SHARDS, wanted)
+    tensors = {_current(name, places): tensor for name, tensor in stored.items()}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(OF_OPTIMIZER)}
     return weights, {name: tensor for name, tensor in tensors.items() if name not in weights}
+
+
+def _current(key: str, places: Mapping[str, Tensor]) -> str:
+    """Return the current name of a weight or of a tensor of the optimiser; files of earlier versions have others."""
+    if key in places:
+        return key
+    if key.startswith(OF_OPTIMIZER):
+        name, field = _owner(key)
+        return f"{OF_OPTIMIZER}{name if name in places else upgrade.tensor_name(name)}.{field}"
+    return upgrade.tensor_name(key)
 
 
 def _owner(key: str) -> tuple[str, str]:

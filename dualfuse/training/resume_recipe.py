@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from dualfuse import distributed as dist
 from dualfuse import hub
-from dualfuse.config import JSON, from_json, to_json
+from dualfuse.config import JSON, to_json
 from dualfuse.errors import DualfuseError
 from dualfuse.io import write_json
-from dualfuse.recipe import Data, Recipe, Run
+from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint
 
 FINAL, BEST, CHECKPOINTS, RECIPE = "final", "best", "checkpoints", "recipe.json"
@@ -24,24 +23,17 @@ def is_finished(recipe: Recipe, out: Path) -> bool:
         _compare(hub.read_recipe(out / FINAL), recipe, out)
         return True
     if checkpoint.latest(out / CHECKPOINTS):
-        _compare(_read(out / RECIPE), recipe, out)
+        _compare(hub.recipe_from_file(out / RECIPE), recipe, out)
     return False
 
 
 def write_recipe(recipe: Recipe, out: Path) -> None:
     """Keep the recipe beside the checkpoints, from the first process; a reader sees a whole file or none."""
     if dist.rank() == 0:
-        write_json(out / RECIPE, to_json(recipe))
+        write_json(out / RECIPE, hub.recipe_to_json(recipe))
 
 
-def _read(path: Path) -> object:
-    try:
-        return from_json(json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise DualfuseError(f"{path} should say which recipe wrote the checkpoints beside it, but: {error}") from error
-
-
-def _compare(stored: object, recipe: Recipe, out: Path) -> None:
+def _compare(stored: Recipe, recipe: Recipe, out: Path) -> None:
     differing = [
         f"{name} was {before!r}, is {now!r}"
         for name, before, now in _differences(to_json(_essence(stored)), to_json(_essence(recipe)))
@@ -54,10 +46,8 @@ def _compare(stored: object, recipe: Recipe, out: Path) -> None:
         )
 
 
-def _essence(recipe: object) -> object:
-    """Leave out what does not change the result; what of ``micro_batch`` does is compared with the checkpoint."""
-    if not (isinstance(recipe, Recipe) and isinstance(recipe.run, Run) and isinstance(recipe.data, Data)):
-        return recipe  # of a file that somebody changed
+def _essence(recipe: Recipe) -> Recipe:
+    """Reset the fields that do not change the result; ``micro_batch`` is compared with the checkpoint."""
     kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep_last": 1, "best": ""}
     how = {"activation_checkpointing": False, "fsdp": False, "compile": False, "dist_timeout": 30.0, "micro_batch": 0}
     run = replace(recipe.run, **kept, **how, tensorboard=False, on_nonfinite="stop")

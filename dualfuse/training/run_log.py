@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from dualfuse import distributed as dist
+from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_write
 
@@ -170,7 +171,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
     for number, line in enumerate(read, start=1):
         if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
             raise DualfuseError(f"line {number} of {path} does not say its step; delete that line, or the file")
-    return read
+    return upgrade.log(read)
 
 
 def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:

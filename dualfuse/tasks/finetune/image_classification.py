@@ -128,7 +128,7 @@ class ImageClassificationConfig:
 class ImageClassification(Classification):
     """One linear layer on what stands for an image alone (BEiT, section 2.6)."""
 
-    ranked = 5
+    top_k = 5
 
     def __init__(self, cfg: ImageClassificationConfig, model: VisionLanguageModel) -> None:
         """The head starts from a truncated normal of 0.02, multiplied by ``head_scale``."""

@@ -86,7 +86,7 @@ class Ranking(Task):
         image = self.model.embed_image(batch["image"])
         scores = self.scores(image, batch["ids"], batch["mask"], torch.cat([own[:, None], false], dim=1))
         loss, right = rank_loss(scores, drawn)
-        log = {"loss": loss, "accuracy/rank": right, "count/negatives": drawn.sum(1).float().mean()}
+        log = {"loss": loss, "accuracy/rank": right, "negatives": drawn.sum(1).float().mean()}
         avoided = positives.texts_of_images.sum() - len(own)
         return TaskOutput(loss, detached(log | {"count/false_negatives_avoided": avoided}))
 
