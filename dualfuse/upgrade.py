@@ -7,7 +7,8 @@ class or a field that files or flags mention, add a line here.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dualfuse.errors import DualfuseError
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
     from dualfuse.config import JSON
 
 Value = TypeVar("Value")
-Field = str | tuple[str, "Callable[[Any], Any]"]  # Any: JSON values of one field
-"""The new name of a field; and, where its values changed too, what turns an old value into a new one."""
+Values = Mapping[str, "JSON"] | Callable[[Any], "JSON"]  # Any: JSON values of one field
 
 TENSORS = (
     (r"^match_head\b", "itm_head"),
@@ -57,156 +57,118 @@ METRICS = {
 PREPARED = {"left_out": "skipped", "left_out_size": "skipped_size"}
 """Keys of prepared.json and progress.json."""
 
-REQUEST = {
-    "names": "class_names",
-    "pictures_only": "images_only",
-    "vocabulary": "answers",
-    "workers": "num_workers",
+OPTIONS = {"names": "class_names", "pictures_only": "images_only", "vocabulary": "answers", "workers": "num_workers"}
+"""Options of ``prepare``, there and on the command line."""
+
+SECTIONS = ("model", "task", "data", "optim", "run")
+"""Groups of the flags of ``train``."""
+
+PACKAGES = {".models.": "model", ".vq.autoencoder": "model", ".image.transform": "data"}
+"""Parts of module names, and the group of flags that the configs there belong to; those of all others: task."""
+
+FLAGS = {"batch": "batch_size", "sheet": "save_image"} | OPTIONS
+"""Flags of commands other than ``train``."""
+
+
+def _complement(share: float) -> float:
+    """1 minus the old value."""
+    return 1 - share
+
+
+def _patterns(old: Iterable[str]) -> list[JSON]:
+    """Patterns of the new parameter names."""
+    return [tensor_name(pattern) for pattern in old]
+
+
+CLASSES = """
+recipe:Recipe
+    both_experts=vl_expert_init
+recipe:Data
+    batch=batch_size block=shuffle_block looks=preprocess workers=num_workers
+recipe:Optim
+    clip=grad_clip_norm decay=decay_rule floor=min_lr fusing_rate=fusion_lr_mult head_rate=head_lr_mult
+recipe:Run
+    keep=keep_last nonfinite=on_nonfinite patience=dist_timeout recompute=activation_checkpointing shard=fsdp
+data.images:Augment = data.image.transform:Augment
+    changes=rand_augment_policy colour=color_jitter
+data.images:Looks = data.image.transform:Preprocess
+    fit=resize_mode kept=crop_fraction
+data.block_mask:BlockMask = data.image.block_mask:BlockMask
+data.joint_crop:JointCrop = data.image.joint_crop:JointCrop
+data.mixing:Mix = data.image.mixup:Mixup
+    fade=mixup_alpha cut=cutmix_alpha
+layers.autoencoder:AutoencoderConfig = layers.vq.autoencoder:AutoencoderConfig
+models.bridgetower:BridgeTowerConfig
+    contrast_image=itc_image_feature epsilon=layer_norm_eps feeds=tower_layers initial_std=init_std
+models.towers:ImageTowerConfig
+    patch=patch_size
+models.towers:TextTowerConfig
+    vocabulary=vocab_size pad=pad_id
+models.vlmo:Initial = models.vlmo:InitConfig
+models.vlmo:VLMoConfig
+    bias=share_relative_bias both_from=vl_expert_start initial=init patch=patch_size
+    separate_until=separate_attention_until vocabulary=vocab_size
+tasks.captioning:CaptioningConfig = tasks.finetune.captioning:CaptioningConfig
+    mask_share=mask_probability initial_std=init_std
+tasks.entailment:EntailmentConfig = tasks.finetune.entailment:EntailmentConfig
+tasks.heads:Projection = layers.heads:ITCHeadConfig
+tasks.image_classes:ImageClassesConfig = tasks.finetune.image_classification:ImageClassificationConfig
+    classes=num_classes smoothing=label_smoothing erase=random_erasing mix=mixup
+tasks.masked_image:MaskedImageConfig = tasks.pretrain.masked_image:MaskedImageConfig
+tasks.masked_text:MaskedTextConfig = tasks.pretrain.masked_text:MaskedTextConfig
+    mask_share=mlm_probability initial_std=init_std
+tasks.nlvr2:NLVR2Config = tasks.finetune.nlvr2:NLVR2Config
+tasks.pairs:PairsConfig = tasks.pretrain.pairs:PairsConfig
+    contrast=itc_weight gather=gather_with_grad hardness=negative_hardness initial_std=init_std
+    mask_share=mlm_probability match=itm_weight match_sees_masked=itm_on_masked_text patches_kept=patch_dropout
+    projection=itc_head rows_at_once=grad_cache_chunk views=itc_features words=mlm_weight
+tasks.ranking:RankingConfig = tasks.finetune.ranking:RankingConfig
+    false_texts=num_negatives initial_std=init_std rows_at_once=grad_cache_chunk
+tasks.reconstruction:ReconstructionConfig = tasks.pretrain.vq_tokenizer:VQTokenizerConfig
+tasks.segmentation:SegmentationConfig = tasks.finetune.segmentation:SegmentationConfig
+    after=feature_layers auxiliary=auxiliary_weight classes=num_classes ignored=ignore_index vary=augment
+tasks.teacher:TaughtImageConfig = tasks.pretrain.masked_feature:MaskedFeatureConfig
+tasks.vqa:VQAConfig = tasks.finetune.vqa:VQAConfig
+    answers=num_answers vocabulary=answers
+"""
+"""Every class that files name: old address = new address, then the fields whose names changed."""
+
+VALUES: Mapping[str, Values] = {
+    "Recipe.train_only": _patterns,
+    "Optim.adamw": {"released": "official"},
+    "Optim.decay": {"released": "official"},
+    "Run.best": METRICS,
+    "Looks.fit": {"squeeze": "squash"},
+    "VLMoConfig.bias": {"each": False, "alike": True},
+    "PairsConfig.gather": {"gradient": True, "released": False},
+    "PairsConfig.masking": {"words": "whole_word", "tokens": "token", "released": "official"},
+    "PairsConfig.negatives": {"all": "global", "own": "local"},
+    "PairsConfig.patches_kept": _complement,
+    "PairsConfig.views": {"plain": "unimodal"},
 }
-"""Options of ``prepare`` in those files."""
+"""Fields whose values changed: the new values by the old ones, or their function."""
 
 
-def _values(**new: JSON) -> Callable[[JSON], JSON]:
-    return lambda value: new.get(value, value) if isinstance(value, str) else value
+@dataclass(frozen=True)
+class Renamed:
+    """What became of a class: its address, and the new names of the fields that have one."""
+
+    address: str
+    fields: dict[str, str] = field(default_factory=dict[str, str])
 
 
-_official = _values(released="official")
+def _parse(table: str) -> dict[str, Renamed]:
+    classes: dict[str, Renamed] = {}
+    for line in table.strip().splitlines():
+        if line.startswith(" "):
+            classes[next(reversed(classes))].fields.update(pair.split("=") for pair in line.split())
+        else:
+            old, _, new = line.partition(" = ")
+            classes[f"dualfuse.{old}"] = Renamed(f"dualfuse.{new or old}")
+    return classes
 
-CLASSES: Mapping[str, tuple[str, Mapping[str, Field]]] = {
-    "dualfuse.recipe:Recipe": (
-        "dualfuse.recipe:Recipe",
-        {
-            "both_experts": "vl_expert_init",
-            "train_only": ("train_only", lambda patterns: [tensor_name(pattern) for pattern in patterns]),
-        },
-    ),
-    "dualfuse.recipe:Data": (
-        "dualfuse.recipe:Data",
-        {"batch": "batch_size", "block": "shuffle_block", "looks": "preprocess", "workers": "num_workers"},
-    ),
-    "dualfuse.recipe:Optim": (
-        "dualfuse.recipe:Optim",
-        {
-            "adamw": ("adamw", _official),
-            "clip": "grad_clip_norm",
-            "decay": ("decay_rule", _official),
-            "floor": "min_lr",
-            "fusing_rate": "fusion_lr_mult",
-            "head_rate": "head_lr_mult",
-        },
-    ),
-    "dualfuse.recipe:Run": (
-        "dualfuse.recipe:Run",
-        {
-            "best": ("best", lambda name: METRICS.get(name, name)),
-            "keep": "keep_last",
-            "nonfinite": "on_nonfinite",
-            "patience": "dist_timeout",
-            "recompute": "activation_checkpointing",
-            "shard": "fsdp",
-        },
-    ),
-    "dualfuse.data.images:Augment": (
-        "dualfuse.data.image.transform:Augment",
-        {"changes": "rand_augment_policy", "colour": "color_jitter"},
-    ),
-    "dualfuse.data.images:Looks": (
-        "dualfuse.data.image.transform:Preprocess",
-        {"fit": ("resize_mode", _values(squeeze="squash")), "kept": "crop_fraction"},
-    ),
-    "dualfuse.data.block_mask:BlockMask": ("dualfuse.data.image.block_mask:BlockMask", {}),
-    "dualfuse.data.joint_crop:JointCrop": ("dualfuse.data.image.joint_crop:JointCrop", {}),
-    "dualfuse.data.mixing:Mix": (
-        "dualfuse.data.image.mixup:Mixup",
-        {"fade": "mixup_alpha", "cut": "cutmix_alpha"},
-    ),
-    "dualfuse.layers.autoencoder:AutoencoderConfig": ("dualfuse.layers.vq.autoencoder:AutoencoderConfig", {}),
-    "dualfuse.models.bridgetower:BridgeTowerConfig": (
-        "dualfuse.models.bridgetower:BridgeTowerConfig",
-        {
-            "contrast_image": "itc_image_feature",
-            "epsilon": "layer_norm_eps",
-            "feeds": "tower_layers",
-            "initial_std": "init_std",
-        },
-    ),
-    "dualfuse.models.towers:ImageTowerConfig": ("dualfuse.models.towers:ImageTowerConfig", {"patch": "patch_size"}),
-    "dualfuse.models.towers:TextTowerConfig": (
-        "dualfuse.models.towers:TextTowerConfig",
-        {"vocabulary": "vocab_size", "pad": "pad_id"},
-    ),
-    "dualfuse.models.vlmo:Initial": ("dualfuse.models.vlmo:InitConfig", {}),
-    "dualfuse.models.vlmo:VLMoConfig": (
-        "dualfuse.models.vlmo:VLMoConfig",
-        {
-            "bias": ("share_relative_bias", _values(each=False, alike=True)),
-            "both_from": "vl_expert_start",
-            "initial": "init",
-            "patch": "patch_size",
-            "separate_until": "separate_attention_until",
-            "vocabulary": "vocab_size",
-        },
-    ),
-    "dualfuse.tasks.captioning:CaptioningConfig": (
-        "dualfuse.tasks.finetune.captioning:CaptioningConfig",
-        {"mask_share": "mask_probability", "initial_std": "init_std"},
-    ),
-    "dualfuse.tasks.entailment:EntailmentConfig": ("dualfuse.tasks.finetune.entailment:EntailmentConfig", {}),
-    "dualfuse.tasks.heads:Projection": ("dualfuse.layers.heads:ITCHeadConfig", {}),
-    "dualfuse.tasks.image_classes:ImageClassesConfig": (
-        "dualfuse.tasks.finetune.image_classification:ImageClassificationConfig",
-        {"classes": "num_classes", "smoothing": "label_smoothing", "erase": "random_erasing", "mix": "mixup"},
-    ),
-    "dualfuse.tasks.masked_image:MaskedImageConfig": ("dualfuse.tasks.pretrain.masked_image:MaskedImageConfig", {}),
-    "dualfuse.tasks.masked_text:MaskedTextConfig": (
-        "dualfuse.tasks.pretrain.masked_text:MaskedTextConfig",
-        {"mask_share": "mlm_probability", "initial_std": "init_std"},
-    ),
-    "dualfuse.tasks.nlvr2:NLVR2Config": ("dualfuse.tasks.finetune.nlvr2:NLVR2Config", {}),
-    "dualfuse.tasks.pairs:PairsConfig": (
-        "dualfuse.tasks.pretrain.pairs:PairsConfig",
-        {
-            "contrast": "itc_weight",
-            "gather": ("gather_with_grad", _values(gradient=True, released=False)),
-            "hardness": "negative_hardness",
-            "initial_std": "init_std",
-            "mask_share": "mlm_probability",
-            "masking": ("masking", _values(words="whole_word", tokens="token", released="official")),
-            "match": "itm_weight",
-            "match_sees_masked": "itm_on_masked_text",
-            "negatives": ("negatives", _values(all="global", own="local")),
-            "patches_kept": ("patch_dropout", lambda kept: 1 - kept),
-            "projection": "itc_head",
-            "rows_at_once": "grad_cache_chunk",
-            "views": ("itc_features", _values(plain="unimodal")),
-            "words": "mlm_weight",
-        },
-    ),
-    "dualfuse.tasks.ranking:RankingConfig": (
-        "dualfuse.tasks.finetune.ranking:RankingConfig",
-        {"false_texts": "num_negatives", "initial_std": "init_std", "rows_at_once": "grad_cache_chunk"},
-    ),
-    "dualfuse.tasks.reconstruction:ReconstructionConfig": (
-        "dualfuse.tasks.pretrain.vq_tokenizer:VQTokenizerConfig",
-        {},
-    ),
-    "dualfuse.tasks.segmentation:SegmentationConfig": (
-        "dualfuse.tasks.finetune.segmentation:SegmentationConfig",
-        {
-            "after": "feature_layers",
-            "auxiliary": "auxiliary_weight",
-            "classes": "num_classes",
-            "ignored": "ignore_index",
-            "vary": "augment",
-        },
-    ),
-    "dualfuse.tasks.teacher:TaughtImageConfig": ("dualfuse.tasks.pretrain.masked_feature:MaskedFeatureConfig", {}),
-    "dualfuse.tasks.vqa:VQAConfig": (
-        "dualfuse.tasks.finetune.vqa:VQAConfig",
-        {"answers": "num_answers", "vocabulary": "answers"},
-    ),
-}
-"""The new address of each class that files name, and of its fields those whose names or values changed."""
+
+_classes = _parse(CLASSES)
 
 
 def config(data: JSON) -> JSON:
@@ -219,30 +181,23 @@ def config(data: JSON) -> JSON:
     if not isinstance(data, dict):
         return data
     values = {name: config(value) for name, value in data.items()}
-    address = values.get("is")
-    if not (isinstance(address, str) and address in CLASSES):
-        return values
-    new_address, fields = CLASSES[address]
-    renamed = {name for name, field in fields.items() if name != _name(field)}
-    if address == new_address and not renamed & values.keys():
-        return values
-    return {"is": new_address} | {
-        new: value for name, old in values.items() if name != "is" for new, value in [_field(address, name, old)]
-    }
+    address = values.pop("is", None)
+    renamed = _classes.get(address) if isinstance(address, str) else None
+    if not renamed or (renamed.address == address and not renamed.fields.keys() & values.keys()):
+        return ({"is": address} if "is" in data else {}) | values
+    old_class = str(address).partition(":")[2]
+    new = {renamed.fields.get(name, name): _value(f"{old_class}.{name}", value) for name, value in values.items()}
+    return {"is": renamed.address} | new
 
 
-def _name(field: Field) -> str:
-    return field if isinstance(field, str) else field[0]
-
-
-def _field(address: str, name: str, value: JSON) -> tuple[str, JSON]:
-    field = CLASSES[address][1].get(name, name)
-    if isinstance(field, str):
-        return field, value
+def _value(name: str, value: JSON) -> JSON:
+    if name not in VALUES:
+        return value
+    values: Any = VALUES[name]
     try:
-        return field[0], field[1](value)
-    except TypeError as error:
-        raise DualfuseError(f"{name} of {address} cannot be {value!r}") from error
+        return values(value) if callable(values) else values.get(value, value)
+    except TypeError as error:  # a number where a list was expected, or a list where a word was
+        raise DualfuseError(f"{name} cannot be {value!r}") from error
 
 
 def is_old(data: JSON) -> bool:
@@ -287,7 +242,7 @@ def prepared(content: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
         name: {reason.replace("picture", "image"): value for reason, value in new[name].items()}
         for name in ("skipped", "examples", "changed", "noted", "noted_examples")
     }
-    return new | reasons | {"request": {REQUEST.get(name, name): value for name, value in new["request"].items()}}
+    return new | reasons | {"request": {OPTIONS.get(name, name): value for name, value in new["request"].items()}}
 
 
 def rename_skipped(folder: Path, name: str) -> None:
@@ -295,3 +250,51 @@ def rename_skipped(folder: Path, name: str) -> None:
     old = folder / "left-out.jsonl"
     if old.is_file() and not (folder / name).exists():
         old.rename(folder / name)
+
+
+def new_flag(flag: str) -> str | None:
+    """Return what a flag of earlier versions is now, such as "--data.batch-size"; None for any other flag.
+
+    Changed values follow: "--optim.adamw (released is now official)". A flag that differs between tasks gives several.
+    """
+    *groups, name = flag.removeprefix("--").replace("-", "_").split(".")
+    negation, name = ("no_", name.removeprefix("no_")) if name.startswith("no_") else ("", name)
+    at = next((number for number, group in enumerate(groups) if group in SECTIONS), len(groups))
+    section = groups[at] if at < len(groups) else ""
+    fields = {("", FLAGS[name])} if not groups and name in FLAGS else _fields(section, name)
+    new_groups = [group if number <= at else _group(section, group) for number, group in enumerate(groups)]
+    if not fields and new_groups == groups:
+        return None
+    answers = {
+        f"--{'.'.join([*new_groups, negation + new])}".replace("_", "-")
+        + _describe(VALUES.get(f"{old_class}.{name}", {}))
+        for old_class, new in fields or {("", name)}
+    }
+    return " or ".join(sorted(answers))
+
+
+def _fields(section: str, name: str) -> set[tuple[str, str]]:
+    """Return the old classes that had a field in a section of the recipe, and its new name in each, if it changed."""
+    return {
+        (old_class, renamed.fields.get(name, name))
+        for address, renamed in _classes.items()
+        for old_class in [address.partition(":")[2]]
+        if _section(renamed.address) == section and (name in renamed.fields or f"{old_class}.{name}" in VALUES)
+    }
+
+
+def _group(section: str, name: str) -> str:
+    return next((new for _, new in _fields(section, name)), name)
+
+
+def _describe(values: Values) -> str:
+    changes = [values.__doc__ or ""] if callable(values) else [f"{old} is now {new}" for old, new in values.items()]
+    return f" ({', '.join(changes).rstrip('.')})" if any(changes) else ""
+
+
+def _section(address: str) -> str:
+    """Return the section of a recipe, and of its flags, that a class belongs to; "" for the recipe itself."""
+    module, _, name = address.partition(":")
+    if module == "dualfuse.recipe":
+        return name.lower().removeprefix("recipe")
+    return next((section for part, section in PACKAGES.items() if part in module), "task")
