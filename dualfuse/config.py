@@ -155,10 +155,11 @@ def _defined(module: ModuleType | None, name: str) -> Any:  # Any: any value of 
 def _checked(kind: Any, address: object) -> Any:  # Any: any value; a dataclass type
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
         package = str(address).partition(":")[0].partition(".")[0]
+        advice = f"if you trust its code, import it with --import {package} or, in Python, dualfuse.plugins.load"
         raise DualfuseError(
-            f'"{IS}": {address!r} names no frozen dataclass of dualfuse or of a module that was trusted. If it is '
-            f"yours, or if you trust its code, import it: --import {package} (a package, or a path like "
-            f"{package}.py), or dualfuse.plugins.load; it has to be defined at the top of a module"
+            f'"{IS}": {address!r} names no frozen dataclass of dualfuse or of a module that was trusted; '
+            + ("it may come from another version" if package == OWN else advice)
+            + ". A class has to be defined at the top of a module"
         )
     return kind
 

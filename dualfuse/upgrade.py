@@ -100,9 +100,9 @@ data.mixing:Mix = data.image.mixup:Mixup
 layers.autoencoder:AutoencoderConfig = layers.vq.autoencoder:AutoencoderConfig
 models.bridgetower:BridgeTowerConfig
     contrast_image=itc_image_feature epsilon=layer_norm_eps feeds=tower_layers initial_std=init_std
-models.towers:ImageTowerConfig
+models.towers:ImageTowerConfig = models.towers.clip_vit:CLIPViTConfig
     patch=patch_size
-models.towers:TextTowerConfig
+models.towers:TextTowerConfig = models.towers.roberta:RobertaConfig
     vocabulary=vocab_size pad=pad_id
 models.vlmo:Initial = models.vlmo:InitConfig
 models.vlmo:VLMoConfig

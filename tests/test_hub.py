@@ -1,4 +1,4 @@
-"""A model folder gives back what was saved, also by way of the hub, and says what is wrong with one that does not."""
+"""Model folders: saving, loading, the hub, and the errors of damaged and hostile folders."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.data.text import tokenizer
+from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.pretrain.pairs import Pairs
 
@@ -35,7 +36,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="module")
 def task(tiny: Recipe) -> Pairs:
-    """With weights that tell things apart."""
+    """A task whose weights give different inputs different outputs."""
     torch.manual_seed(3)
     built = tiny.build()
     with torch.no_grad():
@@ -50,7 +51,7 @@ def folder(tiny: Recipe, task: Pairs, tmp_path: Path) -> Path:
 
 
 @torch.inference_mode()
-def answers(task: Pairs, processor: hub.Processor) -> tuple[Tensor, ...]:
+def outputs(task: Pairs, processor: hub.Processor) -> tuple[Tensor, ...]:
     image = task.model.embed_image(
         torch.stack([processor.image(png_image(n), np.random.default_rng(n)) for n in range(3)])
     )
@@ -59,22 +60,22 @@ def answers(task: Pairs, processor: hub.Processor) -> tuple[Tensor, ...]:
     return task.image_features(image), task.text_features(words), task.match_logit(image, words)
 
 
-def test_what_is_loaded_answers_the_same(
+def test_a_loaded_model_gives_the_same_outputs(
     tiny: Recipe, task: Pairs, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = hub.load(folder)
     assert isinstance(loaded.task, Pairs) and not loaded.task.training
     assert loaded.recipe == tiny
     for processor in (loaded.processor, hub.Processor(loaded.processor.image, tiny.data.text_transform)):
-        for one, other in zip(answers(loaded.task, processor), answers(task, processor), strict=True):
+        for one, other in zip(outputs(loaded.task, processor), outputs(task, processor), strict=True):
             assert torch.equal(one, other)
     assert loaded.processor.image.augment is None
-    assert len(set(answers(task, processor)[2].tolist())) == 3
+    assert len(set(outputs(task, processor)[2].tolist())) == 3
     monkeypatch.chdir(folder.parent)
-    assert torch.equal(answers(hub.load(folder.name).task, processor)[0], answers(task, processor)[0])
+    assert torch.equal(outputs(hub.load(folder.name).task, processor)[0], outputs(task, processor)[0])
 
 
-def test_a_folder_needs_nothing_but_itself(tiny: Recipe, task: Pairs, tmp_path: Path) -> None:
+def test_a_model_folder_can_be_moved(tiny: Recipe, task: Pairs, tmp_path: Path) -> None:
     made = recipe(tmp_path / "elsewhere", images=1)
     hub.save(tmp_path / "model", task, made)
     shutil.rmtree(tmp_path / "elsewhere")
@@ -88,7 +89,7 @@ def test_a_folder_needs_nothing_but_itself(tiny: Recipe, task: Pairs, tmp_path: 
     assert sorted(path.name for path in moved.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
 
 
-def test_saving_again_replaces_all(tiny: Recipe, task: Pairs, folder: Path) -> None:
+def test_saving_replaces_the_whole_folder(tiny: Recipe, task: Pairs, folder: Path) -> None:
     (folder / "note.txt").write_text("old")
     (folder.parent / "model.partial").mkdir()
     (folder.parent / "model.partial" / "half").touch()
@@ -99,8 +100,8 @@ def test_saving_again_replaces_all(tiny: Recipe, task: Pairs, folder: Path) -> N
 
 
 @pytest.mark.parametrize("broken", ["rmtree", "replace"])
-def test_a_kill_leaves_a_whole_model_or_none(tiny: Recipe, task: Pairs, folder: Path, broken: str) -> None:
-    """Dies in the middle of removing the old one, or before the new one is in its place."""
+def test_a_kill_leaves_a_complete_model_folder(tiny: Recipe, task: Pairs, folder: Path, broken: str) -> None:
+    """The process dies while it removes the old folder, or before the new one has its name."""
 
     def kill(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -121,15 +122,17 @@ def test_a_kill_leaves_a_whole_model_or_none(tiny: Recipe, task: Pairs, folder: 
     assert hub.load(folder).recipe.name == ("again" if broken == "rmtree" else "tiny")
 
 
-def test_damaged_weights(folder: Path) -> None:
+def test_damaged_weights_are_refused(folder: Path) -> None:
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     for content in (whole[:-1], whole[:40], b"", b"<html>log in</html>"):
         weights.write_bytes(content)
-        with pytest.raises(ValueError, match=r"model/model.safetensors is missing, truncated or no safetensors file"):
+        with pytest.raises(
+            DualfuseError, match=r"model/model.safetensors is missing, truncated or not a safetensors file"
+        ):
             hub.load(folder)
     weights.unlink()
-    with pytest.raises(ValueError, match=r"model/model.safetensors is missing"):
+    with pytest.raises(DualfuseError, match=r"model/model.safetensors is missing"):
         hub.load(folder)
 
 
@@ -141,67 +144,69 @@ def edit(folder: Path, *path: str, value: object) -> None:
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def test_weights_of_another_model(folder: Path) -> None:
+def test_weights_that_do_not_fit_the_config_are_refused(folder: Path) -> None:
     edit(folder, "model", "width", value=64)
-    with pytest.raises(ValueError, match=r"(?s)model.safetensors does not fit its own config.json: .*size mismatch"):
+    with pytest.raises(DualfuseError, match=r"(?s)model.safetensors does not fit its own config.json: .*size mismatch"):
         hub.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("model", "is"), "os:system", "names no frozen dataclass"),
         (("task", "is"), "dualfuse.training.checkpoint:save", "names no frozen dataclass"),
-        (("data", "is"), "dualfuse.training.loop:State", "names no frozen dataclass"),
+        (("data", "is"), "dualfuse.training.loop:TrainState", "names no frozen dataclass"),
         (("model", "is"), "dualfuse.data.image.transform:Augment", "Augment has no field"),
-        (("model",), {"is": "dualfuse.data.image.transform:Augment"}, "describes no recipe"),
-        (("data",), {"is": "dualfuse.data.image.transform:Augment"}, "describes no recipe"),
+        (("model",), {"is": "dualfuse.data.image.transform:Augment"}, "does not describe a recipe"),
+        (("data",), {"is": "dualfuse.data.image.transform:Augment"}, "does not describe a recipe"),
         (("model", "wings"), 2, "VLMoConfig has no field wings"),
         (("is",), "dualfuse.recipe:Run", "Run has no field"),
     ],
 )
-def test_a_hostile_config(folder: Path, path: tuple[str, ...], value: object, said: str) -> None:
+def test_a_hostile_config_is_refused(folder: Path, path: tuple[str, ...], value: object, message: str) -> None:
     edit(folder, *path, value=value)
-    with pytest.raises(ValueError, match=rf"model/config.json .*{said}"):
+    with pytest.raises(DualfuseError, match=rf"model/config.json .*{message}"):
         hub.load(folder)
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         (("model", "width"), 1 << 24, "does not fit its own config.json"),
-        (("model", "vocabulary"), 1 << 40, "does not fit its own config.json"),
+        (("model", "vocab_size"), 1 << 40, "does not fit its own config.json"),
         (("model", "image_size"), [8 << 20, 8 << 20], "does not fit its own config.json"),
         (("model", "depth"), 1 << 40, "depth is 1099511627776, .*give 1 to 1000"),
         (("data", "image_size"), [1 << 20, 1 << 20], "image size is 1048576 x 1048576; give 1 to"),
     ],
 )
-def test_sizes_that_no_memory_holds(folder: Path, path: tuple[str, ...], value: object, said: str) -> None:
+def test_sizes_beyond_any_memory_are_refused(folder: Path, path: tuple[str, ...], value: object, message: str) -> None:
     edit(folder, *path, value=value)
-    with pytest.raises(ValueError, match=rf"(?s)model/(config.json|model.safetensors)[: ].*{said}"):
+    with pytest.raises(DualfuseError, match=rf"(?s)model/(config.json|model.safetensors)[: ].*{message}"):
         hub.load(folder)
 
 
-def test_numbers_of_another_type(folder: Path) -> None:
-    """Name and shapes are as they should be: this shows when the numbers are drawn."""
-    edit(folder, "model", "initial", "std", value=None)
-    with pytest.raises(ValueError, match=r"nothing can be built of .*config.json: .*NoneType"):
+def test_values_of_the_wrong_type_are_refused(folder: Path) -> None:
+    """Names and shapes are right: only drawing the weights fails."""
+    edit(folder, "model", "init", "std", value=None)
+    with pytest.raises(DualfuseError, match=r"nothing can be built from .*config.json: .*NoneType"):
         hub.load(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[" * 100_000, "\x00", '"x"', "[]", "3", "null", '{"is": "x"}'])
-def test_a_config_that_is_none(folder: Path, text: str) -> None:
+def test_a_config_that_is_not_a_recipe_is_refused(folder: Path, text: str) -> None:
     (folder / "config.json").write_text(text)
-    with pytest.raises(ValueError, match=r"model/config.json (does not describe a recipe|describes no recipe)"):
+    with pytest.raises(DualfuseError, match=r"model/config.json does not describe a recipe"):
         hub.load(folder)
 
 
-def test_what_is_no_model_folder(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nowhere is no model folder: it is no folder, but should have a config.json"):
+def test_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        DualfuseError, match=r"nowhere is not a model folder: it is not a folder, but needs a config.json"
+    ):
         hub.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"is no model folder: it holds model, but should have"):
+    with pytest.raises(DualfuseError, match=r"is not a model folder: it holds model, but needs"):
         hub.load(folder.parent)
-    with pytest.raises(ValueError, match=r"config.json is no model folder: it is no folder"):
+    with pytest.raises(DualfuseError, match=r"config.json is not a model folder: it is not a folder"):
         hub.load(folder / "config.json")
 
 
@@ -209,10 +214,10 @@ COMMIT = "0123456789" * 4
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face hub as one model needs: create, commit, list, resolve."""
+    """The parts of the Hugging Face hub that one model needs: create, commit, list, resolve."""
 
     files: dict[str, bytes]
-    asked: list[str]
+    requests: list[str]
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
@@ -229,10 +234,10 @@ class Hub(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
     def do_POST(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         lines = [json.loads(line) for line in self.rfile.read(int(self.headers["Content-Length"])).splitlines()]
         if self.headers["Authorization"] != "Bearer hf_secret":
-            self.reply({"error": "who are you?"}, 401)
+            self.reply({"error": "unauthorized"}, 401)
         elif "/preupload/" in self.path:
             self.reply(
                 {"files": [file | {"uploadMode": "regular", "shouldIgnore": False} for file in lines[0]["files"]]}
@@ -248,7 +253,7 @@ class Hub(BaseHTTPRequestHandler):
             self.reply({"url": f"{constants.ENDPOINT}/me/mine", "id": "me/mine"})
 
     def do_GET(self) -> None:
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         name = self.path.partition(f"/resolve/{COMMIT}/")[2]
         if self.path.startswith("/api/models/me/mine/tree/"):
             names = [{"type": "file", "path": name, "size": len(self.files[name]), "oid": name} for name in self.files]
@@ -265,8 +270,8 @@ class Hub(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub]]:
-    """A hub of this machine, without files."""
-    handler = type("Fresh", (Hub,), {"files": {}, "asked": []})
+    """A local hub without files."""
+    handler = type("Fresh", (Hub,), {"files": {}, "requests": []})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -282,7 +287,7 @@ def served(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[type[Hub
         thread.join()
 
 
-def test_to_the_hub_and_back(
+def test_upload_and_download(
     served: type[Hub], folder: Path, task: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert hub.upload(folder, "me/mine") == f"{constants.ENDPOINT}/me/mine"
@@ -294,41 +299,41 @@ def test_to_the_hub_and_back(
     assert hub.download("me/mine/config.json").read_bytes() == served.files["config.json"]
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    served.asked.clear()
-    assert hub.download("me/mine") == fetched and not served.asked
-    with pytest.raises(ValueError, match=r"'me/other' is no path here, and could not be fetched"):
+    served.requests.clear()
+    assert hub.download("me/mine") == fetched and not served.requests
+    with pytest.raises(DualfuseError, match=r"'me/other' is not a local path, and could not be fetched"):
         hub.download("me/other")
 
 
-def test_pickles_are_fetched_only_where_nothing_else_is(served: type[Hub]) -> None:
+def test_pickles_are_not_fetched_beside_safetensors(served: type[Hub]) -> None:
     served.files |= {"config.json": b"{}", "pytorch_model.bin": b"1", "model.safetensors": b"2", "tf_model.h5": b"3"}
     assert {path.name for path in hub.download("me/mine").iterdir()} == {"config.json", "model.safetensors"}
 
 
-def test_only_pickles(served: type[Hub]) -> None:
+def test_pickles_are_fetched_where_there_are_only_pickles(served: type[Hub]) -> None:
     served.files |= {"config.json": b"{}", "pytorch_model.bin": b"1", "tf_model.h5": b"3", "vocab.json": b"{}"}
     names = {path.name for path in hub.download("me/mine").iterdir()}
     assert names == {"config.json", "pytorch_model.bin", "vocab.json"}
 
 
-def test_what_the_hub_refuses(served: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"'me/other' is no path here, and could not be fetched .*404"):
+def test_refusals_of_the_hub_are_reported(served: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DualfuseError, match=r"'me/other' is not a local path, and could not be fetched .*404"):
         hub.download("me/other")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong")
-    with pytest.raises(ValueError, match=r"model could not be put on the Hugging Face hub as 'me/mine': .*401"):
+    with pytest.raises(DualfuseError, match=r"model could not be uploaded to the Hugging Face hub as 'me/mine': .*401"):
         hub.upload(folder, "me/mine")
-    served.asked.clear()
-    with pytest.raises(ValueError, match=r"cache is no model folder: it needs a config.json and weights"):
+    served.requests.clear()
+    with pytest.raises(DualfuseError, match=r"cache is not a model folder: it needs a config.json and weights"):
         hub.upload(folder.parent / "cache", "me/mine")
     for name in ("", "..", "/absolute/path", "a b/c", "../up/x.ckpt"):
-        with pytest.raises(ValueError, match=r"is no path here, and no name on the Hugging Face hub"):
+        with pytest.raises(DualfuseError, match=r"is neither a local path nor a name on the Hugging Face hub"):
             hub.download(name)
-    assert not served.asked
+    assert not served.requests
 
 
-def test_without_its_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_huggingface_hub(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(ImportError, match=r'pip install "dualfuse\[hub\]"'):
+    with pytest.raises(MissingExtraError, match=r"pip install '\.\[hub\]'"):
         hub.download("me/mine")
-    with pytest.raises(ImportError, match=r"needs huggingface_hub"):
+    with pytest.raises(MissingExtraError, match="'hub'"):
         hub.upload(folder, "me/mine")

@@ -193,7 +193,7 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
     recipe_file = tmp_path / "recipe.json"
     (tmp_path / "final" / "config.json").unlink()
     recipe_file.write_text("{")
-    with pytest.raises(ValueError, match=r"recipe.json should say which recipe wrote the checkpoints beside it, but"):
+    with pytest.raises(ValueError, match=r"recipe.json does not describe a recipe"):
         loop.train((tiny,), tmp_path)
 
 
