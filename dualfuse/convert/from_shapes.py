@@ -19,7 +19,8 @@ def image_tower(tensors: Mapping[str, Tensor]) -> CLIPViTConfig:
     rows, width = tensors["model.image_tower.positions"].shape
     patch = tensors["model.image_tower.projection.weight"].shape[-1]
     side = patch * math.isqrt(rows - 1)
-    return CLIPViTConfig(width, count(tensors, "model.image_tower.blocks."), patch, (side, side))
+    depth = count(tensors, "model.image_tower.blocks.")
+    return CLIPViTConfig(width, depth, patch_size=patch, image_size=(side, side))
 
 
 def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> RobertaConfig:

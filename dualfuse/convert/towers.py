@@ -37,7 +37,7 @@ def from_towers(image: Path, text: Path, recipe: Recipe | None = None, tokenizer
     images, words = _read_clip(image), _read_roberta(text)
     recipe = recipe or _default(images.tensors, words.tensors)
     model = recipe.model
-    if not isinstance(model, BridgeTowerConfig):
+    if not isinstance(model, BridgeTowerConfig) or not isinstance(model.image, CLIPViTConfig):
         raise DualfuseError(
             f"recipe {recipe.name} builds a {type(model).__name__}; CLIP and RoBERTa fit a BridgeTowerConfig"
         )

@@ -10,11 +10,12 @@ from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 
 
 def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
     """Return the config.json of a model; ``DualfuseError`` says what of it transformers cannot do."""
-    _refuse_ours(model)
+    image, text = _writable_towers(model)
     return {
         "architectures": [architecture],
         "model_type": "bridgetower",
@@ -32,13 +33,12 @@ def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int,
         "logit_scale_init_value": 2.6592,
         "max_text_len": text_length,
         "dtype": "float32",
-        "text_config": _text(model),
-        "vision_config": _image(model.image),
+        "text_config": _text(text, model.dropout),
+        "vision_config": _image(image),
     }
 
 
-def _text(model: BridgeTowerConfig) -> dict[str, Any]:
-    text = model.text
+def _text(text: RobertaConfig, dropout: float) -> dict[str, Any]:
     return {
         **TEXT,
         "model_type": "bridgetower_text_model",
@@ -47,8 +47,8 @@ def _text(model: BridgeTowerConfig) -> dict[str, Any]:
         "num_hidden_layers": text.depth,
         "num_attention_heads": text.heads,
         "intermediate_size": text.feed_forward,
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": model.dropout,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
         "max_position_embeddings": text.text_length + text.pad_id + 1,
         "pad_token_id": text.pad_id,
         "bos_token_id": 0,
@@ -89,8 +89,11 @@ def write_processor(size: int, preprocess: Preprocess, *, text_length: int) -> d
     }
 
 
-def _refuse_ours(model: BridgeTowerConfig) -> None:
+def _writable_towers(model: BridgeTowerConfig) -> tuple[CLIPViTConfig, RobertaConfig]:
+    """Return the configs of both towers; raises DualfuseError for a model that transformers does not have."""
     image, text = model.image, model.text
+    if not isinstance(image, CLIPViTConfig) or not isinstance(text, RobertaConfig):
+        raise DualfuseError(f"transformers has no BridgeTower of {type(image).__name__} and {type(text).__name__}")
     reasons = {
         f"bridge {model.bridge!r} (it has {', '.join(BRIDGES)})": model.bridge not in BRIDGES,
         "other layers that feed than the top ones in order": model.resolved_tower_layers
@@ -105,3 +108,4 @@ def _refuse_ours(model: BridgeTowerConfig) -> None:
     }
     if impossible := [reason for reason, holds in reasons.items() if holds]:
         raise DualfuseError(f"transformers has no BridgeTower with {'; '.join(impossible)}")
+    return image, text

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -47,47 +46,35 @@ class Tower(nn.Module, ABC):
         )
 
 
-class ImageTowerConfig(Protocol):
-    """A frozen dataclass that builds an image tower."""
+@dataclass(frozen=True)
+class ImageTowerConfig(ABC):
+    """The fields that every image tower has; a subclass, also a frozen dataclass, adds its own and builds the tower."""
 
-    @property
-    def width(self) -> int:
-        """Width of the states."""
-        ...
+    width: int
+    """Width of the states."""
+    depth: int
+    """Number of layers."""
+    image_size: tuple[int, int]
+    """Height and width of the images that the positions are made for."""
 
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        ...
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """Height and width of the images that the positions are made for."""
-        ...
-
+    @abstractmethod
     def build(self) -> Tower:
         """Return the tower with initial weights."""
-        ...
 
 
-class TextTowerConfig(Protocol):
-    """A frozen dataclass that builds a text tower."""
+@dataclass(frozen=True)
+class TextTowerConfig(ABC):
+    """The fields that every text tower has; a subclass, also a frozen dataclass, adds its own and builds the tower."""
 
-    @property
-    def width(self) -> int:
-        """Width of the states."""
-        ...
+    width: int
+    """Width of the states."""
+    depth: int
+    """Number of layers."""
+    vocab_size: int
+    """Number of token embeddings."""
+    text_length: int
+    """Longest text that has positions, in tokens."""
 
-    @property
-    def depth(self) -> int:
-        """Number of layers."""
-        ...
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of token embeddings."""
-        ...
-
+    @abstractmethod
     def build(self, dropout: float) -> Tower:
         """Return the tower with initial weights; ``dropout`` is that of embeddings, attention weights and branches."""
-        ...

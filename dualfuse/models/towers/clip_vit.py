@@ -14,13 +14,13 @@ from dualfuse.layers.attention import attend
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
 from dualfuse.models.base import MAX_DEPTH
-from dualfuse.models.towers.base import Tower, TowerOutput
+from dualfuse.models.towers.base import ImageTowerConfig, Tower, TowerOutput
 
 HEAD_WIDTH = 64  # channels of an attention head, at every width
 
 
 @dataclass(frozen=True)
-class CLIPViTConfig:
+class CLIPViTConfig(ImageTowerConfig):
     """The sizes of a CLIP image encoder; the defaults are ViT-B/16. Every attention head has 64 channels."""
 
     width: int = 768

@@ -11,11 +11,11 @@ from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.post_norm import TextLayer
 from dualfuse.models.base import MAX_DEPTH
-from dualfuse.models.towers.base import Tower, TowerOutput
+from dualfuse.models.towers.base import TextTowerConfig, Tower, TowerOutput
 
 
 @dataclass(frozen=True)
-class RobertaConfig:
+class RobertaConfig(TextTowerConfig):
     """The sizes of a RoBERTa; the defaults are its base size."""
 
     width: int = 768
