@@ -1,4 +1,4 @@
-"""VLMo's relative position bias: the index, the table, and resizing it to images of another size."""
+"""VLMo's relative position bias: index, table, and resizing of the table to another image size."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ Grid = tuple[int, int]
 
 
 class RelativeBias(nn.Module):
-    """One table of biases for a whole model, read through an index of relative positions (spec of BEiT and VLMo).
+    """A table of biases for all layers of a model, indexed by relative position (BEiT, VLMo).
 
-    Rows of the table: (2h-1)(2w-1) distances between patches, 3 for the image's class token, 2 between the
-    modalities, 2t-3 distances between words and 3 for the text's class token. Columns: layers x heads.
+    Table rows: (2h-1)(2w-1) distances between patches, 3 for the image's class token, 2 between modalities, 2t-3
+    distances between text tokens, and 3 for the text's class token. Columns: layers x heads.
     """
 
     def __init__(self, *, window: Grid, text: int, layers: int, heads: int) -> None:
-        """``window`` is the grid that the table is made for, ``text`` the longest text it knows."""
+        """``window`` is the grid of patches of the table, ``text`` the maximum text length."""
         super().__init__()
         self.window, self.text, self.layers, self.heads = window, text, layers, heads
         self.table = nn.Parameter(torch.zeros(_distances(window) + 3 + 2 * text + 2, layers * heads))
 
     def forward(self, *, text: int = 0, grid: Grid | tuple[()] = ()) -> Tensor:
-        """Return (L, H, N, N) for ``text`` words followed by an image of ``grid``; either may be missing.
+        """Return (L, H, N, N) for ``text`` tokens followed by an image of ``grid``; either may be absent.
 
-        An image of another grid than the window reads a table resized on the fly, with gradient.
+        For a grid other than the window, the table is resized on the fly, with gradient. Raises ``DualfuseError`` for
+        a text longer than the maximum.
         """
         if text > self.text:
-            raise DualfuseError(f"a text of {text} tokens is longer than the {self.text} the position bias knows")
+            raise DualfuseError(f"a text of {text} tokens is longer than the {self.text} tokens of the position bias")
         table = self.table if not grid or grid == self.window else resize_table(self.table, self.window, grid)
         index = joint_index(text, grid, grid or self.window, self.text).to(table.device)
-        bias = F.embedding(index, table)  # (N, N, L * H); its backward is quicker than that of indexing
+        bias = F.embedding(index, table)  # (N, N, L * H); faster in the backward pass than indexing
         return bias.permute(2, 0, 1).unflatten(0, (self.layers, self.heads)).contiguous()
 
 
@@ -46,25 +47,27 @@ def _distances(grid: Grid) -> int:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # what is kept from judging must serve training too
+@torch.inference_mode(False)  # a tensor cached during evaluation must be usable in training
 def joint_index(text: int, grid: Grid | tuple[()], window: Grid, longest_text: int) -> Tensor:
-    """Return the table rows (N, N) of query i and key j for ``text`` words followed by an image of ``grid``."""
+    """Return the table rows (N, N) of query i and key j for ``text`` tokens followed by an image of ``grid``."""
     patches = _distances(window)
     text_to_image, image_to_text = patches + 3, patches + 4
-    words = text_index(text) + patches + longest_text + 3
+    position = torch.arange(text)
+    # key minus query: the opposite sign of the image's distances
+    tokens = position[None, :] - position[:, None] + patches + longest_text + 3
     last = patches + 3 + 2 * longest_text + 1
     if text:
-        words[0, :], words[:, 0], words[0, 0] = last - 2, last - 1, last
+        tokens[0, :], tokens[:, 0], tokens[0, 0] = last - 2, last - 1, last
     if not grid:
-        return words
+        return tokens
     image = image_index(grid)
     right = torch.full((text, len(image)), text_to_image)
     left = torch.full((len(image), text), image_to_text)
-    return torch.cat([torch.cat([words, right], dim=1), torch.cat([left, image], dim=1)])
+    return torch.cat([torch.cat([tokens, right], dim=1), torch.cat([left, image], dim=1)])
 
 
 def image_index(grid: Grid) -> Tensor:
-    """Return (1 + hw, 1 + hw) rows for a class token and its patches: query minus key, row by row."""
+    """Return the table rows (1 + hw, 1 + hw) of a class token and its patches: query minus key."""
     height, width = grid
     y, x = (axis.flatten() for axis in torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
     rows, columns = y[:, None] - y[None, :] + height - 1, x[:, None] - x[None, :] + width - 1
@@ -75,17 +78,11 @@ def image_index(grid: Grid) -> Tensor:
     return index
 
 
-def text_index(text: int) -> Tensor:
-    """Return (T, T) distances between words, key minus query: the opposite sign of the image's."""
-    position = torch.arange(text)
-    return position[None, :] - position[:, None]
-
-
 def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
-    """Return the table (R, C) for images of another grid; rows that do not speak of patches stay as they are.
+    """Return the table (R, C) for images of another grid; rows other than distances between patches are unchanged.
 
-    The rule of BEiT's loader: distances of the source lie on a geometric axis, a cubic spline through them is read
-    at the whole-number distances of the target. It is linear in the table, so gradients pass.
+    As in BEiT's loader, source distances are placed on a geometric axis, and a cubic spline through them is evaluated
+    at the integer distances of the target. The result is linear in the table, so gradients pass.
     """
     count = _distances(source)
     patches = table[:count].unflatten(0, (2 * source[0] - 1, 2 * source[1] - 1))
@@ -95,14 +92,14 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def of_images(window: Grid) -> int:
-    """Return the number of rows, the first ones of a table, that speak of images alone."""
+    """Return the number of leading table rows that concern images only."""
     return _distances(window) + 3
 
 
-def cut_texts(table: Tensor, window: Grid, known: int, wanted: int) -> Tensor:
-    """Return the table (R, C) for shorter texts: distances between words that cannot occur any more are left out."""
-    first, last = _distances(window) + 5, len(table) - 3  # of the distances between words
-    cut = known - wanted
+def cut_texts(table: Tensor, window: Grid, source: int, target: int) -> Tensor:
+    """Return the table (R, C) for texts of up to ``target`` instead of ``source`` tokens, without larger distances."""
+    first, last = _distances(window) + 5, len(table) - 3  # of the distances between text tokens
+    cut = source - target
     return torch.cat([table[:first], table[first + cut : last - cut], table[last:]])
 
 
@@ -112,34 +109,37 @@ def _resizing(source: int, target: int) -> Tensor:
     """Return the matrix (target, source) that resizes one axis of distances."""
     if source == target:
         return torch.eye(source, dtype=torch.float64)
-    if source == 1:  # one patch knows one distance
+    if source == 1:  # a single patch has a single distance
         return torch.ones(target, 1, dtype=torch.float64)
     axis = _geometric_axis(source, target)
-    wanted = np.clip(np.arange(target) - target // 2, axis[0], axis[-1])
-    return torch.from_numpy(_cubic_spline(axis, wanted))
+    distances = np.clip(np.arange(target) - target // 2, axis[0], axis[-1])
+    return torch.from_numpy(_cubic_spline(axis, distances))
 
 
 def _geometric_axis(source: int, target: int) -> np.ndarray:
-    """Return 0, +-1, +-(1 + q), +-(1 + q + q^2) ... so that the last reaches ``target // 2``."""
-    low, high = 1.01, 1.5
+    """Return 0, +-1, +-(1 + q), +-(1 + q + q^2) ..., with q such that the last reaches ``target // 2``.
+
+    q is the last value that the bisection evaluates, as in the official code; the interval's middle is another one.
+    """
+    low, high, ratio = 1.01, 1.5, 1.0
     steps = source // 2
     while high - low > 1e-6:
         ratio = (low + high) / 2
         reached = (1 - ratio**steps) / (1 - ratio)
         low, high = (low, ratio) if reached > target // 2 else (ratio, high)
-    right = np.cumsum(((low + high) / 2) ** np.arange(steps))
+    right = np.cumsum(ratio ** np.arange(steps))
     return np.concatenate([-right[::-1], [0.0], right])
 
 
-def _cubic_spline(points: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Return the matrix (W, P) that reads the interpolating spline through values at ``points`` at ``wanted``.
+def _cubic_spline(points: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the matrix (X, P) that evaluates at ``x`` (X,) the spline interpolating values at ``points`` (P,).
 
-    Knots lie at all points but the second and the last but one ("not a knot"), as in FITPACK.
+    Knots are at all points except the second and the second to last ("not a knot"), as in FITPACK.
     """
     degree = min(3, len(points) - 1)
     inner = points[2:-2] if degree == 3 else points[1:1]
     knots = np.concatenate([[points[0]] * (degree + 1), inner, [points[-1]] * (degree + 1)])
-    return _b_splines(wanted, knots, degree) @ np.linalg.inv(_b_splines(points, knots, degree))
+    return _b_splines(x, knots, degree) @ np.linalg.inv(_b_splines(points, knots, degree))
 
 
 def _b_splines(x: np.ndarray, knots: np.ndarray, degree: int) -> np.ndarray:

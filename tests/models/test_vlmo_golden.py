@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import resize_positions
-from dualfuse.layers.relative_bias import joint_index, resize_table
+from dualfuse.layers.relative_bias import joint_index
 from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.losses.itc import find_positives, itc_loss
 from dualfuse.losses.itm import itm_loss
@@ -152,6 +152,12 @@ def test_pairs(golden: Golden) -> None:
     golden.check("fusion.hidden", torch.stack(hidden))
 
 
+def test_mlm_logits(golden: Golden) -> None:
+    task, batch = golden.task, golden.batch()
+    image, masked = golden.tokens()[0], task.model.embed_text(batch["masked_ids"], batch["mask"])
+    golden.check("mlm.logits", task.mlm_head(task.model.fuse(image, masked).text))
+
+
 def test_contrast_and_negatives(golden: Golden) -> None:
     task, batch = golden.task, golden.batch()
     image, text = golden.tokens()
@@ -161,6 +167,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     golden.check("itc.i2t_logits", plain.image_to_text)
     golden.check("itc.t2i_logits", plain.text_to_image)
     golden.check("itc.vl_i2t_logits", other.image_to_text)
+    golden.check("irtr.i2t_logits", plain.image_to_text)
     golden.check("irtr.loss", itc_loss(plain, positives))
     golden.check("itc.loss", torch.stack([itc_loss(plain, positives), itc_loss(other, positives)]).mean())
     for head, name in zip(task.itc_heads, ("itc.logit_scale", "itc.logit_vl_scale"), strict=True):
@@ -178,6 +185,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     pairs, has_negative = task.itm_batch(batch, image, text, plain, positives)
     pooled, _ = task.fuse(pairs, batch["positions"])
     golden.check("itm.logits", task.itm_head(pooled))
+    assert golden.outputs["itm.labels"].tolist() == [1] * len(pairs[0][0]) + [0] * len(has_negative)
     golden.check("itm.loss", itm_loss(task.itm_head(pooled).float(), has_negative))
     head = golden.task.match_logit(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=1e-5, rtol=1e-5)
@@ -215,14 +223,7 @@ def test_relative_bias() -> None:
         assert torch.equal(joint_index(text, grid, (4, 4), 20), wanted.long())
 
 
-def test_resizing() -> None:
+def test_resizing_of_absolute_positions() -> None:
     golden = load_file(GOLDEN / "resize.safetensors")
-    cases = {
-        ("rel.src_table", "rel.dst_table"): ((4, 4), (6, 6)),
-        ("rel224.src_table", "rel224.dst_table_384"): ((14, 14), (24, 24)),
-        ("rel224.src_table", "rel224.dst_table_480"): ((14, 14), (30, 30)),
-    }
-    for (source, target), grids in cases.items():
-        assert_close(resize_table(golden[source], *grids), golden[target], atol=1e-5, rtol=1e-5)
     positions = resize_positions(golden["abs.src_pos_embed"], (4, 4), (6, 6))
     assert_close(positions, golden["abs.dst_pos_embed"], atol=1e-5, rtol=1e-5)

@@ -27,8 +27,8 @@ LENGTHS = (11, 17, 5, 14)  # of natural texts, the longest far from 40
 def task(positions: str) -> Pairs:
     torch.manual_seed(3)
     cfg = VLMoConfig(
-        width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=40,
-        positions=positions, drop_path=0.0,
+        width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=101,
+        text_length=40, positions=positions, drop_path=0.0,
     )  # fmt: skip
     made = PairsConfig().build(cfg.build())
     for parameter in made.parameters():  # far from the initial values, so that zeros and ones hide nothing

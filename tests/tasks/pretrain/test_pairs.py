@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 from torch.testing import assert_close
 
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -176,6 +177,20 @@ def test_step_against_single_passes(cfg: PairsConfig, images: tuple[int, ...], d
         assert ours is not None and theirs is not None, name
         assert_close(ours, theirs, atol=2e-5, rtol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert not any(value.requires_grad for value in output.log.values())
+
+
+def test_sigmoid_itc_is_the_binary_cross_entropy_of_every_pair() -> None:
+    task, batch = build(PairsConfig(itc_features="unimodal", itc_head=ITCHeadConfig(loss="sigmoid"))), batch_of()
+    image, text = task.model.embed_image(batch["image"]), task.model.embed_text(*text_of(batch))
+    [head] = task.feature_heads
+    logits = head.scale * task.image_features(image) @ task.text_features(text).T + head.logit_bias
+    output = task(batch)
+    signs = 2 * torch.eye(6) - 1
+    assert_close(
+        output.log["loss/itc"].double(), softplus(-signs * logits).sum(1).mean().detach(), atol=1e-5, rtol=1e-5
+    )
+    output.loss.backward()
+    assert head.logit_bias is not None and head.logit_bias.grad is not None and head.logit_bias.grad.all()
 
 
 def test_accuracies(draws: Draws) -> None:

@@ -95,11 +95,17 @@ def check_forward(rank: int) -> None:
     positives = itc.find_positives(mine["image_id"], mine["text_id"])
     own_first = [0, 1, 2, 3] if rank == 0 else [2, 3, 0, 1]
     assert_close(similar[0].image_to_text[:, own_first], recorded(f"rank{rank}.i2t_logits")[:2], atol=1e-5, rtol=1e-5)
-    weights = similar[0].text_to_image.masked_fill(positives.images_of_texts, float("-inf")).softmax(1)[:, own_first]
-    theirs = recorded(f"rank{rank}.weights_t2i")
-    assert_close(weights, theirs / theirs.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
+    plain = similar[0]
+    for direction, logits, positive in (
+        ("t2i", plain.text_to_image, positives.images_of_texts),
+        ("i2t", plain.image_to_text, positives.texts_of_images),
+    ):
+        weights = logits.masked_fill(positive, float("-inf")).softmax(1)[:, own_first]
+        theirs = recorded(f"rank{rank}.weights_{direction}")
+        assert_close(weights, theirs / theirs.sum(1, keepdim=True), atol=1e-5, rtol=1e-4)
     loss = dist.all_reduce_mean(torch.stack([itc.itc_loss(view, positives) for view in similar]).mean())
     assert_close(loss, recorded(f"rank{rank}.itc_loss"), atol=1e-5, rtol=1e-5)
+    assert_close(loss, recorded("full_batch_itc_loss"), atol=1e-5, rtol=1e-5)
 
     pairs, _ = built.itm_batch(mine, image, text, similar[0], positives)
     pooled, _ = built.fuse(pairs, mine["positions"])
@@ -157,7 +163,9 @@ def check_whole_step(alone: Path, rank: int) -> None:
 def test_gradient_of_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hard_negatives, "sample_negatives", largest)
     built = task(PairsConfig())
-    built(batch()).loss.backward()
+    output = built(batch())
+    assert_close(output.log["loss/itc"], recorded("full_batch_itc_loss"), atol=1e-5, rtol=1e-5)
+    output.loss.backward()
     torch.save({name: parameter.grad for name, parameter in built.named_parameters()}, tmp_path / "alone.pt")
     on_two_ranks(partial(check_whole_step, tmp_path / "alone.pt"), tmp_path)
 
