@@ -1,4 +1,8 @@
-"""Errors that a user can fix. The command line prints them as one message; every other exception keeps its traceback."""
+"""Errors that a user can fix. The command line prints them as one message; every other exception keeps its traceback.
+
+``OSError`` counts as such an error, too: a missing file, a full disk or a missing permission is a condition of the
+user's machine, and its message names the path. Library code lets it pass, or adds what was being read or written.
+"""
 
 from __future__ import annotations
 

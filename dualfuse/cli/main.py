@@ -1,59 +1,119 @@
-"""The command line: finds the command, runs it, and turns a user's mistake into a sentence."""
+"""The entry point: finds the command, runs it, and turns errors that a user can fix into messages."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
-
-import tyro
+from types import ModuleType
 
 from dualfuse import __version__
-from dualfuse.cli.commands import COMMANDS, train
+from dualfuse.cli import (
+    card,
+    convert,
+    demo,
+    doctor,
+    evaluate,
+    explain,
+    predict,
+    prepare,
+    recipes,
+    report,
+    search,
+    train,
+    upload,
+)
+from dualfuse.cli.console import log_to_stderr
+from dualfuse.cli.parser import COMMON, CommonOptions, deferred, parse, split_common_options
+from dualfuse.errors import DualfuseError
 from dualfuse.io import is_disk_full
+
+COMMANDS: dict[str, ModuleType] = {
+    "prepare": prepare,
+    "doctor": doctor,
+    "recipes": recipes,
+    "train": train,
+    "evaluate": evaluate,
+    "search": search,
+    "predict": predict,
+    "explain": explain,
+    "convert": convert,
+    "card": card,
+    "upload": upload,
+    "report": report,
+    "demo": demo,
+}
+"""Every command and its module, with a function ``run`` and ``EXAMPLES``; torch is imported inside the functions."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and gives the exit status; a user's mistake ends in a sentence, not in a traceback."""
-    name, rest = _command(sys.argv[1:] if arguments is None else arguments)
-    try:
-        if name == "train":  # its flags depend on the recipe
-            train(rest)
-        else:
-            tyro.cli(COMMANDS[name], args=rest, prog=f"dualfuse {name}")
-    except KeyboardInterrupt as error:
-        print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
-        return 128 + getattr(error, "number", signal.SIGINT)  # reason for getattr: only a run says which signal it was
-    except (ValueError, OSError, ImportError) as error:
-        room = "; make room, then give the same command again" if is_disk_full(error) else ""
-        print(f"dualfuse {name}: {error}{room}", file=sys.stderr)
-        return 1
-    except RuntimeError as error:
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        print(
-            f"dualfuse {name}: a loader process has died: {error} Most often memory ran out: give fewer --data.num-workers "
-            "(train) or --num-workers, then the same command again",
-            file=sys.stderr,
-        )
-        return 1
+    """Run one command and return the exit status.
+
+    0: success; 2: an error that the user can fix, as one message on stderr; 128 plus the number of the signal: an
+    interruption. Any other exception is a defect of dualfuse and is not caught.
+    """
+    name, words = _command(sys.argv[1:] if arguments is None else arguments)
+    common, words = split_common_options(words)
+    with log_to_stderr():
+        try:
+            _run(name, words, common)
+        except KeyboardInterrupt as error:
+            print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+            return 128 + getattr(error, "number", signal.SIGINT)  # reason for getattr: only a run says which signal
+        except BrokenPipeError:  # the reader of stdout, such as head, has ended
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that the interpreter can flush it at its end
+            return 128 + signal.SIGPIPE
+        except (DualfuseError, OSError, RuntimeError) as error:
+            message = _message(error)
+            if not message:
+                raise
+            if common.debug:
+                traceback.print_exc()
+            print(f"dualfuse {name}: {message}", file=sys.stderr)
+            return 2
     return 0
 
 
+def _run(name: str, words: list[str], common: CommonOptions) -> None:
+    if common.imports:
+        from dualfuse import plugins
+
+        plugins.load(common.imports)
+    if name == "train":  # its flags depend on the recipe
+        train.run(words)
+    else:
+        parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)()
+
+
+def _message(error: Exception) -> str:
+    """Return the message for an error that the user can fix, and "" for any other."""
+    if is_disk_full(error):
+        return f"{error}; free some disk space, then rerun the command"
+    if isinstance(error, DualfuseError | OSError):
+        return str(error)
+    if str(error).startswith("DataLoader worker"):
+        return f"a data loader process has died, most often for lack of memory; set a lower --num-workers: {error}"
+    return ""
+
+
 def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
-    summaries = {name: (function.__doc__ or "").splitlines()[0] for name, function in COMMANDS.items()}
+    summaries = {name: (module.run.__doc__ or "").splitlines()[0] for name, module in COMMANDS.items()}
     width = max(map(len, summaries))
     parser = argparse.ArgumentParser(
         prog="dualfuse",
         usage="dualfuse [--help] [--version] COMMAND ...",
-        description="Vision-language models that work both ways: as a dual encoder and as a fusion encoder.",
+        description="Train, evaluate and serve vision-language models whose single set of weights works as a dual encoder "
+        "and as a fusion encoder.",
         epilog="commands, each with its own --help:\n"
-        + "\n".join(f"  {name:{width}}  {summary}" for name, summary in summaries.items()),
+        + "\n".join(f"  {name:{width}}  {summary}" for name, summary in summaries.items())
+        + f"\n\n{COMMON}\n\nexamples:\n  dualfuse demo\n  dualfuse train ten-seconds\n  dualfuse search --help",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"dualfuse {__version__}")
-    parser.add_argument("command", choices=tuple(COMMANDS), metavar="COMMAND", help="one of the list below")
+    parser.add_argument("command", choices=tuple(COMMANDS), metavar="COMMAND", help="one of the commands below")
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     parsed = parser.parse_args(arguments)
     return parsed.command, parsed.arguments

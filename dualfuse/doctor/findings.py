@@ -6,13 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from dualfuse.io import write_json
-
-SHOWN = 3  # examples in the printed table; the json has more
 
 ADVICE = {
     "unreadable shard": "cut off or no tar; copy or prepare it again",
@@ -52,23 +46,6 @@ class Report:
     """Of each split, how many shards, images and texts it has."""
     findings: tuple[Finding, ...]
     """Only what was found at least once, in the order of ``ADVICE``."""
-
-    def render(self, console: Console) -> None:
-        """Print the splits, then each finding with a few examples and what to do."""
-        splits = Table("split", "shards", "images", "texts", title=Text(self.path), title_justify="left")
-        for name, counts in self.splits.items():
-            splits.add_row(name, *(f"{counts[what]:,}" for what in ("shards", "images", "texts")))
-        console.print(splits)
-        if not self.findings:
-            console.print("nothing is wrong with it")
-            return
-        table = Table("finding", "count", "what to do")
-        for finding in self.findings:
-            table.add_row(finding.name, f"{finding.count:,}", ADVICE[finding.name])
-        console.print(table)
-        for finding in self.findings:
-            lines = (f"{finding.name}, such as", *finding.examples[:SHOWN])
-            console.print(Text("\n    ".join(lines)), soft_wrap=True)  # unbroken: keys are there to be copied
 
     def save(self, path: Path) -> None:
         """Write the report as json."""

@@ -1,46 +1,20 @@
-"""What ``dualfuse explain`` does: draws what each word looked at over the image, a tile for each word."""
+"""Draws explanations as heat maps over the image, one tile per word."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from dualfuse import distributed as dist
-from dualfuse.convert.load import load
 from dualfuse.data.image.image_grid import Tile, image_grid
-from dualfuse.errors import DualfuseError
-from dualfuse.inference.explain import Explanation, Method, explain
+from dualfuse.inference.explain import Explanation
 
 COLUMNS, CELL = 6, 192
 HOT = (255, 90, 0)
 STRONGEST = 0.8  # how much of the colour the hottest point has
-
-
-def explain_command(
-    model: Path | str,
-    *,
-    image: Sequence[Path],
-    text: str,
-    save_image: Path = Path("explain.png"),
-    method: Method = "gradient",
-) -> tuple[Explanation, ...]:
-    """Print what a ``model`` that :func:`load` knows answers, and draws on ``save_image`` what each word looked at.
-
-    The device is the GPU if there is one.
-    """
-    if save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DualfuseError(f"the sheet {save_image} must be called .png or .jpg")
-    loaded = load(model, device=dist.device())
-    explanations = explain(loaded, tuple(image), text, method=method)
-    save_image.parent.mkdir(parents=True, exist_ok=True)
-    heat_map_grid(explanations, f"{method}: {text}").save(save_image)
-    print(f"{explanations[0].answer}; the sheet is {save_image}")
-    return explanations
 
 
 def heat_map_grid(explanations: Sequence[Explanation], heading: str = "") -> Image.Image:

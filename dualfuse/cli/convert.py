@@ -1,0 +1,60 @@
+"""``dualfuse convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from dualfuse.errors import DualfuseError
+
+EXAMPLES = """
+dualfuse convert BridgeTower/bridgetower-base models/bridgetower
+dualfuse convert vlmo_base_patch16_224.pt models/vlmo
+dualfuse convert openai/clip-vit-base-patch16 models/start --text FacebookAI/roberta-base
+dualfuse convert models/bridgetower exported --to huggingface
+"""
+
+
+def run(
+    source: Annotated[
+        Positional[str],
+        arg(
+            metavar="SOURCE",
+            help="checkpoint of BridgeTower, METER, VLMo, BEiT or CLIP (file, folder, or name on the hub), or a model "
+            "folder",
+        ),
+    ],
+    destination: Annotated[Positional[Path], arg(metavar="DEST", help="folder to write")],
+    to: Annotated[
+        Literal["dualfuse", "huggingface", "official"],
+        arg(help="target format: model folder of dualfuse, transformers, or the official code"),
+    ] = "dualfuse",
+    text: Annotated[
+        str, arg(help="checkpoint of the text encoder: RoBERTa for a CLIP source, BERT for a BEiT source")
+    ] = "",
+    language: Annotated[
+        Literal["random", "vision"],
+        arg(help="initialization of language experts for a BEiT source without --text: random, or the vision experts"),
+    ] = "random",
+    tokenizer: Annotated[
+        str, arg(help="tokenizer for a checkpoint without one: tokenizer.json, folder, or name on the hub")
+    ] = "",
+    recipe: Annotated[
+        str, arg(help="recipe whose model is built on CLIP and RoBERTa; empty: a BridgeTower of their sizes")
+    ] = "",
+) -> None:
+    """Convert third-party checkpoints to model folders, and model folders to other formats.
+
+    Every tensor is accounted for as used, unused or new in DEST/conversion.json. Checkpoints are read without running
+    any of their code.
+    """
+    from dualfuse import recipes
+    from dualfuse.convert.convert import convert
+
+    stages = recipes.find(recipe) if recipe else ()
+    if len(stages) > 1:
+        raise DualfuseError(f"--recipe {recipe} has {len(stages)} stages; give a recipe with one")
+    built = stages[0] if stages else None
+    print(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=built, language=language))

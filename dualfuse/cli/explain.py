@@ -1,0 +1,46 @@
+"""``dualfuse explain``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import arg
+
+from dualfuse.cli.parser import Model
+from dualfuse.errors import DualfuseError
+
+EXAMPLES = """
+dualfuse explain runs/demo/pairs/final --image photo.jpg --text "a red bicycle" --save-image explanation.png
+dualfuse explain runs/vqa/final --image photo.jpg --text "what colour is the car?" --save-image explanation.png \\
+  --method rollout
+"""
+
+
+def run(
+    model: Model,
+    image: Annotated[
+        tuple[Path, ...], arg(metavar="FILE ...", help="image, or two for a model that compares two images")
+    ],
+    text: Annotated[str, arg(help="text whose words get one heat map each")],
+    save_image: Annotated[Path, arg(metavar="FILE", help="image to write, .png or .jpg")],
+    method: Annotated[
+        Literal["gradient", "rollout"],
+        arg(help="gradient: attention weighted by its gradient of the answer; rollout: attention alone"),
+    ] = "gradient",
+) -> None:
+    """Draw the image patches that each word of a text attends to.
+
+    One heat map per word, each on its own scale from the weakest to the strongest patch.
+    """
+    from dualfuse import distributed as dist
+    from dualfuse.convert.load import load
+    from dualfuse.inference.explain import explain
+    from dualfuse.inference.heat_map_grid import heat_map_grid
+
+    if save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DualfuseError(f"--save-image {save_image}: the file name must end in .png or .jpg")
+    explanations = explain(load(model, device=dist.device()), image, text, method=method)
+    save_image.parent.mkdir(parents=True, exist_ok=True)
+    heat_map_grid(explanations, f"{method}: {text}").save(save_image)
+    print(f"{explanations[0].answer}\nwrote {save_image}")

@@ -1,0 +1,155 @@
+"""Typed flags from functions and dataclasses, and the help that all commands share."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import io
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from itertools import pairwise
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tyro
+from tyro.conf import Positional, arg
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+from dualfuse.errors import DualfuseError
+
+Result = TypeVar("Result")
+
+Model = Annotated[
+    Positional[str],
+    arg(metavar="MODEL", help="model folder such as runs/demo/pairs/final, checkpoint file, or name on the hub"),
+]
+ClassNames = Annotated[
+    str,
+    arg(
+        metavar="NAMES",
+        help="zero-shot classification: class names as a file with one name per line, as a folder of shards that "
+        'prepare wrote with --label folder, or as a list such as "cat, dog"; empty: off',
+    ),
+]
+Templates = Annotated[
+    str,
+    arg(
+        metavar="FILE",
+        help="with --zero-shot: file with one sentence per line, {} standing for the name; clip: eight templates of "
+        "CLIP; empty: the name alone",
+    ),
+]
+
+COMMON = """\
+options of every command:
+  --import PACKAGE  load the models, tasks, towers, formats and stores of a Python package first; may be repeated
+  --debug           show the traceback of any error"""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    """Options that every command has."""
+
+    imports: tuple[str, ...] = ()
+    debug: bool = False
+
+
+def split_common_options(words: Sequence[str]) -> tuple[CommonOptions, list[str]]:
+    """Return the options of every command, and the other words in their order."""
+    imports: list[str] = []
+    others: list[str] = []
+    remaining = iter(words)
+    for word in remaining:
+        flag, _, value = word.partition("=")
+        if flag == "--import":
+            imports.append(value or next(remaining, ""))
+        elif word != "--debug":
+            others.append(word)
+    return CommonOptions(tuple(imports), "--debug" in words), others
+
+
+def parse(
+    target: Callable[..., Result], words: Sequence[str], *, prog: str, examples: str, **options: Any
+) -> Result:  # Any: what tyro.cli takes
+    """Call ``target``, a function or class, with the values of typed flags; the help ends with ``examples``.
+
+    Raises ``DualfuseError`` for flags with an old name; other invalid flags end the program with an explanation.
+    """
+    errors = io.StringIO()
+    try:
+        with redirect_stderr(errors):
+            return tyro.cli(target, args=list(words), prog=prog, registry=_documented(), **options)
+    except SystemExit as end:
+        if not end.code:  # after --help
+            print(help_end(examples))
+        else:
+            _refuse_old_flags(words)
+            print(errors.getvalue(), end="", file=sys.stderr)
+        raise
+
+
+def deferred(function: Callable[..., Result]) -> Callable[..., Callable[[], Result]]:
+    """Return a function of the same parameters that returns a call instead of making it."""
+
+    @functools.wraps(function)
+    def bind(*arguments: Any, **options: Any) -> Callable[[], Result]:  # Any: what the function takes
+        return functools.partial(function, *arguments, **options)
+
+    return bind
+
+
+def _refuse_old_flags(words: Sequence[str]) -> None:
+    from dualfuse.upgrade import new_flag
+
+    for word in words:
+        flag = word.partition("=")[0]
+        if flag.startswith("--") and (new := new_flag(flag)):
+            raise DualfuseError(f"{flag} is now {new}")
+
+
+def help_end(examples: str) -> str:
+    """Return the last lines of a help text."""
+    return f"{COMMON}\n\nexamples:\n" + "\n".join(f"  {line}" for line in examples.strip().splitlines())
+
+
+def _documented() -> ConstructorRegistry:
+    """Return a registry that joins the lines of a field's docstring, which tyro by itself breaks where the source does."""
+    registry = ConstructorRegistry()
+    registry.struct_rule(_dataclass_fields)
+    return registry
+
+
+def _dataclass_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
+    if not is_dataclass(info.type):
+        return None
+    docs, types = _field_docs(info.type), get_type_hints(info.type, include_extras=True)
+    specs: list[StructFieldSpec] = []
+    for each in fields(info.type):
+        value = getattr(info.default, each.name, _initial(each))
+        kind = type(value) if isinstance(types[each.name], TypeVar) else types[each.name]
+        specs.append(StructFieldSpec(each.name, kind, value, helptext=docs.get(each.name)))
+    return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
+
+
+def _field_docs(kind: type) -> dict[str, str]:
+    """Return the docstring of each field of a class and its bases, in one line."""
+    docs: dict[str, str] = {}
+    for base in reversed(kind.__mro__):
+        with suppress(OSError, TypeError):  # a class without source code
+            (definition,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+            for statement, following in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
+                match statement, following:
+                    case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                        docs[name] = " ".join(text.split())
+                    case _:
+                        pass
+    return docs
+
+
+def _initial(each: Field[Any]) -> Any:  # Any: of whatever type the field has
+    if each.default_factory is not MISSING:
+        return each.default_factory()
+    return tyro.MISSING if each.default is MISSING else each.default

@@ -1,0 +1,105 @@
+"""``dualfuse train``: its flags are the fields of the recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import field, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dualfuse.cli.parser import help_end, parse
+from dualfuse.errors import DualfuseError
+
+if TYPE_CHECKING:
+    from dualfuse.recipe import Recipe
+
+EXAMPLES = """
+dualfuse train ten-seconds --out runs/first
+dualfuse train vlmo-nano-pairs --data.train 'data/train-*.tar' --data.validation 'data/val-*.tar'
+dualfuse train runs/first/final --out runs/second --data.train 'data/train-*.tar' --optim.lr 1e-5
+torchrun --nproc-per-node 8 -m dualfuse train vlmo-base-pairs --data.train 'data/train-*.tar'
+"""
+FREQUENT = {
+    "data.train": ("SHARDS ...", "training data: tar files, folders or patterns"),
+    "data.validation": ("SHARDS", "data to evaluate on during training"),
+    "data.batch_size": ("N", "samples per optimizer step, over all processes"),
+    "data.num_workers": ("N", "data loader processes per training process"),
+    "optim.lr": ("X", "peak learning rate"),
+    "run.steps": ("N", "optimizer steps"),
+    "run.micro_batch": ("N", "samples per process and forward pass; 0: one pass per step"),
+    "run.precision": ("P", "fp32 or bf16"),
+    "run.eval_every": ("N", "steps between evaluations; 0: only at the end"),
+    "run.best": ("METRIC", "validation metric that selects OUT/best"),
+    "run.seed": ("N", "seed of initialization, data order and dropout"),
+    "start_from": ("MODEL", "initial weights: model folder or checkpoint"),
+}
+"""The flags that people change most: their value and meaning, in the order of the help."""
+
+
+def run(words: Sequence[str]) -> None:
+    """Train a recipe; each of its fields is a typed flag.
+
+    Rerunning the command of an interrupted run resumes it at its last checkpoint.
+    """
+    from dualfuse import recipes
+    from dualfuse.training.loop import train
+
+    parser = argparse.ArgumentParser(
+        prog="dualfuse train",
+        description=f"{run.__doc__}\nThe flags depend on the recipe: dualfuse train NAME --help lists them.",
+        epilog=help_end(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=not words or words[0].startswith("-"),
+    )
+    parser.add_argument(
+        "name",
+        metavar="NAME",
+        help="recipe by name (see dualfuse recipes), model folder, path/file.py:function, or module:function",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
+    parsed, flags = parser.parse_known_args(words)
+    chosen = override(recipes.find(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
+    out = parsed.out or Path("runs") / parsed.name.rpartition(":")[2]
+    print(f"model: {train(chosen, out)}")
+
+
+def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:
+    """Return the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 for several stages.
+
+    Invalid flags end the program with an explanation, ``--help`` with all flags and their defaults.
+    """
+    from dualfuse.recipe import Recipe
+
+    stages = [recipe.name.replace("-", "_") for recipe in recipes]
+    if len(set(stages)) < len(stages) or not all(map(str.isidentifier, stages)):
+        raise DualfuseError(
+            f"stages need different names of letters, digits and -, but they are called {', '.join(stages)}"
+        )
+    options = {"prog": prog, "examples": EXAMPLES, "description": frequent_flags(recipes)}
+    if len(recipes) == 1:
+        return (parse(Recipe, flags, default=recipes[0], **options),)
+    several = [(name, Recipe, field(default=recipe)) for name, recipe in zip(stages, recipes, strict=True)]
+    return tuple(vars(parse(make_dataclass("Stages", several, frozen=True), flags, **options)).values())
+
+
+def frequent_flags(recipes: tuple[Recipe, ...]) -> str:
+    """Return the first part of the help of ``recipes``: the flags that people change most, with their defaults."""
+    prefix = "STAGE." if len(recipes) > 1 else ""
+    lines = [("--out DIR", "folder of the run (default: runs/NAME)")]
+    for path, (value, meaning) in FREQUENT.items():
+        defaults = dict.fromkeys(filter(None, (_default(recipe, path) for recipe in recipes)))
+        shown = f" (default: {', '.join(defaults)})" if defaults else ""
+        lines.append((f"--{prefix}{path.replace('_', '-')} {value}", meaning + shown))
+    width = max(len(flag) for flag, _ in lines)
+    stages = ", ".join(recipe.name for recipe in recipes)
+    heading = f"Flags that are changed most often, with STAGE one of {stages}:" if prefix else "Frequent flags:"
+    return "\n".join([heading, *(f"  {flag:{width}}  {meaning}" for flag, meaning in lines), "", "All flags:"])
+
+
+def _default(recipe: Recipe, path: str) -> str:
+    value: object = recipe
+    for name in path.split("."):
+        value = getattr(value, name)
+    return " ".join(value) if isinstance(value, tuple) else str(value)

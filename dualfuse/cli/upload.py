@@ -1,0 +1,27 @@
+"""``dualfuse upload``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+EXAMPLES = """
+dualfuse upload runs/demo/pairs/final OWNER/NAME
+dualfuse upload runs/demo/pairs/final OWNER/NAME --no-private
+"""
+
+
+def run(
+    model: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder, of dualfuse or transformers")],
+    name: Annotated[Positional[str], arg(metavar="OWNER/NAME", help="repository on the Hugging Face hub")],
+    private: Annotated[bool, arg(help="visibility of a repository that does not exist yet")] = True,
+) -> None:
+    """Upload a model folder to the Hugging Face hub.
+
+    The token is that of hf auth login, or the environment variable HF_TOKEN.
+    """
+    from dualfuse import hub
+
+    print(hub.upload(model, name, private=private))
