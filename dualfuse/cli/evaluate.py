@@ -23,14 +23,14 @@ def run(
     rerank: Annotated[int, arg(help="candidates per query that fusion re-ranks; 0: none")] = 16,
     batch_size: Annotated[int, arg(help="images, texts or pairs per forward pass")] = 64,
     num_workers: Annotated[int, arg(help="data loader processes; 0: load in this process")] = 2,
-    exclude_broken: Annotated[bool, arg(help="skip and report samples that cannot be read, instead of failing")] = False,
+    exclude_broken: Annotated[bool, arg(help="skip and report unreadable samples instead of failing")] = False,
     out: Annotated[Path | None, arg(metavar="FILE", help="write the metrics to this json file")] = None,
     answers: Annotated[
         Path | None,
         arg(
             metavar="FILE",
-            help="write the predicted answers or captions: .json in the format of VQAv2 or COCO, .csv in that of NLVR2, "
-            ".jsonl with everything",
+            help="write the predicted answers or captions: .json in the format of VQAv2 or COCO, .csv in that of "
+            "NLVR2, .jsonl with all details",
         ),
     ] = None,
     save_image: Annotated[

@@ -102,7 +102,10 @@ def deferred(function: Callable[..., Result]) -> Callable[..., Callable[[], Resu
 
 
 def _refuse_old_flags(words: Sequence[str]) -> None:
-    from dualfuse.upgrade import new_flag
+    try:
+        from dualfuse.upgrade import new_flag
+    except ImportError:
+        return
 
     for word in words:
         flag = word.partition("=")[0]
@@ -116,7 +119,7 @@ def help_end(examples: str) -> str:
 
 
 def _documented() -> ConstructorRegistry:
-    """Return a registry that joins the lines of a field's docstring, which tyro by itself breaks where the source does."""
+    """Return a registry for help texts without the line breaks of the docstrings."""
     registry = ConstructorRegistry()
     registry.struct_rule(_dataclass_fields)
     return registry

@@ -64,7 +64,7 @@ def run(
 def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Path | None) -> None:
     """Raise ``DualfuseError`` for options that contradict each other."""
     if table and (image or text):
-        raise DualfuseError(f"the table {table} has its own images and texts; give either --table or --image and --text")
+        raise DualfuseError(f"the table {table} has its own images and texts; leave out --image and --text")
     if out and not table:
         raise DualfuseError(f"--out {out} is for the answers to a table; give --table, or leave out --out")
     if table and not table.is_file():

@@ -21,8 +21,8 @@ def run(
         Positional[Path],
         arg(
             metavar="SOURCE",
-            help="folder of images with .txt files, csv, tsv, jsonl or parquet table, COCO or Karpathy json, tar files, "
-            "or an official data set folder (VQAv2, Visual Genome, NLVR2, SNLI-VE)",
+            help="folder of images with .txt files, csv, tsv, jsonl or parquet table, COCO or Karpathy json, tar "
+            "files, or an official data set folder (VQAv2, Visual Genome, NLVR2, SNLI-VE)",
         ),
     ],
     out: Annotated[Positional[Path], arg(metavar="OUT", help="folder for the shards")],

@@ -31,7 +31,7 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
     """Return what a folder of Hugging Face (BridgeTower, BEiT) or a file (VLMo, BEiT, BridgeTower, METER) holds."""
     try:
         return _folder(path, tokenizer) if path.is_dir() else _file(path, tokenizer)
-    except (ValueError, OSError, ImportError):  # these say what is wrong
+    except (DualfuseError, OSError):  # these say what is wrong
         raise
     except Exception as error:  # a file may say what nobody would
         said = f"{type(error).__name__}: {error}"

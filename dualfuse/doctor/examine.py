@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
-from rich.progress import track
 
 from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.parallel_map import parallel_map
@@ -24,6 +22,7 @@ from dualfuse.doctor.evidence import Evidence, Part
 from dualfuse.doctor.findings import Report
 from dualfuse.doctor.inspect import SampleFindings, examine_sample
 from dualfuse.errors import DualfuseError
+from dualfuse.progress import track
 
 TILES = 48  # on the contact sheet
 FLAWED_TILES = 24  # at most so many of them
@@ -38,7 +37,7 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
     ``save_image`` (.png or .jpg) and writes the report beside it as json. Only hashes are kept in memory.
     """
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DualfuseError(f"the sheet {save_image} must be called .png or .jpg")
+        raise DualfuseError(f"the image {save_image} must end in .png or .jpg")
     tars = find_tars(path)
     evidence = Evidence()
     for tar in tars:
@@ -48,7 +47,7 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too many pixels are a finding of our own
         look = partial(_look, evidence, text=text)
         total = sum(len(part.shards) for part in evidence.parts)
-        numbers = track(range(total), "looking", total, console=Console(stderr=True), transient=True)
+        numbers = track(range(total), total=total, what="samples")
         for _, seen in parallel_map(look, numbers):
             evidence.add(seen)
     evidence.compare()

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import field, make_dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import tyro
 
 from dualfuse import hub
 from dualfuse.errors import DualfuseError
@@ -139,20 +136,3 @@ def summary(name: str) -> str:
     return (inspect.getdoc(getattr(load_module(module_name), function)) or "").splitlines()[0]
 
 
-def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:
-    """Return the recipes with the values of typed flags: --optim.lr 1e-4, or --pairs.optim.lr 1e-4 for one of several.
-
-    Unknown flags end the program with an explanation, ``--help`` with all flags and their defaults.
-    """
-    typed = [Recipe[type(recipe.model), type(recipe.task)] for recipe in recipes]
-    if len(recipes) == 1:
-        return (tyro.cli(typed[0], default=recipes[0], args=list(flags), prog=prog),)
-    names = [recipe.name.replace("-", "_") for recipe in recipes]
-    if len(set(names)) < len(names) or not all(map(str.isidentifier, names)):
-        raise DualfuseError(
-            f"recipes of one tuple need different names of letters, digits and -, not {', '.join(names)}"
-        )
-    defaults = [field(default=recipe) for recipe in recipes]
-    stages = make_dataclass("Stages", list(zip(names, typed, defaults, strict=True)), frozen=True)
-    chosen = tyro.cli(stages, args=list(flags), prog=prog, description="One group of flags per stage.")
-    return tuple(vars(chosen).values())

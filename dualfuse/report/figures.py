@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dualfuse.errors import MissingExtraError
 from dualfuse.report.curves import Curve
 
 if TYPE_CHECKING:
@@ -47,16 +48,14 @@ class Chart:
 
 
 def draw(chart: Chart) -> str:
-    """Return the chart as an <svg> element; ``ImportError`` says how to get matplotlib."""
+    """Return the chart as an <svg> element; raises ``MissingExtraError`` without matplotlib."""
     try:
         import matplotlib as mpl
         from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
         from matplotlib.ticker import MaxNLocator, PercentFormatter
     except ImportError as error:
-        raise ImportError(
-            "reports are drawn with matplotlib, which is missing: pip install 'dualfuse[plots]'"
-        ) from error
+        raise MissingExtraError("drawing charts with matplotlib", "plots") from error
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "dualfuse", "font.size": 9.5}):
         figure = Figure(SIZE, layout="constrained", facecolor="none")
         axes = figure.add_subplot(facecolor="none")

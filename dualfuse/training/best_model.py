@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -10,8 +11,9 @@ from fnmatch import fnmatchcase
 from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
 from dualfuse.training.checkpoint import JSON
-from dualfuse.training.run_log import log_message
 from dualfuse.upgrade import metric_name
+
+logger = logging.getLogger(__name__)
 
 LEAST = ("loss", "error")
 """What validation numbers end in of which less is better."""
@@ -60,7 +62,7 @@ def keep_best(best: BestModel, metrics: Mapping[str, float], step: int, save: Ca
     if not dist.any_rank(dist.rank() == 0 and better != best):
         return best
     save()
-    log_message(f"step {step} is the best so far: {best.by} {better.value:.4f}")
+    logger.info("step %s is the best so far: %s %.4f", step, best.by, better.value)
     return better
 
 

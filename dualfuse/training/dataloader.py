@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -22,7 +23,8 @@ from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 from dualfuse.training.checkpoint import JSON
-from dualfuse.training.run_log import log_message
+
+logger = logging.getLogger(__name__)
 
 PASS = "samples_in_a_pass"  # what checkpoints call it
 
@@ -82,9 +84,8 @@ def check_data(recipe: Recipe) -> None:
     sources = (*data.train, *filter(None, [data.validation]))
     for source, opened in zip(sources, open_sets(recipe, sources), strict=True):
         if isinstance(opened, Corpus) and opened.broken:
-            log_message(
-                f"{source}: {len(opened) - opened.broken:,} rows of text; {opened.broken:,} lines cannot be read"
-            )
+            rows = len(opened) - opened.broken
+            logger.info("%s: %s rows of text; %s lines cannot be read", source, f"{rows:,}", f"{opened.broken:,}")
 
 
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:
@@ -95,7 +96,7 @@ def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...
     if not isinstance(recipe.task, MaskedTextConfig):
         return tuple(Shards.open(source) for source in sources)
     for source in sources:
-        pack_share(source, recipe.data.text_transform, part=dist.rank(), of=dist.world_size(), tell=log_message)
+        pack_share(source, recipe.data.text_transform, part=dist.rank(), of=dist.world_size())
     dist.barrier()
     return tuple(Corpus.open(source, recipe.data.text_transform) for source in sources)
 

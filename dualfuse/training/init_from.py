@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -19,8 +20,9 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch, Task
-from dualfuse.training.run_log import log_message
 from dualfuse.training.weight_transfer import TransferredWeights, has_text_embedding, model_outline, transfer_weights
+
+logger = logging.getLogger(__name__)
 
 REPORT = "start.json"
 
@@ -43,10 +45,11 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     start = _open(source, recipe)
     handed = _fitted(start, task, recipe)
     task.load_state_dict(handed.tensors, strict=False)
-    log_message(f"starting from {start.source}: {len(handed.tensors)} of {len(task.state_dict())} tensors")
+    total = len(task.state_dict())
+    logger.info("initialized %s of %s tensors from %s", len(handed.tensors), total, start.source)
     for word in ("resized", "experts", "new", "unused"):
         if names := vars(handed)[word]:
-            log_message(f"  {word}: {listing(names)}")
+            logger.info("  %s: %s", word, listing(names))
     if dist.rank() == 0:
         report = {name: value for name, value in vars(handed).items() if name != "tensors"}
         report["resized"] = {name: asdict(resized) for name, resized in handed.resized.items()}
@@ -135,4 +138,4 @@ def freeze_unused(task: Task, batch: Batch) -> None:
     for name in unreached:
         task.get_parameter(name).requires_grad_(False)
     if unreached:
-        log_message(f"not trained, because the loss does not depend on them: {listing(unreached)}")
+        logger.info("frozen, because the loss does not depend on them: %s", listing(unreached))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -42,11 +43,13 @@ from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_ra
 from dualfuse.training.prefetch import prefetch, to_device
 from dualfuse.training.resume_data import check_same_data, write_data
 from dualfuse.training.resume_recipe import BEST, CHECKPOINTS, FINAL, is_finished, write_recipe
-from dualfuse.training.run_log import Log, SkippedLog, log_message
+from dualfuse.training.run_log import Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
 from dualfuse.training.threads import limit_threads
 from dualfuse.training.tokenizer_stages import with_tokenizers
+
+logger = logging.getLogger(__name__)
 
 ALIKE = 1  # keeps the stream that all processes draw from apart from those of each
 
@@ -80,7 +83,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
                 start = str(earlier / FINAL) if earlier else recipe.start_from
                 _run(recipe, folders[recipe.name], start, device)
             else:
-                log_message(f"{recipe.name}: finished before, in {folders[recipe.name] / FINAL}")
+                logger.info("%s: already finished, in %s", recipe.name, folders[recipe.name] / FINAL)
     return folders[recipes[-1].name] / FINAL
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,11 +21,13 @@ from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse import upgrade
-from dualfuse.errors import DualfuseError
+from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_write
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
+
+logger = logging.getLogger(__name__)
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
 COUNT = "count/"
@@ -134,12 +136,6 @@ class SkippedLog:
         self.count += 1
 
 
-def log_message(text: str) -> None:
-    """Print a line on the console, from the first process."""
-    if dist.rank() == 0:
-        Console(stderr=True, soft_wrap=True, highlight=False, markup=False).print(text)
-
-
 def read_log(folder: Path) -> list[dict[str, float]]:
     """Return the lines of ``folder``/log.jsonl, oldest first; a number that was not finite is nan."""
     lines = _read_lines(folder / LOG)
@@ -190,9 +186,7 @@ def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
-        raise ImportError(
-            "run.tensorboard is on, but tensorboard is not installed: pip install 'dualfuse[track]', or switch it off"
-        ) from error
+        raise MissingExtraError("run.tensorboard", "track") from error
     return SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else 0)
 
 
@@ -211,20 +205,20 @@ class _Silent:
 
 
 class _Plain:
-    """One line of text each time, for files and pipes."""
+    """One log message each time, where stderr is not a terminal."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def show(self, step: int, values: Mapping[str, float], left: float) -> None:
-        print(f"step {step}/{self.steps}  {_words(values, left)}", file=sys.stderr, flush=True)
+        logger.info("step %s/%s  %s", step, self.steps, _words(values, left))
 
     def close(self) -> None:
         pass
 
 
 class _Terminal:
-    """One line that changes."""
+    """One line that is updated in place."""
 
     def __init__(self, steps: int, start: int) -> None:
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[words]}", markup=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,9 @@ from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
-from dualfuse.training.run_log import log_message
 from dualfuse.training.weight_transfer import model_outline
+
+logger = logging.getLogger(__name__)
 
 
 def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tuple[Recipe, ...]:
@@ -24,7 +26,7 @@ def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tu
     kept = tuple(recipe for number, recipe in enumerate(recipes) if not _is_idle(recipe, recipes[number + 1 :]))
     for recipe in recipes:
         if recipe not in kept:
-            log_message(f"{recipe.name}: left out, because another tokenizer was given")
+            logger.info("%s: skipped, because another tokenizer was given", recipe.name)
     return tuple(_resolved(recipe, kept[:number], finals) for number, recipe in enumerate(kept))
 
 

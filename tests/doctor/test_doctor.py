@@ -13,6 +13,7 @@ import pytest
 from PIL import Image, ImageDraw
 from rich.console import Console
 
+from dualfuse.cli.doctor import print_report
 from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.sample import Sample
 from dualfuse.doctor.examine import examine, find_tars, split_of
@@ -139,9 +140,9 @@ def test_sheet_and_json_and_what_is_printed(tmp_path: Path) -> None:
     stored = json.loads(grid.with_suffix(".json").read_text())
     assert stored["findings"][0]["name"] == "unreadable image" and stored["splits"]["train"]["images"] == 3
     console = Console(record=True, width=100, file=io.StringIO())
-    report.render(console)
+    print_report(report, console)
     printed = console.export_text()
-    assert "train-00000/002" in printed and "unreadable image" in printed and "nothing is wrong" not in printed
+    assert "train-00000/002" in printed and "unreadable image" in printed and "no findings" not in printed
 
 
 def test_nothing_but_a_broken_shard_is_a_finding(tmp_path: Path) -> None:

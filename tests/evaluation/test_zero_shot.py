@@ -83,7 +83,7 @@ def test_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     best = np.argsort(-near)[:2]
     wanted = [f"{100 * shares[n] / shares.sum():6.1f} %  {NAMES[n]}" for n in best]
     assert capsys.readouterr().out.splitlines() == wanted
-    assert cli.main([*ask, "--text", "a cat"]) == 1
+    assert cli.main([*ask, "--text", "a cat"]) == 2
     assert "looks at the image alone; leave out the text" in capsys.readouterr().err
 
 
@@ -99,7 +99,7 @@ def test_what_is_missing_is_said(
     flags: tuple[str, ...], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     saved(tmp_path, PairsConfig(), VLMO)
-    assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", *flags]) == 1
+    assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", *flags]) == 2
     assert said in capsys.readouterr().err
 
 
@@ -109,5 +109,5 @@ def test_models_that_cannot_search(tmp_path: Path, capsys: pytest.CaptureFixture
         (PairsConfig(itc_weight=0.0), "trained without contrast"),
     ):
         saved(tmp_path, task, VLMO)
-        assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", "--zero-shot", "cat,dog"]) == 1
+        assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", "--zero-shot", "cat,dog"]) == 2
         assert said in capsys.readouterr().err

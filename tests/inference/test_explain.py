@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse import hub
+from dualfuse.cli import explain as explain_command
 from dualfuse.errors import DualfuseError
 from dualfuse.inference.attention_maps import Recorded, record_attention
 from dualfuse.inference.explain import WHOLE, Explanation, explain
-from dualfuse.inference.heat_map_grid import HOT, explain_command, heat_map_grid
+from dualfuse.inference.heat_map_grid import HOT, heat_map_grid
 from dualfuse.layers.attention_flow import AttentionFlow, rollout
 from dualfuse.layers.bridges import Bridge
 from dualfuse.models.base import ModelConfig, VisionLanguageModel
@@ -390,12 +391,14 @@ def test_the_hottest_patch_is_drawn_where_it_is() -> None:
 
 
 def test_the_command_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    saved(tmp_path, EntailmentConfig(labels=("no", "yes")), VLMO)
+    loaded = saved(tmp_path, EntailmentConfig(labels=("no", "yes")), VLMO)
     (tmp_path / "a.png").write_bytes(png_image(1))
     grid = tmp_path / "new" / "explain.png"
-    [explanation] = explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, save_image=grid)
-    assert capsys.readouterr().out == f"{explanation.answer}; the sheet is {grid}\n"
+    model, images = str(tmp_path / "model"), (tmp_path / "a.png",)
+    explain_command.run(model, image=images, text=TEXT, save_image=grid)
+    [explanation] = explain(loaded, images, TEXT)
+    assert capsys.readouterr().out == f"{explanation.answer}\nwrote {grid}\n"
     with Image.open(grid) as drawn:
         assert drawn.width > 5 * 192
-    with pytest.raises(ValueError, match="must be called"):
-        explain_command(tmp_path / "model", image=(tmp_path / "a.png",), text=TEXT, save_image=tmp_path / "a.txt")
+    with pytest.raises(DualfuseError, match=r"must end in .png or .jpg"):
+        explain_command.run(model, image=images, text=TEXT, save_image=tmp_path / "a.txt")

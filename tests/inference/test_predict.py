@@ -18,12 +18,12 @@ from tiny import MODEL, png_image, shards, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dualfuse import hub
+from dualfuse.cli import predict as predict_command
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.evaluation.answers import evaluate_answers
 from dualfuse.evaluation.retrieval import Plan
-from dualfuse.inference.command import predict_command
 from dualfuse.inference.fill_mask import read_masked
 from dualfuse.inference.predict import predict
 from dualfuse.inference.table import predict_table
@@ -264,8 +264,8 @@ def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     saved(tmp_path, VQAConfig(answers=ANSWERS))
     questions = table(tmp_path)
     for name in ("out.jsonl", "out.csv"):
-        predict_command(tmp_path / "model", table=questions, out=tmp_path / name, top=3, batch=5)
-        assert "8 rows answered, 4 could not be used" in capsys.readouterr().err
+        predict_command.run(str(tmp_path / "model"), table=questions, out=tmp_path / name, top=3, batch_size=5)
+        assert "8 rows answered, 4 unusable" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     with (tmp_path / "out.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -276,14 +276,14 @@ def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
             assert len(line["answers"]) == 3
             assert row["answer"] == line["answers"][0]["answer"]
             assert float(row["probability"]) == line["answers"][0]["probability"]
-    predict_command(tmp_path / "model", table=questions)
+    predict_command.run(str(tmp_path / "model"), table=questions)
     assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == list(range(1, 13))
 
 
 def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
     (tmp_path / "a.png").write_bytes(png_image(1))
-    predict_command(tmp_path / "model", image=(tmp_path / "a.png",), text=QUESTION, top=1)
+    predict_command.run(str(tmp_path / "model"), image=(tmp_path / "a.png",), text=QUESTION, top=1)
     best = predict(loaded, png_image(1), QUESTION).answers[0]
     assert capsys.readouterr().out == f"{100 * best.probability:6.1f} %  {best.answer}\n"
 
@@ -291,9 +291,9 @@ def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"table": "questions.csv", "text": "a"}, "give it alone"),
+        ({"table": "questions.csv", "text": "a"}, "leave out --image"),
         ({"out": "a.csv"}, "give --table"),
-        ({"table": "gone.csv"}, "there is no table"),
+        ({"table": "gone.csv"}, "does not exist"),
         ({"table": "questions.csv", "out": "questions.csv"}, "replace the table"),
         ({"table": "questions.csv", "out": "a.txt"}, "should end in"),
         ({"table": "empty.csv"}, "no row that can be read"),
@@ -308,7 +308,7 @@ def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: 
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     paths = {name: tmp_path / str(value) for name, value in wrong.items() if name in ("table", "out")}
     with pytest.raises(ValueError, match=message):
-        predict_command(tmp_path / "model", **(wrong | paths))
+        predict_command.run(str(tmp_path / "model"), **(wrong | paths))
 
 
 def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from dualfuse import recipes
+from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
@@ -54,7 +55,7 @@ def test_flags_of_questions(tmp_path: Path) -> None:
     answers = tmp_path / "answers.txt"
     answers.write_text("yes\nno\n", encoding="utf-8")
     flags = ["--task.answers", str(answers), "--optim.lr", "1e-4", "--data.train", "x.tar"]
-    (chosen,) = recipes.override(recipes.find("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
+    (chosen,) = override(recipes.find("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
     assert isinstance(chosen.task, VQAConfig)
     assert (chosen.task.answers, chosen.optim.lr, chosen.optim.head_lr_mult) == (("yes", "no"), 1e-4, 20.0)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tiny import shards, weights
 
 from dualfuse import hub, recipes
+from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
@@ -48,7 +49,7 @@ def test_a_recipe_is_whole(name: str) -> None:
         "--data.preprocess.crop-fraction",
         "1",
     ]
-    (chosen,) = recipes.override((recipe,), flags, prog="train")
+    (chosen,) = override((recipe,), flags, prog="train")
     assert (chosen.task.num_classes, chosen.task.mixup.cutmix_alpha, chosen.optim.layer_decay) == (5, 0.5, 0.6)
     assert recipe.model.image_size == recipe.data.image_size
     with torch.device("meta"):

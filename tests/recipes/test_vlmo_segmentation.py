@@ -17,6 +17,7 @@ from tiny import weights
 
 from dualfuse import hub, recipes
 from dualfuse.cli.main import main
+from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
 from dualfuse.data.image.label_map import decode_labels, encode_labels
 from dualfuse.data.image.transform import decode
@@ -52,7 +53,7 @@ def test_a_recipe_is_whole(name: str) -> None:
         *("--task.num-classes", "5", "--task.augment.scale", "1", "2"),
         *("--optim.layer-decay", "0.6", "--task.test", "whole"),
     ]
-    (chosen,) = recipes.override((recipe,), flags, prog="train")
+    (chosen,) = override((recipe,), flags, prog="train")
     assert (chosen.task.num_classes, chosen.task.augment.scale, chosen.optim.layer_decay) == (5, (1, 2), 0.6)
     assert recipe.model.image_size == recipe.data.image_size
     assert recipe.task.feature_layers[-1] == recipe.model.depth

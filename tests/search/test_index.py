@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from toy_store import ToyStore
 
 from dualfuse import hub
+from dualfuse.cli import search as search_command
+from dualfuse.cli.console import printable
 from dualfuse.data.sample import Sample
 from dualfuse.hub import LoadedModel
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Data, Recipe
 from dualfuse.search import index as index_module
-from dualfuse.search.command import printable, search_command
 from dualfuse.search.index import Index, fingerprint
 from dualfuse.search.stores.exact import ExactStore
 from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -397,30 +398,33 @@ def test_prints_and_draws(
 ) -> None:
     (images / "broken[b].png").write_bytes(b"x")
     grid = tmp_path / "new" / "sheet.png"
-    hits = search_command(folders[0], str(images), TEXT, top=7, rerank=3, save_image=grid)
+    search_command.run(str(folders[0]), str(images), TEXT, top=7, rerank=3, save_image=grid)
     printed = capsys.readouterr()
+    hits = Index.build(loaded, images).search(TEXT, top=7, rerank=3)
     lines = printed.out.splitlines()
-    assert lines[0].split() == ["rank", "score", "cosine", "match", "image"]
+    assert lines[0].split() == ["rank", "score", "cosine", "ITM", "image"]
     assert [line.split(maxsplit=4)[4] for line in lines[1:]] == [hit.name for hit in hits]
     assert [line.split()[1] for line in lines[1:]] == [f"{hit.score:.3f}" for hit in hits]
     assert lines[4].split()[3] == "-"
     assert "12 images: 12 embedded now, 0 from the index" in printed.err
-    assert "cannot be read: 1\n  broken[b].png: 1 bytes" in printed.err
+    assert "1 unreadable images skipped:\n  broken[b].png: 1 bytes" in printed.err
     with Image.open(grid) as drawn:
         assert drawn.width > 5 * 200 and drawn.height > 2 * 200  # two rows of five
 
-    hits = search_command(folders[0], str(images), str(images / "00.png"), top=2)
-    assert capsys.readouterr().out.splitlines()[1].split() == ["1", "1.0000", "00.png"]
-    assert hits == Index.build(loaded, images).search(images / "00.png", top=2)
+    search_command.run(str(folders[0]), str(images), str(images / "00.png"), top=2)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    hits = Index.build(loaded, images).search(images / "00.png", top=2)
+    assert lines[0].split() == ["1", "1.0000", "00.png"]
+    assert [line.split()[2] for line in lines] == [hit.name for hit in hits]
 
 
 def test_invalid_options_are_refused_before_embedding(folders: tuple[Path, Path], images: Path) -> None:
-    with pytest.raises(ValueError, match=r"dog.jpg is not there"):
-        search_command(folders[0], str(images), "dog.jpg")
-    with pytest.raises(ValueError, match=r"must be called .png or .jpg"):
-        search_command(folders[0], str(images), TEXT, save_image=images / "sheet.txt")
-    with pytest.raises(ValueError, match=r"leave out rerank"):
-        search_command(folders[0], str(images), str(images / "00.png"), rerank=1)
+    with pytest.raises(ValueError, match=r"dog.jpg does not exist"):
+        search_command.run(str(folders[0]), str(images), "dog.jpg")
+    with pytest.raises(ValueError, match=r"must end in .png or .jpg"):
+        search_command.run(str(folders[0]), str(images), TEXT, save_image=images / "sheet.txt")
+    with pytest.raises(ValueError, match=r"leave out --rerank"):
+        search_command.run(str(folders[0]), str(images), str(images / "00.png"), rerank=1)
     assert not (images / ".dualfuse").exists()
 
 
@@ -430,8 +434,7 @@ def test_file_names_of_any_bytes_are_printed(
     odd = os.fsdecode(b"\xff\n\x1b[31m.png")
     shutil.copy(images / "00.png", images / odd)
     for _ in range(2):
-        hits = search_command(folders[0], str(images), TEXT, top=13, save_image=tmp_path / "sheet.jpg")
-        assert odd in {hit.name for hit in hits}
+        search_command.run(str(folders[0]), str(images), TEXT, top=13, save_image=tmp_path / "hits.jpg")
         assert r"\udcff\n\x1b[31m.png" in capsys.readouterr().out
     assert printable("ü [1]") == "ü [1]"
 

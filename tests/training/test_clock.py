@@ -20,7 +20,7 @@ JUMPS = (0.0, 10.0 * YEAR, -3600.0, 3600.0, 40.0 * YEAR)
 
 
 def test_a_jumping_clock(
-    tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stopped and gone on with, so that checkpoints of all times lie side by side."""
     clock, jumps = time.time, cycle(JUMPS)
@@ -42,5 +42,5 @@ def test_a_jumping_clock(
     seconds = [line["seconds"] for line in read_log(tmp_path)]
     assert seconds == sorted(seconds) and 0 < seconds[-1] < 600
     assert all(0 < line["samples_per_second"] < 1e5 for line in read_log(tmp_path))
-    left = [line.rsplit("  ", 1)[1] for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    left = [line.rsplit("  ", 1)[1] for line in caplog.messages if line.startswith("step ")]
     assert len(left) == 10 and all(time_left.startswith("0:0") for time_left in left)

@@ -17,8 +17,6 @@ from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.convert.foreign import read_checkpoint
-from dualfuse.training import loop
-from dualfuse.training.init_from import init_from
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
@@ -27,6 +25,8 @@ from dualfuse.tasks.base import Task
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training import loop
+from dualfuse.training.init_from import init_from
 
 
 def random(recipe: Recipe, seed: int = 0) -> Task:

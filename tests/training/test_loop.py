@@ -88,7 +88,7 @@ def test_a_step_is_the_mean_of_its_micro_batches(tiny: Recipe, tmp_path: Path, m
 
 
 def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
-    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unmoved(name: str, cfg: PairsConfig, **model: object) -> set[str]:
         made = changed(replace(tiny, task=cfg), steps=1, warmup=0, weight_decay=0.5, **model)
@@ -104,10 +104,10 @@ def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
         return covered and all(any(part in name for name in names) for part in parts)
 
     assert unmoved("all", PairsConfig()) == set()
-    assert "not trained" not in capsys.readouterr().err
+    assert "frozen, because" not in caplog.text
     contrast = unmoved("contrast", PairsConfig(itm_weight=0.0, mlm_weight=0.0))
     assert only(contrast, "itm_head.", "mlm_head.", "pooler.")
-    assert "not trained, because the loss does not depend on them: model.pooler.weight" in capsys.readouterr().err
+    assert "frozen, because the loss does not depend on them: model.pooler.weight" in caplog.text
     plain = unmoved("plain", PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal"))
     assert only(plain, "itm_head.", "mlm_head.", "pooler.", "blocks.1.experts.vl.")
     match = unmoved("match", PairsConfig(itc_weight=0.0, mlm_weight=0.0))
@@ -131,14 +131,14 @@ def test_train_only(tiny: Recipe, tmp_path: Path) -> None:
 
 
 def test_stages(
-    tiny: Recipe, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = changed(tiny, name="first", steps=2, itm_weight=0.0, mlm_weight=0.0)
     second = changed(tiny, name="second", steps=2, start_from="first", text_length=10)  # fewer rows in the bias table
     assert loop.train((first, second), tmp_path) == tmp_path / "second" / "final"
-    said = capsys.readouterr().err
+    said = caplog.text
     number = len(weights(tmp_path / "second"))
-    assert f"starting from {tmp_path / 'first' / 'final'}: {number} of {number} tensors" in said
+    assert f"initialized {number} of {number} tensors from {tmp_path / 'first' / 'final'}" in said
     assert "resized: model.relative_bias.table" in said and "new:" not in said and "unused:" not in said
 
     again = replace(second, name="again", start_from=str(tmp_path / "first" / "final"))
@@ -151,7 +151,7 @@ def test_stages(
     with monkeypatch.context() as patch:  # a finished stage reads nothing and runs nothing
         patch.setattr(loop, "fit", None)
         loop.train((first, second), tmp_path)
-    assert "first: finished before, in" in capsys.readouterr().err
+    assert "first: already finished, in" in caplog.text
     assert (tmp_path / "first" / "final" / "model.safetensors").stat().st_mtime_ns == written
 
 

@@ -131,9 +131,9 @@ def test_a_damaged_log_says_so(tmp_path: Path) -> None:
         _log(tmp_path, start=2)
 
 
-def test_plain_lines_where_there_is_no_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_lines_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _run(tmp_path, range(4))
-    lines = capsys.readouterr().err.splitlines()
+    lines = caplog.messages
     assert len(lines) == 2
     assert lines[0].startswith("step 2/10  loss 1.5  lr 0.5  ")
     assert "samples/second" in lines[0] and lines[0].endswith(" left")

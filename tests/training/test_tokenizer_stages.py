@@ -38,7 +38,7 @@ def alike(one: Path, other: Path) -> bool:
 
 
 def test_one_command_or_two(
-    two: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    two: tuple[Recipe, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     words, images = two
     final = loop.train((words,), tmp_path / "words")
@@ -52,16 +52,16 @@ def test_one_command_or_two(
         with pytest.raises(KeyboardInterrupt):
             loop.train(two, out)
     assert (out / "tokenizer" / "final").is_dir() and not (out / "images" / "final").exists()
-    capsys.readouterr()
+    caplog.clear()
     assert loop.train(two, out) == out / "images" / "final"
-    assert "tokenizer: finished before" in capsys.readouterr().err
+    assert "tokenizer: already finished" in caplog.text
     assert alike(tmp_path / "words", out / "tokenizer") and alike(tmp_path / "alone", out / "images")
     loop.train(two, out)
-    assert "images: finished before" in capsys.readouterr().err
+    assert "images: already finished" in caplog.text
 
     given = (words, alone)
     loop.train(given, tmp_path / "given")
-    assert "tokenizer: left out, because another tokenizer was given" in capsys.readouterr().err
+    assert "tokenizer: skipped, because another tokenizer was given" in caplog.text
     assert not (tmp_path / "given" / "tokenizer").exists() and alike(tmp_path / "alone", tmp_path / "given" / "images")
 
 

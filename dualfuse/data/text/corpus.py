@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -20,8 +21,9 @@ from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_write
 
+logger = logging.getLogger(__name__)
+
 INDEX_FORMAT = 1
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +35,7 @@ class PackedFile:
     rows: np.ndarray
 
     @staticmethod
-    def of(path: Path, text: TextTransform, tell: Tell) -> PackedFile:
+    def of(path: Path, text: TextTransform) -> PackedFile:
         """Return the rows kept beside ``path``; if there are none that fit, makes them and tries to keep them.
 
         They are kept for each tokenizer and length by themselves. Making them reads the whole file once, a few MB a
@@ -48,7 +50,8 @@ class PackedFile:
                 return PackedFile(path, documents, stored[1:])
         except Exception:  # whatever has damaged a file that can be made again, it is made again
             pass
-        tell(f"packing {path} into rows of {text.length} tokens, once ({found.st_size / 1e6:,.1f} MB)")
+        size = f"{found.st_size / 1e6:,.1f} MB"
+        logger.info("packing %s into rows of %s tokens, once (%s)", path, text.length, size)
         rows = np.array(list(pack(documents, text)), np.int64).reshape(-1, 3)
         with contextlib.suppress(OSError), atomic_write(kept) as partial, partial.open("wb") as file:
             np.save(file, np.concatenate([stamp, rows]))  # suppressed in a read-only folder: every process packs
@@ -76,15 +79,15 @@ class Corpus(MapDataset):
         self._files, self._labels = tuple(files), labels([file.path for file in files])
 
     @classmethod
-    def open(cls, source: str | Path, text: TextTransform, tell: Tell = lambda line: None) -> Corpus:
+    def open(cls, source: str | Path, text: TextTransform) -> Corpus:
         """Return the rows of a file, of all files of a folder, or of all that a pattern matches.
 
         Read are plain text (.txt, blank lines between documents), JSON lines (.jsonl) and Parquet with a "text", and
-        the texts of shards (.tar), where a sample is a document. What takes long is told. Raises DualfuseError when
+        the texts of shards (.tar), where a sample is a document. Raises DualfuseError when
         there is no text at all, and for a file that is none of these.
         """
         paths = find_files(source, ENDINGS, "text (.txt, .jsonl, .parquet or .tar)")
-        corpus = cls([PackedFile.of(path, text, tell) for path in paths])
+        corpus = cls([PackedFile.of(path, text) for path in paths])
         if len(corpus) == corpus.broken:
             reason = f"; the first of {corpus.broken} broken lines: {corpus._reason(0)}" if corpus.broken else ""
             raise DualfuseError(f"{source}: no text in {len(paths)} file(s){reason}")
@@ -119,10 +122,10 @@ class Corpus(MapDataset):
             return str(error)
 
 
-def pack_share(source: str | Path, text: TextTransform, *, part: int, of: int, tell: Tell) -> None:
+def pack_share(source: str | Path, text: TextTransform, *, part: int, of: int) -> None:
     """Make the rows of every ``of``-th file, from file ``part`` on, so that processes share the work."""
     for path in find_files(source, ENDINGS, "text (.txt, .jsonl, .parquet or .tar)")[part::of]:
-        PackedFile.of(path, text, tell)
+        PackedFile.of(path, text)
 
 
 @cache

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dualfuse.data.shards.tar_index import TarIndex, mapped
-from dualfuse.errors import DualfuseError
+from dualfuse.errors import DualfuseError, MissingExtraError
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -195,7 +195,7 @@ def _parquet(file: FileState) -> ParquetFile:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
-        raise ImportError(f'{file.path}: Parquet needs pyarrow; pip install "dualfuse[arrow]"') from error
+        raise MissingExtraError(f"reading {file.path}", "arrow") from error
     try:
         return ParquetFile(file.path, memory_map=True)
     except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise

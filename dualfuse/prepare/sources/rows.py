@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dualfuse.errors import DualfuseError
+from dualfuse.errors import DualfuseError, MissingExtraError
 
 TableRow = Mapping[str, object]
 
@@ -57,8 +57,8 @@ def json_lines(path: Path) -> Iterator[TableRow | None]:
 def _parquet(path: Path) -> Iterator[TableRow]:
     try:
         import pyarrow.parquet
-    except ImportError:
-        raise ImportError(f'reading {path} needs pyarrow: pip install "dualfuse[arrow]"') from None
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path}", "arrow") from error
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):

@@ -29,7 +29,7 @@ def of_others(path: Path, kind: str) -> Iterator[None]:
     """Turn what a file of somebody else makes its reader stumble over into a ``DualfuseError`` that names the file."""
     try:
         yield
-    except (ValueError, OSError, ImportError):  # these say what is wrong
+    except (DualfuseError, OSError):  # these say what is wrong
         raise
     except Exception as error:
         raise DualfuseError(

@@ -161,16 +161,18 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform)
         Corpus.open(table, text)[1]
 
 
-def test_rows_are_kept_and_made_again_when_the_file_changes(tmp_path: Path, text: TextTransform) -> None:
-    path, told = write(tmp_path, ".txt", documents(9)), []
-    first = rows(Corpus.open(path, text, told.append))
-    assert rows(Corpus.open(path, text, told.append)) == first and len(told) == 1
-    assert "packing" in told[0] and "of 12 tokens" in told[0]
-    longer = rows(Corpus.open(path, TextTransform(20, text.tokenizer), told.append))
-    assert len(longer) < len(first) and len(told) == 2
-    assert rows(Corpus.open(path, text, told.append)) == first and len(told) == 2
+def test_rows_are_kept_and_made_again_when_the_file_changes(
+    tmp_path: Path, text: TextTransform, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write(tmp_path, ".txt", documents(9))
+    first = rows(Corpus.open(path, text))
+    assert rows(Corpus.open(path, text)) == first and len(caplog.messages) == 1
+    assert "packing" in caplog.messages[0] and "of 12 tokens" in caplog.messages[0]
+    longer = rows(Corpus.open(path, TextTransform(20, text.tokenizer)))
+    assert len(longer) < len(first) and len(caplog.messages) == 2
+    assert rows(Corpus.open(path, text)) == first and len(caplog.messages) == 2
     path.write_text("the cat sleeps")
-    assert rows(Corpus.open(path, text, told.append)) == ["the cat sleeps"]
+    assert rows(Corpus.open(path, text)) == ["the cat sleeps"]
     kept = next(tmp_path.glob("*.12-*.rows.npy"))
     os.truncate(kept, 100)
     assert rows(Corpus.open(path, text)) == ["the cat sleeps"]
@@ -179,16 +181,18 @@ def test_rows_are_kept_and_made_again_when_the_file_changes(tmp_path: Path, text
     assert rows(Corpus.open(path, text)) == ["the cat sleeps"]
 
 
-def test_several_files_and_shares_of_the_packing(tmp_path: Path, text: TextTransform) -> None:
+def test_several_files_and_shares_of_the_packing(
+    tmp_path: Path, text: TextTransform, caplog: pytest.LogCaptureFixture
+) -> None:
     content = documents(12)
     for number, part in enumerate((content[:5], content[5:9], content[9:])):
         (tmp_path / f"{number}").mkdir()
         write(tmp_path, ".txt", part).rename(tmp_path / f"{number}.txt")
-    told: list[list[str]] = [[], []]
-    for rank in (0, 1):
-        pack_share(tmp_path, text, part=rank, of=2, tell=told[rank].append)
-    assert [len(each) for each in told] == [2, 1]
-    corpus = Corpus.open(tmp_path / "*.txt", text, lambda line: pytest.fail(line))
+    for rank, packed in ((0, 2), (1, 3)):
+        pack_share(tmp_path, text, part=rank, of=2)
+        assert len(caplog.messages) == packed
+    corpus = Corpus.open(tmp_path / "*.txt", text)
+    assert len(caplog.messages) == 3  # nothing is packed again
     assert rows(corpus) == packed_naively(content, budget=10)
     assert {corpus.key(n).split("/")[0] for n in range(len(corpus))} == {"0.txt", "1.txt", "2.txt"}
     assert all(corpus.key(a) != corpus.key(b) for a, b in pairwise(range(len(corpus))))
