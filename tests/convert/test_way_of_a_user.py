@@ -34,7 +34,7 @@ def test_search_train_and_give_back(contrastive: Path, tmp_path: Path, capsys: p
     flags = (
         "--data.train",
         data,
-        "--data.batch_size-size",
+        "--data.batch-size",
         4,
         "--data.num-workers",
         0,

@@ -132,7 +132,7 @@ def test_learns_and_is_judged_by_the_command(
     last = read_log(trained)[-1]
     assert last["validation/mean_iou"] > 0.6 and last["validation/pixel_accuracy"] > 0.8
     assert not any("iou/" in name for name in last)  # 150 of them would drown the rest
-    wishes = ["--save-image", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--workers", "0"]
+    wishes = ["--save-image", str(tmp_path / "sheet.png"), "--out", str(tmp_path / "scores.json"), "--num-workers", "0"]
     main(["evaluate", str(trained / "final"), str(data / "val-*.tar"), *wishes])
     said = capsys.readouterr().out
     assert "mean_iou" in said and "iou/green ball" in said and "8 images" in said and "0 excluded" in said

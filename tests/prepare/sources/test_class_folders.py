@@ -69,7 +69,7 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     assert found[f"val/{IDS[3]}/ILSVRC2012_val_00000130.JPEG"] == called[3]
 
     small = "--model.width 32 --model.depth 2 --model.both-from 1 --model.image-size 32 32 --data.image-size 32 32"
-    quick = "--data.batch_size-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
+    quick = "--data.batch-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
     learn = ["train", "vlmo-nano-classes", "--out", str(tmp_path / "run"), "--task.labels", str(out / "labels.txt")]
     assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *quick.split()]) == 0
     numbers = tmp_path / "numbers.json"

@@ -112,7 +112,7 @@ def test_from_the_package_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFix
         3,
         "--run.log-every",
         1,
-        "--data.batch_size-size",
+        "--data.batch-size",
         8,
         "--task.vocabulary",
         out / "answers.txt",
