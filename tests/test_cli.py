@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,6 @@ from dualfuse.training.run_log import read_log
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = "examples/openpics-mini/openpics-mini-val-00000.tar"
-NEEDS_PLUGINS = pytest.mark.skipif(find_spec("dualfuse.plugins") is None, reason="dualfuse.plugins is missing")
 QUICK = ("--run.steps", "3", "--run.save-every", "2", "--data.batch-size", "4", "--data.validation", "")
 
 
@@ -219,7 +217,11 @@ def test_recipe_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         (("search", "examples/no-model", "examples", "a cat"), "no-model"),
         (("prepare", "OUT/nothing", "OUT"), "OUT/nothing"),
         (("doctor", "OUT"), "OUT"),
-        pytest.param(("recipes", "--import", "no.such.package"), "no.such.package", marks=NEEDS_PLUGINS),
+        (("recipes", "--import", "no.such.package"), "no.such.package"),
+        (("train", "ten-seconds", "--data.batch", "4"), "--data.batch is now --data.batch-size"),
+        (("train", "demo", "--pairs.optim.clip", "4"), "--pairs.optim.clip is now --pairs.optim.grad-clip-norm"),
+        (("evaluate", "model", "data", "--workers", "4"), "--workers is now --num-workers"),
+        (("search", "model", "images", "a cat", "--sheet=a.png"), "--sheet is now --save-image"),
     ],
 )
 def test_an_error_of_the_user_is_one_message(

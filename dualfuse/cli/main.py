@@ -78,14 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, words: list[str], common: CommonOptions) -> None:
-    if common.imports:
-        from dualfuse import plugins
+    from dualfuse import plugins
 
-        plugins.load(common.imports)
     if name == "train":  # its flags depend on the recipe
+        plugins.load(common.imports)
         train.run(words)
     else:
-        parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)()
+        call = parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)
+        plugins.load(common.imports)
+        call()
 
 
 def _message(error: Exception) -> str:

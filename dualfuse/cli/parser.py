@@ -102,10 +102,7 @@ def deferred(function: Callable[..., Result]) -> Callable[..., Callable[[], Resu
 
 
 def _refuse_old_flags(words: Sequence[str]) -> None:
-    try:
-        from dualfuse.upgrade import new_flag
-    except ImportError:
-        return
+    from dualfuse.upgrade import new_flag
 
     for word in words:
         flag = word.partition("=")[0]

@@ -42,9 +42,6 @@ def run(words: Sequence[str]) -> None:
 
     Rerunning the command of an interrupted run resumes it at its last checkpoint.
     """
-    from dualfuse import recipes
-    from dualfuse.training.loop import train
-
     parser = argparse.ArgumentParser(
         prog="dualfuse train",
         description=f"{run.__doc__}\nThe flags depend on the recipe: dualfuse train NAME --help lists them.",
@@ -60,6 +57,10 @@ def run(words: Sequence[str]) -> None:
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parsed, flags = parser.parse_known_args(words)
+
+    from dualfuse import recipes
+    from dualfuse.training.loop import train
+
     chosen = override(recipes.find(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
     out = parsed.out or Path("runs") / parsed.name.rpartition(":")[2]
     print(f"model: {train(chosen, out)}")
