@@ -40,6 +40,7 @@ LOG = {
     "accuracy/match_right": "accuracy/itm_positive",
     "accuracy/match_wrong": "accuracy/itm_negative",
     "false_texts": "negatives",
+    "count/steps_left_out": "count/steps_skipped",
 }
 """Names of training steps in log.jsonl."""
 

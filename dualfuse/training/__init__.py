@@ -1,1 +1,1 @@
-"""How a task is run: the loop, the optimiser, checkpoints, evaluation."""
+"""Training: the loop, the optimizer, initial weights, checkpoints, and the log of a run."""

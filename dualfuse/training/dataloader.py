@@ -1,14 +1,16 @@
-"""What the loop is fed with: the data of a recipe as endless micro-batches of this process."""
+"""The training data of a recipe as an endless stream of micro-batches of this process."""
 
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
+import torch
 
 from dualfuse import distributed as dist
 from dualfuse.data.loader import Example, LoadedBatch, SampleReader, places, training_batches
@@ -26,14 +28,17 @@ from dualfuse.training.checkpoint import JSON
 
 logger = logging.getLogger(__name__)
 
-PASS = "samples_in_a_pass"  # what checkpoints call it
+PASS = "samples_in_a_pass"  # the key in checkpoints
 
 
 def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
-    """Return this process's micro-batches from step ``start`` on; what cannot be read or divided is refused at once."""
+    """Yield the micro-batches of this process from step ``start`` on.
+
+    Raises ``DualfuseError`` at once if a set cannot be read, or if the batch size cannot be divided.
+    """
     data, run = recipe.data, recipe.run
     if not data.train:
-        raise DualfuseError(f"no training data: give --data.train {_wanted(recipe)}")
+        raise DualfuseError(f"no training data: give --data.train {_source_kind(recipe)}")
     sets = open_sets(recipe, data.train)
     return training_batches(
         SampleReader(sets, partial(read_example, recipe), run.seed),
@@ -47,8 +52,17 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
     )
 
 
+def limit_threads(num_workers: int) -> None:
+    """Leave one core to each of ``num_workers`` loader processes, and the others, at least one, to torch.
+
+    The environment variable OMP_NUM_THREADS, which torchrun sets, has precedence.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) - num_workers))
+
+
 def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
-    """Return the keys of the samples that this process was to have at ``step``, counted from 0."""
+    """Return the keys of the samples of this process at the 0-based ``step``."""
     sets = open_sets(recipe, recipe.data.train)
     draws = _order(recipe, sets).draws(step)
     parts = places(recipe.data.batch_size, dist.rank(), dist.world_size(), recipe.run.micro_batch)
@@ -56,42 +70,42 @@ def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
 
 
 def micro_steps(recipe: Recipe) -> int:
-    """Return the number of micro-batches of a step."""
+    """Return the number of micro-batches per step."""
     local = recipe.data.batch_size // dist.world_size()
     return local // (recipe.run.micro_batch or local)
 
 
 def passes(recipe: Recipe) -> dict[str, JSON]:
-    """Return what a checkpoint keeps of how a batch is cut: the samples, of all processes, in one forward pass."""
+    """Return the entry of a checkpoint with the number of samples per forward pass, over all processes."""
     return {PASS: (recipe.run.micro_batch or recipe.data.batch_size // dist.world_size()) * dist.world_size()}
 
 
 def check_passes(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
-    """Raise ``DualfuseError`` where contrast would see other samples side by side than in the run that goes on."""
+    """Raise ``DualfuseError`` if ITC would compare other sets of samples than before the run was resumed."""
     before, now = extra.get(PASS), passes(recipe)[PASS]
     if isinstance(before, int) and before != now:
         raise DualfuseError(
-            f"the run had {before} samples in each forward pass, over all processes; {dist.world_size()} processes with "
-            f"run.micro_batch={recipe.run.micro_batch} have {now}, and contrast would see others side by side. "
+            f"the run had {before} samples per forward pass, over all processes; {dist.world_size()} processes with "
+            f"run.micro_batch={recipe.run.micro_batch} have {now}, and ITC would compare other sets of samples. "
             f"Give --run.micro-batch {before // dist.world_size()}"
         )
 
 
 def check_data(recipe: Recipe) -> None:
-    """Raise ``DualfuseError`` for data that is missing or cannot be divided: now, not after days of an earlier stage."""
+    """Raise ``DualfuseError`` for data that is missing or cannot be divided, before any stage is trained."""
     training_dataloader(recipe, start=0)
     data = recipe.data
     sources = (*data.train, *filter(None, [data.validation]))
     for source, opened in zip(sources, open_sets(recipe, sources), strict=True):
         if isinstance(opened, Corpus) and opened.broken:
-            rows = len(opened) - opened.broken
-            logger.info("%s: %s rows of text; %s lines cannot be read", source, f"{rows:,}", f"{opened.broken:,}")
+            texts = len(opened) - opened.broken
+            logger.info("%s: %s texts; %s unreadable lines are skipped", source, f"{texts:,}", f"{opened.broken:,}")
 
 
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:
-    """Return the sets a recipe learns from: rows of text where it learns from text alone, else the samples of shards.
+    """Open the sets that a recipe reads: packed text for masked language modelling on text alone, shards otherwise.
 
-    All processes take part: each packs its share of the files of text.
+    All processes must call this: each packs its share of the text files.
     """
     if not isinstance(recipe.task, MaskedTextConfig):
         return tuple(Shards.open(source) for source in sources)
@@ -109,13 +123,13 @@ def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:
     )
 
 
-def _wanted(recipe: Recipe) -> str:
+def _source_kind(recipe: Recipe) -> str:
     is_text = isinstance(recipe.task, MaskedTextConfig)
     return "TEXT (.txt, .jsonl, .parquet or .tar)" if is_text else "SHARDS (dualfuse prepare makes them)"
 
 
 def probe_batch(recipe: Recipe) -> Batch:
-    """Return two training samples for each process: enough to see what a loss depends on."""
+    """Return two training samples per process: enough to find the parameters that a loss depends on."""
     data, run = (
         replace(recipe.data, batch_size=2 * dist.world_size(), num_workers=0),
         replace(recipe.run, micro_batch=0),
@@ -124,11 +138,11 @@ def probe_batch(recipe: Recipe) -> Batch:
 
 
 def read_example(recipe: Recipe, sample: Sample, rng: np.random.Generator) -> Example:
-    """Read one training sample, in a loader worker."""
+    """Read one training sample; runs in a loader worker."""
     return recipe.task.read(sample, recipe.data.processor(), rng)
 
 
-def collate(recipe: Recipe, rows: Sequence[Any]) -> Batch:  # Any: what the task's read gives
-    """Make a batch of rows, in a loader worker; for compiled blocks one of few shapes."""
-    batch = recipe.task.collate(rows)
+def collate(recipe: Recipe, examples: Sequence[Any]) -> Batch:  # Any: what the task's read returns
+    """Return a batch of examples, padded to one of few lengths for compiled blocks; runs in a loader worker."""
+    batch = recipe.task.collate(examples)
     return in_buckets(batch, recipe.data.text_length) if recipe.run.compile else batch

@@ -1,4 +1,4 @@
-"""What a run starts from: the weights of an earlier one, and which parameters are trained."""
+"""The initial weights of a run, from an earlier run or a checkpoint, and the parameters that it trains."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT = "start.json"
 
 @dataclass(frozen=True)
 class Start:
-    """A checkpoint under our names: where it came from, the recipe of its model, and its tensors."""
+    """A checkpoint under the names of this package: its source, the recipe of its model, and its tensors."""
 
     source: str
     recipe: Recipe
@@ -37,105 +37,111 @@ class Start:
 
 
 def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
-    """Copy from a checkpoint whatever serves ``task``, resized where that has a meaning, and says what did not.
+    """Initialize ``task`` with the tensors of a checkpoint that fit it, resized where needed, and log the others.
 
-    ``source`` is a model folder, a foreign checkpoint or a name on the Hugging Face hub. Every tensor is listed in
-    ``out``/start.json. Raises ``DualfuseError`` if nothing fits, if texts were shorter, or tokens others.
+    ``source`` is a model folder, a third-party checkpoint or a name on the Hugging Face hub. Every tensor is listed in
+    ``out``/start.json. Raises ``DualfuseError`` if no tensor fits, if the checkpoint was trained on shorter texts, or
+    with another tokenizer.
     """
     start = _open(source, recipe)
-    handed = _fitted(start, task, recipe)
-    task.load_state_dict(handed.tensors, strict=False)
+    transferred = _transfer(start, task, recipe)
+    task.load_state_dict(transferred.tensors, strict=False)
     total = len(task.state_dict())
-    logger.info("initialized %s of %s tensors from %s", len(handed.tensors), total, start.source)
-    for word in ("resized", "experts", "new", "unused"):
-        if names := vars(handed)[word]:
-            logger.info("  %s: %s", word, listing(names))
+    logger.info("initialized %s of %s tensors from %s", len(transferred.tensors), total, start.source)
+    for kind in ("resized", "experts", "new", "unused"):
+        if names := vars(transferred)[kind]:
+            logger.info("  %s: %s", kind, listing(names))
     if dist.rank() == 0:
-        report = {name: value for name, value in vars(handed).items() if name != "tensors"}
-        report["resized"] = {name: asdict(resized) for name, resized in handed.resized.items()}
+        report = {name: value for name, value in vars(transferred).items() if name != "tensors"}
+        report["resized"] = {name: asdict(resized) for name, resized in transferred.resized.items()}
         write_json(out / REPORT, {"source": start.source, **report})
 
 
 def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
-    """Raise ``DualfuseError`` now for what :func:`begin_with` will refuse after the days of an ``earlier`` recipe.
+    """Raise the errors of :func:`init_from` that can be found before training.
 
-    Without one, where ``recipe.start_from`` is no name of the tuple, a model folder is looked at; other checkpoints are
-    read when they are needed.
+    ``earlier`` is the recipe of the same run that ``recipe`` starts from: its shapes are known before it has trained
+    for days. Without it a model folder is checked by its config; other checkpoints are read when they are needed.
     """
     if earlier:
-        _fitted(Start(earlier.name, earlier, model_outline(earlier).state_dict()), model_outline(recipe), recipe)
+        start, name = earlier, earlier.name
     elif recipe.start_from and is_ours(folder := Path(recipe.start_from)):
-        begun = hub.with_tokenizer(hub.read_recipe(folder), folder)
-        _fitted(Start(recipe.start_from, begun, model_outline(begun).state_dict()), model_outline(recipe), recipe)
+        start, name = hub.with_tokenizer(hub.read_recipe(folder), folder), recipe.start_from
+    else:
+        return
+    _transfer(Start(name, start, model_outline(start).state_dict()), model_outline(recipe), recipe)
 
 
 def _open(source: str, recipe: Recipe) -> Start:
     path = locate(source)
     if is_ours(path):
         return Start(str(path), hub.with_tokenizer(hub.read_recipe(path), path), hub.read_tensors(path))
-    # a single file comes without a tokenizer
+    # a single file has no tokenizer beside it
     foreign = read_checkpoint(path, recipe.data.tokenizer if path.is_file() else "")
     return Start(foreign.report.source, foreign.recipe, foreign.tensors)
 
 
-def _fitted(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeights:
+def _transfer(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeights:
+    """Return the weights to transfer; raises ``DualfuseError`` if the checkpoint does not suit the recipe."""
     if has_text_embedding(start.tensors, start.recipe, task):
-        _compare_words(start, recipe)
-    handed = transfer_weights(start.tensors, start.recipe, task, both=recipe.vl_expert_init)
-    if not handed.tensors:
+        _compare_tokenizers(start, recipe)
+    transferred = transfer_weights(start.tensors, start.recipe, task, vl_expert_init=recipe.vl_expert_init)
+    if not transferred.tensors:
         raise DualfuseError(
-            f"nothing in {start.source} fits this recipe's model: no name and shape agree; "
-            f"there it is {listing(start.tensors)}, here {listing(task.state_dict())}"
+            f"no tensor in {start.source} fits this recipe's model in name and shape; "
+            f"the checkpoint has {listing(start.tensors)}, the model {listing(task.state_dict())}"
         )
-    differing = [name for name in handed.new if name in start.tensors and name.startswith("model.")]
-    if len(differing) > len(handed.tensors):  # biases and tables may fit by chance
-        there, here = (tuple(tensors[differing[0]].shape) for tensors in (start.tensors, task.state_dict()))
+    differing = [name for name in transferred.new if name in start.tensors and name.startswith("model.")]
+    if len(differing) > len(transferred.tensors):  # biases and tables may fit by chance
+        before, after = (tuple(tensors[differing[0]].shape) for tensors in (start.tensors, task.state_dict()))
         raise DualfuseError(
             f"{start.source} is a model of another size: {len(differing)} tensors have other shapes, such as "
-            f"{differing[0]}, {there} there and {here} here; give this recipe the sizes of that model"
+            f"{differing[0]}, {before} there and {after} in this recipe; give the recipe the sizes of that model"
         )
-    return handed
+    return transferred
 
 
-def _compare_words(start: Start, recipe: Recipe) -> None:
-    """Refuse another tokenizer: every row of the word embedding would stand for another word."""
-    there, here = start.recipe.data.tokenizer, recipe.data.tokenizer
-    then, now = (load_tokenizer(path).tokenizer.get_vocab() for path in (there, here))
-    if then != now:
-        names = [path or "the BERT tokens of this package" for path in (there, here)]
+def _compare_tokenizers(start: Start, recipe: Recipe) -> None:
+    """Refuse another tokenizer, with which the rows of the token embedding would stand for other tokens."""
+    paths = start.recipe.data.tokenizer, recipe.data.tokenizer
+    before, after = (load_tokenizer(path).tokenizer.get_vocab() for path in paths)
+    if before != after:
+        names = [path or "the BERT tokens of this package" for path in paths]
         raise DualfuseError(
-            f"{start.source} was trained with the tokenizer {names[0]} ({len(then):,} tokens), this recipe reads "
-            f"with {names[1]} ({len(now):,}), so its words would mean others. Give --data.tokenizer {there or repr('')}"
+            f"{start.source} was trained with the tokenizer {names[0]} ({len(before):,} tokens), but this recipe uses "
+            f"{names[1]} ({len(after):,}), so token ids would have other meanings. "
+            f"Give --data.tokenizer {paths[0] or repr('')}"
         )
 
 
 def freeze(task: Task, train_only: Sequence[str]) -> None:
-    """Freeze every parameter that no pattern matches; no pattern freezes nothing."""
+    """Freeze every parameter that no pattern matches; without patterns, nothing is frozen."""
     names = [name for name, _ in task.named_parameters()]
     for pattern in train_only:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise DualfuseError(f"pattern {pattern!r} of train_only matches no parameter; there are {listing(names)}")
+            raise DualfuseError(
+                f"pattern {pattern!r} of train_only matches no parameter; the parameters are {listing(names)}"
+            )
     for name, parameter in task.named_parameters():
         if train_only and not any(fnmatchcase(name, pattern) for pattern in train_only):
             parameter.requires_grad_(False)
 
 
 def freeze_unused(task: Task, batch: Batch) -> None:
-    """Freeze every parameter that the loss of a batch does not depend on, and says which.
+    """Freeze the unused parameters, those that the loss of ``batch`` does not depend on, and log their names.
 
-    They would not learn, but processes that train together would wait for their gradients for ever. Which ones they
-    are follows from task, model and weights of the objectives (without matching nothing reads the pooler), and here
-    nobody has to list them.
+    They would never change, but distributed training would wait for their gradients forever. Which parameters are
+    unused depends on the model, the task and the weights of its losses: without ITM, for example, the pooler.
     """
     named = [(name, parameter) for name, parameter in task.named_parameters() if parameter.requires_grad]
     loss = task(batch).loss
     if not loss.requires_grad:
         raise DualfuseError(
-            "the loss depends on no trainable parameter; look at the recipe's train_only and task weights"
+            "the loss depends on no trainable parameter; check train_only and the loss weights of the recipe"
         )
     gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-    unreached = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
-    for name in unreached:
+    unused = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
+    for name in unused:
         task.get_parameter(name).requires_grad_(False)
-    if unreached:
-        logger.info("frozen, because the loss does not depend on them: %s", listing(unreached))
+    if unused:
+        logger.info("frozen, because the loss does not depend on them: %s", listing(unused))

@@ -1,4 +1,4 @@
-"""Training: ``train`` runs recipes in order, ``fit`` is the loop."""
+"""Training: ``train`` runs recipes in order, and ``fit`` is the loop."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from dualfuse.training.dataloader import (
     check_data,
     check_passes,
     keys_at,
+    limit_threads,
     micro_steps,
     open_sets,
     passes,
@@ -46,39 +47,39 @@ from dualfuse.training.resume_recipe import BEST, CHECKPOINTS, FINAL, is_finishe
 from dualfuse.training.run_log import Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
-from dualfuse.training.threads import limit_threads
 from dualfuse.training.tokenizer_stages import with_tokenizers
 
 logger = logging.getLogger(__name__)
 
-ALIKE = 1  # keeps the stream that all processes draw from apart from those of each
+SHARED = 1  # separates the random stream that all processes share from the stream of each
 
 
 def train(recipes: Sequence[Recipe], out: Path) -> Path:
-    """Run recipes in order, each in its own folder, and gives the folder of the last model.
+    """Run recipes in order, each in its own folder, and return the folder of the last model.
 
-    A finished recipe is skipped, an unfinished one goes on at its last checkpoint. A single recipe uses ``out``
-    itself, several use ``out``/name. Raises ``DualfuseError`` before the first step where a folder holds another
-    recipe's run or data is missing, and for a start that does not fit.
+    A finished recipe is skipped, and an unfinished one resumes from its newest checkpoint. A single recipe uses the
+    folder ``out``, several use ``out``/name. Raises ``DualfuseError`` before the first step if a folder contains the
+    run of another recipe, if data is missing, or if the initial weights do not fit.
+
+    The process's random state, number of threads and malloc limits are changed.
     """
     folders = {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
     if len(folders) < len(recipes):
-        raise DualfuseError(f"recipes run one after the other need different names, not {[r.name for r in recipes]}")
+        raise DualfuseError(f"the recipes of one run need different names, but are called {[r.name for r in recipes]}")
     trust(tuple(recipes))
     keep_big_blocks()
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
-        todo = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
-        for recipe in todo:
+        unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
+        for recipe in unfinished:
             check_data(recipe)
             if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
                 check_same_data(folders[recipe.name], open_sets(recipe, recipe.data.train))
             else:
-                check_init_from(
-                    recipe, next((earlier for earlier in recipes if earlier.name == recipe.start_from), None)
-                )
+                stages = {stage.name: stage for stage in recipes}
+                check_init_from(recipe, stages.get(recipe.start_from))
         for recipe in recipes:
-            if recipe in todo:
+            if recipe in unfinished:
                 earlier = folders.get(recipe.start_from)
                 start = str(earlier / FINAL) if earlier else recipe.start_from
                 _run(recipe, folders[recipe.name], start, device)
@@ -96,7 +97,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
         init_from(task, recipe, start, out)
     freeze(task, recipe.train_only)
     freeze_unused(task.to(device), to_device(probe_batch(recipe), device))
-    _arrange(task, recipe.run, device)
+    _wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
     check_passes(recipe, extra)
@@ -110,8 +111,8 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     state.save_model(FINAL)
 
 
-def _arrange(task: Task, run: Run, device: torch.device) -> None:
-    """Compiles, recomputes and shards the units of a model, from the inside out."""
+def _wrap_blocks(task: Task, run: Run, device: torch.device) -> None:
+    """Compile, checkpoint the activations of, and shard the blocks of a model; the order matters."""
     if run.compile:
         compile_blocks(task.model.fsdp_blocks())
     if run.activation_checkpointing:
@@ -122,7 +123,7 @@ def _arrange(task: Task, run: Run, device: torch.device) -> None:
 
 @dataclass
 class TrainState:
-    """Everything the loop changes or saves."""
+    """Everything that the loop changes or saves."""
 
     recipe: Recipe
     out: Path
@@ -131,36 +132,43 @@ class TrainState:
     step: int
     best: BestModel
     sharded: ShardedCheckpoints | None
-    """What writes checkpoints of a task that is shared out."""
+    """The writer of checkpoints of a sharded task; None if the task is not sharded."""
 
     @property
     def device(self) -> torch.device:
-        """Where the task is."""
+        """The device of the task."""
         return next(self.task.parameters()).device
 
     def save(self) -> None:
-        """Write a checkpoint, from the first process; ``DualfuseError`` if the weights are no numbers any more.
+        """Write a checkpoint; all processes must call this.
 
-        One of a task that is shared out is written by all processes, while they go on.
+        The first process writes it; a checkpoint of a sharded task is written by all, in the background. Raises
+        ``DualfuseError`` if a weight is not finite.
         """
         broken = [
             name for name, weight in self.task.named_parameters() if not dist.local_tensor(weight).isfinite().all()
         ]
         if dist.any_rank(bool(broken)):
-            some = f"{len(broken)} weights, such as {broken[0]}," if broken else "weights that another process holds"
+            some = f"{len(broken)} weights, such as {broken[0]}," if broken else "weights on another process"
             raise DualfuseError(
                 f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
-                "kept; go on from one with a lower optim.lr, or with optim.grad_clip_norm 1"
+                "kept; resume from one with a lower optim.lr, or with optim.grad_clip_norm 1"
             )
-        what = self.step, self.task, self.optimizer, self.best.extra() | passes(self.recipe), self.recipe.run.keep_last
+        content = (
+            self.step,
+            self.task,
+            self.optimizer,
+            self.best.extra() | passes(self.recipe),
+            self.recipe.run.keep_last,
+        )
         if self.sharded is not None:
-            self.sharded.save(self.out / CHECKPOINTS, *what)
+            self.sharded.save(self.out / CHECKPOINTS, *content)
         elif dist.rank() == 0:
-            checkpoint.save(self.out / CHECKPOINTS, *what)
+            checkpoint.save(self.out / CHECKPOINTS, *content)
         dist.barrier()
 
     def save_model(self, name: str) -> None:
-        """Write a model folder beside the checkpoints, from the first process."""
+        """Write a model folder beside the checkpoints; all processes must call this, and the first one writes."""
         weights = dist.gathered_parameters(self.task)
         if dist.rank() == 0:
             write_card(hub.save(self.out / name, self.task, self.recipe, weights))
@@ -174,18 +182,18 @@ class TrainState:
 
 
 def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) -> None:
-    """Train until the recipe's last step; ``forward`` is the task or its distributed wrap.
+    """Train until the last step of the recipe.
 
-    The tensors of ``stream`` are on the task's device.
+    ``forward`` is the task or its distributed wrapper; ``stream`` yields micro-batches on the task's device.
     """
     recipe, run = state.recipe, state.recipe.run
     state.task.train()
-    ledger = SkippedLog(state.out / f"rank-{dist.rank()}" if dist.rank() else state.out, state.step)
+    skipped_log = SkippedLog(state.out / f"rank-{dist.rank()}" if dist.rank() else state.out, state.step)
     with (
         Log(state.out, steps=run.steps, start=state.step, tensorboard=run.tensorboard) as log,
         stop_requested() as stop,
     ):
-        guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, ledger)
+        guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, skipped_log)
         while state.step < run.steps:
             rate = learning_rate(recipe.optim, state.step, run.steps)
             set_learning_rate(state.optimizer, rate)
@@ -194,7 +202,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
                 log.add(numbers)
                 guard.watch(numbers)
                 for skipped in loaded_batch.skipped:
-                    ledger.append(state.step + 1, skipped.key, skipped.reason, skipped.replacement)
+                    skipped_log.append(state.step + 1, skipped.key, skipped.reason, skipped.replacement)
                 log.add({"count/skipped": len(loaded_batch.skipped)})
             norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
             if guard.passes(norm, state.step + 1):
@@ -204,27 +212,27 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             log.add({"grad_norm": norm, "count/samples": recipe.data.batch_size // dist.world_size()})
             stopping = dist.all_reduce_max(stop.signal_number)
             saving = due(state.step, run.save_every, run.steps) or stopping > 0
-            if due(state.step, run.log_every, run.steps) or saving:  # a resumed log counts from its last line
+            if due(state.step, run.log_every, run.steps) or saving:  # a resumed run needs a line at its checkpoint
                 log.write(state.step, lr=rate)
                 guard.check()
             if recipe.data.validation and due(state.step, run.eval_every, run.steps):
                 guard.check()
-                found = validate(state)
-                log.write(state.step, **{f"validation/{name}": value for name, value in found.items()})
-                state.best = keep_best(state.best, found, state.step, partial(state.save_model, BEST))
+                metrics = validate(state)
+                log.write(state.step, **{f"validation/{name}": value for name, value in metrics.items()})
+                state.best = keep_best(state.best, metrics, state.step, partial(state.save_model, BEST))
             if saving:
                 state.save()
             if stopping:
                 state.settle()
-                raise Interrupted(f"stopped after step {state.step}; the same command goes on from there", stopping)
+                raise Interrupted(f"stopped after step {state.step}; run the same command to resume", stopping)
 
 
 def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) -> Mapping[str, Tensor]:
-    """Add the gradients of one micro-batch, and gives its log.
+    """Accumulate the gradients of one micro-batch, and return its log.
 
-    The loss of a step is the mean over its micro-batches, each of which stands for itself, over all processes:
-    contrast and hard negatives do not look beyond it, and words weigh alike within it. Only where every micro-batch
-    has as many masked words is the gradient of the words that of the whole batch.
+    The loss of a step is the mean over its micro-batches (each taken over all processes). ITC and hard negatives see
+    one micro-batch at a time, and the MLM loss is a mean over the masked tokens of each, so it equals that of the whole
+    batch only if all micro-batches have the same number of masked tokens.
     """
     run, steps = state.recipe.run, micro_steps(state.recipe)
     seed_step(run, state.step, micro)
@@ -236,17 +244,18 @@ def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) 
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Return whether something that happens every so many steps, and at the end, happens now."""
+    """Return whether ``step`` is the last one or a multiple of ``every`` (0: the last one only)."""
     return step == steps or (every > 0 and step % every == 0)
 
 
 def seed_step(run: Run, step: int, micro: int) -> None:
-    """Make what is drawn a function of seed and step, so that resuming needs no random state.
+    """Make random draws a function of seed and step, so that resuming needs no random state.
 
-    Dropout and drop-path are drawn by each process for itself, negatives alike for any number of them.
+    Dropout and drop path are drawn per process; the shared RNG draws negatives that are the same for any number of
+    processes.
     """
     torch.manual_seed(_seed(run.seed, step, micro, dist.rank()))
-    dist.seed_shared_rng(_seed(run.seed, step, micro, 0, ALIKE))
+    dist.seed_shared_rng(_seed(run.seed, step, micro, 0, SHARED))
 
 
 def _seed(*numbers: int) -> int:
@@ -255,11 +264,11 @@ def _seed(*numbers: int) -> int:
 
 
 def validate(state: TrainState) -> dict[str, float]:
-    """Evaluate the task as it is now, on the recipe's validation set; every process does, so that none has to wait."""
+    """Evaluate the current task on the recipe's validation set, on every process, so that none has to wait."""
     data, task = state.recipe.data, state.task
     processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
     plan = Plan(rerank=state.recipe.run.eval_rerank, num_workers=data.num_workers)
     with dist.between_steps(task), uncompiled() if state.recipe.run.compile else nullcontext():
-        found = evaluate(hub.LoadedModel(task.eval(), processor, state.recipe), data.validation, plan).metrics
+        metrics = evaluate(hub.LoadedModel(task.eval(), processor, state.recipe), data.validation, plan).metrics
     task.train()
-    return found
+    return metrics

@@ -1,4 +1,4 @@
-"""Less memory, and memory that is not asked for again and again."""
+"""Memory and speed of a step: activation checkpointing, compiled blocks, and the limits of malloc."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 SHAPES = 4096
-"""Variants of compiled blocks, over all layers; beyond that they run as they are written."""
+"""Largest number of compiled variants over all layers; beyond it blocks run eagerly."""
 
-Backend = str | Callable[..., Any]  # Any: a compiled function, of whatever the module takes and gives
+Backend = str | Callable[..., Any]  # Any: a compiled function of any signature
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def keep_big_blocks() -> None:
-    """Raise two limits of glibc's malloc, for this process; does nothing where there is no glibc.
+    """Raise two limits of glibc's malloc for this process; does nothing without glibc.
 
-    By default blocks above 32 MiB are given back to the system when freed, and every page of the next one faults
-    anew: measured in bench/memory.py.
+    By default memory blocks above 32 MiB are returned to the system when freed, and every page of the next block
+    faults again; bench/memory.py measures the difference.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -35,29 +35,29 @@ def keep_big_blocks() -> None:
         mallopt(_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def compile_blocks(units: Iterable[nn.Module], backend: Backend = "inductor") -> None:
-    """Let modules be compiled, each by itself, when they are first run, and again for every new shape.
+def compile_blocks(blocks: Iterable[nn.Module], backend: Backend = "inductor") -> None:
+    """Compile modules in place, each by itself, when they first run and again for every new shape.
 
-    Their names and weights stay what they are. Evaluation, whose shapes are many, should run under
-    :func:`uncompiled`. ``backend`` is torch.compile's.
+    Parameter names do not change. Evaluation, which has many shapes, should run under :func:`uncompiled`. ``backend``
+    is that of ``torch.compile``.
     """
-    from torch._dynamo import config  # reason for a private module: these limits are public nowhere
+    from torch._dynamo import config  # reason for a private module: no public API sets these limits
 
-    # all blocks are one code to it: layers x modalities x lengths of text
+    # all blocks share one code object, so the limit counts layers x modalities x text lengths
     config.recompile_limit, config.accumulated_recompile_limit = SHAPES, SHAPES
-    for unit in units:
-        unit.forward = torch.compile(unit.forward, dynamic=False, backend=backend)
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False, backend=backend)
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """Let what was compiled run as it is written."""
+    """Return a context in which compiled blocks run eagerly."""
     return torch.compiler.set_stance("force_eager")
 
 
-def checkpoint_activations(units: Iterable[nn.Module]) -> None:
-    """Let modules keep only their inputs for the backward pass, which runs them again, with the same dropout.
+def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
+    """Checkpoint the activations of modules in place: keep their inputs, and recompute the rest in the backward pass.
 
-    Their names and weights stay what they are.
+    Dropout is the same in both passes. Parameter names do not change.
     """
-    for unit in units:
-        unit.forward = partial(checkpoint, unit.forward, use_reentrant=False)
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

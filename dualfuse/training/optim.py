@@ -1,4 +1,4 @@
-"""Which parameters are decayed, which optimiser moves them, and how fast at which step."""
+"""The optimizer: parameter groups, weight decay, learning rates and their schedule."""
 
 from __future__ import annotations
 
@@ -23,14 +23,15 @@ MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTra
 
 
 def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  # Any: what torch.optim takes
-    """Return the trainable parameters in groups of one weight decay and one ``rate`` (of ``optim.lr``), with ``names``.
+    """Return the trainable parameters in groups of equal weight decay and learning rate multiplier (``rate``).
 
-    ``optim.decay`` chooses what is decayed. "matrices": the weights of linear, convolution and embedding layers.
-    "official" repeats the official code of VLMo, METER and BridgeTower: all but what has "bias" in its name and the
-    layer norms of the model and of the word head; those of VLMo's experts, of CLIP and of other heads are decayed.
-    "beit": all of two and more dimensions but class token and positions.
+    Each group also lists the ``names`` of its parameters. ``optim.decay_rule`` selects the decayed parameters:
+    "matrices" are the weights of linear, convolution and embedding layers; "official" follows the official code of
+    VLMo, METER and BridgeTower: all but names with "bias" and the layer norms of the model and of the MLM head, so
+    that the layer norms of VLMo's experts, of CLIP and of other heads are decayed; "beit" are all parameters of two
+    and more dimensions but class token and position embeddings.
     """
-    decayed = {"matrices": _matrices, "official": _released, "beit": _beit}[optim.decay_rule](module)
+    decayed = {"matrices": _matrices, "official": _official, "beit": _beit}[optim.decay_rule](module)
     rates = _rates(module, optim)
     groups: dict[tuple[float, float], dict[str, Any]] = {}  # Any: see above
     for name, parameter in module.named_parameters():
@@ -46,7 +47,7 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  
 
 
 def _rates(module: nn.Module, optim: Optim) -> dict[Tensor, float]:
-    """Return the parameters that learn at a rate of their own; a temperature is none of the heads' matrices."""
+    """Return learning rate multipliers by parameter; the heads' multiplier does not apply to ITC's logit scale."""
     if not isinstance(module, Task):
         return {}
     heads = (part for name, head in module.named_children() if name != "model" for part in head.modules())
@@ -55,31 +56,31 @@ def _rates(module: nn.Module, optim: Optim) -> dict[Tensor, float]:
     for part in module.model.fusion_modules():
         rates |= dict.fromkeys(part.parameters(), optim.fusion_lr_mult)
     if optim.layer_decay != 1:
-        for parameter, share in _shares_by_depth(module.model, optim.layer_decay).items():
-            rates[parameter] = rates.get(parameter, 1.0) * share
+        for parameter, decay in _decay_by_depth(module.model, optim.layer_decay).items():
+            rates[parameter] = rates.get(parameter, 1.0) * decay
     return rates
 
 
-def _shares_by_depth(model: nn.Module, decay: float) -> dict[Tensor, float]:
-    """Return ``decay`` to the power of how far a parameter lies below the heads; levels that do not learn count none."""
+def _decay_by_depth(model: nn.Module, decay: float) -> dict[Tensor, float]:
+    """Return ``decay`` to the power of a parameter's distance from the heads, in layers that are not frozen."""
     if not isinstance(model, VisionLanguageModel) or not 0 < decay < 1:
         raise DualfuseError(
-            f"layer_decay is {decay} for a {type(model).__name__}; only VLMo and BridgeTower have layers to decay "
-            "the learning rate by, each to a share between 0 and 1 of the layer above; 1 leaves all alike"
+            f"layer_decay is {decay} for a {type(model).__name__}; give a number between 0 and 1, the learning rate of "
+            "each layer relative to the layer above, or 1 for equal rates; only VLMo and BridgeTower have such layers"
         )
-    levels = [[p for part in parts for p in part.parameters() if p.requires_grad] for parts in model.lr_layers()]
-    shares: dict[Tensor, float] = {}
-    for below, parameters in enumerate(reversed([level for level in levels if level]), start=1):
-        shares = dict.fromkeys(parameters, decay**below) | shares  # what is listed again lies where it is higher
-    return shares
+    layers = [[p for part in parts for p in part.parameters() if p.requires_grad] for parts in model.lr_layers()]
+    rates: dict[Tensor, float] = {}
+    for distance, parameters in enumerate(reversed([layer for layer in layers if layer]), start=1):
+        rates = dict.fromkeys(parameters, decay**distance) | rates  # one listed twice belongs to the higher layer
+    return rates
 
 
 def _matrices(module: nn.Module) -> set[Tensor]:
     return {layer.weight for layer in module.modules() if isinstance(layer, MATRICES)}
 
 
-def _released(module: nn.Module) -> set[Tensor]:
-    """The released rule goes by spelling, and misses "norm2_text.weight", "ln_1.weight", "vqa_classifier.1.weight"."""
+def _official(module: nn.Module) -> set[Tensor]:
+    """Return what the official rule decays; it goes by spelling, and misses norms such as "ln_1.weight"."""
     spared = _norms(module, VisionLanguageModel, MLMHead) - _norms(module, Expert, CLIPViT)
     return {
         parameter for name, parameter in module.named_parameters() if "bias" not in name and parameter not in spared
@@ -87,8 +88,8 @@ def _released(module: nn.Module) -> set[Tensor]:
 
 
 def _beit(module: nn.Module) -> set[Tensor]:
-    places = [part for part in module.modules() if isinstance(part, PatchEmbedding)]
-    spared = {parameter for part in places for parameter in part.parameters(recurse=False)}
+    embeddings = [part for part in module.modules() if isinstance(part, PatchEmbedding)]
+    spared = {parameter for part in embeddings for parameter in part.parameters(recurse=False)}
     decayed: set[Tensor] = {parameter for parameter in module.parameters() if parameter.ndim > 1}
     return decayed - spared
 
@@ -99,7 +100,7 @@ def _norms(module: nn.Module, *owners: type[nn.Module]) -> set[Tensor]:
 
 
 def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
-    """Return the optimiser of the trainable parameters of ``module``, which must be on their device already."""
+    """Return the optimizer of the trainable parameters of ``module``, which must be on their device."""
     groups = parameter_groups(module, optim)
     if optim.adamw == "official":
         return TransformersAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
@@ -107,21 +108,21 @@ def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
 
 
 class TransformersAdamW(torch.optim.Optimizer):
-    """AdamW as transformers 4.8 had it, and with it the official VLMo code.
+    """AdamW of transformers 4.8, which the official VLMo code uses.
 
-    Differs from ``torch.optim.AdamW`` in two places: ``eps`` is added to the root of the second moment before its
-    bias is corrected, which shows where gradients are as small as ``eps``; and the decay comes after the step.
+    It differs from ``torch.optim.AdamW`` in two ways: ``eps`` is added to the root of the second moment before bias
+    correction, which matters for gradients as small as ``eps``; and the weights are decayed after the step.
     """
 
     def __init__(
         self, params: Iterable[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float
     ) -> None:  # Any: what torch.optim takes
-        """``params`` are groups as :func:`parameter_groups` gives them."""
+        """``params`` are the groups that :func:`parameter_groups` returns."""
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     @torch.no_grad()
     def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]  the loop has no closures
-        """Move every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is not None:
@@ -147,9 +148,10 @@ class TransformersAdamW(torch.optim.Optimizer):
 
 
 def learning_rate(optim: Optim, step: int, steps: int) -> float:
-    """Return the learning rate of the step after ``step`` done ones, of ``steps`` in all.
+    """Return the learning rate at 0-based step ``step`` of ``steps``.
 
-    It rises as step / warm-up and then falls linearly, or as half a cosine, to its floor at ``steps``, or stays.
+    It rises linearly from 0 during the warm-up, and then falls linearly or along a half cosine to ``optim.min_lr`` at
+    ``steps``, or stays constant.
     """
     warmup = optim.warmup if optim.warmup >= 1 else round(optim.warmup * steps)
     if step < warmup:
@@ -163,15 +165,15 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
-    """Set the learning rate of all groups, each at its own rate."""
+    """Set the learning rate of every group to ``value`` times the multiplier of the group."""
     for group in optimizer.param_groups:
         group["lr"] = value * group["rate"]
 
 
 def clip_grad_norm(module: nn.Module, limit: float) -> Tensor:
-    """Scale the gradients down so that their norm over all parameters is at most ``limit``; 0 only measures.
+    """Clip the gradients to a total norm of ``limit`` (0: no clipping), and return the norm before clipping.
 
-    Gives the norm before, as a tensor on the device. Where the parameters are sharded every process must call it.
+    The norm is a tensor on the device. If the parameters are sharded, all processes must call this.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.grad is not None]
     norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

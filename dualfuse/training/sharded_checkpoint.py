@@ -1,4 +1,4 @@
-"""Checkpoints of a task that is shared out among processes: each writes its own part, while training goes on."""
+"""Checkpoints of a sharded task: each process writes its own shard, in the background."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from dualfuse.training.checkpoint import JSON, NO_ROOM, SHARDS, begin, complete,
 
 
 class ShardedCheckpoints:
-    """Writes one checkpoint after the other, in the background, to a file system that all processes see."""
+    """Writes checkpoints in the background, one after the other, to a file system that all processes share."""
 
     def __init__(self) -> None:
-        """All processes must take part."""
+        """All processes must call this."""
         self._shards = dist.ShardedTensors()
         self._partial, self._needed = Path(), 0
 
@@ -31,10 +31,10 @@ class ShardedCheckpoints:
         extra: Mapping[str, JSON],
         keep: int,
     ) -> None:
-        """Copy everything to memory and lets it be written; waits for the checkpoint before it.
+        """Copy everything to memory and start writing it, after the previous checkpoint is complete.
 
-        It is there when all processes have written their parts: until then it has another name, so processes killed
-        at any moment leave the earlier ones as they were. All processes must take part.
+        The checkpoint gets its name when all processes have written their shards, so processes killed at any moment
+        leave the earlier checkpoints intact. All processes must call this.
         """
         self.wait()
         partial, names = begin(folder, step, keep), trained(task, optimizer)
@@ -45,15 +45,15 @@ class ShardedCheckpoints:
             describe_state(partial, step, names, extra)
             complete(partial, keep)
 
-        dist.barrier()  # nobody writes before all have removed what a kill left
+        dist.barrier()  # no process writes before all have removed the files of a killed run
         self._shards.write(tensors, partial / SHARDS, finish)
 
     def wait(self) -> None:
-        """Wait until the last one is there; raises ``OSError`` where it could not be written: nothing of it stays."""
+        """Wait until the last checkpoint is complete; raises ``OSError``, and removes it, if it cannot be written."""
         try:
             self._shards.wait()
         except OSError as error:
-            said = f"{self._partial} could not be written ({error}); {describe_space(self._partial, self._needed)}. {NO_ROOM}"
-            if dist.rank() == 0:  # which hears of it last, when the others write no more
+            if dist.rank() == 0:  # which learns of the error last, when the others have stopped writing
                 shutil.rmtree(self._partial, ignore_errors=True)
-            raise OSError(said) from error
+            space = describe_space(self._partial, self._needed)
+            raise OSError(f"{self._partial} could not be written ({error}); {space}. {NO_ROOM}") from error

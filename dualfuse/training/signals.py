@@ -1,4 +1,4 @@
-"""Ctrl-C and the scheduler's SIGTERM: ask the loop to stop between two steps."""
+"""Stop the loop between two steps on Ctrl-C or on the SIGTERM of a scheduler."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 ECHO = 1.0
-"""Seconds in which further signals are taken for the same one: torchrun passes Ctrl-C on to processes that had it."""
+"""Seconds in which further signals count as the same one: torchrun forwards Ctrl-C to processes that also got it."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped between two steps, after a checkpoint; the same command goes on from there."""
+    """A run was stopped by a signal; the same command resumes it."""
 
-    def __init__(self, said: str, number: int) -> None:
-        """Take the message, and the number of the signal that asked."""
-        super().__init__(said)
-        self.number = number
+    def __init__(self, message: str, signal_number: int) -> None:
+        """``signal_number`` is the signal that stopped the run."""
+        super().__init__(message)
+        self.number = signal_number
 
 
 @dataclass
 class StopRequest:
-    """Which signal asked the loop to stop, and when first; 0: none."""
+    """The signal that asked the loop to stop (0: none), and the time of the first one."""
 
     signal_number: int = 0
     since: float = math.inf
 
     def ask(self, number: int) -> None:
-        """Asks; interrupts at once when asked again, after ``ECHO`` seconds."""
+        """Request a stop; a second request, more than ``ECHO`` seconds later, interrupts at once."""
         if time.monotonic() - self.since > ECHO:
             raise Interrupted("at once, without a checkpoint", number)
         if not self.signal_number:
@@ -40,10 +40,13 @@ class StopRequest:
 
 @contextmanager
 def stop_requested() -> Iterator[StopRequest]:
-    """Return what the first SIGINT or SIGTERM marks as asked; another one, a second later, interrupts at once."""
+    """Return a request that the first SIGINT or SIGTERM sets; another one, a second later, interrupts at once.
+
+    The former signal handlers are restored at the end. Outside the main thread no signal is handled.
+    """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
-        yield stop  # only the main thread can take signals
+        yield stop  # only the main thread can handle signals
         return
     before = {
         number: signal.signal(number, lambda number, _: stop.ask(number)) for number in (signal.SIGINT, signal.SIGTERM)

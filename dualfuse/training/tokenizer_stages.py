@@ -1,4 +1,4 @@
-"""Recipes that run one after the other: the tokenizer that one of them trains, and others learn to predict."""
+"""Runs of several recipes in which one trains the visual tokenizer that a later one predicts."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ logger = logging.getLogger(__name__)
 
 
 def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tuple[Recipe, ...]:
-    """Return the recipes to run, with the path of the model in ``finals`` where a task names the recipe of a tokenizer.
+    """Return the recipes to run, with the path from ``finals`` where a task names the recipe of its tokenizer.
 
-    A tokenizer that was to serve others, which have all been given another one, is left out. Raises ``DualfuseError`` for
-    one that is trained too late, is no tokenizer, or names other words than the task expects.
+    The recipe of a tokenizer is skipped if all later tasks were given another tokenizer. Raises ``DualfuseError`` if
+    the named recipe does not come earlier, does not train a tokenizer, or has other codes than the task expects.
     """
-    kept = tuple(recipe for number, recipe in enumerate(recipes) if not _is_idle(recipe, recipes[number + 1 :]))
+    kept = tuple(recipe for number, recipe in enumerate(recipes) if not _is_unneeded(recipe, recipes[number + 1 :]))
     for recipe in recipes:
         if recipe not in kept:
             logger.info("%s: skipped, because another tokenizer was given", recipe.name)
-    return tuple(_resolved(recipe, kept[:number], finals) for number, recipe in enumerate(kept))
+    return tuple(_resolve(recipe, kept[:number], finals) for number, recipe in enumerate(kept))
 
 
-def _is_idle(recipe: Recipe, later: Sequence[Recipe]) -> bool:
-    wanted = [other.task.tokenizer for other in later if isinstance(other.task, MaskedImageConfig)]
-    return isinstance(recipe.task, VQTokenizerConfig) and bool(wanted) and recipe.name not in wanted
+def _is_unneeded(recipe: Recipe, later: Sequence[Recipe]) -> bool:
+    used = [other.task.tokenizer for other in later if isinstance(other.task, MaskedImageConfig)]
+    return isinstance(recipe.task, VQTokenizerConfig) and bool(used) and recipe.name not in used
 
 
-def _resolved(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Path]) -> Recipe:
+def _resolve(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Path]) -> Recipe:
     task = recipe.task
     if not isinstance(task, MaskedImageConfig) or task.tokenizer not in finals:
         return recipe
@@ -52,12 +52,12 @@ def _compare(name: str, task: MaskedImageConfig, earlier: Recipe) -> None:
     model = model_outline(earlier).get_submodule("model")
     if not isinstance(model, VisualTokenizer):
         raise DualfuseError(
-            f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which makes "
-            "no visual tokens of images"
+            f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which "
+            "is not a visual tokenizer"
         )
     if (model.codes, model.stride) != (task.codes, task.stride):
         raise DualfuseError(
-            f"{earlier.name} trains {model.codes} visual words for squares of {model.stride} pixels, but {name} wants "
-            f"{task.codes} for squares of {task.stride}; give --{name}.task.codes {model.codes} --{name}.task.stride "
-            f"{model.stride}, or the tokenizer other numbers"
+            f"{earlier.name} trains {model.codes} codes with a stride of {model.stride} pixels, but {name} expects "
+            f"{task.codes} with a stride of {task.stride}; give --{name}.task.codes {model.codes} --{name}.task.stride "
+            f"{model.stride}, or change the tokenizer"
         )

@@ -1,4 +1,4 @@
-"""Hands the weights of one task over to another, whose model may be made for other images and shorter texts."""
+"""Transfer the weights of one task to another, whose model may have another image size and shorter texts."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 
 Shape = tuple[int, ...]
-BOTH = "vl"
+VL = "vl"
 IMAGES_ONLY = (ImageClassificationConfig, MaskedImageConfig, VQTokenizerConfig, SegmentationConfig, MaskedFeatureConfig)
-"""Tasks that look at no text; whatever their model has for words is as it began."""
+"""Tasks without text: the text embedding of their model is untrained."""
 EXPERTS = {"language": "text", "vision": "image"}
 
 
 @dataclass(frozen=True)
 class Resized:
-    """A tensor that became another size, and by which rule."""
+    """A tensor whose shape changed, and by which rule."""
 
     before: Shape
     after: Shape
@@ -42,120 +42,129 @@ class Resized:
 
 @dataclass(frozen=True)
 class TransferredWeights:
-    """What a task is given by another, and what became of every tensor of both."""
+    """The tensors that a task takes from a checkpoint, and what became of every tensor of both."""
 
     tensors: dict[str, Tensor]
     copied: dict[str, Shape] = field(default_factory=dict[str, Shape])
     resized: dict[str, Resized] = field(default_factory=dict[str, Resized])
     experts: dict[str, str] = field(default_factory=dict[str, str])
-    """Of vision-language experts that the start has none of: whose values each tensor took."""
+    """Tensors of vision-language experts that the checkpoint lacks, and the tensors that they are copies of."""
     new: dict[str, Shape] = field(default_factory=dict[str, Shape])
-    """Of the task: left at its initial values."""
+    """Tensors of the task that keep their initial values."""
     unused: dict[str, Shape] = field(default_factory=dict[str, Shape])
-    """Of the start."""
+    """Tensors of the checkpoint that the task does not take."""
 
 
 def transfer_weights(
-    given: Mapping[str, Tensor], start: Recipe, task: nn.Module, *, both: Literal["random", "language", "vision"]
+    stored: Mapping[str, Tensor],
+    start: Recipe,
+    task: nn.Module,
+    *,
+    vl_expert_init: Literal["random", "language", "vision"],
 ) -> TransferredWeights:
-    """Return ``task`` the tensors ``given`` by a task of the recipe ``start``; nothing is written into the task yet.
+    """Return what ``task`` takes from the tensors ``stored`` by a task of the recipe ``start``; ``task`` is unchanged.
 
-    What agrees by name and shape is copied. Positions of images are resized to the grid of the task: absolute ones
-    bicubically, without the class token's; relative ones as BEiT does. Positions of texts are cut; where the task
-    knows longer texts than the start, ``DualfuseError`` says what to do. ``both`` is the recipe's ``vl_expert_init``.
+    Tensors that agree in name and shape are copied. Position embeddings of images are resized to the grid of the task:
+    absolute ones bicubically, without that of the class token; relative ones as BEiT does. Position embeddings of texts
+    are truncated. Raises ``DualfuseError`` if the task has longer texts than the checkpoint, or if ``vl_expert_init``
+    asks for copies of experts that do not exist.
     """
-    source, wanted = model_outline(start), task.state_dict()
-    untrained = () if has_text_embedding(given, start, task) else _words(task)
+    source, targets = model_outline(start), task.state_dict()
+    untrained = () if has_text_embedding(stored, start, task) else _text_prefixes(task)
     result = TransferredWeights({})
-    for name, target in wanted.items():
-        if name not in given or name.startswith(untrained):
+    for name, target in targets.items():
+        if name not in stored or name.startswith(untrained):
             continue
-        tensor, before, after = given[name], tuple(given[name].shape), tuple(target.shape)
-        resized = _resized(name, tensor, source, task) if not untrained else _of_images(name, tensor, source, task)
+        tensor, before, after = stored[name], tuple(stored[name].shape), tuple(target.shape)
+        resized = _resize_image_part(name, tensor, source, task) if untrained else _resize(name, tensor, source, task)
         if resized is not None and tuple(resized[0].shape) == after:
             result.tensors[name] = resized[0]
             result.resized[name] = Resized(before, after, resized[1])
         elif before == after:
             result.tensors[name] = tensor
             result.copied[name] = after
-    if both != "random":
-        result.experts.update(_experts(task, result.tensors, EXPERTS[both]))
+    if vl_expert_init != "random":
+        result.experts.update(_expert_sources(task, result.tensors, EXPERTS[vl_expert_init]))
         result.tensors.update({name: result.tensors[other] for name, other in result.experts.items()})
-    result.new.update(_shapes(wanted, without=result.tensors))
-    result.unused.update(_shapes(given, without={**result.copied, **result.resized}))
+    result.new.update(_shapes(targets, without=result.tensors))
+    result.unused.update(_shapes(stored, without={**result.copied, **result.resized}))
     return result
 
 
 def model_outline(recipe: Recipe) -> nn.Module:
-    """Return a module whose ``model`` is that of a recipe, without any numbers in it."""
+    """Return a module whose ``model`` is the model of a recipe on the meta device: shapes without values."""
     with torch.device("meta"):
         return nn.ModuleDict({"model": recipe.model.build()})
 
 
-def has_text_embedding(given: Mapping[str, Tensor], start: Recipe, task: nn.Module) -> bool:
-    """Whether the start has trained the words of a tokenizer: a model may have them and have seen images alone."""
-    return not isinstance(start.task, IMAGES_ONLY) and any(f"{name}word.weight" in given for name in _words(task))
+def has_text_embedding(stored: Mapping[str, Tensor], start: Recipe, task: nn.Module) -> bool:
+    """Return whether a checkpoint has a trained text embedding; that of a model of images alone is untrained."""
+    return not isinstance(start.task, IMAGES_ONLY) and any(
+        f"{name}word.weight" in stored for name in _text_prefixes(task)
+    )
 
 
-def _words(task: nn.Module) -> tuple[str, ...]:
-    """List the beginnings of the names of what stands for words."""
+def _text_prefixes(task: nn.Module) -> tuple[str, ...]:
+    """Return the prefixes of the parameter names of text embeddings."""
     return tuple(
         f"{name}." for name, module in task.named_modules() if isinstance(module, TextEmbedding | RobertaEmbeddings)
     )
 
 
-def _of_images(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
-    """As :func:`_resized` for a start that knows no texts: a table of relative positions keeps its own rows of them."""
+def _resize_image_part(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
+    """As :func:`_resize` for a start without texts: a relative bias table keeps its own rows for texts."""
     before, after = _owner(source, name), _owner(task, name)
     if not (isinstance(before, RelativeBias) and isinstance(after, RelativeBias)):
-        return _resized(name, tensor, source, task)
+        return _resize(name, tensor, source, task)
     images = resize_table(tensor[: of_images(before.window)].float(), before.window, after.window)
     if images.shape[1] != after.table.shape[1]:
         return None
     table = torch.cat([images.to(tensor), after.table.detach()[len(images) :].to(tensor)])
-    return table, f"patches {_times(before.window)} to {_times(after.window)}, texts as they begin"
+    return table, f"patches {_times(before.window)} to {_times(after.window)}, texts keep their initial values"
 
 
-def _resized(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
-    """Return a tensor of positions in the size of ``task``, and the rule; None for all others, and where none is due."""
+def _resize(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
+    """Return a tensor resized for ``task`` and the rule; None if it needs no resizing, or has no rule."""
     before, after = _owner(source, name), _owner(task, name)
     if isinstance(before, RelativeBias) and isinstance(after, RelativeBias):
-        if (before.window, before.text) == (after.window, after.text) or len(tensor) != len(before.table):
-            return None
-        _refuse_longer(before.text, after.text)
-        table = resize_table(tensor.float(), before.window, after.window)
-        return cut_texts(table, after.window, before.text, after.text).to(tensor.dtype), (
-            f"patches {_times(before.window)} to {_times(after.window)}, texts {before.text} to {after.text}"
-        )
+        return _resize_relative(tensor, before, after)
     if isinstance(before, PatchEmbedding) and isinstance(after, PatchEmbedding) and name.endswith(".position"):
-        if before.window is None or after.window is None or before.window == after.window:
-            return None
-        return resize_positions(tensor, before.window, after.window), _bicubic(before.window, after.window)
+        return _resize_grid(tensor, before.window, after.window)
     if isinstance(before, CLIPViT) and isinstance(after, CLIPViT) and name.endswith(".positions"):
-        if before.window == after.window:
-            return None
-        return resize_positions(tensor[None], before.window, after.window)[0], _bicubic(before.window, after.window)
-    if (
-        isinstance(before, TextEmbedding | RobertaEmbeddings)
-        and isinstance(after, type(before))
-        and ".position." in name
-    ):
-        rows = len(task.get_parameter(name))
-        if rows == len(tensor):
-            return None
+        resized = _resize_grid(tensor[None], before.window, after.window)
+        return resized and (resized[0][0], resized[1])
+    embeddings, models = TextEmbedding | RobertaEmbeddings, VLMo | BridgeTower
+    is_text = isinstance(before, embeddings) and isinstance(after, type(before)) and ".position." in name
+    is_type = isinstance(before, models) and isinstance(after, models) and name.endswith(".types.weight")
+    if not (is_text or is_type) or (size := len(task.get_parameter(name))) == len(tensor):
+        return None
+    if is_text:
         extra = after.pad + 1 if isinstance(after, RobertaEmbeddings) else 0
-        _refuse_longer(len(tensor) - extra, rows - extra)
-        return tensor[:rows], f"texts {len(tensor) - extra} to {rows - extra}"
-    have_types = isinstance(before, VLMo | BridgeTower) and isinstance(after, VLMo | BridgeTower)
-    if have_types and name.endswith(".types.weight"):
-        rows = len(task.get_parameter(name))
-        more = tensor[-1:].expand(max(0, rows - len(tensor)), -1)  # a second image begins as the first (NLVR2)
-        return None if rows == len(tensor) else (torch.cat([tensor[:rows], more]), f"types {len(tensor)} to {rows}")
-    return None
+        _refuse_longer(len(tensor) - extra, size - extra)
+        return tensor[:size], f"texts {len(tensor) - extra} to {size - extra}"
+    more = tensor[-1:].expand(max(0, size - len(tensor)), -1)  # a second image starts as the first (NLVR2)
+    return torch.cat([tensor[:size], more]), f"types {len(tensor)} to {size}"
+
+
+def _resize_relative(tensor: Tensor, before: RelativeBias, after: RelativeBias) -> tuple[Tensor, str] | None:
+    if (before.window, before.text) == (after.window, after.text) or len(tensor) != len(before.table):
+        return None
+    _refuse_longer(before.text, after.text)
+    table = resize_table(tensor.float(), before.window, after.window)
+    rule = f"patches {_times(before.window)} to {_times(after.window)}, texts {before.text} to {after.text}"
+    return cut_texts(table, after.window, before.text, after.text).to(tensor.dtype), rule
+
+
+def _resize_grid(
+    tensor: Tensor, before: tuple[int, int] | None, after: tuple[int, int] | None
+) -> tuple[Tensor, str] | None:
+    if before is None or after is None or before == after:
+        return None
+    return resize_positions(tensor, before, after), f"patches {_times(before)} to {_times(after)}, bicubic"
 
 
 def _owner(task: nn.Module, name: str) -> nn.Module | None:
-    """Return the module that a tensor of positions belongs to: its own, or that of the table it is in."""
+    """Return the module that a position embedding belongs to: its own module or the one around it."""
     parts = name.split(".")[:-1]
     for end in (len(parts), len(parts) - 1):
         try:
@@ -169,38 +178,33 @@ def _owner(task: nn.Module, name: str) -> nn.Module | None:
     return None
 
 
-def _refuse_longer(known: int, wanted: int) -> None:
-    if wanted > known:
+def _refuse_longer(before: int, after: int) -> None:
+    if after > before:
         raise DualfuseError(
-            f"the start knows texts of {known} tokens, the model of this recipe texts of {wanted}: the positions "
-            f"beyond were never trained. Set --model.text-length {known} (and --data.text-length to at most that), "
-            "or start from a model of longer texts"
+            f"the start was trained on texts of {before} tokens, the model of this recipe takes {after}: the positions "
+            f"beyond are untrained. Set --model.text-length {before} (and --data.text-length to at most that), or "
+            "start from a model of longer texts"
         )
 
 
-def _experts(task: nn.Module, known: Mapping[str, Tensor], expert: str) -> dict[str, str]:
-    """Return the tensors of vision-language experts that are not known yet, and whose values they take."""
-    blocks = [(name, block) for name, block in task.named_modules() if isinstance(block, Block)]
-    found = [
-        (f"{name}.experts.{BOTH}.{part}", f"{name}.experts.{expert}.{part}")
-        for name, block in blocks
-        if BOTH in block.experts
-        for part, _ in block.experts[BOTH].named_parameters()
-    ]
-    missing = {name: other for name, other in found if name not in known}
-    lacking = [other for other in missing.values() if other not in known]
-    if not found or lacking:
-        reason = f"the start has no {lacking[0]}" if found else "this recipe's model has no vision-language experts"
+def _expert_sources(task: nn.Module, available: Mapping[str, Tensor], expert: str) -> dict[str, str]:
+    """Return the missing tensors of vision-language experts, each with the name of the tensor to copy."""
+    sources = {
+        f"{name}.experts.{VL}.{part}": f"{name}.experts.{expert}.{part}"
+        for name, block in task.named_modules()
+        if isinstance(block, Block) and VL in block.experts
+        for part, _ in block.experts[VL].named_parameters()
+    }
+    missing = {name: other for name, other in sources.items() if name not in available}
+    lacking = [other for other in missing.values() if other not in available]
+    if not sources or lacking:
+        reason = f"the start has no {lacking[0]}" if sources else "this recipe's model has no vision-language experts"
         raise DualfuseError(f"vl_expert_init asks for copies of the {expert} experts, but {reason}; set it to random")
     return missing
 
 
 def _shapes(tensors: Mapping[str, Tensor], *, without: Mapping[str, object]) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in sorted(tensors.items()) if name not in without}
-
-
-def _bicubic(before: Shape, after: Shape) -> str:
-    return f"patches {_times(before)} to {_times(after)}, bicubic"
 
 
 def _times(grid: Shape) -> str:

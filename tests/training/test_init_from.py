@@ -91,7 +91,7 @@ def test_texts_of_data_alone_leave_the_table(tiny: Recipe, tmp_path: Path) -> No
 def test_longer_texts_are_refused(tiny: Recipe, tmp_path: Path, positions: str) -> None:
     start = changed(tiny, positions=positions)
     with pytest.raises(
-        ValueError, match=r"texts of 12 tokens, the model of this recipe texts of 13.*--model.text-length 12"
+        ValueError, match=r"texts of 12 tokens, the model of this recipe takes 13.*--model.text-length 12"
     ):
         begun(start, changed(start, text_length=13), tmp_path)
 
@@ -106,7 +106,8 @@ def test_a_start_that_has_seen_pictures_alone(tiny: Recipe, tmp_path: Path) -> N
     init_from(task, recipe, str(tmp_path / "start"), tmp_path)
     report = json.loads((tmp_path / "start.json").read_text())
     assert report["new"] and all(name.startswith("model.words.") for name in report["new"])
-    assert report["resized"]["model.relative_bias.table"]["rule"] == "patches 4 x 4 to 6 x 5, texts as they begin"
+    rule = report["resized"]["model.relative_bias.table"]["rule"]
+    assert rule == "patches 4 x 4 to 6 x 5, texts keep their initial values"
     torch.testing.assert_close(image(task, (48, 40)), image(given, (48, 40)), atol=1e-5, rtol=1e-4)
     images = 11 * 9 + 3
     table = task.model.relative_bias.table
@@ -142,9 +143,7 @@ def test_experts_that_the_start_has_are_copied(tiny: Recipe, tmp_path: Path) -> 
 
 
 def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(
-        ValueError, match="vl_expert_init='vision' copies from what a run starts from; set start_from too"
-    ):
+    with pytest.raises(ValueError, match="vl_expert_init='vision' copies experts of start_from"):
         replace(tiny, vl_expert_init="vision")
     with pytest.raises(ValueError, match="this recipe's model has no vision-language experts; set it to random"):
         begun(tiny, replace(text_stage(tiny), start_from="x", vl_expert_init="vision"), tmp_path)
@@ -165,7 +164,7 @@ def test_other_word_pieces_are_refused(tiny: Recipe, tmp_path: Path) -> None:
     other.pre_tokenizer = pre_tokenizers.Whitespace()
     other.save(str(tmp_path / "other.json"))
     match = (
-        rf"start was trained with the tokenizer .*start/tokenizer.json \(19 tokens\), this recipe reads with "
+        rf"start was trained with the tokenizer .*start/tokenizer.json \(19 tokens\), but this recipe uses "
         rf".*other.json \(19\).* Give --data.tokenizer {tmp_path}/start/tokenizer.json"
     )
     with pytest.raises(ValueError, match=match):
@@ -181,10 +180,10 @@ def test_what_a_later_stage_would_refuse_is_said_before_the_first(tiny: Recipe, 
     start = "first" if by_name else str(tmp_path / "earlier" / "final")
     for second, match in (
         (changed(tiny, name="second", start_from=start, text_length=13), "texts of 12 tokens"),
-        (changed(tiny, name="second", start_from=start, tokenizer="", vocab_size=30522), "other"),
+        (changed(tiny, name="second", start_from=start, tokenizer="", vocab_size=30522), "with the tokenizer"),
         (
             changed(tiny, name="second", start_from=start, width=16),
-            r"of another size: .* \(32,\) there and \(16,\) here",
+            r"of another size: .* \(32,\) there and \(16,\) in this recipe",
         ),
     ):
         with pytest.raises(ValueError, match=match):
@@ -207,7 +206,7 @@ def test_a_foreign_checkpoint(tiny: Recipe, tmp_path: Path) -> None:
     assert set(report["new"]) == {"itc_heads.0.image.weight", "itc_heads.0.text.weight"}  # narrower there
     assert {name for name in task.state_dict() if name.startswith("model.")} <= set(report["copied"])
     assert all(torch.equal(task.state_dict()[name], foreign.tensors[name]) for name in report["copied"])
-    with pytest.raises(ValueError, match="this recipe reads with the BERT tokens of this package"):
+    with pytest.raises(ValueError, match="this recipe uses the BERT tokens of this package"):
         init_from(task, replace(recipe, data=replace(recipe.data, tokenizer="")), str(folder), tmp_path)
 
 
@@ -220,7 +219,9 @@ def test_beit_as_the_released_loader_takes_it(tmp_path: Path) -> None:
     released = from_official(
         {name.removeprefix("stage2."): t for name, t in state.items() if name.startswith("stage2.")}
     )
-    size = dict(width=48, depth=4, heads=4, vl_expert_start=4, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20)
+    size = dict(
+        width=48, depth=4, heads=4, vl_expert_start=4, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20
+    )
     recipe = replace(base_text(), model=VLMoConfig(**size))
     task = random(recipe)
     before = task.model.relative_bias.table.detach().clone()

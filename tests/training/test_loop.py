@@ -126,7 +126,7 @@ def test_train_only(tiny: Recipe, tmp_path: Path) -> None:
     moved = {name for name, tensor in weights(tmp_path).items() if not torch.equal(tensor, start[name])}
     assert {name.split(".")[1] for name in moved} == {"blocks", "words"}
     assert all("experts.text" in name or name.startswith("model.words.") for name in moved)
-    with pytest.raises(ValueError, match=r"pattern '\*.expert.text.\*' of train_only matches no parameter; there are"):
+    with pytest.raises(ValueError, match=r"pattern '\*.expert.text.\*' of train_only matches no parameter"):
         loop.train((replace(some, train_only=("*.expert.text.*",)),), tmp_path / "typo")
 
 
@@ -173,7 +173,9 @@ def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) ->
     foreign = load_file(whole / "final" / "model.safetensors")
     folder = shutil.copytree(whole / "final", tmp_path / "foreign")
     safetensors.torch.save_file({f"module.{name}": tensor for name, tensor in foreign.items()}, folder / hub.WEIGHTS)
-    with pytest.raises(ValueError, match=r"nothing in .*foreign fits this recipe's model.*there it is module\.itc_heads"):
+    with pytest.raises(
+        ValueError, match=r"no tensor in .*foreign fits this recipe's model.*the checkpoint has module\.itc_heads"
+    ):
         loop.train((replace(tiny, start_from=str(folder)),), tmp_path / "out")
 
 
@@ -183,8 +185,8 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
         loop.train((tiny,), tmp_path)
     other = changed(tiny, lr=1e-3, depth=3, itm_weight=0.5)
     expected = (
-        rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n  task.itm_weight was 1.0, is 0.5\n  "
-        "optim.lr was 0.002, is 0.001\nGive the same settings"
+        rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n"
+        r"  task.itm_weight was 1.0, is 0.5\n  optim.lr was 0.002, is 0.001\nGive the same settings"
     )
     for _ in range(2):  # unfinished, then finished
         with pytest.raises(ValueError, match=expected):
@@ -210,7 +212,7 @@ def test_mistakes_are_told_before_anything_is_trained(tiny: Recipe, tmp_path: Pa
     fails("no tar file matches .*nowhere", train=(str(tmp_path / "nowhere"),))
     fails("no tar file matches .*nowhere", validation=str(tmp_path / "nowhere"))
     fails("a batch of 8 cannot be divided by 3 samples per micro-batch", micro_batch=3)
-    with pytest.raises(ValueError, match=r"need different names, not \['first', 'first'\]"):
+    with pytest.raises(ValueError, match=r"need different names, but are called \['first', 'first'\]"):
         loop.train((first, first), tmp_path)
 
 

@@ -101,7 +101,7 @@ def test_sharded_parts_of_all_kinds(steady: Recipe, tmp_path: Path) -> None:
     again = take_back(tmp_path / "two", tmp_path / "again", step=2)
     run(1, changed(recipe, micro_batch=4), again)
     assert_same(again, tmp_path / "two", atol=0.0)
-    with pytest.raises(ValueError, match=r"had 4 samples in each .* Give --run.micro-batch 4"):
+    with pytest.raises(ValueError, match=r"had 4 samples per forward pass.* Give --run.micro-batch 4"):
         run(1, recipe, take_back(tmp_path / "two", tmp_path / "others", step=2))
 
 

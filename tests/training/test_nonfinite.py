@@ -72,7 +72,7 @@ def test_stop(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None], loss: flo
     for _ in range(2):
         with pytest.raises(ValueError, match=r"of step 7 is not finite. It had the samples train-00000/\d+, ") as told:
             loop.train((recipe,), tmp_path)
-        assert "give the same command with --run.on-nonfinite skip" in str(told.value)
+        assert "run the same command with --run.on-nonfinite skip" in str(told.value)
         assert ledger(tmp_path) == of_step(7)
         assert latest(tmp_path / "checkpoints").name == "step-00000005"  # type: ignore[union-attr]
     assert lines(tmp_path)[-1]["step"] == (7 if every == 1 else 8)
@@ -86,7 +86,7 @@ def test_skip(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None], monkeypat
     ruin(3, 7)
     loop.train((skip,), tmp_path / "out")
     assert ledger(tmp_path / "out") == of_step(3) + of_step(7)
-    found = {line["step"]: line.get("count/steps_left_out", 0) for line in lines(tmp_path / "out")}
+    found = {line["step"]: line.get("count/steps_skipped", 0) for line in lines(tmp_path / "out")}
     assert [found[step] for step in (2, 3, 6, 7, 10)] == [0, 1, 1, 2, 2]
     assert all(tensor.isfinite().all() for tensor in weights(tmp_path / "out").values())
 
@@ -137,7 +137,7 @@ def test_skipping_ends(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None]) 
     """Nine in a row may be an accident."""
     long = changed(tiny, steps=25, on_nonfinite="skip", save_every=100)
     ruin(*range(2, 11), *range(12, 22))
-    with pytest.raises(ValueError, match=r"of 10 steps one after the other, up to step 21, is not finite; the last"):
+    with pytest.raises(ValueError, match=r"of 10 consecutive steps, up to step 21, is not finite; the last"):
         loop.train((long,), tmp_path)
     assert ledger(tmp_path)[-8:] == of_step(21)
 

@@ -116,7 +116,7 @@ def test_killed(tiny: Recipe, whole: Path, tmp_path: Path, step: int, prepare: t
 def test_asked_to_stop(tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Between two lines of the log, so that the counts of the last steps could be lost."""
     seldom = changed(tiny, log_every=4, save_every=100)
-    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match="stopped after step 7; the same"):
+    with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match="stopped after step 7; run the same"):
         patch.setattr(loop, "seed_step", at_step(6, lambda: os.kill(os.getpid(), number)))
         loop.train((seldom,), tmp_path)
     assert [line["step"] for line in lines(tmp_path)] == [4, 7]

@@ -74,9 +74,9 @@ def test_during_the_run(
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (Path.unlink, r"began with other data:\n  train-00001 has gone\nPut the files back"),
-        (one_picture_more, r"began with other data:\n  train-00003 is new\nPut"),
-        (other_samples, r"began with other data:\n  train-00001 holds other samples\nPut"),
+        (Path.unlink, r"started with other data:\n  train-00001 has gone\nPut the files back"),
+        (one_picture_more, r"started with other data:\n  train-00003 is new\nPut"),
+        (other_samples, r"started with other data:\n  train-00001 holds other samples\nPut"),
         (cut, r"train-00001.tar is truncated or damaged at byte"),
     ],
 )

@@ -35,7 +35,7 @@ def test_of_a_scheduler(tmp_path: Path, number: int, code: int, workers: int, gr
         said = run.stderr.read()
     assert run.returncode == code, said
     last = int(read_log(tmp_path)[-1]["step"])
-    assert f"interrupted: stopped after step {last}; the same command goes on from there" in said
+    assert f"interrupted: stopped after step {last}; run the same command to resume" in said
     assert "Traceback" not in said
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step-{last:08d}"
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from dualfuse.training.threads import limit_threads
+from dualfuse.training.dataloader import limit_threads
 
 
 @pytest.fixture(autouse=True)

@@ -70,9 +70,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_trained(two: tuple[Reci
     for recipes, match in (
         ((images, words), "images has task.tokenizer 'tokenizer', a recipe that does not come before it; put it first"),
         ((replace(images, name="tokenizer"), images), "'tokenizer', a recipe that does not come before it"),
-        ((replace(words, model=MODEL), images), "that recipe trains a VLMo, which makes no visual tokens"),
-        ((changed(words, codes=8), images), "trains 8 visual words .* wants 16 .*give --images.task.codes 8"),
-        ((changed(words, stride=8), images), "for squares of 8 pixels, .* --images.task.stride 8"),
+        ((replace(words, model=MODEL), images), "that recipe trains a VLMo, which is not a visual tokenizer"),
+        ((changed(words, codes=8), images), "trains 8 codes .* expects 16 .*give --images.task.codes 8"),
+        ((changed(words, stride=8), images), "with a stride of 8 pixels, .* --images.task.stride 8"),
     ):
         with pytest.raises(ValueError, match=match):
             loop.train(recipes, tmp_path / "out")
