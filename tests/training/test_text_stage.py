@@ -73,7 +73,7 @@ def test_rows_in_order_and_broken_lines(stage: Recipe, caplog: pytest.LogCapture
     loop.train((changed(stage, steps=12, save_every=20),), tmp_path)  # 91 rows are seen at least once
     ledger = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert {line["key"] for line in ledger} == {"text.jsonl/0"} and "is no JSON" in ledger[0]["reason"]
-    assert "90 rows of text; 1 lines cannot be read" in caplog.text
+    assert "90 texts; 1 unreadable lines" in caplog.text
 
 
 def test_what_is_frozen_costs_nothing(stage: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
