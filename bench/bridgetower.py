@@ -27,9 +27,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval, BridgeTowerForMaskedLM
 
-from dualfuse.convert.hugging_face import layout
-from dualfuse.convert.hugging_face_config import read_config
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_hf import layout
+from dualfuse.convert.formats.bridgetower_hf_config import read_config
+from dualfuse.convert.rename import import_tensors
 from dualfuse.data.text.tokenizer import EncodedText, mask_tokens
 from dualfuse.layers.heads import ITCHead
 from dualfuse.losses.mlm import mlm_loss
@@ -148,7 +148,7 @@ class Theirs:
 
     def gradients(self) -> dict[str, Tensor]:
         """Return them by our names."""
-        return sort(found_gradients(self.learner) | found_gradients(self.matcher), layout("add")).tensors
+        return import_tensors(found_gradients(self.learner) | found_gradients(self.matcher), layout("add")).tensors
 
 
 def candidates() -> dict[str, Ours | Theirs]:
@@ -164,7 +164,7 @@ def candidates() -> dict[str, Ours | Theirs]:
         task = PRETRAINING.build(read_config(config.to_dict(), {}).model.build())
     matcher.bridgetower = learner.bridgetower
     matcher.itm_score.fc = nn.Linear(2 * config.hidden_size, 2)
-    found = sort(learner.state_dict() | matcher.state_dict(), layout("add"))
+    found = import_tensors(learner.state_dict() | matcher.state_dict(), layout("add"))
     task.itc_heads[0] = ITCHead(PRETRAINING.itc_head, task.model.width, fused_width=task.model.fused_width)
     task.load_state_dict(task.itc_heads.state_dict(prefix="itc_heads.") | found.tensors, assign=True)
     theirs = Theirs(learner, matcher)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from dualfuse.convert.formats.vlmo_official import PAIRS
 from dualfuse.convert.rename import Renamed, inverse, rename
-from dualfuse.convert.vlmo import PAIRS
 
 
 def from_official(tensors: Mapping[str, Tensor]) -> Renamed:

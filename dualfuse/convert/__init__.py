@@ -1,1 +1,1 @@
-"""Foreign checkpoints to ours, and back."""
+"""Convert third-party checkpoints to model folders, and back."""

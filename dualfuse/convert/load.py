@@ -1,4 +1,4 @@
-"""Any checkpoint that dualfuse knows, ready to use."""
+"""Open any checkpoint that dualfuse knows: a model folder, a third-party checkpoint, or a name on the hub."""
 
 from __future__ import annotations
 
@@ -8,21 +8,76 @@ from pathlib import Path
 import torch
 
 from dualfuse import hub
-from dualfuse.convert.build import build
-from dualfuse.convert.convert import is_ours, locate
-from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.config import IS
+from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
+from dualfuse.convert.formats import FORMATS
+from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 from dualfuse.tasks.base import Processor
+from dualfuse.tensor_files import read_json
 
 
 def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.LoadedModel:
-    """Return a model ready to use: of a model folder, a foreign checkpoint, or a name on the Hugging Face hub.
+    """Return the model of a model folder, a third-party checkpoint, or a name on the Hugging Face hub.
 
     ``tokenizer`` (a tokenizer.json, a folder or a name on the hub) is for checkpoints that come without one.
     """
     path = locate(source)
-    if is_ours(path):
+    if is_model_folder(path):
         return hub.load(path, device=device)
     converted = build(read_checkpoint(path, tokenizer))
     data = converted.recipe.data
     processor = Processor(image=replace(data.image_transform, augment=None), text=data.text_transform)
     return hub.LoadedModel(converted.task.to(device).eval(), processor, converted.recipe)
+
+
+def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
+    """Return the recipe and the tensors of a third-party checkpoint in one of the ``FORMATS``.
+
+    Raises ``DualfuseError`` for a checkpoint in another format, or one that is damaged.
+    """
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise DualfuseError(f"{path} is not a model folder: it holds {_content(path)}, but should have a config.json")
+    source = Source(path)
+    try:
+        for known in FORMATS:
+            if known.recognize(source):
+                return known.read(source, tokenizer)
+        raise DualfuseError(_unknown(source))
+    except (ValueError, OSError, ImportError):  # whose messages suffice
+        raise
+    except Exception as error:  # a damaged file can lead to any
+        message = f"{type(error).__name__}: {error}"
+        raise DualfuseError(f"{path} looks like a supported checkpoint, but is damaged ({message})") from error
+
+
+def locate(source: Path | str) -> Path:
+    """Return the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead."""
+    path = Path(source)
+    if path.exists():
+        return path
+    parents = [str(parent) for parent in path.parents if parent.exists() and str(parent) != "."]
+    if parents:  # a misspelt path, not a name on the hub
+        raise DualfuseError(f"{source} does not exist; {parents[0]} does, and holds {_content(Path(parents[0]))}")
+    return hub.download(str(source))
+
+
+def is_model_folder(path: Path) -> bool:
+    """Whether a path is a model folder of dualfuse."""
+    return (path / hub.CONFIG).is_file() and IS in read_json(path / hub.CONFIG)
+
+
+def _unknown(source: Source) -> str:
+    if source.path.is_dir():
+        content = source.config.get("model_type", "model without model_type")
+    else:
+        content = f"checkpoint with tensors such as {', '.join(list(source.tensors)[:4])}"
+    return (
+        f"{source.path} holds a {content}; supported are {', '.join(known.name for known in FORMATS)}. Hugging Face "
+        "weights need their config.json: give the folder of both. To start from CLIP and RoBERTa, give CLIP, and "
+        "RoBERTa with --text"
+    )
+
+
+def _content(path: Path) -> str:
+    return listing(sorted(entry.name for entry in path.iterdir()) if path.is_dir() else [])

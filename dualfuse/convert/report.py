@@ -1,4 +1,4 @@
-"""What became of every tensor of a conversion."""
+"""What became of every tensor in a conversion."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 
 from torch import Tensor
 
+from dualfuse.convert.rename import ImportedTensors
 from dualfuse.io import listing, write_json
 
-SHOWN = 12  # names of a list; their number is always told, and all are in the file
+SHOWN = 12  # names per list; the count is always shown, and the file holds all
 FILE = "conversion.json"
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -18,30 +19,33 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Report:
-    """Names and shapes of what was used, was not, or is new; nothing disappears without standing in one of them."""
+    """Names and shapes of all tensors of a conversion, by what became of them."""
 
     source: str
     used: Shapes
-    """Theirs."""
+    """Tensors of the source that are in the result."""
     unused: Shapes = field(default_factory=dict)
-    """Without effect, or heads that were never trained."""
+    """Tensors of a third-party source that have no effect on a model, or belong to another task."""
     unexpected: Shapes = field(default_factory=dict)
-    """Theirs, that the layout does not know: either another kind of model, or a part that is lost."""
+    """Tensors of a third-party source that its format does not name, and that are not in the result."""
     new: Shapes = field(default_factory=dict)
-    """Of the result: what the source lacks, with initial weights."""
+    """Tensors of the result that the source lacks; they have initial values."""
+    dropped: Shapes = field(default_factory=dict)
+    """Tensors of a dualfuse source that the third-party format cannot store."""
     notes: tuple[str, ...] = ()
-    """What else changed."""
+    """Other changes."""
 
     def __str__(self) -> str:
-        """Return what a person should see."""
+        """Return the report as text, with the first ``SHOWN`` names of each list."""
         lines = [f"{self.source}: {_count(self.used)} used"]
-        if self.unexpected:
-            lines += [f"UNEXPECTED: {_count(self.unexpected)} that this kind of model does not have, left out:"]
-            lines += _listed(self.unexpected)
-        if self.new:
-            lines += [f"{_count(self.new)} new, with initial weights:", *_listed(self.new)]
-        if self.unused:
-            lines += [f"{_count(self.unused)} left out, without effect or never trained:", *_listed(self.unused)]
+        for names, meaning in (
+            (self.unexpected, "UNEXPECTED: {}, which this kind of model does not have"),
+            (self.new, "{} new, with initial values"),
+            (self.dropped, "{} dropped, which the format cannot store"),
+            (self.unused, "{} unused, without effect or of another task"),
+        ):
+            if names:
+                lines += [f"{meaning.format(_count(names))}:", *_first(names)]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
 
     def save(self, folder: Path) -> None:
@@ -49,8 +53,15 @@ class Report:
         write_json(folder / FILE, asdict(self))
 
 
+def import_report(source: str, imported: ImportedTensors, notes: list[str]) -> Report:
+    """Return the report on a third-party checkpoint before a task is built from it."""
+    return Report(
+        source, shapes(imported.used), shapes(imported.unused), shapes(imported.unexpected), notes=tuple(notes)
+    )
+
+
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of tensors by name, sorted."""
+    """Return the shapes of tensors by name, sorted by name."""
     return {name: tuple(tensors[name].shape) for name in sorted(tensors)}
 
 
@@ -58,7 +69,7 @@ def _count(names: Shapes) -> str:
     return f"{len(names):,} tensor{'' if len(names) == 1 else 's'}"
 
 
-def _listed(names: Shapes) -> list[str]:
-    lines = [f"{name} {' x '.join(map(str, shape)) or 'one number'}" for name, shape in names.items()]
+def _first(names: Shapes) -> list[str]:
+    lines = [f"{name} {' x '.join(map(str, shape)) or 'scalar'}" for name, shape in names.items()]
     shown = listing(lines, SHOWN, "\n  ")
     return [f"  {shown}, all in {FILE}" if len(lines) > SHOWN else f"  {shown}"]

@@ -1,4 +1,4 @@
-"""Finds the tokenizer that belongs to a foreign checkpoint."""
+"""Find the tokenizer of a third-party checkpoint."""
 
 from __future__ import annotations
 
@@ -13,22 +13,28 @@ from dualfuse.errors import DualfuseError
 
 FILE, PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
 ROBERTA = {768: "roberta-base", 1024: "roberta-large"}
-"""The tokenizers of published checkpoints, by the width of the text tower; both are the same."""
+"""Tokenizers of published checkpoints by the width of the text tower; both are the same."""
 
 
-def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
-    """Return the path of a tokenizer.json: of what was ``given``, else of the source's own ``folder``.
+def find_roberta(tokenizer: str, folder: Path | None, width: int) -> str:
+    """Return :func:`find_tokenizer` for a RoBERTa text tower of ``width`` channels."""
+    return find_tokenizer(tokenizer, folder, ROBERTA.get(width, ROBERTA[768]))
 
-    ``given`` is a file, a folder or a name on the Hugging Face hub. If there is neither, ``default`` is fetched from
-    the hub; if that fails, ``DualfuseError`` says what to give.
+
+def find_tokenizer(tokenizer: str, folder: Path | None, default: str) -> str:
+    """Return the path of a tokenizer.json: of ``tokenizer``, else in ``folder``, else of ``default`` on the hub.
+
+    ``tokenizer`` is a file, a folder or a name on the Hugging Face hub. Raises ``DualfuseError`` if there is none.
     """
-    if given:
-        path = Path(given)
-        return str(path) if path.is_file() else _inside(path if path.is_dir() else hub.download(given, hub.TOKENIZERS))
+    if tokenizer:
+        path = Path(tokenizer)
+        if path.is_file():
+            return str(path)
+        return _tokenizer_in(path if path.is_dir() else hub.download(tokenizer, hub.TOKENIZERS))
     if folder and ((folder / FILE).is_file() or all((folder / part).is_file() for part in PARTS)):
-        return _inside(folder)
+        return _tokenizer_in(folder)
     try:
-        return _inside(hub.download(default, hub.TOKENIZERS))
+        return _tokenizer_in(hub.download(default, hub.TOKENIZERS))
     except (ValueError, ImportError, OSError) as error:
         raise DualfuseError(
             f"there is no tokenizer ({FILE}, or {' and '.join(PARTS)}) beside the weights, and {default} could not be "
@@ -36,20 +42,20 @@ def find_tokenizer(given: str, folder: Path | None, default: str) -> str:
         ) from error
 
 
-def check_tokenizer(tokenizer: TextTransform, vocabulary: int) -> None:
-    """Refuse a tokenizer that gives ids for which a model has no row."""
-    if tokenizer.vocab_size > vocabulary:
+def check_tokenizer(tokenizer: TextTransform, vocab_size: int) -> None:
+    """Raise ``DualfuseError`` for a tokenizer with more tokens than the model."""
+    if tokenizer.vocab_size > vocab_size:
         raise DualfuseError(
-            f"the tokenizer knows {tokenizer.vocab_size:,} tokens, the model only {vocabulary:,}; "
+            f"the tokenizer has {tokenizer.vocab_size:,} tokens, the model only {vocab_size:,}; "
             "give the one it was trained with: --tokenizer PATH_OR_NAME"
         )
 
 
-def _inside(folder: Path) -> str:
+def _tokenizer_in(folder: Path) -> str:
     if (folder / FILE).is_file():
         return str(folder / FILE)
     tokenizer = roberta_tokenizer(*(folder / part for part in PARTS))
-    made = Path(tempfile.mkdtemp(prefix="dualfuse-tokenizer-"))
-    atexit.register(shutil.rmtree, made, ignore_errors=True)  # texts are encoded from it until then
-    tokenizer.save(str(made / FILE))
-    return str(made / FILE)
+    temporary = Path(tempfile.mkdtemp(prefix="dualfuse-tokenizer-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)  # the recipe reads it until then
+    tokenizer.save(str(temporary / FILE))
+    return str(temporary / FILE)

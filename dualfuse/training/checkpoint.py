@@ -21,7 +21,7 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
-from dualfuse.training.file_kind import describe
+from dualfuse.tensor_files import describe_file
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -135,7 +135,7 @@ def _read(path: Path, state: State, places: Mapping[str, Tensor]) -> tuple[dict[
     for name, size in state.sizes.items():
         if not (path / name).is_file() or (path / name).stat().st_size != size:
             raise DualfuseError(
-                f"{path / name} is {describe(path / name)}, but {size} bytes were saved; {_advice(path)}"
+                f"{path / name} is {describe_file(path / name)}, but {size} bytes were saved; {_advice(path)}"
             )
 
     def wanted(name: str, shape: torch.Size) -> Tensor | None:
@@ -210,7 +210,7 @@ def _read_tensors(path: Path, state: State) -> dict[str, Tensor]:
             return safetensors.torch.load_file(path)
         except SafetensorError:
             pass  # described below
-    raise DualfuseError(f"{path} is {describe(path)}, but {size} bytes were saved; {_advice(path.parent)}")
+    raise DualfuseError(f"{path} is {describe_file(path)}, but {size} bytes were saved; {_advice(path.parent)}")
 
 
 def _advice(path: Path) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse import hub
-from dualfuse.convert.convert import is_ours, locate
-from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.convert.load import is_model_folder, locate, read_checkpoint
 from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
@@ -65,7 +64,7 @@ def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
     """
     if earlier:
         start, name = earlier, earlier.name
-    elif recipe.start_from and is_ours(folder := Path(recipe.start_from)):
+    elif recipe.start_from and is_model_folder(folder := Path(recipe.start_from)):
         start, name = hub.with_tokenizer(hub.read_recipe(folder), folder), recipe.start_from
     else:
         return
@@ -74,7 +73,7 @@ def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
 
 def _open(source: str, recipe: Recipe) -> Start:
     path = locate(source)
-    if is_ours(path):
+    if is_model_folder(path):
         return Start(str(path), hub.with_tokenizer(hub.read_recipe(path), path), hub.read_tensors(path))
     # a single file has no tokenizer beside it
     foreign = read_checkpoint(path, recipe.data.tokenizer if path.is_file() else "")

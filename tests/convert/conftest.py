@@ -1,4 +1,4 @@
-"""Tiny foreign checkpoints: made by transformers itself, or stored ones of the official code."""
+"""Tiny third-party checkpoints: made by transformers, or stored ones of the official code."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ logging.disable_progress_bar()
 
 @pytest.fixture(scope="session")
 def tokenizer_files() -> dict[str, str]:
-    """RoBERTa's two files, with bytes for words."""
-    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    vocabulary = {piece: number for number, piece in enumerate(pieces)}
+    """Return RoBERTa's two files, with bytes as tokens."""
+    tokens = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
     return {"vocab.json": json.dumps(vocabulary), "merges.txt": "#version: 0.2\n"}
 
 
 @pytest.fixture
 def tokenizer(tokenizer_files: dict[str, str], tmp_path: Path) -> str:
-    """A folder with them."""
+    """Write the two files to a folder."""
     folder = tmp_path / "tokenizer"
     folder.mkdir()
     for name, text in tokenizer_files.items():
@@ -40,7 +40,7 @@ def tokenizer(tokenizer_files: dict[str, str], tmp_path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def config() -> Callable[..., BridgeTowerConfig]:
-    """Make configurations; what a tower says is given as text_... and vision_..."""
+    """Make configs; the fields of a tower are given as text_... and vision_..."""
 
     def make(**changes: Any) -> BridgeTowerConfig:
         text = dict(vocab_size=300, num_hidden_layers=3, num_attention_heads=4, intermediate_size=128, hidden_size=64)
@@ -96,7 +96,7 @@ def change(contrastive: Path) -> Callable[[str, Any], Path]:
 
 @pytest.fixture(scope="session")
 def official_state() -> dict[str, Tensor]:
-    """All that official checkpoints of all kinds hold, in one."""
+    """Return the tensors of official checkpoints of all kinds, together."""
     return load_file(GOLDEN / "bridgetower_official" / "state_dict.safetensors")
 
 
@@ -114,8 +114,8 @@ def official(official_state: dict[str, Tensor], tmp_path: Path) -> Callable[...,
         if (types := state.pop("nlvr2_token_type_embeddings", None)) is not None:
             state["token_type_embeddings.weight"] = types
         if "link_tower" not in heads:  # METER
-            gone = ("cross_modal_text_layernorm", "cross_modal_image_layernorm", "temperature")
-            state = {name: tensor for name, tensor in state.items() if not name.startswith(gone)}
+            bridges = ("cross_modal_text_layernorm", "cross_modal_image_layernorm", "temperature")
+            state = {name: tensor for name, tensor in state.items() if not name.startswith(bridges)}
         said = {"hyper_parameters": {"config": hyper_parameters}} if hyper_parameters else {}
         path = tmp_path / "official.ckpt"
         torch.save({"state_dict": state, "epoch": 3} | said, path)

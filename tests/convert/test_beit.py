@@ -1,4 +1,4 @@
-"""BEiT in all its layouts sees images in our model as it did in its own, and texts are what is new."""
+"""BEiT in all its layouts encodes images as its own code does; the parts for text are new."""
 
 from __future__ import annotations
 
@@ -25,13 +25,12 @@ from transformers import (
 )
 
 from dualfuse import hub
-from dualfuse.convert.beit import window
 from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_checkpoint
-from dualfuse.convert.load import load
+from dualfuse.convert.formats.beit_config import table_side
+from dualfuse.convert.formats.vlmo_official import PAIRS
+from dualfuse.convert.load import load, read_checkpoint
 from dualfuse.convert.rename import rename
 from dualfuse.convert.report import Report
-from dualfuse.convert.vlmo import PAIRS
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.layers.relative_bias import resize_table
 from dualfuse.models.vlmo import VLMo, VLMoConfig
@@ -83,7 +82,7 @@ def layers(model: VLMo, images: Tensor) -> Tensor:
     return torch.stack(states)
 
 
-def test_every_tensor_goes_where_the_released_loader_puts_it(tmp_path: Path) -> None:
+def test_tensors_equal_those_of_the_official_loader(tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "beit.pth", state("beit_ft"))
     report = convert(path, tmp_path / "ours")
     ours, copied, released = (
@@ -107,13 +106,13 @@ def test_every_tensor_goes_where_the_released_loader_puts_it(tmp_path: Path) -> 
     # types start at zero; positions of words have no effect beside relative ones, so that there are none
     known = {"model.types.weight", "model.words.position.weight"}
     assert set(report.new) == {name for name in missing - known if name.startswith("model.")}
-    assert not zero.any() and "types of text and image start at zero" in str(report)
+    assert not zero.any() and "type embeddings of text and image are zero" in str(report)
     left = {name for name in FACTS["beit_to_vlmo_unexpected"] if "fc_norm" not in name and "head" not in name}
     assert {f"transformer.{name}" for name in report.unused} == left
     assert not report.unexpected
 
 
-def test_pictures_are_seen_as_by_the_official_code(tmp_path: Path) -> None:
+def test_states_equal_the_official_code(tmp_path: Path) -> None:
     loaded = load(checkpoint(tmp_path / "beit.pth", state("beit_ft")))
     hidden = layers(model_of(loaded.task), OUTPUTS["in.image"])
     assert_close(hidden, OUTPUTS["beit_ft.hidden"], atol=1e-5, rtol=1e-5)
@@ -131,7 +130,7 @@ def test_pictures_are_seen_as_by_the_official_code(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
-def test_classes_are_told_apart_as_by_the_official_code(tmp_path: Path) -> None:
+def test_class_logits_equal_the_official_code(tmp_path: Path) -> None:
     task = load(checkpoint(tmp_path / "beit.pth", state("beit_ft"))).task
     assert isinstance(task, ImageClassification)
     image = task.model.embed_image(OUTPUTS["in.image"])
@@ -140,18 +139,18 @@ def test_classes_are_told_apart_as_by_the_official_code(tmp_path: Path) -> None:
 
 
 def test_self_supervised_with_its_head(tmp_path: Path) -> None:
-    """The released loader cannot read it; here it goes on with stage one."""
+    """The official loader cannot read it; here it resumes stage one."""
     path = checkpoint(tmp_path / "mim.pth", state("beit_mim"))
     report = convert(path, tmp_path / "ours")
     task = hub.load(tmp_path / "ours").task
-    assert isinstance(task, MaskedImage) and task.cfg == replace(MaskedImageConfig(), codes=31, patch_size=8)
+    assert isinstance(task, MaskedImage) and task.cfg == replace(MaskedImageConfig(), codes=31, patch=8)
     hidden = OUTPUTS["in.mim_mask"]
     rows = [1 + mask.nonzero()[:, 0] for mask in hidden]
     padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
     batch: Any = {"image": OUTPUTS["in.image"], "hidden": hidden, "positions": padded}
     with torch.no_grad():
         assert_close(task.logits(batch), OUTPUTS["beit_mim.logits_masked"], atol=1e-5, rtol=1e-5)
-    assert set(report.unused) == {"rel_pos_bias.relative_position_index"} and "all alike" in str(report)
+    assert set(report.unused) == {"rel_pos_bias.relative_position_index"} and "was copied to each layer" in str(report)
     assert not any(name.startswith(("model.norm.", "head.")) or name == "mask_token" for name in report.new)
     assert task.model.state_dict()["relative_bias.table"][:52].equal(STATE[MIM_TABLE].repeat(1, 4))
 
@@ -216,7 +215,7 @@ def test_transformers_live(kind: str, epsilon: float, hugging_face: Callable[...
 
 
 @torch.no_grad()
-def test_hidden_patches_of_transformers(hugging_face: Callable[..., tuple[Any, Path]]) -> None:
+def test_masked_patches_of_transformers(hugging_face: Callable[..., tuple[Any, Path]]) -> None:
     theirs, folder = hugging_face("masked", layer_norm_eps=1e-6)
     task = load(folder).task
     assert isinstance(task, MaskedImage) and model_of(task).share_relative_bias
@@ -228,14 +227,14 @@ def test_hidden_patches_of_transformers(hugging_face: Callable[..., tuple[Any, P
     assert_close(task.logits(batch), wanted, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("place", ["file", "folder"])
-def test_timm(place: str, tmp_path: Path) -> None:
-    """It names tensors as the official code does, stores no index, and calls its architecture by name."""
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_timm(kind: str, tmp_path: Path) -> None:
+    """timm uses the names of the official code without the indices, and its config names the architecture."""
     theirs = {name: tensor for name, tensor in state("beit_ft").items() if "index" not in name}
     (tmp_path / "hub").mkdir()
     save_file(theirs, tmp_path / "hub" / "model.safetensors")
     (tmp_path / "hub" / "config.json").write_text('{"architecture": "beit_base_patch16_224", "num_classes": 7}')
-    source = tmp_path / "hub" / "model.safetensors" if place == "file" else tmp_path / "hub"
+    source = tmp_path / "hub" / "model.safetensors" if kind == "file" else tmp_path / "hub"
     ours, official = read_checkpoint(source), read_checkpoint(checkpoint(tmp_path / "x.pth", state("beit_ft")))
     assert all(torch.equal(tensor, official.tensors[name]) for name, tensor in ours.tensors.items())
     assert ours.tensors.keys() == official.tensors.keys() and ours.recipe.model == official.recipe.model
@@ -251,7 +250,7 @@ def test_language_experts_as_copies(tmp_path: Path) -> None:
             assert torch.equal(ours[name], ours[name.replace("image", "text")])
     assert "copies of the vision experts: 24 tensors" in str(report) and "as in the official code" not in str(report)
     assert not any(".experts." in name for name in report.new)
-    with pytest.raises(ValueError, match=r"in a BEiT alone, not in .*ours"):
+    with pytest.raises(ValueError, match=r"only in a BEiT, not in .*ours"):
         convert(tmp_path / "ours", tmp_path / "more", to="official", language="vision")
 
 
@@ -306,7 +305,7 @@ def test_language_experts_of_bert(
     assert {*left, "bert.embeddings.position_embeddings.weight"} <= report.unused.keys() and not report.unexpected
     assert not any(".experts." in name or name.startswith(("model.words.", "mlm_head.")) for name in report.new)
     assert "BERT's feed-forward parts" in str(report)
-    assert "BEiT's head, and what goes with it, is left out" in str(report)
+    assert "BEiT's head, and what belongs to it, is unused" in str(report)
 
 
 def test_bert_beside_absolute_positions(
@@ -325,7 +324,7 @@ def test_bert_of_another_width(bert: Callable[..., tuple[BertForMaskedLM, Path]]
     _, folder = bert(hidden_size=32)
     with pytest.raises(ValueError, match=r"BERT is 32 wide and BEiT 48: .*base with base"):
         convert(path, tmp_path / "ours", text=str(folder))
-    with pytest.raises(ValueError, match=r"this is no BERT .* such as blocks.0"):
+    with pytest.raises(ValueError, match=r"this is not a BERT .* include blocks.0"):
         convert(path, tmp_path / "ours", text=str(path))
     recipe = Recipe("x", VLMoConfig(), PairsConfig())
     with pytest.raises(ValueError, match="train the recipe with --start-from"):
@@ -334,8 +333,8 @@ def test_bert_of_another_width(bert: Callable[..., tuple[BertForMaskedLM, Path]]
 
 @pytest.mark.parametrize("source", ["file", "folder"])
 @pytest.mark.parametrize("kind", ["beit_ft", "beit_mim"])
-def test_a_start_for_stages_two_and_three(source: str, kind: str, tmp_path: Path) -> None:
-    """At another resolution: the released loader writes rows into the wrong places there."""
+def test_init_of_stages_two_and_three(source: str, kind: str, tmp_path: Path) -> None:
+    """The resolution differs; the official loader puts the rows of the table in the wrong order then."""
     path = checkpoint(tmp_path / "beit.pth", state(kind))
     report = read_checkpoint(path)
     if source == "folder":
@@ -374,31 +373,31 @@ TABLE = "blocks.2.attn.relative_position_bias_table"
         ("blocks.1.mlp.fc1.weight", torch.zeros(96, 48), "do not have the shapes of its model"),
     ],
 )
-def test_what_cannot_be_read(name: str, tensor: Tensor | None, message: str, tmp_path: Path) -> None:
+def test_invalid_tensors_are_refused(name: str, tensor: Tensor | None, message: str, tmp_path: Path) -> None:
     path = checkpoint(tmp_path / "beit.pth", change(state("beit_ft"), name, tensor))
     with pytest.raises(ValueError, match=message):
         load(path)
 
 
-def test_no_positions_at_all(tmp_path: Path) -> None:
+def test_missing_positions(tmp_path: Path) -> None:
     tensors = {name: value for name, value in state("beit_ft").items() if "relative" not in name}
     with pytest.raises(ValueError, match="this BEiT has no positions of patches"):
         load(checkpoint(tmp_path / "beit.pth", tensors))
 
 
-def test_what_is_unexpected_is_told(tmp_path: Path) -> None:
+def test_unexpected_tensors_are_reported(tmp_path: Path) -> None:
     """BEiT v2's self-supervised files hold a second head."""
     tensors = state("beit_mim") | {"cls_pt_layers.0.norm1.weight": torch.ones(48)}
     report: Report = convert(checkpoint(tmp_path / "beit.pth", tensors), tmp_path / "ours")
     assert dict(report.unexpected) == {"cls_pt_layers.0.norm1.weight": (48,)} and "UNEXPECTED: 1 tensor" in str(report)
 
 
-def test_arguments_of_its_training_beside_the_weights(tmp_path: Path) -> None:
-    """Its code stores them as they came from the command line: a class, of which only the fields are read."""
+def test_arguments_of_the_training_script(tmp_path: Path) -> None:
+    """The official code stores an argparse.Namespace, of which only the fields are read."""
     path = checkpoint(tmp_path / "beit.pth", state("beit_mim"), args=argparse.Namespace(lr=1e-3, model="beit_base"))
     assert isinstance(load(path).task, MaskedImage)
 
 
 @pytest.mark.parametrize(("rows", "side"), [(732, 14), (2212, 24), (52, 4)])
-def test_windows(rows: int, side: int) -> None:
-    assert window(rows) == side
+def test_table_side(rows: int, side: int) -> None:
+    assert table_side(rows) == side

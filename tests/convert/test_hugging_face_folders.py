@@ -1,4 +1,4 @@
-"""What transformers writes becomes a model folder, and what is written back transformers loads, bit for bit."""
+"""Folders of transformers become model folders, and the round trip is bit-identical."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("kind", "bridge"), [*((kind, "add") for kind in CLASSES), (CLASSES[1], "scaled_add"), (CLASSES[3], "interpolate")]
 )
-def test_there_and_back(
+def test_round_trip(
     kind: type, bridge: str, config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     theirs = folder_of(kind(config(link_tower_type=bridge)))
@@ -93,8 +93,8 @@ def test_a_transform_for_each_layer(
 
 
 @pytest.mark.parametrize("case", ["add_shared", "interpolate_unshared", "scaled_add"])
-def test_stored_ones(case: str, tokenizer: str, tmp_path: Path) -> None:
-    """They hold two heads; the class for the richer one reads what is written, and leaves the other aside."""
+def test_stored_models(case: str, tokenizer: str, tmp_path: Path) -> None:
+    """Each has two heads; a class of transformers loads one of them and ignores the other."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     shutil.copy(GOLDEN / case / "config.json", theirs)
@@ -107,24 +107,25 @@ def test_stored_ones(case: str, tokenizer: str, tmp_path: Path) -> None:
     report = convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
     written, given = tensors(tmp_path / "back"), tensors(theirs)
     assert same(given, written), (given.keys() ^ written.keys(), report)
-    with pytest.raises(ValueError, match=r"tokenizer knows 261 tokens, the model only (120|90);"):
+    with pytest.raises(ValueError, match=r"tokenizer has 261 tokens, the model only (120|90);"):
         convert(theirs, tmp_path / "other", tokenizer=tokenizer)
 
 
-def test_tokenizer_and_pictures_go_along(contrastive: Path, tmp_path: Path) -> None:
+def test_tokenizer_and_preprocessing_are_converted(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
     processor = hub.load(tmp_path / "ours").processor
     theirs = AutoTokenizer.from_pretrained(tmp_path / "back")
     for text in ("a cat", "two  cats, one dog!", "Zürich"):
         assert processor.text.encode(text).ids.tolist() == theirs(text)["input_ids"]
-    processor = BridgeTowerImageProcessorPil.from_pretrained(tmp_path / "back")
-    shown = processor(Image.open(io.BytesIO(png_image(3, 48))).convert("RGB"), return_tensors="pt")["pixel_values"][0]
-    assert (shown - processor.image(png_image(3, 48), np.random.default_rng(0))).abs().max() < 1e-5
+    their_processor = BridgeTowerImageProcessorPil.from_pretrained(tmp_path / "back")
+    image = Image.open(io.BytesIO(png_image(3, 48))).convert("RGB")
+    expected = their_processor(image, return_tensors="pt")["pixel_values"][0]
+    assert (expected - processor.image(png_image(3, 48), np.random.default_rng(0))).abs().max() < 1e-5
     assert processor.text.length == 38
 
 
-def test_what_is_loaded_is_what_was_converted(contrastive: Path, tmp_path: Path) -> None:
+def test_load_equals_convert(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     at_once, ours, again = load(contrastive), hub.load(tmp_path / "ours"), load(tmp_path / "ours")
     for one in (at_once, again):
@@ -133,7 +134,7 @@ def test_what_is_loaded_is_what_was_converted(contrastive: Path, tmp_path: Path)
         assert one.processor.text.encode("a dog").ids.tolist() == ours.processor.text.encode("a dog").ids.tolist()
 
 
-def test_parts_and_pickles(
+def test_shards_and_pickles(
     config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     theirs = folder_of(BridgeTowerForMaskedLM(config()), max_shard_size="300KB")
@@ -156,11 +157,11 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> Path:
     return folder
 
 
-def test_nothing_is_lost_in_silence(contrastive: Path, tmp_path: Path) -> None:
+def test_unexpected_tensors_are_reported(contrastive: Path, tmp_path: Path) -> None:
     edit(contrastive, lambda content: content.update({"a_new.part": torch.ones(2, 3)}))
     report = convert(contrastive, tmp_path / "ours")
     assert report.unexpected == {"a_new.part": (2, 3)}
-    assert "UNEXPECTED: 1 tensor that this kind of model does not have" in str(report)
+    assert "UNEXPECTED: 1 tensor, which this kind of model does not have" in str(report)
     assert "a_new.part 2 x 3" in str(report)
     assert {"itm_head.weight": (2, 128), "itm_head.bias": (2,)}.items() <= report.new.items()
     said = json.loads((tmp_path / "ours" / FILE).read_text())
@@ -168,24 +169,24 @@ def test_nothing_is_lost_in_silence(contrastive: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["bridgetower.token_type_embeddings.weight", "itc_text_head.fc.bias", "logit_scale"])
-def test_a_missing_tensor(name: str, contrastive: Path, tmp_path: Path) -> None:
+def test_missing_tensor(name: str, contrastive: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"theirs lacks 1 tensors of the model, such as \S+ .*not complete"):
         convert(edit(contrastive, lambda content: content.pop(name)), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
 
 
-def test_another_shape(contrastive: Path, tmp_path: Path) -> None:
+def test_wrong_shape(contrastive: Path, tmp_path: Path) -> None:
     name = "bridgetower.cross_modal_text_pooler.dense.bias"
     with pytest.raises(ValueError, match=r"do not have the shapes of its model: (?s:.*)poolers.text.bias"):
         convert(edit(contrastive, lambda content: content.update({name: torch.ones(7)})), tmp_path / "ours")
 
 
-def test_half_precision_is_told(contrastive: Path, tmp_path: Path) -> None:
+def test_half_precision_is_reported(contrastive: Path, tmp_path: Path) -> None:
     edit(contrastive, lambda content: content.update({name: tensor.half() for name, tensor in content.items()}))
     assert "note: float16 became float32" in str(convert(contrastive, tmp_path / "ours"))
 
 
-def test_without_what_was_kept_the_pooler_is_zero(contrastive: Path, tmp_path: Path) -> None:
+def test_pooler_is_zero_without_the_kept_tensors(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     (tmp_path / "ours" / "unused.safetensors").unlink()
     report = convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
@@ -215,10 +216,10 @@ def test_without_what_was_kept_the_pooler_is_zero(contrastive: Path, tmp_path: P
         ("vision_config.patch_size", [8, 16], r"patch_size \[8, 16\]"),
         ("num_layers", 6, "num_layers 6, a field of the first revisions.*it reads num_hidden_layers"),
         ("image_token_type_idx", 2, "image_token_type_idx 2"),
-        ("model_type", "blip", "holds a blip; known are"),
+        ("model_type", "blip", "holds a blip; supported are"),
     ],
 )
-def test_a_config_that_will_not_do(
+def test_unsupported_configs_are_refused(
     field: str, value: Any, said: str, change: Callable[[str, Any], Path], tmp_path: Path
 ) -> None:
     folder = change(field, value)
@@ -244,7 +245,7 @@ def test_fields_without_effect(field: str, value: Any, change: Callable[[str, An
     assert load(change(field, value)).recipe.model == model
 
 
-def test_tied_words(config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path]) -> None:
+def test_tied_word_embeddings(config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path]) -> None:
     theirs = folder_of(BridgeTowerForMaskedLM(config(tie_word_embeddings=True)))
     state = load(theirs).task.state_dict()
     assert torch.equal(state["mlm_head.decoder.weight"], state["model.text_tower.words.word.weight"])
@@ -253,19 +254,19 @@ def test_tied_words(config: Callable[..., BridgeTowerConfig], folder_of: Callabl
 @pytest.mark.parametrize(
     ("said", "size", "length"), [({"size": 32, "max_text_len": 20}, 32, 20), ({"size": {"shortest_edge": 64}}, 32, 38)]
 )
-def test_what_the_processor_says(said: dict[str, Any], size: int, length: int, contrastive: Path) -> None:
+def test_processor_config(said: dict[str, Any], size: int, length: int, contrastive: Path) -> None:
     (contrastive / "preprocessor_config.json").write_text(json.dumps(said))
     processor = load(contrastive).processor
     assert processor.image.size == (size, size) and processor.text.length == length
 
 
-def test_a_destination_is_not_overwritten(contrastive: Path, tmp_path: Path) -> None:
+def test_destination_is_not_overwritten(contrastive: Path, tmp_path: Path) -> None:
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.tex").write_text("x")
-    with pytest.raises(ValueError, match="precious holds other things"):
+    with pytest.raises(ValueError, match="precious holds other files"):
         convert(contrastive, tmp_path / "precious")
     for destination in (contrastive, tmp_path):
-        with pytest.raises(ValueError, match="holds other things"):
+        with pytest.raises(ValueError, match="holds other files"):
             convert(contrastive, destination)
     convert(contrastive, tmp_path / "ours")
     with pytest.raises(ValueError, match=r"would replace .*ours itself"):
@@ -276,7 +277,7 @@ def test_a_destination_is_not_overwritten(contrastive: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
-def test_what_transformers_does_not_have(contrastive: Path, tmp_path: Path) -> None:
+def test_unsupported_models(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     loaded = hub.load(tmp_path / "ours")
     meter = replace(loaded.recipe, model=replace(loaded.recipe.model, bridge="none"))
@@ -290,8 +291,10 @@ def test_what_transformers_does_not_have(contrastive: Path, tmp_path: Path) -> N
     changed = hub.with_tokenizer(replace(loaded.recipe, task=plain), tmp_path / "ours")
     hub.save(tmp_path / "plain", plain.build(changed.model.build()), changed)
     report = convert(tmp_path / "plain", tmp_path / "back", to="huggingface")
-    assert "contrast is left out: transformers has none without a head for fused vectors, without biases" in str(report)
-    assert "itc_heads.0.logit_scale" in report.unused
+    assert "the ITC head is dropped: transformers has none without a head for fused embeddings, without biases" in str(
+        report
+    )
+    assert "itc_heads.0.logit_scale" in report.dropped
     kind = BridgeTowerForImageAndTextRetrieval
     _, found = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
     assert not found["missing_keys"] and all(name.startswith("mlm_score.") for name in found["unexpected_keys"])

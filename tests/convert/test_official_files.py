@@ -1,4 +1,4 @@
-"""Official checkpoints say by their names and shapes what they are, and nothing of them is lost."""
+"""Official BridgeTower and METER checkpoints are recognized by names and shapes, and every tensor is accounted for."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from transformers import BridgeTowerForMaskedLM
 
 from dualfuse import hub
 from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_checkpoint
-from dualfuse.convert.load import load
-from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head, kind_of, to_official
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_official import KINDS, PAIRS, Kind, itm_to_rank, kind_of, rank_to_itm
+from dualfuse.convert.load import load, read_checkpoint
+from dualfuse.convert.rename import export_tensors, import_tensors
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
@@ -30,7 +29,7 @@ DEAD |= {f"text_transformer.{name}" for name in ("embeddings.position_ids", "poo
 
 
 def tokens(folder: Path) -> str:
-    """The vocabulary of the stored model is smaller than bytes: special tokens alone."""
+    """Write a tokenizer with the special tokens only, since the stored model has fewer tokens than bytes."""
     (small := folder / "small").mkdir()
     (small / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}')
     (small / "merges.txt").write_text("")
@@ -76,7 +75,7 @@ def test_pre_training(official: Callable[..., Path], tmp_path: Path) -> None:
     assert load_file(tmp_path / "ours" / "unused.safetensors").keys() == {"text_pooler.weight", "text_pooler.bias"}
 
 
-def test_retrieval_by_contrast(official: Callable[..., Path], tmp_path: Path) -> None:
+def test_retrieval_with_itc(official: Callable[..., Path], tmp_path: Path) -> None:
     loaded = load(official("itm_score", "itc_", "link_tower"), tokenizer=tokens(tmp_path))
     assert isinstance(loaded.task, Pairs) and loaded.task.can_match
     cfg = loaded.task.cfg
@@ -85,16 +84,18 @@ def test_retrieval_by_contrast(official: Callable[..., Path], tmp_path: Path) ->
     assert loaded.task.state_dict()["itc_heads.0.temperature"].tolist() == pytest.approx([0.07])
 
 
-def test_retrieval_by_rank(official: Callable[..., Path], tmp_path: Path) -> None:
+def test_retrieval_with_rank_output(official: Callable[..., Path], tmp_path: Path) -> None:
     path = official("itm_score", "rank_output", **SAID)
-    foreign = read_checkpoint(path, tokens(tmp_path))
+    checkpoint = read_checkpoint(path, tokens(tmp_path))
     theirs = read(path)
-    assert {"itm_score.fc.weight", "itm_score.fc.bias"} <= foreign.report.unused.keys()
+    assert {"itm_score.fc.weight", "itm_score.fc.bias"} <= checkpoint.report.unused.keys()
     x = torch.randn(3, 128)
-    logits = x @ foreign.tensors["itm_head.weight"].T + foreign.tensors["itm_head.bias"]
+    logits = x @ checkpoint.tensors["itm_head.weight"].T + checkpoint.tensors["itm_head.bias"]
     rank = x @ theirs["rank_output.weight"].T + theirs["rank_output.bias"]
     torch.testing.assert_close(logits[:, 1] - logits[:, 0], rank[:, 0])
-    assert foreign.recipe.data.preprocess == OFFICIAL_CLIP and "its log-odds are the rank score" in str(foreign.report)
+    assert checkpoint.recipe.data.preprocess == OFFICIAL_CLIP and "its log-odds are the rank score" in str(
+        checkpoint.report
+    )
 
 
 @pytest.mark.parametrize("gates", [(), ("_gate.",)])
@@ -123,15 +124,13 @@ HEADS = {
 
 
 @pytest.mark.parametrize("kind", (PAIRS, *KINDS), ids=lambda kind: kind.name)
-def test_names_there_and_back(kind: Kind, official: Callable[..., Path]) -> None:
+def test_names_round_trip(kind: Kind, official: Callable[..., Path]) -> None:
     theirs = read(official(*HEADS[kind.name]))
     assert kind_of(theirs) == kind
-    found = sort(theirs, kind.layout)
+    found = import_tensors(theirs, kind.layout)
     assert not found.unexpected and all(tensor.ndim for tensor in found.tensors.values())
-    ours = found.tensors
-    if kind.name == "ranking":
-        ours = as_match_head(ours)
-    back = to_official(ours, found.kept, kind)
+    ours = itm_to_rank(rank_to_itm(found.tensors)) if kind.name == "ranking" else found.tensors
+    back = export_tensors(ours, kind.layout, found.kept).tensors
     dead = found.unused.keys() - back.keys()
     assert back.keys() == theirs.keys() - dead
     assert all(back[name].shape == theirs[name].shape and torch.equal(back[name], theirs[name]) for name in back)
@@ -141,7 +140,7 @@ def test_names_there_and_back(kind: Kind, official: Callable[..., Path]) -> None
 @pytest.mark.parametrize(
     ("name", "module", "numbers"),
     [
-        ("vqa", "dualfuse.tasks.finetune.vqa", {"answers": 13, "hidden_scale": 2.0}),
+        ("vqa", "dualfuse.tasks.finetune.vqa", {"num_answers": 13, "hidden_scale": 2.0}),
         ("nlvr2", "dualfuse.tasks.finetune.nlvr2", {"hidden_scale": 1.5}),
         ("entailment", "dualfuse.tasks.finetune.entailment", {"hidden_scale": 2.0}),
     ],
@@ -157,21 +156,21 @@ def test_fine_tuned(
     assert isinstance(model, BridgeTowerConfig) and model.image_slots == (2 if name == "nlvr2" else 1)
 
 
-def test_several_tasks_in_one(official: Callable[..., Path], tokenizer: str) -> None:
+def test_heads_of_several_tasks_are_refused(official: Callable[..., Path], tokenizer: str) -> None:
     with pytest.raises(ValueError, match="has vqa_classifier and snli_classifier; a published one has a single task"):
         load(official("vqa_", "snli_", "link_tower"), tokenizer=tokenizer)
 
 
-def test_another_image_tower(official: Callable[..., Path], tokenizer: str) -> None:
+def test_other_image_towers_are_refused(official: Callable[..., Path], tokenizer: str) -> None:
     path = official("itm_score")
     content = read(path)
     content["vit_model.patch_embed.proj.weight"] = content.pop("vit_model.visual.conv1.weight")
     torch.save({"state_dict": content}, path)
-    with pytest.raises(ValueError, match=r"image tower of .*official.ckpt is not CLIP's \(METER also came with Swin\)"):
+    with pytest.raises(ValueError, match=r"image tower of .*official.ckpt is not CLIP's \(METER also has Swin\)"):
         load(path, tokenizer=tokenizer)
 
 
-def test_without_tokenizer(official: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_tokenizer(official: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     with pytest.raises(
@@ -189,14 +188,14 @@ def test_official_to_hugging_face(official: Callable[..., Path], tmp_path: Path)
     pooler = "pooler.dense.weight"
     assert torch.equal(written[f"bridgetower.text_model.{pooler}"], given[f"text_transformer.{pooler}"])
     said = str(report)
-    for note in ("contrast is left out", "epsilon of the cross-modal layers was 1e-12", "fitted by 'squash'"):
+    for note in ("the ITC head is dropped", "epsilon of the cross-modal layers was 1e-12", "resized by 'squash'"):
         assert note in said
     _, found = BridgeTowerForMaskedLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
     assert not found["missing_keys"]
 
 
-def test_the_same_every_time(official: Callable[..., Path], tmp_path: Path) -> None:
-    """What is new is drawn with a seed of its own, and the program's is not touched."""
+def test_new_tensors_are_reproducible(official: Callable[..., Path], tmp_path: Path) -> None:
+    """New tensors are drawn with the recipe's seed, and the program's random state is not changed."""
     path, small = official("itm_score", "link_tower", **SAID), tokens(tmp_path)
     torch.manual_seed(1)
     one = load(path, tokenizer=small).task.state_dict()
@@ -208,7 +207,7 @@ def test_the_same_every_time(official: Callable[..., Path], tmp_path: Path) -> N
     assert one["mlm_head.dense.weight"].std() > 0
 
 
-def test_heads_of_64_channels_without_hyper_parameters(official: Callable[..., Path], tmp_path: Path) -> None:
-    foreign = read_checkpoint(official("itm_score", "link_tower"), tokens(tmp_path))
-    assert foreign.recipe.model == replace(foreign.recipe.model, heads=1)
-    assert "no hyper-parameters in the file" in str(foreign.report)
+def test_default_heads_have_64_channels(official: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = read_checkpoint(official("itm_score", "link_tower"), tokens(tmp_path))
+    assert checkpoint.recipe.model == replace(checkpoint.recipe.model, heads=1)
+    assert "no hyper-parameters in the file" in str(checkpoint.report)

@@ -1,4 +1,4 @@
-"""Official VLMo checkpoints of every kind say what they are, and come back bit by bit."""
+"""Official VLMo checkpoints of every kind are recognized, and the round trip is bit-identical."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from dualfuse import hub
-from dualfuse.convert.build import Converted
-from dualfuse.convert.convert import convert
-from dualfuse.convert.foreign import read_checkpoint
-from dualfuse.convert.load import load
-from dualfuse.convert.rename import sort
+from dualfuse.convert.checkpoint import Converted
+from dualfuse.convert.convert import convert, write_checkpoint
+from dualfuse.convert.formats.vlmo_official import INDICES, Kind, kind_of, layout
+from dualfuse.convert.formats.vlmo_official_config import recipe_of, relative_sizes
+from dualfuse.convert.load import load, read_checkpoint
+from dualfuse.convert.rename import export_tensors, import_tensors
 from dualfuse.convert.report import Report
-from dualfuse.convert.vlmo import INDICES, Kind, kind_of, layout, to_official
-from dualfuse.convert.vlmo_config import recipe_of, relative_sizes
-from dualfuse.convert.write_official import write_official
 from dualfuse.data.text.tokenizer import BERT_SPECIAL
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.layers.relative_bias import resize_table
@@ -100,7 +98,7 @@ TASKS: dict[str, TaskConfig] = {
 
 
 @pytest.mark.parametrize(("kind", "variant"), VARIANTS)
-def test_there_and_back(kind: str, variant: str, official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
+def test_round_trip(kind: str, variant: str, official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
     theirs = state(kind, variant) | {"text_embeddings.position_ids": torch.arange(12)[None]}
     if variant == "rel":
         sizes = zip(INDICES, (17, 12, 29), strict=True)
@@ -136,7 +134,9 @@ def golden(variant: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 @torch.no_grad()
 @pytest.mark.parametrize("kind", ["pairs", "retrieval"])
 @pytest.mark.parametrize("variant", ["rel", "abs"])
-def test_vectors_of_the_released_code(kind: str, variant: str, official: Callable[..., Path], tokenizer: str) -> None:
+def test_embeddings_equal_the_official_code(
+    kind: str, variant: str, official: Callable[..., Path], tokenizer: str
+) -> None:
     task = load(official(state(kind, variant), **SAID), tokenizer=tokenizer).task
     inputs, outputs = golden(variant)
     assert isinstance(task, Pairs) and task.can_search and task.can_match == (kind == "pairs")
@@ -149,7 +149,7 @@ def test_vectors_of_the_released_code(kind: str, variant: str, official: Callabl
 
 
 @torch.no_grad()
-def test_the_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
+def test_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
     loaded = load(official(state("text"), **SAID), tokenizer=tokenizer)
     task, outputs = loaded.task, load_file(VLMO / "beit_stage2_outputs.safetensors")
     assert isinstance(task, MaskedText) and loaded.recipe.optim.warmup == 2500
@@ -179,27 +179,27 @@ PUBLISHED: list[tuple[str, int, TaskConfig]] = [
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("name", "side", "task"), PUBLISHED, ids=lambda value: value if isinstance(value, str) else "")
-def test_every_published_file_by_its_shapes_alone(size: str, name: str, side: int, task: TaskConfig) -> None:
-    """Plain dictionaries of tensors, with no word of how they were trained."""
+def test_published_files_are_recognized_by_shapes(size: str, name: str, side: int, task: TaskConfig) -> None:
+    """They are plain dictionaries of tensors, without hyper-parameters."""
     model = replace(SIZES[size], image_size=(side, side), image_slots=2 if name == "nlvr2" else 1)
     if name == "stage2":
         model = replace(model, vl_expert_start=model.depth)
     with torch.device("meta"):
         made = Converted(task.build(model.build()), Recipe(name, model, task), {}, Report("made", {}))
-        theirs = write_official(made).tensors
+        theirs = write_checkpoint(made, "official").tensors
     rows = {224: 1126, 384: 2606, 480: 3878}[side]
     assert (size == "base_plus") != (theirs.get("relative_position_bias_table", torch.empty(0)).shape[0] == rows)
     theirs = {name: tensor for name, tensor in theirs.items() if name not in INDICES}
     kind = kind_of(theirs)
-    found = sort(theirs, layout(kind, relative=model.positions == "relative"))
+    found = import_tensors(theirs, layout(kind, relative=model.positions == "relative"))
     assert not found.unexpected
     recipe = recipe_of(found.tensors, {}, kind, {}, "read")
     assert (recipe.model, recipe.task) == (model, task)
     assert recipe.data.text_length == (196 if name == "stage2" else 40)
 
 
-def test_what_we_trained_becomes_a_file_that_the_released_loader_can_resize(tmp_path: Path) -> None:
-    """It cuts positions of words, and asks for the indices at another resolution; none of it is trained."""
+def test_written_file_has_the_buffers_of_the_official_loader(tmp_path: Path) -> None:
+    """The loader reads word positions, and the indices at another resolution; neither is trained."""
     model = VLMoConfig(32, 2, 2, 1, 8, (32, 32), text_length=20)
     recipe = Recipe("mine", model, PairsConfig())
     recipe = replace(recipe, data=replace(recipe.data, image_size=(32, 32), text_length=9))
@@ -231,20 +231,20 @@ def test_what_we_trained_becomes_a_file_that_the_released_loader_can_resize(tmp_
         (
             VLMoConfig(32, 2, 2, 1),
             PairsConfig(itc_head=ITCHeadConfig(16, bias=True)),
-            "biases, no projections to a width",
+            "biases, no ITC projections to a width",
         ),
-        (VLMoConfig(32, 2, 2, 1), MaskedImageConfig(), "this is a VLMoConfig for MaskedImageConfig"),
+        (VLMoConfig(32, 2, 2, 1), MaskedImageConfig(), "none of which stores a VLMoConfig for MaskedImageConfig"),
     ],
 )
-def test_what_the_official_code_cannot_hold(model: VLMoConfig, task: TaskConfig, message: str) -> None:
+def test_unsupported_models_are_refused(model: VLMoConfig, task: TaskConfig, message: str) -> None:
     with torch.device("meta"):
         made = Converted(task.build(model.build()), Recipe("x", model, task), {}, Report("made", {}))
     with pytest.raises(ValueError, match=message):
-        write_official(made)
+        write_checkpoint(made, "official")
 
 
-def test_resized_as_the_released_loader_does() -> None:
-    """A file of 224 pixels and one of 384: the table that their loader made is read with the right window."""
+def test_resized_tables_equal_the_official_loader() -> None:
+    """The grid is inferred from the tables that the official loader made for other resolutions."""
     resized = load_file(VLMO / "resize.safetensors")
     for name, side in (("rel224.src_table", 14), ("rel224.dst_table_384", 24), ("rel224.dst_table_480", 30)):
         assert relative_sizes(len(resized[name]), {}, {}) == (side, 196)
@@ -252,20 +252,20 @@ def test_resized_as_the_released_loader_does() -> None:
         assert_close(table, resized[name], atol=1e-5, rtol=1e-5)
     indexed = {INDICES[0]: torch.zeros(17, 17)}
     assert relative_sizes(94, indexed, {}) == (4, 20)
-    with pytest.raises(ValueError, match=r"94 rows, .*must tell max_text_len_of_initckpt"):
+    with pytest.raises(ValueError, match=r"94 rows, .*must have max_text_len_of_initckpt"):
         relative_sizes(94, {}, {})
 
 
 @pytest.mark.parametrize("wrapper", ["", "state_dict", "module"])
-def test_wrapped_as_each_framework_does(wrapper: str, tokenizer: str, tmp_path: Path) -> None:
+def test_wrappers_of_frameworks(wrapper: str, tokenizer: str, tmp_path: Path) -> None:
     tensors = state("pairs") | {INDICES[0]: torch.zeros(17, 17)}
     prefix = "module." if wrapper == "module" else ""
     named = {prefix + name: tensor for name, tensor in tensors.items()}
     path = tmp_path / "vlmo_base_patch16_224.pt"
     torch.save({wrapper: named, "optimizer": {}} if wrapper else named, path)
-    foreign = read_checkpoint(path, tokenizer)
-    assert foreign.report.used.keys() | foreign.report.unused.keys() == tensors.keys()
-    assert foreign.recipe.name == "vlmo_base_patch16_224"
+    checkpoint = read_checkpoint(path, tokenizer)
+    assert checkpoint.report.used.keys() | checkpoint.report.unused.keys() == tensors.keys()
+    assert checkpoint.recipe.name == "vlmo_base_patch16_224"
 
 
 @pytest.mark.parametrize(
@@ -278,7 +278,7 @@ def test_wrapped_as_each_framework_does(wrapper: str, tokenizer: str, tmp_path: 
         ("pairs", {"text_embeddings.word_embeddings.weight": None}, "no model.words.word.weight"),
     ],
 )
-def test_files_that_are_not_complete(
+def test_incomplete_files_are_refused(
     kind: str, change: dict[str, Tensor | None], message: str, official: Callable[..., Path], tokenizer: str
 ) -> None:
     tensors = {name: tensor for name, tensor in (state(kind) | change).items() if tensor is not None}
@@ -286,12 +286,14 @@ def test_files_that_are_not_complete(
         load(official(tensors, **SAID), tokenizer=tokenizer)
 
 
-def test_number_of_heads_without_shape_that_tells(official: Callable[..., Path], tokenizer: str) -> None:
-    with pytest.raises(ValueError, match=r"into how many heads the width 48 is split: known are 544, 768, 1024"):
+def test_unknown_number_of_heads(official: Callable[..., Path], tokenizer: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"attention heads for the width 48 is unknown: published widths are 544, 768, 1024"
+    ):
         load(official(state("pairs", "abs")), tokenizer=tokenizer)
 
 
-def test_unexpected_tensors_are_told(official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
+def test_unexpected_tensors_are_reported(official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
     tensors = state("vqa") | {"snli_classifier.0.weight": torch.zeros(2, 2), "itm_score.fc.weight": torch.zeros(2, 48)}
     report = convert(official(tensors, **SAID), tmp_path / "ours", tokenizer=tokenizer)
     assert set(report.unexpected) == {"snli_classifier.0.weight"} and "itm_score.fc.weight" in report.unused
@@ -303,14 +305,14 @@ class Trap:
         return os.system, ("true",)
 
 
-def test_a_file_that_runs_code(tmp_path: Path) -> None:
+def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": state("pairs"), "callbacks": [Trap()]}, tmp_path / "vlmo.ckpt")
     with pytest.raises(ValueError, match=r"vlmo.ckpt asks for posix.system"):
         load(tmp_path / "vlmo.ckpt")
 
 
-def test_tensors_without_official_name() -> None:
+def test_tensors_without_official_name_are_refused() -> None:
     kinds: tuple[Kind, ...] = ("pairs", "vqa")
     for kind in kinds:
-        with pytest.raises(ValueError, match=r"no name for head\.weight"):
-            to_official({"head.weight": torch.zeros(2)}, {}, kind, relative=True)
+        with pytest.raises(ValueError, match=r"no name for 1 tensors of the model: head\.weight"):
+            export_tensors({"head.weight": torch.zeros(2)}, layout(kind, relative=True))

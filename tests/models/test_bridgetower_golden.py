@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from dualfuse.convert.hugging_face import layout
-from dualfuse.convert.hugging_face_config import read_config
-from dualfuse.convert.rename import rename, sort
+from dualfuse.convert.formats.bridgetower_hf import layout
+from dualfuse.convert.formats.bridgetower_hf_config import read_config
+from dualfuse.convert.rename import import_tensors, rename
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ITCHeadConfig, normalize
 from dualfuse.losses.itm import itm_loss
@@ -38,7 +38,7 @@ class Golden:
         self.norms = json.loads((folder / "grad_norms.json").read_text())
         self.recorded = CASES[case]["outputs"]
         self.layout = layout(self.said.model.bridge)
-        self.weights = sort(load_file(folder / "state_dict.safetensors"), self.layout)
+        self.weights = import_tensors(load_file(folder / "state_dict.safetensors"), self.layout)
         self.has_contrast = "itc" in self.norms
 
     def task(self, **weights: float) -> Pairs:

@@ -19,9 +19,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from dualfuse.convert.hugging_face import PREFIX, layout
-from dualfuse.convert.hugging_face_config import read_config
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_hf import PREFIX, layout
+from dualfuse.convert.formats.bridgetower_hf_config import read_config
+from dualfuse.convert.rename import import_tensors
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.losses.itm import itm_loss
 from dualfuse.models.base import Tokens
@@ -71,7 +71,7 @@ def ours(model: PreTrainedModel, **weights: float) -> Pairs:
     """Return a task with the weights of a model of transformers; heads that it lacks keep their own."""
     cfg = read_config(model.config.to_dict(), {}).model
     prefix = "" if isinstance(model, BridgeTowerModel) else PREFIX
-    found = sort(model.state_dict(), layout(cfg.bridge, prefix))
+    found = import_tensors(model.state_dict(), layout(cfg.bridge, prefix))
     assert not found.unexpected
     projection = ITCHeadConfig(CONTRAST_WIDTH, bias=True, fused=bool(weights.get("itc_weight")))
     cfg_of_task = PairsConfig(

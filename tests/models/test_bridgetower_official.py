@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dualfuse.convert.official import KINDS, PAIRS, Kind, as_match_head
-from dualfuse.convert.official_config import model_of
-from dualfuse.convert.rename import rename, sort
+from dualfuse.convert.formats.bridgetower_official import KINDS, PAIRS, Kind, model_of, rank_to_itm
+from dualfuse.convert.rename import import_tensors, rename
 from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.heads import ClassificationHead, ITCHeadConfig
 from dualfuse.losses.hard_negatives import sample_negatives
@@ -63,7 +62,7 @@ def kind(name: str) -> Kind:
 
 
 def weights(of: Kind = PAIRS) -> dict[str, Tensor]:
-    return sort(STATE, of.layout).tensors
+    return import_tensors(STATE, of.layout).tensors
 
 
 def model(cfg: BridgeTowerConfig = OFFICIAL) -> BridgeTower:
@@ -237,7 +236,7 @@ def test_two_pictures() -> None:
 def test_ranking() -> None:
     """The rank of a text for an image is the log-odds of the match head it becomes."""
     made = replace(TASK, itc_weight=0.0, mlm_weight=0.0).build(OFFICIAL.build()).eval()
-    given = as_match_head(weights(kind("ranking")))
+    given = rank_to_itm(weights(kind("ranking")))
     missing = made.load_state_dict({name: given[name] for name in made.state_dict() if name in given}, strict=False)
     assert all(name.startswith(("itc_heads.", "mlm_head.")) for name in missing.missing_keys)
     ids = torch.cat([INPUTS["input_ids"][:, None], INPUTS["false_text_ids"]], dim=1)

@@ -9,9 +9,9 @@ import torch
 import transformers
 from torch import nn
 
-from dualfuse.convert.hugging_face import layout
-from dualfuse.convert.hugging_face_config import read_config
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_hf import layout
+from dualfuse.convert.formats.bridgetower_hf_config import read_config
+from dualfuse.convert.rename import import_tensors
 from dualfuse.layers.heads import MLMHead
 from dualfuse.models.bridgetower import BridgeTower, BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
@@ -98,7 +98,7 @@ def test_base_size_against_transformers() -> None:
             nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.1)
     with torch.device("meta"):
         model = read_config(theirs.config.to_dict(), {}).model.build().eval()
-    tensors = sort(theirs.state_dict(), layout("add", "")).tensors
+    tensors = import_tensors(theirs.state_dict(), layout("add", "")).tensors
     model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()}, assign=True)
     mask = torch.arange(50) < torch.tensor([50, 7])[:, None]
     ids = torch.randint(3, 50_265, (2, 50)).masked_fill(~mask, 1)

@@ -12,8 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dualfuse.recipe import Optim
+from dualfuse.tensor_files import describe_file
 from dualfuse.training.checkpoint import latest, restore, save
-from dualfuse.training.file_kind import describe
 from dualfuse.training.optim import build_optimizer
 
 
@@ -256,15 +256,15 @@ def test_describe(tmp_path: Path, saved: Path) -> None:
     def described(content: bytes) -> str:
         path = tmp_path / "file"
         path.write_bytes(content)
-        return describe(path)
+        return describe_file(path)
 
     torch.save({}, tmp_path / "model.pt")
-    assert describe(tmp_path / "model.pt").startswith("a zip archive, as torch.save writes")
+    assert describe_file(tmp_path / "model.pt").startswith("a zip archive, as torch.save writes")
     with zipfile.ZipFile(tmp_path / "empty.zip", "w") as archive:
         archive.writestr("a", "b")
-    assert describe(tmp_path / "empty.zip").startswith("a zip archive")
+    assert describe_file(tmp_path / "empty.zip").startswith("a zip archive")
     torch.save({}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert describe(tmp_path / "old.pt").startswith("a Python pickle")
+    assert describe_file(tmp_path / "old.pt").startswith("a Python pickle")
     assert described(b"") == "an empty file (0 bytes)"
     assert described(b"\n<!DOCTYPE html><p>log in").startswith("an HTML page")
     assert described(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n").startswith(
@@ -272,6 +272,6 @@ def test_describe(tmp_path: Path, saved: Path) -> None:
     )
     assert described(b"hello") == "truncated or not a safetensors file (5 bytes)"
     size = (saved / "model.safetensors").stat().st_size
-    assert describe(saved / "model.safetensors") == f"a safetensors file ({size} of {size} bytes)"
-    assert describe(saved) == "a folder"
-    assert describe(tmp_path / "nowhere") == "not there"
+    assert describe_file(saved / "model.safetensors") == f"a safetensors file ({size} of {size} bytes)"
+    assert describe_file(saved) == "a folder"
+    assert describe_file(tmp_path / "nowhere") == "not there"

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 
 from dualfuse import hub
-from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.convert.load import read_checkpoint
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe

@@ -9,7 +9,7 @@ import pytest
 import torch
 from official_bridgetower import OFFICIAL
 
-from dualfuse.convert import official
+from dualfuse.convert.formats import bridgetower_official
 from dualfuse.convert.rename import rename
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.recipe import Optim
@@ -32,6 +32,6 @@ def test_the_six_groups_of_the_official_code() -> None:
     }
     theirs = {}
     for group in json.loads((GOLDEN / "optimizer_groups.json").read_text()):
-        renamed = rename(dict.fromkeys(group["params"], torch.zeros(1)), official.PAIRS.layout.names)
+        renamed = rename(dict.fromkeys(group["params"], torch.zeros(1)), bridgetower_official.PAIRS.layout.names)
         theirs |= dict.fromkeys(renamed.tensors, (group["lr"], group["weight_decay"]))
     assert len(theirs) > 250 and theirs == ours

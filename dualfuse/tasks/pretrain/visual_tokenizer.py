@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from dualfuse.data.pickled_module import read_pickled_module
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.dalle import DalleEncoder
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
-from dualfuse.tasks.frozen_model import load_frozen, read
+from dualfuse.tasks.frozen_model import load_frozen
+from dualfuse.tensor_files import read_weights
 
 
 @lru_cache(maxsize=2)
@@ -36,7 +36,7 @@ def _of_file(path: Path) -> VisualTokenizer:
         raise DualfuseError(
             f"{path} is neither a file nor a folder; a tokenizer is a model folder, or DALL-E's encoder.pkl"
         )
-    tensors = read(path) if path.suffix == ".safetensors" else read_pickled_module(path)
+    tensors = read_weights(path).tensors
     try:
         return DalleEncoder.of(tensors)
     except ValueError as error:

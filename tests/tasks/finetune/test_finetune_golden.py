@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.convert.official import KINDS
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_official import KINDS
+from dualfuse.convert.rename import import_tensors
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.tasks.finetune.classification import Classification, QuestionBatch, QuestionConfig
@@ -113,7 +113,7 @@ def test_bridgetower(name: str) -> None:
     folder = GOLDEN / "bridgetower_official"
     inputs, outputs, state = (load_file(folder / f"{part}.safetensors") for part in (*PARTS[:2], "state_dict"))
     tolerances = json.loads((folder / "manifest.json").read_text())["outputs"]
-    weights = sort(state, next(kind for kind in KINDS if kind.name == name).layout).tensors
+    weights = import_tensors(state, next(kind for kind in KINDS if kind.name == name).layout).tensors
     if len(images) == 2:
         weights["model.types.weight"] = state["nlvr2_token_type_embeddings"]
     task = loaded(cfg, replace(OFFICIAL, image_slots=len(images)), weights)

@@ -15,8 +15,8 @@ from tiny import BRIDGETOWER, MODEL, caption, png_image, tokenizer
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from dualfuse.convert.official import KINDS, as_match_head
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.bridgetower_official import KINDS, rank_to_itm
+from dualfuse.convert.rename import import_tensors
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
@@ -53,7 +53,7 @@ def task(cfg: RankingConfig, model: VLMoConfig | BridgeTowerConfig = BRIDGETOWER
 def test_scores_and_loss_as_recorded() -> None:
     """One true and three false texts for each of three images; the head becomes that of the converted checkpoint."""
     [kind] = [kind for kind in KINDS if kind.name == "ranking"]
-    given = as_match_head(sort(load_file(GOLDEN / "state_dict.safetensors"), kind.layout).tensors)
+    given = rank_to_itm(import_tensors(load_file(GOLDEN / "state_dict.safetensors"), kind.layout).tensors)
     inputs, outputs = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "outputs"))
     made = RankingConfig(num_negatives=3).build(OFFICIAL.build()).eval()
     made.load_state_dict({name: given[name] for name in made.state_dict()})

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
-from dualfuse.convert.foreign import read_checkpoint
+from dualfuse.convert.load import read_checkpoint
 from dualfuse.data.image.joint_crop import NOTHING
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.tasks.finetune.segmentation import Segmentation, SegmentationConfig

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
 
-from dualfuse.convert.beit import as_vlmo, official
-from dualfuse.convert.rename import sort
+from dualfuse.convert.formats.beit import official_layout, to_vlmo
+from dualfuse.convert.rename import import_tensors
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.models.vlmo import VLMoConfig
@@ -48,9 +48,9 @@ def task(monkeypatch: pytest.MonkeyPatch) -> MaskedImage:
     state = load_file(GOLDEN / "beit_stage2_state.safetensors")
     mine = {name.removeprefix("beit_mim."): value for name, value in state.items() if name.startswith("beit_mim.")}
     built = MaskedImageConfig(codes=31, patch=8, stride=4).build(TINY.build()).eval()
-    found = sort(mine, official(mine))
+    found = import_tensors(mine, official_layout(mine))
     assert not found.unexpected
-    lacking = built.load_state_dict(as_vlmo(found.tensors, TINY.text_length), strict=False)
+    lacking = built.load_state_dict(to_vlmo(found.tensors, TINY.text_length), strict=False)
     assert not lacking.unexpected_keys
     assert {"mask_token", "head.weight", "model.norm.weight"}.isdisjoint(lacking.missing_keys)
     assert not any("image" in name or "attention" in name for name in lacking.missing_keys)

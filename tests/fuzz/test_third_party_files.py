@@ -1,4 +1,4 @@
-"""Any file of weights gives tensors or a sentence, and none of its code is run."""
+"""Reading a damaged or hostile file of weights gives tensors or a ValueError, and runs none of its code."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from tiny import tokenizer
 from torch import nn
 
-from dualfuse.convert.foreign import read_checkpoint
-from dualfuse.convert.tensor_files import read_weights
-from dualfuse.data.pickled_module import read_pickled_module
+from dualfuse.convert.load import read_checkpoint
+from dualfuse.tensor_files import read_weights
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.0), "c": torch.ones(3, dtype=torch.float16)}
 
@@ -40,13 +39,13 @@ def scripted() -> bytes:
     return file.getvalue()
 
 
-FILES: dict[str, tuple[bytes, Callable[[Path], object]]] = {
+FILES: dict[str, bytes] = {
     "x.safetensors": (safetensors.torch.save(STATE), read_weights),
     "x.ckpt": (saved({"state_dict": STATE, "hyper_parameters": {"config": {"num_heads": 4}}}), read_weights),
     "old.bin": (saved(STATE, zipped=False), read_weights),
     "script.pt": (scripted(), read_weights),
-    "module.pkl": (saved(nn.Sequential(nn.Linear(2, 3))), read_pickled_module),
-    "old.pkl": (saved(nn.Sequential(nn.Linear(2, 3)), zipped=False), read_pickled_module),
+    "module.pkl": (saved(nn.Sequential(nn.Linear(2, 3))), read_weights),
+    "old.pkl": (saved(nn.Sequential(nn.Linear(2, 3)), zipped=False), read_weights),
 }
 
 
@@ -62,8 +61,8 @@ def test_damaged_files(name: str, folder: Path, data: st.DataObject) -> None:
 @pytest.mark.parametrize("name", [name for name, (whole, _) in FILES.items() if whole[:2] == b"PK"])
 @pytest.mark.filterwarnings("ignore")
 @given(data=st.data())
-def test_archives_whose_members_are_damaged(name: str, folder: Path, data: st.DataObject) -> None:
-    """With checksums that fit, so that it is the pickle that is read."""
+def test_archives_with_damaged_members(name: str, folder: Path, data: st.DataObject) -> None:
+    """The checksums fit, so that the damaged pickle is read."""
     whole, read = FILES[name]
     inner = (
         "data.pkl" if data.draw(st.integers(0, 4)) else data.draw(st.sampled_from(("data/0", "version", "byteorder")))
@@ -75,8 +74,8 @@ def test_archives_whose_members_are_damaged(name: str, folder: Path, data: st.Da
     told(lambda: read(folder / name))
 
 
-def hungry(code: bytes) -> dict[str, bytes]:
-    """The code in each of the files that hold pickles."""
+def with_code(code: bytes) -> dict[str, bytes]:
+    """Return each file that holds a pickle, with ``code`` in its place."""
     made = {}
     for name in ("x.ckpt", "script.pt", "module.pkl"):
         file = io.BytesIO()
@@ -103,16 +102,16 @@ HUNGRY = {
 @pytest.mark.parametrize("code", HUNGRY)
 @pytest.mark.parametrize("name", ["x.ckpt", "script.pt", "module.pkl", "old.bin", "old.pkl"])
 @pytest.mark.filterwarnings("ignore")
-def test_what_asks_for_memory_without_end(code: str, name: str, tmp_path: Path) -> None:
+def test_excessive_memory_is_refused(code: str, name: str, tmp_path: Path) -> None:
     path = tmp_path / name
-    path.write_bytes(hungry(HUNGRY[code])[name])
+    path.write_bytes(with_code(HUNGRY[code])[name])
     with pytest.raises(ValueError, match=name):
         FILES[name][1](path)
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "script.pt", "module.pkl"])
-def test_an_archive_that_is_a_bomb(name: str, tmp_path: Path) -> None:
-    """A hundred megabytes of zeros in a hundred kilobytes; torch itself never compresses."""
+def test_zip_bomb_is_refused(name: str, tmp_path: Path) -> None:
+    """A hundred megabytes of zeros in a hundred kilobytes; torch itself does not compress tensors."""
     whole, read = FILES[name]
     path = tmp_path / name
     with zipfile.ZipFile(io.BytesIO(whole)) as archive, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as bad:
@@ -137,7 +136,7 @@ CONFIG = {
     config=changed_json(CONFIG, ("model_type", "text_config", "hidden_size")),
     other=st.sampled_from(("bridgetower", "beit")),
 )
-def test_configs_of_hugging_face(folder: Path, config: object, other: str) -> None:
+def test_hugging_face_configs(folder: Path, config: object, other: str) -> None:
     if isinstance(config, dict) and config.get("model_type") == "bridgetower":
         config["model_type"] = other
     (folder / "config.json").write_text(json.dumps(config))
@@ -146,7 +145,7 @@ def test_configs_of_hugging_face(folder: Path, config: object, other: str) -> No
 
 
 @given(index=changed_json({"weight_map": {"a.weight": "x.safetensors"}}, ("weight_map", "../x", "/x.safetensors")))
-def test_lists_of_parts(folder: Path, index: object) -> None:
+def test_shard_indices(folder: Path, index: object) -> None:
     (folder / "x.safetensors").write_bytes(FILES["x.safetensors"][0])
     path = folder / "model.safetensors.index.json"
     path.write_text(json.dumps(index))

@@ -1,4 +1,4 @@
-"""Search with a model of Hugging Face, train it on one's own images, and give it back in their format."""
+"""Search with a Hugging Face model, train it on other images, and convert it back to their format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
-def test_search_train_and_give_back(contrastive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_search_train_and_convert(contrastive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = tmp_path / "images"
     images.mkdir()
     for number in range(4):
@@ -44,7 +44,7 @@ def test_search_train_and_give_back(contrastive: Path, tmp_path: Path, capsys: p
         0,
     )
     assert run("train", ours, "--out", trained, *flags, "--task.itm-weight", 1) == 0  # its head comes on top
-    assert run("evaluate", trained / "final", data, "--rerank", 2, "--num-workers", 0) == 0
+    assert run("evaluate", trained / "final", data, "--rerank", 2) == 0
     assert "text_to_image/reranked/R@1" in capsys.readouterr().out
 
     assert run("convert", trained / "final", theirs, "--to", "huggingface") == 0

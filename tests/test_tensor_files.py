@@ -1,4 +1,4 @@
-"""Tensors of foreign files are read, and nothing else of them."""
+"""Tensors are read from files of all kinds, and no code of a file is run."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dualfuse.convert.tensor_files import find_weights, read_weights
+from dualfuse.tensor_files import find_weights, read_weights
 
 
 class Trap:
     """Runs a command when a pickle of it is loaded."""
 
-    def __init__(self, where: Path) -> None:
-        self.where = where
+    def __init__(self, file: Path) -> None:
+        self.file = file
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
-        return os.system, (f"touch {self.where}",)
+        return os.system, (f"touch {self.file}",)
 
 
 STATE = {"a.weight": torch.arange(6.0).reshape(2, 3), "b": torch.tensor(2.0), "c": torch.ones(3, dtype=torch.float16)}
@@ -51,10 +51,10 @@ def test_pickles(name: str, zipped: bool, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("place", ["state_dict", "hyper_parameters"])
-def test_a_pickle_that_runs_code(place: str, zipped: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["state_dict", "hyper_parameters"])
+def test_code_in_a_pickle_is_refused_and_not_run(key: str, zipped: bool, tmp_path: Path) -> None:
     path, mark = tmp_path / "bad.ckpt", tmp_path / "it-ran"
-    content = {"state_dict": STATE, place: {"x": Trap(mark)}}
+    content = {"state_dict": STATE, key: {"x": Trap(mark)}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"bad.ckpt asks for posix.system, .*not opened.*(?s:.*)weights_only=False"):
         read_weights(path)
@@ -63,28 +63,31 @@ def test_a_pickle_that_runs_code(place: str, zipped: bool, tmp_path: Path) -> No
     assert mark.exists()
 
 
-def test_a_class_of_another_program(tmp_path: Path) -> None:
+def test_unknown_class_is_refused(tmp_path: Path) -> None:
     torch.save({"state_dict": STATE, "callbacks": {Trap: 1}}, tmp_path / "x.ckpt")
-    with pytest.raises(ValueError, match=r"x.ckpt asks for \S*Trap, which is more than tensors"):
+    with pytest.raises(ValueError, match=r"x.ckpt asks for \S*Trap, which is not part of a plain network"):
         read_weights(tmp_path / "x.ckpt")
 
 
-def test_classes_of_lightning_are_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its old checkpoints name a callback by its class, and hold hyper-parameters in a dict of its own."""
-    places = ("pytorch_lightning.callbacks.model_checkpoint", "pytorch_lightning.utilities.parsing")
+def test_lightning_is_not_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old checkpoints name a callback by its class, and hold the hyper-parameters in a dict class of Lightning."""
+    modules = ("pytorch_lightning.callbacks.model_checkpoint", "pytorch_lightning.utilities.parsing")
     made = []
     with monkeypatch.context() as patch:
-        for place, name in zip(places, ("ModelCheckpoint", "AttributeDict"), strict=True):
-            module = types.ModuleType(place)
-            made.append(type(name, (dict,), {"__module__": place}))
+        for module_name, name in zip(modules, ("ModelCheckpoint", "AttributeDict"), strict=True):
+            module = types.ModuleType(module_name)
+            made.append(type(name, (dict,), {"__module__": module_name}))
             setattr(module, name, made[-1])
-            for depth in range(place.count(".") + 1):  # whoever pickles imports all that is above, too
-                above = place.rsplit(".", depth)[0]
-                patch.setitem(sys.modules, above, sys.modules.get(above, types.ModuleType(above)))
-            patch.setitem(sys.modules, place, module)
+            for depth in range(module_name.count(".") + 1):  # pickling imports all parents
+                parent = module_name.rsplit(".", depth)[0]
+                patch.setitem(sys.modules, parent, sys.modules.get(parent, types.ModuleType(parent)))
+            patch.setitem(sys.modules, module_name, module)
         callback, attributes = made
-        said = attributes(config={"num_heads": 4})
-        content = {"state_dict": STATE, "callbacks": {callback: {"best": 0.5}}, "hyper_parameters": said}
+        content = {
+            "state_dict": STATE,
+            "callbacks": {callback: {"best": 0.5}},
+            "hyper_parameters": attributes(config={"num_heads": 4}),
+        }
         torch.save(content, tmp_path / "x.ckpt")
     weights = read_weights(tmp_path / "x.ckpt")
     assert same(weights.tensors) and weights.hyper_parameters == {"num_heads": 4}
@@ -128,83 +131,83 @@ def test_torchscript(scripted: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "said"),
+    ("code", "message"),
     [
-        (pickle.dumps(Trap(Path("it-ran"))), "asks for posix.system, which is more than tensors"),
-        (b"\x80\x02c__torch__.A\nB\n)\x81K\x03b.", "damaged or no checkpoint"),
+        (pickle.dumps(Trap(Path("it-ran"))), "asks for posix.system, which is not part of a plain network"),
+        (b"\x80\x02c__torch__.A\nB\n)\x81K\x03b.", "damaged or was not written by torch.save"),
         (b"\x80\x02K\x03.", "holds no tensors"),
-        (b"junk", "damaged or no checkpoint"),
-        (b"", "damaged or no checkpoint"),
+        (b"junk", "damaged or was not written by torch.save"),
+        (b"", "damaged or was not written by torch.save"),
     ],
 )
-def test_a_hostile_torchscript(
-    code: bytes, said: str, scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_hostile_torchscript(
+    code: bytes, message: str, scripted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with zipfile.ZipFile(scripted) as archive, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
         for name in archive.namelist():
             bad.writestr(name, code if name.endswith("data.pkl") else archive.read(name))
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         read_weights(tmp_path / "bad.pt")
     assert not Path("it-ran").exists()
 
 
 def damaged(whole: bytes) -> dict[str, bytes]:
     return {
-        "perhaps cut off": whole[: len(whole) // 2],
-        "it is empty": b"",
-        "of a web page: the download went wrong": b"<!DOCTYPE html><html>log in</html>",
-        "pointer of Git LFS and not the file itself": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
+        "(truncated|a zip archive)": whole[: len(whole) // 2],
+        "an empty file": b"",
+        "an HTML page": b"<!DOCTYPE html><html>log in</html>",
+        "a git-lfs pointer, not the file itself": b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n",
         "8 bytes": b"whatever",
     }
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "x.ckpt", "script.pt"])
-def test_damage(name: str, scripted: Path, tmp_path: Path) -> None:
+def test_damaged_file_is_described(name: str, scripted: Path, tmp_path: Path) -> None:
     path = tmp_path / name
     if name == "model.safetensors":
         save_file(STATE, path)
     elif name == "x.ckpt":
         torch.save(STATE, path)
-    for said, content in damaged(path.read_bytes()).items():
+    for description, content in damaged(path.read_bytes()).items():
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=rf"{name} is damaged or no \w+ .*{said}"):
+        with pytest.raises(ValueError, match=rf"{name} is damaged.*: it is .*{description}"):
             read_weights(path)
 
 
 @pytest.mark.parametrize("content", [[1, 2], 3, {}, {"a": 1}, {"state_dict": {}}, {"state_dict": 4}, torch.ones(2)])
-def test_what_holds_no_tensors(content: object, tmp_path: Path) -> None:
+def test_file_without_tensors(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(ValueError, match=r"x.pt holds (no tensors by name|a \w+ where a checkpoint)"):
+    with pytest.raises(ValueError, match=r"x.pt holds no tensors by name, only a (list|int|dict|Tensor)"):
         read_weights(tmp_path / "x.pt")
 
 
-def index(folder: Path, parts: object) -> Path:
+def write_index(folder: Path, content: object) -> Path:
     path = folder / "model.safetensors.index.json"
-    path.write_text(json.dumps(parts))
+    path.write_text(json.dumps(content))
     return path
 
 
-def test_parts(tmp_path: Path) -> None:
+def test_shards(tmp_path: Path) -> None:
     save_file({"a.weight": STATE["a.weight"]}, tmp_path / "one.safetensors")
     torch.save({name: STATE[name] for name in "bc"}, tmp_path / "two.bin")
     listed = {"a.weight": "one.safetensors", "b": "two.bin", "c": "two.bin"}
-    assert same(read_weights(index(tmp_path, {"weight_map": listed})).tensors)
+    assert same(read_weights(write_index(tmp_path, {"weight_map": listed})).tensors)
     assert find_weights(tmp_path).name == "model.safetensors.index.json"
-    with pytest.raises(ValueError, match="lists 1 tensors that its files do not hold, such as d"):
-        read_weights(index(tmp_path, {"weight_map": listed | {"d": "two.bin"}}))
-    with pytest.raises(ValueError, match=r"three.safetensors is no file"):
-        read_weights(index(tmp_path, {"weight_map": listed | {"d": "three.safetensors"}}))
+    with pytest.raises(ValueError, match="lists 1 tensors that its shards do not hold, such as d"):
+        read_weights(write_index(tmp_path, {"weight_map": listed | {"d": "two.bin"}}))
+    with pytest.raises(ValueError, match=r"three.safetensors is not a file"):
+        read_weights(write_index(tmp_path, {"weight_map": listed | {"d": "three.safetensors"}}))
     for outside in ("../one.safetensors", "/etc/passwd.bin", "model.safetensors.index.json", ".."):
-        with pytest.raises(ValueError, match=r"which is no file beside it|unknown ending|is no file"):
-            read_weights(index(tmp_path, {"weight_map": {"a": outside}}))
+        with pytest.raises(ValueError, match=r"which is not a file beside it|unknown ending|is not a file"):
+            read_weights(write_index(tmp_path, {"weight_map": {"a": outside}}))
     for odd in ({}, [], {"weight_map": []}, {"weight_map": 3}):
-        with pytest.raises(ValueError, match="does not list the parts of a checkpoint"):
-            read_weights(index(tmp_path, odd))
+        with pytest.raises(ValueError, match="does not list the shards of a checkpoint"):
+            read_weights(write_index(tmp_path, odd))
 
 
-def test_what_is_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing.ckpt is no file"):
+def test_missing_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"nothing.ckpt is not a file"):
         read_weights(tmp_path / "nothing.ckpt")
     (tmp_path / "x.onnx").write_text("")
     with pytest.raises(ValueError, match=r"x.onnx has an unknown ending; weights end in .safetensors, .ckpt"):

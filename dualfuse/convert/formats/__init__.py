@@ -1,0 +1,22 @@
+"""Third-party checkpoint formats: one file each, with the names, the config, reading and writing."""
+
+from __future__ import annotations
+
+from dualfuse.convert.checkpoint import Format
+from dualfuse.convert.formats import beit, bridgetower_hf, bridgetower_official, vlmo_official
+from dualfuse.errors import DualfuseError
+
+FORMATS: list[Format] = [bridgetower_hf.FORMAT, bridgetower_official.FORMAT, vlmo_official.FORMAT, beit.FORMAT]
+"""All formats, in the order in which they are asked whether they recognize a source."""
+
+
+def register_format(new: Format) -> None:
+    """Add a format, such as one of a plug-in; ``DualfuseError`` if its name is taken."""
+    if any(known.name == new.name for known in FORMATS):
+        raise DualfuseError(f"there is a checkpoint format {new.name!r} already; give the new one another name")
+    FORMATS.append(new)
+
+
+def targets() -> tuple[str, ...]:
+    """Return the values of ``convert --to`` that write third-party formats."""
+    return tuple(dict.fromkeys(known.target for known in FORMATS if known.target))

@@ -1,0 +1,301 @@
+"""The config.json and preprocessor_config.json of BridgeTower in Hugging Face's transformers, in both directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from dualfuse.convert.checkpoint import check_storable
+from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
+from dualfuse.errors import DualfuseError
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
+
+Json = Mapping[str, Any]  # Any: whatever a file holds
+
+BRIDGES = ("add", "scaled_add", "interpolate")
+LAYER_NORM_EPS = 1e-5
+"""Epsilon of every LayerNorm in transformers."""
+TEXT_LENGTH = 50
+"""The paper's text length, for files without max_text_len."""
+
+_TOP: Json = {
+    "hidden_size": 768,
+    "hidden_act": "gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "link_tower_type": "add",
+    "num_hidden_layers": 6,
+    "share_cross_modal_transformer_layers": True,
+    "share_link_tower_layers": False,
+    "contrastive_hidden_size": 512,
+}
+_TEXT: Json = {
+    "vocab_size": 50_265,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_act": "gelu",
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "pad_token_id": 1,
+    "is_decoder": False,
+    "add_cross_attention": False,
+}
+_IMAGE: Json = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_channels": 3,
+    "patch_size": 16,
+    "image_size": 288,
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "share_layernorm": True,
+    "remove_last_layer": False,
+}
+_DEFAULTS = {"": _TOP, "text_config.": _TEXT, "vision_config.": _IMAGE}
+"""The defaults of transformers."""
+
+_SUPPORTED: Json = {
+    "hidden_act": "gelu",
+    "layer_norm_eps": LAYER_NORM_EPS,
+    "share_link_tower_layers": False,
+    "text_config.hidden_act": "gelu",
+    "text_config.layer_norm_eps": LAYER_NORM_EPS,
+    "text_config.type_vocab_size": 1,
+    "text_config.is_decoder": False,
+    "text_config.add_cross_attention": False,
+    "vision_config.layer_norm_eps": LAYER_NORM_EPS,
+    "vision_config.num_channels": 3,
+    "vision_config.share_layernorm": True,
+}
+"""The only supported values: others fail in transformers, have no effect there, or have never been published."""
+
+_OLD_FIELDS: Json = {
+    "link_tower_shared": ("share_link_tower_layers", False),
+    "cross_modal_transform_shared": ("share_cross_modal_transformer_layers", True),
+    "vit_layernorm_shared": ("vision_config.share_layernorm", True),
+    "vit_remove_last": ("vision_config.remove_last_layer", False),
+    "vit_layernorm_init_from_vit": ("init_layernorm_from_vision_encoder", False),
+    "num_layers": ("num_hidden_layers", None),
+    "num_heads": ("text_config.num_attention_heads", None),
+    "image_token_type_idx": ("nothing", 1),
+}
+"""Fields of the first revisions that transformers no longer reads, their new names, and the values without effect."""
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig:
+    """The content of both files."""
+
+    model: BridgeTowerConfig
+    itc_width: int
+    tie_word_embeddings: bool
+    """Whether the decoder of the MLM head is the word embedding."""
+    text_length: int
+    preprocess: Preprocess
+    notes: tuple[str, ...]
+
+
+def read_config(config: Json, processor: Json) -> HuggingFaceConfig:
+    """Read config.json and preprocessor_config.json (or {}); ``DualfuseError`` names an unsupported field."""
+    fields = _flatten(config)
+    _check(config, fields)
+    text, image = _read_towers(fields)
+    dropout, notes = fields["text_config.hidden_dropout_prob"], []
+    if (attention_dropout := fields["text_config.attention_probs_dropout_prob"]) != dropout:
+        notes.append(
+            f"attention_probs_dropout_prob {attention_dropout} becomes {dropout}, as hidden_dropout_prob: this affects "
+            "only further training"
+        )
+    size = processor.get("size", image.image_size[0])
+    if (size.get("shortest_edge", size.get("height")) if isinstance(size, Mapping) else size) != image.image_size[0]:
+        notes.append(f"preprocessor_config.json has images of size {size}; the model's {image.image_size[0]} is used")
+    model = BridgeTowerConfig(
+        image=image,
+        text=text,
+        width=fields["hidden_size"],
+        heads=text.heads,
+        feed_forward=text.feed_forward,
+        layers=fields["num_hidden_layers"],
+        bridge=fields["link_tower_type"],
+        shared_transform=fields["share_cross_modal_transformer_layers"],
+        layer_norm_eps=LAYER_NORM_EPS,
+        itc_image_feature="transformed",
+        dropout=dropout,
+    )
+    text_length = config.get("max_text_len", processor.get("max_text_len", TEXT_LENGTH))
+    return HuggingFaceConfig(
+        model,
+        fields["contrastive_hidden_size"],
+        bool(config.get("tie_word_embeddings", False)),
+        min(text_length, text.text_length),
+        _read_preprocess(processor),
+        tuple(notes),
+    )
+
+
+def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
+    """Return the config.json of a model; ``DualfuseError`` lists what transformers does not have."""
+    image, text = model.image, model.text
+    check_storable(
+        "transformers' BridgeTower",
+        {
+            f"bridge {model.bridge!r} (it has {', '.join(BRIDGES)})": model.bridge not in BRIDGES,
+            "cross-modal layers fed by other tower layers than the last ones in order": model.resolved_tower_layers
+            != tuple(reversed(range(model.layers))),
+            f"{image.depth} image blocks beside {text.depth} text layers": image.depth != text.depth,
+            "convolutional stem": image.stem != "linear",
+            f"images of {image.image_size[0]} x {image.image_size[1]}": image.image_size[0] != image.image_size[1],
+            f"{model.image_slots} images per text": model.image_slots != 1,
+            "cross-modal layers of other width, heads or feed-forward than the text tower's": (
+                (model.width, model.heads, model.feed_forward) != (text.width, text.heads, text.feed_forward)
+            ),
+        },
+    )
+    return {
+        "architectures": [architecture],
+        "model_type": "bridgetower",
+        "hidden_size": model.width,
+        "num_attention_heads": model.heads,
+        "num_hidden_layers": model.layers,
+        "hidden_act": "gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "link_tower_type": model.bridge,
+        "share_link_tower_layers": False,
+        "share_cross_modal_transformer_layers": model.shared_transform,
+        "init_layernorm_from_vision_encoder": False,
+        "tie_word_embeddings": False,
+        "contrastive_hidden_size": itc_width,
+        "logit_scale_init_value": 2.6592,
+        "max_text_len": text_length,
+        "dtype": "float32",
+        "text_config": _write_text(text, model.dropout),
+        "vision_config": {
+            **_IMAGE,
+            "model_type": "bridgetower_vision_model",
+            "hidden_size": image.width,
+            "num_hidden_layers": image.depth,
+            "patch_size": image.patch_size,
+            "image_size": image.image_size[0],
+        },
+    }
+
+
+def write_processor(size: int, preprocess: Preprocess, *, text_length: int) -> dict[str, Any]:
+    """Return the preprocessor_config.json closest to ``preprocess``."""
+    return {
+        "image_processor_type": "BridgeTowerImageProcessor",
+        "processor_class": "BridgeTowerProcessor",
+        **dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_pad"), True),
+        "resample": 3,  # bicubic
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": size},
+        "crop_size": {"shortest_edge": size},  # without it version 5 crops to 288, whatever the size
+        "size_divisor": preprocess.divisor,
+        "image_mean": list(preprocess.mean),
+        "image_std": list(preprocess.std),
+        "max_text_len": text_length,
+    }
+
+
+def _flatten(config: Json) -> dict[str, Any]:
+    """Return all fields, those of the towers under dotted names, with defaults for missing ones."""
+    fields = {}
+    for prefix, defaults in _DEFAULTS.items():
+        part = config.get(prefix.rstrip("."), {}) if prefix else config
+        if not isinstance(part, Mapping):
+            raise DualfuseError(f"config.json has {prefix}{part!r} instead of the fields of a tower")
+        for name, default in defaults.items():
+            value = part.get(name, default)
+            if isinstance(value, list) and len(set(value)) == 1:  # patch_size as [16, 16]
+                value = value[0]
+            if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, type(default) | int):
+                raise DualfuseError(f"config.json has {prefix}{name} {value!r}; a value like {default!r} is needed")
+            fields[prefix + name] = value
+    return fields
+
+
+def _check(config: Json, fields: Json) -> None:
+    for old, (new, harmless) in _OLD_FIELDS.items():
+        if old in config and config[old] != harmless and new.partition(".")[0] not in config:
+            raise DualfuseError(
+                f"config.json has {old} {config[old]!r}, a field of the first revisions that transformers does not "
+                f"read any more; it reads {new}. Take a newer revision of these files"
+            )
+    for name, supported in _SUPPORTED.items():
+        if fields[name] != supported:
+            raise DualfuseError(
+                f"config.json has {name} {fields[name]!r}; only {supported!r} works in transformers or here"
+            )
+    if fields["link_tower_type"] not in BRIDGES:
+        raise DualfuseError(
+            f"config.json has link_tower_type {fields['link_tower_type']!r}; it can be {', '.join(BRIDGES)}"
+        )
+    if (width := fields["hidden_size"]) != (text_width := fields["text_config.hidden_size"]):
+        raise DualfuseError(
+            f"config.json has hidden_size {width} and text_config.hidden_size {text_width}; the cross-modal layers of "
+            "transformers work only if they are equal"
+        )
+    blocks = fields["vision_config.num_hidden_layers"] - fields["vision_config.remove_last_layer"]
+    if blocks != (layers := fields["text_config.num_hidden_layers"]):
+        raise DualfuseError(
+            f"config.json has {blocks} image blocks and {layers} text layers; transformers uses one index for both, "
+            "and fails or silently ignores image blocks"
+        )
+
+
+def _read_towers(fields: Json) -> tuple[RobertaConfig, CLIPViTConfig]:
+    pad, size = fields["text_config.pad_token_id"], fields["vision_config.image_size"]
+    text = RobertaConfig(
+        width=fields["text_config.hidden_size"],
+        depth=fields["text_config.num_hidden_layers"],
+        heads=fields["text_config.num_attention_heads"],
+        feed_forward=fields["text_config.intermediate_size"],
+        vocab_size=fields["text_config.vocab_size"],
+        text_length=fields["text_config.max_position_embeddings"] - pad - 1,
+        pad_id=pad,
+    )
+    image = CLIPViTConfig(
+        width=fields["vision_config.hidden_size"],
+        depth=text.depth,
+        patch_size=fields["vision_config.patch_size"],
+        image_size=(size, size),
+    )
+    return text, image
+
+
+def _write_text(text: RobertaConfig, dropout: float) -> dict[str, Any]:
+    return {
+        **_TEXT,
+        "model_type": "bridgetower_text_model",
+        "vocab_size": text.vocab_size,
+        "hidden_size": text.width,
+        "num_hidden_layers": text.depth,
+        "num_attention_heads": text.heads,
+        "intermediate_size": text.feed_forward,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+        "max_position_embeddings": text.text_length + text.pad_id + 1,
+        "pad_token_id": text.pad_id,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "tie_word_embeddings": False,  # versions before 5 tie by this field alone
+    }
+
+
+def _read_preprocess(processor: Json) -> Preprocess:
+    for name in ("do_resize", "do_center_crop", "do_rescale", "do_normalize"):
+        if not processor.get(name, True):
+            raise DualfuseError(f"preprocessor_config.json has {name} false; images of all shapes need it")
+    return Preprocess(
+        HUGGING_FACE.resize_mode,
+        HUGGING_FACE.resampling,
+        tuple(processor.get("image_mean", HUGGING_FACE.mean)),
+        tuple(processor.get("image_std", HUGGING_FACE.std)),
+        processor.get("size_divisor", HUGGING_FACE.divisor),
+    )

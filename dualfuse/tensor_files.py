@@ -1,0 +1,169 @@
+"""Read tensors by name from safetensors files, pickles and sharded checkpoints; no code of a file is run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
+from dualfuse.pickles import RefusedGlobalError, module_tensors, read_pickle
+
+PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+FILES = ("model.safetensors", "pytorch_model.bin")
+"""Weights in a Hugging Face folder, in the order of preference; NAME.index.json lists the shards of one."""
+WRAPPERS = ("state_dict", "module", "model")
+"""Keys under which checkpoints of Lightning, DeepSpeed and BEiT hold their tensors."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Tensors by name, and the hyper-parameters that a Lightning checkpoint stores beside them."""
+
+    tensors: dict[str, Tensor]
+    hyper_parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+def find_weights(folder: Path) -> Path:
+    """Return the file in a Hugging Face folder that holds the weights, or the index of their shards."""
+    names = [name for file in FILES for name in (file, f"{file}.index.json")]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    content = listing(sorted(path.name for path in folder.iterdir()))
+    raise DualfuseError(f"{folder} has no weights: it holds {content}, and should hold one of {', '.join(names)}")
+
+
+def read_weights(path: Path) -> Weights:
+    """Return the tensors of a safetensors file, a pickle or a sharded checkpoint (its index).
+
+    A pickle is a state dict (plain, or wrapped as Lightning, DeepSpeed and BEiT do), a module, or a TorchScript
+    archive. Raises ``DualfuseError`` for a file that is damaged or holds no tensors by name, and for one that names
+    other classes than those of tensors and networks, which is not opened.
+    """
+    if not path.is_file():
+        raise DualfuseError(f"{path} is not a file")
+    if path.name.endswith(".index.json"):
+        return Weights(_read_shards(path))
+    if path.suffix == ".safetensors":
+        return Weights(_read_safetensors(path))
+    if path.suffix in PICKLES:
+        return _read_pickled(path)
+    raise DualfuseError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
+
+
+def read_json(path: Path) -> dict[str, Any]:  # Any: whatever the file holds
+    """Return the object in a JSON file; ``DualfuseError`` for anything else."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DualfuseError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DualfuseError(f"{path} does not hold a JSON object")
+    return content
+
+
+def describe_file(path: Path) -> str:
+    """Return what a file that should have held tensors is, in words that complete "it is …"."""
+    if not path.exists():
+        return "not there"
+    if path.is_dir():
+        return "a folder"
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(512)
+    kinds = (
+        (not head, "an empty file"),
+        (head.startswith(b"version https://git-lfs"), "a git-lfs pointer, not the file itself (run: git lfs pull)"),
+        (head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")), "an HTML page (a login or error page?)"),
+        (head.startswith(b"PK\x03\x04"), "a zip archive, as torch.save writes"),
+        (re.match(rb"\x80[\x02-\x05]", head), "a Python pickle, as older torch.save wrote"),
+        (head[257:262] == b"ustar", "a tar archive"),
+        (head.startswith(b"\x1f\x8b"), "a gzip archive"),
+    )
+    for matches, description in kinds:
+        if matches:
+            return f"{description} ({size} bytes)"
+    return _describe_safetensors(path, head, size)
+
+
+def _describe_safetensors(path: Path, head: bytes, size: int) -> str:
+    """Compare the size with the header: 8 bytes of length, then JSON with the offsets of the tensors."""
+    length = int.from_bytes(head[:8], "little")
+    if not head[8:].startswith(b"{"):
+        return f"truncated or not a safetensors file ({size} bytes)"
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(8 + min(length, size))[8:])
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        expected = 8 + length + int(end)
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
+        return f"a truncated or damaged safetensors file ({size} bytes)"
+    return f"a {'' if size == expected else 'truncated '}safetensors file ({size} of {expected} bytes)"
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        shard_of = json.loads(index.read_text())["weight_map"]
+        shards = sorted({str(shard) for shard in shard_of.values()})
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DualfuseError(f"{index} does not list the shards of a checkpoint: {error!r}") from error
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard or shard.endswith(".index.json"):
+            raise DualfuseError(f"{index} lists {shard!r}, which is not a file beside it")
+        try:
+            tensors |= read_weights(index.with_name(shard)).tensors
+        except OSError as error:  # such as a name that is too long
+            raise DualfuseError(f"{index} lists {shard[:80]!r}, which cannot be read: {error.strerror}") from error
+    if missing := sorted(shard_of.keys() - tensors.keys()):
+        raise DualfuseError(f"{index} lists {len(missing)} tensors that its shards do not hold, such as {missing[0]}")
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path)
+    except Exception as error:  # safetensors' own, and those of torch for shapes that do not fit
+        raise DualfuseError(f"{path} is damaged: it is {describe_file(path)}. {error}") from error
+
+
+def _read_pickled(path: Path) -> Weights:
+    try:
+        content: Any = read_pickle(path)  # Any: whatever the file holds
+        items = content if isinstance(content, dict) else {}
+        wrapper = next((key for key in WRAPPERS if isinstance(items.get(key), dict)), "")
+        named = items.get(wrapper, items) or dict(module_tensors(content))
+        named = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    except RefusedGlobalError as error:
+        raise DualfuseError(_refused(path, str(error))) from error
+    except Exception as error:  # a damaged pickle can raise whatever its instructions lead to
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DualfuseError(
+            f"{path} is damaged or was not written by torch.save: it is {describe_file(path)}. {first_line}"
+        ) from error
+    if wrapper == "module":  # DeepSpeed wraps the model once more
+        named = {name.removeprefix("module."): tensor for name, tensor in named.items()}
+    if not named:
+        keys = f" with the keys {listing(items)}" if items else ""
+        raise DualfuseError(f"{path} holds no tensors by name, only a {type(content).__name__}{keys}")
+    stored = items.get("hyper_parameters")
+    stored = stored.get("config", stored) if isinstance(stored, dict) else {}
+    return Weights(named, stored if isinstance(stored, dict) else {})
+
+
+def _refused(path: Path, name: str) -> str:
+    safe = path.with_suffix(".safe.ckpt")
+    return (
+        f"{path} asks for {name}, which is not part of a plain network, and could run code on this machine; it was not "
+        "opened. If you trust its author, open it where it can do no harm and keep only the tensors:\n"
+        f"  python -c \"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
+        f"torch.save({{'state_dict': c.get('state_dict', c)}}, {str(safe)!r})\""
+    )
