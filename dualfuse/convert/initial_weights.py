@@ -43,7 +43,7 @@ def from_clip_and_roberta(image: Path, text: Path, recipe: Recipe | None = None,
     images, words = _read_clip(image), _read_roberta(text)
     recipe = recipe or _default_recipe(images.tensors, words.tensors)
     model = recipe.model
-    if not isinstance(model, BridgeTowerConfig):
+    if not isinstance(model, BridgeTowerConfig) or not isinstance(model.image, CLIPViTConfig):
         raise DualfuseError(
             f"recipe {recipe.name} builds a {type(model).__name__}; CLIP and RoBERTa fit a BridgeTowerConfig"
         )

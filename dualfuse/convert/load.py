@@ -44,7 +44,7 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
             if known.recognize(source):
                 return known.read(source, tokenizer)
         raise DualfuseError(_unknown(source))
-    except (ValueError, OSError, ImportError):  # whose messages suffice
+    except (DualfuseError, OSError):  # whose messages suffice
         raise
     except Exception as error:  # a damaged file can lead to any
         message = f"{type(error).__name__}: {error}"

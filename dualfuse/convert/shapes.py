@@ -18,14 +18,9 @@ def image_tower(tensors: Mapping[str, Tensor]) -> CLIPViTConfig:
     """Return the config of the image tower."""
     positions, width = tensors["model.image_tower.positions"].shape
     patch = tensors["model.image_tower.projection.weight"].shape[-1]
-<<<<<<< HEAD:dualfuse/convert/from_shapes.py
-    side = patch * math.isqrt(rows - 1)
+    side = patch * math.isqrt(positions - 1)
     depth = count(tensors, "model.image_tower.blocks.")
     return CLIPViTConfig(width, depth, patch_size=patch, image_size=(side, side))
-=======
-    side = patch * math.isqrt(positions - 1)
-    return CLIPViTConfig(width, count(tensors, "model.image_tower.blocks."), patch, (side, side))
->>>>>>> 82749ab (Checkpoint formats live in convert/formats/, one reader for pickles; writers refuse tensors without a name):dualfuse/convert/shapes.py
 
 
 def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> RobertaConfig:

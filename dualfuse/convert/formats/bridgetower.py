@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dualfuse.convert.formats.roberta import LAYER
 from dualfuse.convert.rename import add_prefixes, weight_and_bias
+from dualfuse.errors import DualfuseError
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.recipe import Optim, Run
 
 OPTIM = Optim(lr=1e-5, warmup=0.1, head_lr_mult=5.0, fusion_lr_mult=5.0)
@@ -42,3 +46,11 @@ MLM |= weight_and_bias(
 )
 ITM = weight_and_bias({"itm_score.fc": "itm_head"})
 ITC = weight_and_bias({"itc_text_head.fc": "itc_heads.0.text", "itc_image_head.fc": "itc_heads.0.image"})
+
+
+def storable_towers(format_name: str, model: BridgeTowerConfig) -> tuple[CLIPViTConfig, RobertaConfig]:
+    """Return the towers of a model; ``DualfuseError`` if they are not those of BridgeTower's files."""
+    if not isinstance(model.image, CLIPViTConfig) or not isinstance(model.text, RobertaConfig):
+        towers = f"{type(model.image).__name__} and {type(model.text).__name__}"
+        raise DualfuseError(f"{format_name} has towers of CLIP and RoBERTa, not {towers}")
+    return model.image, model.text

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint
 from dualfuse.convert.formats import clip, roberta
-from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN
+from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN, storable_towers
 from dualfuse.convert.formats.bridgetower_hf_config import LAYER_NORM_EPS, read_config, write_config, write_processor
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
@@ -125,7 +125,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
             "logits change by about 1e-5"
         )
     new = {name: tensor for name, tensor in exported.tensors.items() if pooler and "text_model.pooler." in name}
-    itc_width = task.itc_head.width or model.text.width
+    image, text = storable_towers("transformers' BridgeTower", model)
     return WrittenCheckpoint(
         "model.safetensors",
         exported.tensors,
@@ -138,12 +138,15 @@ def _write(converted: Converted) -> WrittenCheckpoint:
         ),
         json_files={
             "config.json": write_config(
-                model, architecture=architecture, itc_width=itc_width, text_length=data.text_length
+                model,
+                architecture=architecture,
+                itc_width=task.itc_head.width or text.width,
+                text_length=data.text_length,
             ),
             "preprocessor_config.json": write_processor(
-                model.image.image_size[0], data.preprocess, text_length=data.text_length
+                image.image_size[0], data.preprocess, text_length=data.text_length
             ),
-            "tokenizer_config.json": _TOKENIZER | {"model_max_length": model.text.text_length},
+            "tokenizer_config.json": _TOKENIZER | {"model_max_length": text.text_length},
         },
     )
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dualfuse.convert.checkpoint import check_storable
+from dualfuse.convert.formats.bridgetower import storable_towers
 from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
@@ -141,7 +142,7 @@ def read_config(config: Json, processor: Json) -> HuggingFaceConfig:
 
 def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
     """Return the config.json of a model; ``DualfuseError`` lists what transformers does not have."""
-    image, text = model.image, model.text
+    image, text = storable_towers("transformers' BridgeTower", model)
     check_storable(
         "transformers' BridgeTower",
         {

@@ -19,7 +19,7 @@ from dualfuse.convert.checkpoint import (
     check_storable,
 )
 from dualfuse.convert.formats import clip, roberta
-from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN
+from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN, storable_towers
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
 from dualfuse.convert.tokenizer import find_roberta
@@ -216,6 +216,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     """Write a checkpoint for the official loader, which is not strict: the dead parts of CLIP are missing."""
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     assert isinstance(model, BridgeTowerConfig)  # _stores
+    image, _ = storable_towers("the official BridgeTower", model)
     kind = next(kind for kind in (PAIRS, *KINDS) if isinstance(task, kind.config))
     head = task.itc_head if isinstance(task, PairsConfig) and task.itc_weight else None
     check_storable(
@@ -223,7 +224,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
         {
             f"bridge {model.bridge!r}": model.bridge not in ("add", "none"),
             "transform for each layer": not model.shared_transform,
-            "convolutional stem": model.image.stem != "linear",
+            "convolutional stem": image.stem != "linear",
             "ITC head without biases": head is not None and not head.bias,
             "ITC head with a logarithmic temperature": head is not None and head.temperature != "plain",
             "ITC head for fused embeddings": head is not None and head.fused,
@@ -250,7 +251,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     report = Report(converted.report.source, used=shapes(exported.used), dropped=shapes(exported.dropped), notes=notes)
     hyper_parameters = {
         "num_heads": model.heads,
-        "image_size": model.image.image_size[0],
+        "image_size": image.image_size[0],
         "max_text_len": data.text_length,
     }
     return WrittenCheckpoint(
