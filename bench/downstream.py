@@ -27,7 +27,7 @@ from openpics_labels import FITS, NEAR, name_of, pictures_of, write_fits, write_
 
 from dualfuse.data.shards.shards import Shards
 from dualfuse.metrics.vqa import read_vocabulary
-from dualfuse.recipes import find
+from dualfuse.recipes import find_recipe
 from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
@@ -117,7 +117,7 @@ def trained(part: Part, recipe: str, start: str, *, seed: int, out: Path) -> Num
 
 def baselines(part: Part, seeds: Sequence[int], demo: str) -> Rows:
     """Return what answers without a transformer that was trained for it."""
-    recipe = find(part.recipes["VLMo"])[0]
+    recipe = find_recipe(part.recipes["VLMo"])[0]
     processor = Processor(replace(recipe.data.image_transform, augment=None), recipe.data.text_transform)
     read = {
         split: known(part.task, processor, part.shards(split), part.names) for split in ("train", "val", *part.tests)

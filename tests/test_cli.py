@@ -76,7 +76,7 @@ def examples_of_help() -> list[str]:
 def test_examples_of_the_help_have_valid_flags(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     program, name, *words = shlex.split(line)
     called: list[str] = []
-    recipe = recipes.find("vlmo-nano-pairs")
+    recipe = recipes.find_recipe("vlmo-nano-pairs")
 
     def recorded(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
         return functools.wraps(command)(lambda *values, **options: lambda: called.append(name))
@@ -292,7 +292,7 @@ def test_invalid_flags(arguments: tuple[str, ...], capsys: pytest.CaptureFixture
 
 
 def test_the_log_of_a_run_is_printed_by_the_command_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (recipe,) = recipes.find("ten-seconds")
+    (recipe,) = recipes.find_recipe("ten-seconds")
     recipe = override((recipe,), QUICK, prog="test")[0]
     loop.train((recipe,), tmp_path / "library")
     assert capsys.readouterr() == ("", "")

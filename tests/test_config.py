@@ -17,7 +17,7 @@ from dualfuse.recipe import Data, Optim
 
 @pytest.mark.parametrize("name", recipes.NAMES)
 def test_every_recipe_survives_json(name: str) -> None:
-    for recipe in recipes.find(name):
+    for recipe in recipes.find_recipe(name):
         back = from_json(json.loads(json.dumps(to_json(recipe))))
         assert back == recipe and repr(back) == repr(recipe)
         assert back != replace(recipe, optim=replace(recipe.optim, lr=0.123))

@@ -13,7 +13,7 @@ from PIL import Image, ImageColor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
-from dualfuse.recipes import find
+from dualfuse.recipes import find_recipe
 
 FILE = Path(__file__).parents[1] / "examples" / "scenes.py"
 SPLITS = ("train", "val", "test")
@@ -26,7 +26,7 @@ Fact = tuple[str, str, str]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("scenes")
-    find(f"{FILE}:scenes")  # imports the file
+    find_recipe(f"{FILE}:scenes")  # imports the file
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["scenes.py", str(folder), "--train", "300", "--test", "60"])
         sys.modules["scenes"].main()
@@ -119,7 +119,7 @@ def test_a_held_out_caption_is_true_of_one_picture(shards: dict[str, tuple[Sampl
 
 
 def test_the_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, ...]]) -> None:
-    stages = find(f"{FILE}:scenes")
+    stages = find_recipe(f"{FILE}:scenes")
     assert [stage.name for stage in stages] == ["contrast", "random", "hard"]
     text = TextTransform(stages[0].data.text_length, str(folder / "tokenizer.json"))
     assert stages[0].model.vocab_size == text.vocab_size

@@ -53,7 +53,7 @@ def run(
     from dualfuse import recipes
     from dualfuse.convert.convert import convert
 
-    stages = recipes.find(recipe) if recipe else ()
+    stages = recipes.find_recipe(recipe) if recipe else ()
     if len(stages) > 1:
         raise DualfuseError(f"--recipe {recipe} has {len(stages)} stages; give a recipe with one")
     built = stages[0] if stages else None

@@ -61,7 +61,7 @@ def run(words: Sequence[str]) -> None:
     from dualfuse import recipes
     from dualfuse.training.loop import train
 
-    chosen = override(recipes.find(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
+    chosen = override(recipes.find_recipe(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
     out = parsed.out or Path("runs") / parsed.name.rpartition(":")[2]
     print(f"model: {train(chosen, out)}")
 

@@ -100,7 +100,7 @@ NAMES = {
 """The recipes that ``dualfuse recipes`` lists, by name."""
 
 
-def find(name: str) -> tuple[Recipe, ...]:
+def find_recipe(name: str) -> tuple[Recipe, ...]:
     """Return the recipes of a listed name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
 
     The recipe of a model folder starts from its weights. A file is read again if it has changed since. Raises

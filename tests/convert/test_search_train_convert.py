@@ -11,7 +11,7 @@ from transformers import BridgeTowerForContrastiveLearning
 
 from dualfuse import load
 from dualfuse.cli.main import main
-from dualfuse.recipes import find
+from dualfuse.recipes import find_recipe
 
 
 def run(*arguments: object) -> int:
@@ -28,7 +28,7 @@ def test_search_train_and_convert(contrastive: Path, tmp_path: Path, capsys: pyt
 
     ours, trained, theirs = tmp_path / "ours", tmp_path / "trained", tmp_path / "back"
     assert run("convert", contrastive, ours) == 0
-    recipe = find(str(ours))[0]
+    recipe = find_recipe(str(ours))[0]
     assert (recipe.start_from, recipe.optim.head_lr_mult) == (str(ours), 5.0)
     data = shards(tmp_path / "data", 12)
     flags = (

@@ -36,7 +36,7 @@ def test_there_are_all() -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_a_recipe_is_whole(place: str) -> None:
     recipe = PLACES[place]
-    assert recipes.find(place) == (recipe,)
+    assert recipes.find_recipe(place) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     model, data = recipe.model, recipe.data
     assert isinstance(model, VLMoConfig | BridgeTowerConfig)
@@ -55,7 +55,7 @@ def test_flags_of_questions(tmp_path: Path) -> None:
     answers = tmp_path / "answers.txt"
     answers.write_text("yes\nno\n", encoding="utf-8")
     flags = ["--task.answers", str(answers), "--optim.lr", "1e-4", "--data.train", "x.tar"]
-    (chosen,) = override(recipes.find("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
+    (chosen,) = override(recipes.find_recipe("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
     assert isinstance(chosen.task, VQAConfig)
     assert (chosen.task.answers, chosen.optim.lr, chosen.optim.head_lr_mult) == (("yes", "no"), 1e-4, 20.0)
 

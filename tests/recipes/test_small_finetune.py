@@ -56,7 +56,7 @@ def images(number: int, first: int = 0) -> list[Sample]:
 
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if "small_answers" in recipes.NAMES[name]])
 def test_a_recipe_is_whole(name: str) -> None:
-    (recipe,) = recipes.find(name)
+    (recipe,) = recipes.find_recipe(name)
     assert from_json(to_json(recipe)) == recipe
     model = recipe.model
     made_for = model.image_size if isinstance(model, VLMoConfig) else model.image.image_size

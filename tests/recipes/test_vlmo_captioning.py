@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tiny import changed, lines, recipe
 
-from dualfuse.recipes import NAMES, find
+from dualfuse.recipes import NAMES, find_recipe
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
 from dualfuse.training.loop import train
 
 
 @pytest.mark.parametrize(("name", "lr", "width"), [("base", 4e-5, 768), ("large", 8e-6, 1024)])
 def test_the_published_command(name: str, lr: float, width: int) -> None:
-    [made] = find(f"caption-vlmo-{name}")
+    [made] = find_recipe(f"caption-vlmo-{name}")
     assert (made.optim.lr, made.model.width) == (lr, width)
     assert made.data.image_size == made.model.image_size == (480, 480)
     assert (made.data.batch_size, made.data.text_length, made.run.steps) == (256, 32, 22_138)  # 10 epochs of 566,747
@@ -32,4 +32,4 @@ def test_captions_go_on_from_pairs(tmp_path: Path) -> None:
     train((captions,), tmp_path / "captions")
     assert '"new": {}' in (tmp_path / "captions" / "start.json").read_text()
     assert "validation/CIDEr-D" in lines(tmp_path / "captions")[-1]
-    assert "vlmo-nano-captions" in NAMES and find("vlmo-nano-captions")[0].task.init_std == 0.125
+    assert "vlmo-nano-captions" in NAMES and find_recipe("vlmo-nano-captions")[0].task.init_std == 0.125

@@ -37,7 +37,7 @@ PLACES = {
 @pytest.mark.parametrize("name", PLACES)
 def test_a_recipe_is_whole(name: str) -> None:
     recipe = PLACES[name]
-    assert recipes.find(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
+    assert recipes.find_recipe(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     flags = [
         "--task.num-classes",
