@@ -82,7 +82,7 @@ def test_examples_of_the_help_have_valid_flags(line: str, monkeypatch: pytest.Mo
         return functools.wraps(command)(lambda *values, **options: lambda: called.append(name))
 
     monkeypatch.setattr(cli, "deferred", recorded)
-    monkeypatch.setattr(recipes, "find", lambda name: recipe)
+    monkeypatch.setattr(recipes, "find_recipe", lambda name: recipe)
     monkeypatch.setattr(loop, "train", lambda chosen, out: called.append("train"))
     if "--help" in words:
         assert exit_code(name, *words) == 0
