@@ -125,7 +125,8 @@ def test_separate_attention_ends_below_the_last_layer_and_the_joint_experts(
     vl_expert_start: int, separate_attention_until: int
 ) -> None:
     with pytest.raises(
-        ValueError, match=f"separate_attention_until is {separate_attention_until}.*give at most {min(vl_expert_start, 2)}"
+        ValueError,
+        match=f"separate_attention_until is {separate_attention_until}.*give at most {min(vl_expert_start, 2)}",
     ):
         replace(TINY, vl_expert_start=vl_expert_start, separate_attention_until=separate_attention_until).build()
 

@@ -1,4 +1,4 @@
-"""Contract tests as functions: a third party runs them on their own class, and the tests of this package do too."""
+"""The contract test of a vector store."""
 
 from __future__ import annotations
 

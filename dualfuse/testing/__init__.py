@@ -1,0 +1,6 @@
+"""Contract tests as functions: a third party runs them on their own class, and the tests of this package do too."""
+
+from dualfuse.testing.models import check_model
+from dualfuse.testing.stores import check_store
+
+__all__ = ["check_model", "check_store"]
