@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from dualfuse import hub
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.data.text.tokenizer import pad_arrays
+from dualfuse.data.text.padding import pad_arrays
 from dualfuse.metrics.accuracy import Question
 from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.classification import QuestionExample

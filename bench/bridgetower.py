@@ -30,7 +30,8 @@ from transformers import BridgeTowerConfig, BridgeTowerForImageAndTextRetrieval,
 from dualfuse.convert.formats.bridgetower_hf import layout
 from dualfuse.convert.formats.bridgetower_hf_config import read_config
 from dualfuse.convert.rename import import_tensors
-from dualfuse.data.text.tokenizer import EncodedText, mask_tokens
+from dualfuse.data.text.masking import mask_tokens
+from dualfuse.data.text.tokenizer import EncodedText
 from dualfuse.layers.heads import ITCHead
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import Tokens

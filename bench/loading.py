@@ -30,13 +30,14 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from dualfuse.data.files import find_files
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box, random_changes
 from dualfuse.data.loader import SampleReader, training_batches
+from dualfuse.data.map_dataset import find_files
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
 from dualfuse.data.shards.shards import Shards
-from dualfuse.data.text.tokenizer import TextTransform, mask_words
+from dualfuse.data.text.masking import mask_words
+from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipes.small_pairs import OPENPICS
 from dualfuse.tasks.base import Processor
@@ -74,7 +75,7 @@ def ours(tars: str, transform: ImageTransform) -> Batches:
     def read(sample: Sample, rng: np.random.Generator) -> PairExample:
         return cfg.read(sample, processor, rng)
 
-    order = MixtureSampler((len(shards),), batch=BATCH, seed=1)
+    order = MixtureSampler((len(shards),), batch_size=BATCH, seed=1)
     place = {"start": 0, "rank": 0, "world": 1, "micro_batch": 0, "workers": 0}
     return training_batches(SampleReader((shards,), read, 1), order, cfg.collate, **place)
 

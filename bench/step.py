@@ -25,7 +25,8 @@ import tyro
 from published_step import heaviest, padded, published_loss
 from torch import Tensor
 
-from dualfuse.data.text.tokenizer import EncodedText, mask_words
+from dualfuse.data.text.masking import mask_words
+from dualfuse.data.text.tokenizer import EncodedText
 from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipes.small_pairs import NANO, OPENPICS

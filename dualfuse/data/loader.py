@@ -1,7 +1,6 @@
-"""Batches for training and for evaluation, from worker processes, with a ledger of what was left out.
+"""Batches for training and evaluation, loaded by worker processes; broken samples are skipped and reported.
 
-What a batch holds depends on the order, the seed and the step alone: not on the number of workers, not on the number
-of ranks. A broken sample is never left out in silence: every one is reported with the batch it was meant for.
+The content of a batch depends on the sampler, the seed and the step only, not on the number of workers or ranks.
 """
 
 from __future__ import annotations
@@ -22,35 +21,33 @@ from dualfuse.data.sample import BrokenSample, ChangedFile, Sample
 from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
 from dualfuse.errors import DualfuseError
 
-Example = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict says which
-Batch = Mapping[str, Any]  # many rows; each task's TypedDict says which
+Example = Mapping[str, Any]  # one sample as tensors and numbers; each task's TypedDict lists the keys
+Batch = Mapping[str, Any]  # many examples; each task's TypedDict lists the keys
 Read = Callable[[Sample, np.random.Generator], Example]
-Collate = Callable[[Sequence[Any]], Batch]  # Any: the rows of one task
+Collate = Callable[[Sequence[Any]], Batch]  # Any: the examples of one task
 
-MAX_CONSECUTIVE_BROKEN = (
-    100  # broken samples side by side that are taken for accidents; more mean that the set is broken
-)
+MAX_CONSECUTIVE_BROKEN = 100  # more broken samples in sequence mean that the set itself is broken
 
 
 class Samples(Protocol):
-    """A set whose samples are read by number: shards, or a text corpus."""
+    """A set whose samples are read by index: shards or a text corpus."""
 
     def __len__(self) -> int:
-        """The number of samples, broken ones included."""
+        """Return the number of samples, broken ones included."""
         ...
 
     def __getitem__(self, index: int, /) -> Sample:
-        """Read one; raises ``BrokenSample`` for one that cannot be used."""
+        """Read a sample; raises ``BrokenSample`` if it is unusable."""
         ...
 
     def key(self, index: int) -> str:
-        """Return the key of a sample, which no other of the set has; reads nothing."""
+        """Return the unique key of a sample without reading it."""
         ...
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A sample that was left out: its key, why, and the key of the sample in its place ("" in evaluation)."""
+    """A skipped sample: its key, the reason, and the key of its replacement sample ("" in evaluation)."""
 
     key: str
     reason: str
@@ -59,14 +56,14 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LoadedBatch:
-    """One batch, the step it belongs to (in evaluation: its number), and what was left out of it."""
+    """One batch, its step (in evaluation: its index), and the samples that were skipped for it."""
 
     step: int
     batch: Batch
     skipped: tuple[Skipped, ...] = ()
 
     def pin_memory(self) -> LoadedBatch:
-        """Return it with tensors in memory from which a GPU reads by itself; torch's loader calls this, in a thread."""
+        """Return the batch with its tensors in pinned memory; called by torch's DataLoader in a thread."""
         pinned = {
             name: value.pin_memory() if isinstance(value, Tensor) else value for name, value in self.batch.items()
         }
@@ -75,11 +72,11 @@ class LoadedBatch:
 
 @dataclass(frozen=True)
 class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
-    """Reads training samples: ``reader[draw]`` is the row of that draw, and what had to be skipped for it.
+    """Reader of training samples: ``reader[draw]`` is the example of that draw and the samples skipped for it.
 
-    In the place of a broken sample comes the next of its set in file order, read with the random state of the
-    draw, so that batches keep their size on every rank. ``read`` turns a sample into a row; whatever ValueError
-    (``BrokenSample`` is one) or OSError it raises makes the sample a broken one, but for ``ChangedFile``, which ends
+    A broken sample is replaced by the next one of its set in file order, read with the random state of the draw, so
+    that batches keep their size on every rank. ``read`` turns a sample into an example; a ``ValueError`` (such as
+    ``BrokenSample``) or ``OSError`` that it raises makes the sample a broken one, except ``ChangedFile``, which ends
     the run.
     """
 
@@ -91,92 +88,96 @@ class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
         return self.read(replace(sample, source=source), rng)
 
     def __getitem__(self, draw: Draw) -> tuple[Example, tuple[Skipped, ...]]:
-        """Return the row and the skips; DualfuseError when the next ``PATIENCE`` samples, or all, are broken."""
-        shards = self.sets[draw.source]
+        """Return an example and the skipped samples.
+
+        Raises DualfuseError if ``MAX_CONSECUTIVE_BROKEN`` samples in sequence, or all of the set, are broken.
+        """
+        samples = self.sets[draw.source]
         broken: list[BrokenSample] = []
-        for ahead in range(min(MAX_CONSECUTIVE_BROKEN, len(shards))):
-            number = (draw.index + ahead) % len(shards)
+        for offset in range(min(MAX_CONSECUTIVE_BROKEN, len(samples))):
+            index = (draw.index + offset) % len(samples)
             try:
-                row = _row(shards, number, partial(self._read, draw.source), sample_rng(self.seed, draw))
+                example = _read_example(samples, index, partial(self._read, draw.source), sample_rng(self.seed, draw))
             except BrokenSample as error:
                 broken.append(error)
                 continue
-            replacement = shards.key(number)
-            return row, tuple(Skipped(error.key, error.reason, replacement) for error in broken)
+            replacement = samples.key(index)
+            return example, tuple(Skipped(error.key, error.reason, replacement) for error in broken)
         raise DualfuseError(
-            f"set {draw.source} is broken: none of {len(broken)} samples in a row from {shards.key(draw.index)} can be "
-            f"used; the first: {'; '.join(map(str, broken[:3]))}. Repair the set or take it out of the recipe's data"
+            f"set {draw.source} is broken: none of {len(broken)} samples in a row from {samples.key(draw.index)} is "
+            f"usable; the first: {'; '.join(map(str, broken[:3]))}. Repair the set or remove it from the recipe's data"
         )
 
 
 def training_batches(
     reader: SampleReader,
-    order: MixtureSampler,
+    sampler: MixtureSampler,
     collate: Collate,
     *,
     start: int,
     rank: int,
     world: int,
     micro_batch: int,
-    workers: int,
+    num_workers: int,
 ) -> Iterator[LoadedBatch]:
-    """Return the batches of one rank from step ``start`` on, without end, one per micro-batch.
+    """Return an endless iterator over the micro-batches of one rank, beginning at step ``start``.
 
-    The micro-batches of a step (0: one of all the rank's rows) follow each other and say its number. The n-th ones of
-    all ranks, in rank order, are the n-th part of the global batch of ``order``: the same samples side by side for any
-    number of ranks whose micro-batches are as large together. ``workers`` processes read ahead (0: none); they end when
-    the iterator is closed or forgotten. Raises DualfuseError, at once, for a batch that cannot be divided.
+    The micro-batches of a step follow each other and have its number; with ``micro_batch`` 0 there is one, of all
+    samples of the rank. The n-th micro-batches of all ranks, concatenated in rank order, are the n-th part of the
+    global batch of ``sampler``, for any number of ranks. ``num_workers`` processes load ahead (0: none); they end when
+    the iterator is closed or deleted. Raises DualfuseError immediately if the batch cannot be divided.
     """
-    lengths = tuple(len(shards) for shards in reader.sets)
-    if order.lengths != lengths:
-        raise DualfuseError(f"the order is over sets of {order.lengths} samples, the reader has sets of {lengths}")
+    lengths = tuple(map(len, reader.sets))
+    if sampler.lengths != lengths:
+        raise DualfuseError(f"the sampler has sets of {sampler.lengths} samples, the reader has sets of {lengths}")
     if not 0 <= rank < world:
         raise DualfuseError(f"rank is {rank} of {world}; ranks count from 0")
-    parts = places(order.batch, rank, world, micro_batch)
-    chunks = ((step, tuple(draws[place] for place in part)) for step, draws in _steps(order, start) for part in parts)
-    return _deliveries(_Worker(reader, collate), chunks, workers)
+    parts = batch_positions(sampler.batch_size, rank, world, micro_batch)
+    steps = ((step, sampler.draws(step)) for step in itertools.count(start))
+    chunks = ((step, tuple(draws[position] for position in part)) for step, draws in steps for part in parts)
+    return _load(_BatchReader(reader, collate), chunks, num_workers)
 
 
-def places(batch: int, rank: int, world: int, micro_batch: int) -> tuple[range, ...]:
-    """Return the places in a global batch that one rank takes, one range per micro-batch.
+def batch_positions(batch_size: int, rank: int, world: int, micro_batch: int) -> tuple[range, ...]:
+    """Return the positions in a global batch that belong to one rank, one range per micro-batch.
 
-    Raises DualfuseError for a batch that cannot be divided.
+    Raises DualfuseError if the batch cannot be divided.
     """
-    local = _divide(batch, by=world, what="processes")
+    local = _divide(batch_size, by=world, what="processes")
     micro = micro_batch or local
     _divide(local, by=micro, what="samples per micro-batch")
-    return tuple(range(first, first + micro) for first in range(rank * micro, batch, world * micro))
+    return tuple(range(first, first + micro) for first in range(rank * micro, batch_size, world * micro))
 
 
 def evaluation_batches(
-    shards: Samples, read: Read, collate: Collate, *, batch: int, workers: int, exclude_broken: bool
+    samples: Samples, read: Read, collate: Collate, *, batch_size: int, num_workers: int, exclude_broken: bool
 ) -> Iterator[LoadedBatch]:
-    """Return every sample once, in file order, ``batch`` rows at a time.
+    """Return every sample once, in file order, ``batch_size`` examples at a time.
 
-    A broken sample raises ``BrokenSample``, which names it; with ``exclude_broken`` it is left out and reported. A
-    batch of which nothing is left is not delivered: its exclusions come with a neighbour. The random state a row is
-    read with depends on its number alone.
+    A broken sample raises ``BrokenSample`` with its key; with ``exclude_broken`` it is skipped and reported. A batch
+    without any usable sample is not returned: its skipped samples are reported with a neighbouring batch. The random
+    state of an example depends on its index only.
     """
-    if batch < 1:
-        raise DualfuseError(f"batch is {batch}; at least 1 row at a time")
-    starts = range(0, len(shards), batch)
-    chunks = ((step, range(first, min(first + batch, len(shards)))) for step, first in enumerate(starts))
-    worker = _Worker(_Once(shards, read, exclude_broken), collate)
-    return _with_rows(_deliveries(worker, chunks, workers))
+    if batch_size < 1:
+        raise DualfuseError(f"batch_size is {batch_size}; it must be 1 or more")
+    starts = range(0, len(samples), batch_size)
+    chunks = ((step, range(first, min(first + batch_size, len(samples)))) for step, first in enumerate(starts))
+    reader = _BatchReader(_EvaluationReader(samples, read, exclude_broken), collate)
+    return _merge_empty(_load(reader, chunks, num_workers))
 
 
 @dataclass(frozen=True)
-class _Once(Dataset[tuple[Example | None, tuple[Skipped, ...]]]):
-    """Reads evaluation samples: ``once[number]`` is a row, or None and why it is excluded."""
+class _EvaluationReader(Dataset[tuple[Example | None, tuple[Skipped, ...]]]):
+    """Reader of evaluation samples: ``reader[index]`` is an example, or None and the reason for skipping it."""
 
-    shards: Samples
+    samples: Samples
     read: Read
     exclude_broken: bool
 
-    def __getitem__(self, number: int) -> tuple[Example | None, tuple[Skipped, ...]]:
+    def __getitem__(self, index: int) -> tuple[Example | None, tuple[Skipped, ...]]:
         try:
-            rng = sample_rng(0, Draw(source=0, index=number, step=0))
-            return _row(self.shards, number, self.read, rng), ()
+            rng = sample_rng(0, Draw(source=0, index=index, step=0))
+            return _read_example(self.samples, index, self.read, rng), ()
         except BrokenSample as error:
             if not self.exclude_broken:
                 raise
@@ -184,59 +185,54 @@ class _Once(Dataset[tuple[Example | None, tuple[Skipped, ...]]]):
 
 
 @dataclass(frozen=True)
-class _Worker(Dataset[LoadedBatch | ValueError | ChangedFile]):
-    """What a loader process does: ``worker[step, items]`` is a delivery, or the error that the main process raises.
+class _BatchReader(Dataset[LoadedBatch | ValueError | ChangedFile]):
+    """The dataset of a loader process: ``reader[step, items]`` is a batch, or an error for the main process to raise.
 
-    An error travels as a value because torch would bury its message in a traceback, and lose its type.
+    Errors are returned because torch would bury their message in a traceback and lose their type.
     """
 
-    rows: SampleReader | _Once
+    examples: SampleReader | _EvaluationReader
     collate: Collate
 
     def __getitem__(
-        self, chunk: tuple[int, Sequence[Any]]
-    ) -> LoadedBatch | ValueError | ChangedFile:  # Any: draws or numbers
+        self,
+        chunk: tuple[int, Sequence[Any]],  # Any: draws or indices
+    ) -> LoadedBatch | ValueError | ChangedFile:
         step, items = chunk
         try:
-            found = [self.rows[item] for item in items]
+            results = [self.examples[item] for item in items]
         except (ValueError, ChangedFile) as error:
             return error
-        rows = [row for row, _ in found if row is not None]
-        skipped = tuple(itertools.chain.from_iterable(skips for _, skips in found))
-        return LoadedBatch(step, self.collate(rows) if rows else {}, skipped)
+        examples = [example for example, _ in results if example is not None]
+        skipped = tuple(itertools.chain.from_iterable(skipped for _, skipped in results))
+        return LoadedBatch(step, self.collate(examples) if examples else {}, skipped)
 
 
-def _row(shards: Samples, number: int, read: Read, rng: np.random.Generator) -> Example:
-    """Read one sample; whatever is wrong with it comes out as ``BrokenSample`` with its key."""
+def _read_example(samples: Samples, index: int, read: Read, rng: np.random.Generator) -> Example:
+    """Read one sample; every problem with it is raised as ``BrokenSample`` with its key."""
     try:
-        return read(shards[number], rng)
+        return read(samples[index], rng)
     except (BrokenSample, ChangedFile):
         raise
     except (OSError, ValueError) as error:
-        raise BrokenSample(shards.key(number), f"{type(error).__name__}: {error}") from error
+        raise BrokenSample(samples.key(index), f"{type(error).__name__}: {error}") from error
 
 
 def _divide(batch: int, by: int, what: str) -> int:
-    """Return ``batch`` / ``by``; DualfuseError if there is a remainder."""
+    """Return ``batch`` / ``by``; raises DualfuseError if there is a remainder."""
     if by < 1 or batch % by:
         raise DualfuseError(f"a batch of {batch} cannot be divided by {by} {what}; choose a divisor of {batch}")
     return batch // by
 
 
-def _steps(order: MixtureSampler, start: int) -> Iterator[tuple[int, tuple[Draw, ...]]]:
-    """Return all draws of each step, without end."""
-    for step in itertools.count(start):
-        yield step, order.draws(step)
-
-
-def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], workers: int) -> Iterator[LoadedBatch]:
-    """Let ``workers`` processes make the deliveries, in order; ends them when closed."""
+def _load(reader: _BatchReader, chunks: Iterable[tuple[int, Sequence[Any]]], num_workers: int) -> Iterator[LoadedBatch]:
+    """Load the batches in ``num_workers`` processes, in order; closing the iterator ends the processes."""
     loader = DataLoader(
-        worker,
-        batch_size=None,  # an item is a whole delivery already, which torch hands on as it is
+        reader,
+        batch_size=None,  # an item is a complete batch already, which torch passes through
         sampler=chunks,
-        num_workers=workers,
-        worker_init_fn=_settle,
+        num_workers=num_workers,
+        worker_init_fn=_init_worker,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # or torch would draw from the global one, and a resumed run would differ
     )
@@ -247,11 +243,11 @@ def _deliveries(worker: _Worker, chunks: Iterable[tuple[int, Sequence[Any]]], wo
                 raise loaded_batch
             yield loaded_batch
     finally:
-        del loaded_batches  # an error's traceback keeps this frame; the processes should not live as long
+        del loaded_batches  # the traceback of an error keeps this frame alive, and would keep the processes with it
 
 
-def _with_rows(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
-    """Join deliveries without rows to a neighbour; DualfuseError if there are no rows at all."""
+def _merge_empty(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
+    """Merge batches without examples into a neighbour; raises DualfuseError if there are no examples at all."""
     held: LoadedBatch | None = None
     for loaded_batch in loaded_batches:
         if held is None or (held.batch and loaded_batch.batch):
@@ -266,11 +262,11 @@ def _with_rows(loaded_batches: Iterator[LoadedBatch]) -> Iterator[LoadedBatch]:
     yield held
 
 
-def _settle(worker: int) -> None:
-    """Prepare a loader process: one thread, and signals are for the main process, which then ends it.
+def _init_worker(worker: int) -> None:
+    """Set up a loader process: one thread, and termination signals are left to the main process.
 
-    Schedulers send SIGTERM to all processes at once; a loader that died would cost the checkpoint. The second one, by
-    which the main process ends a loader that does not answer, works.
+    Schedulers send SIGTERM to all processes at once, and a loader that died would cost the checkpoint. The second
+    SIGTERM, by which the main process ends a loader that does not answer, takes effect.
     """
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Runs a function on many things in threads and gives the results in the order of the things."""
+"""Map a function over items in threads, keeping their order."""
 
 from __future__ import annotations
 
@@ -8,27 +8,28 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def parallel_map(
-    function: Callable[[Thing], Result], things: Iterable[Thing], workers: int = 0
-) -> Iterator[tuple[Thing, Result]]:
-    """Return (thing, ``function(thing)``) for all ``things``, which are taken only a little ahead of the results.
+    function: Callable[[Item], Result], items: Iterable[Item], num_workers: int = 0
+) -> Iterator[tuple[Item, Result]]:
+    """Return (item, ``function(item)``) for all ``items``, which are consumed only a little ahead of the results.
 
-    ``workers`` threads, 0: one per processor. Meant for images: Pillow decodes without holding Python's lock.
+    ``num_workers`` threads run, with 0 one per processor (at most 16). Meant for images: Pillow decodes without the
+    GIL.
     """
-    workers = workers or min(16, os.cpu_count() or 1)
-    waiting: deque[tuple[Thing, Future[Result]]] = deque()
-    pool = ThreadPoolExecutor(workers)
+    num_workers = num_workers or min(16, os.cpu_count() or 1)
+    pending: deque[tuple[Item, Future[Result]]] = deque()
+    pool = ThreadPoolExecutor(num_workers)
     try:
-        for thing in things:
-            waiting.append((thing, pool.submit(function, thing)))
-            if len(waiting) > 4 * workers:
-                first, future = waiting.popleft()
+        for item in items:
+            pending.append((item, pool.submit(function, item)))
+            if len(pending) > 4 * num_workers:
+                first, future = pending.popleft()
                 yield first, future.result()
-        for first, future in waiting:
+        for first, future in pending:
             yield first, future.result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,4 +1,4 @@
-"""What a data set is made of: one image, or several, with its texts."""
+"""Samples: one or several images with their texts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dualfuse.errors import DualfuseError
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with its texts, still encoded as they lie in the shard.
+    """One image with its texts, encoded as in the shard.
 
-    Whatever is trained or judged by itself is a sample of its own: where an image has several questions, each of them
-    is one, so that all are read equally often and each has a key.
+    Every unit of training or evaluation is a sample with its own key: if an image has several questions, each is a
+    sample, so that all are read equally often.
 
-    ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (none for an image that is to
-    be searched only), ``meta`` whatever else the source said (JSON values), ``source`` the number of its set among
-    those that are trained on together, ``others`` further images that the texts speak of, in order, ``label_map`` a
-    PNG with the number of a class for each pixel of ``image`` (empty: there is none).
+    ``image`` holds the bytes of a JPEG, PNG or WebP file, ``texts`` the captions (empty for an image that is only
+    searched), ``meta`` all other fields of the source (JSON values), ``source`` the index of its set in a mixture,
+    ``other_images`` further images that the texts refer to, in order, ``label_map`` a PNG with a class number for each
+    pixel of ``image`` (empty: none).
     """
 
     key: str
@@ -31,17 +31,17 @@ class Sample:
 
 
 class ChangedFile(OSError):
-    """A file of a set has gone, or is no longer what it was when the set was opened: nothing of the set is right."""
+    """A file of a set was deleted or changed after the set was opened, so no sample of the set can be trusted."""
 
 
 class BrokenSample(DualfuseError):
-    """A sample that cannot be used: the message says which one and why."""
+    """An unusable sample; the message has its key and the reason."""
 
     def __init__(self, key: str, reason: str) -> None:
-        """``key`` names the sample, ``reason`` completes "it was left out because"."""
+        """``key`` names the sample; ``reason`` is a phrase such as "no image among its members"."""
         super().__init__(f"{key}: {reason}")
         self.key, self.reason = key, reason
 
     def __reduce__(self) -> tuple[type[BrokenSample], tuple[str, str]]:
-        """Let loader workers send it to the main process."""
+        """Support pickling, which loader processes need."""
         return BrokenSample, (self.key, self.reason)

@@ -1,7 +1,7 @@
-"""Which sample comes at which step: a pure function of (seed, step).
+"""The order of training samples as a pure function of (seed, step).
 
-The stream is endless and closed in form: any step is found without those before it, so a run resumes from its seed and
-its step alone, on any number of ranks, workers and micro-batches.
+The stream is endless and in closed form: a step is computed without the steps before it, so a run resumes from its seed
+and step alone, on any number of ranks, workers and micro-batches.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import numpy as np
 
 from dualfuse.errors import DualfuseError
 
-WINDOW = 4  # blocks that are shuffled together: few enough for a page cache, enough to mix neighbours
-EPOCH, MIXTURE, SAMPLE = 1, 2, 3  # what a random stream is for; keeps the streams of one seed apart
+WINDOW = 4  # blocks shuffled together: few enough for the page cache, enough to mix neighbours
+EPOCH, MIXTURE, SAMPLE = 1, 2, 3  # purposes of random streams, which differ for one seed
 
 
 @dataclass(frozen=True)
 class Draw:
-    """One place in the training stream: sample ``index`` of set ``source``, seen at ``step``."""
+    """One position in the training stream: sample ``index`` of set ``source`` at ``step``."""
 
     source: int
     index: int
@@ -29,60 +29,60 @@ class Draw:
 class MixtureSampler:
     """The endless order of training samples over one or more sets.
 
-    Without ``weights`` all sets are one, and each epoch is a full permutation of it: every sample once, each epoch in
-    another order. With ``weights`` every batch holds its share of each set, rounded so that the totals stay within a
-    few samples of the exact shares for ever, and every set goes through its own epochs. ``block`` > 0 shuffles blocks
-    of that many neighbours, and then single samples within ``WINDOW`` blocks, so that a disk reads forwards.
+    Without ``weights`` all sets are concatenated, and each epoch is a new permutation of all samples. With ``weights``
+    every batch holds its share of each set, rounded so that the totals always stay within a few samples of the exact
+    shares, and every set has its own epochs. With ``block`` > 0, blocks of that many neighbours are shuffled first,
+    then single samples within ``WINDOW`` blocks, so that a disk reads sequentially.
     """
 
     def __init__(
-        self, lengths: tuple[int, ...], batch: int, seed: int, weights: tuple[float, ...] = (), block: int = 0
+        self, lengths: tuple[int, ...], batch_size: int, seed: int, weights: tuple[float, ...] = (), block: int = 0
     ) -> None:
-        """``lengths`` are the numbers of samples of the sets, ``batch`` is the samples per step over all ranks."""
+        """``lengths`` are the numbers of samples of the sets, ``batch_size`` the samples per step on all ranks."""
         if not lengths or min(lengths) < 1:
             raise DualfuseError(f"the sets have {lengths} samples; at least one set, and one sample in each, is needed")
-        if batch < 1 or seed < 0 or block < 0:
+        if batch_size < 1 or seed < 0 or block < 0:
             raise DualfuseError(
-                f"batch is {batch}, seed {seed}, block {block}; batch must be 1 or more, the others 0 or more"
+                f"batch_size is {batch_size}, seed {seed}, block {block}; they must be at least 1, 0 and 0"
             )
         if weights and len(weights) != len(lengths):
             raise DualfuseError(f"{len(weights)} weights for {len(lengths)} sets; give one for each set, or none")
         if not all(0 < weight < float("inf") for weight in weights):
             raise DualfuseError(
-                f"weights are {weights}; each must be a positive number (leave out a set that gets none)"
+                f"weights are {weights}; each must be positive and finite (remove a set that should get no samples)"
             )
-        self.lengths, self.batch, self.seed = lengths, batch, seed
+        self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self._weights = tuple(map(Fraction, weights))
         self._block = block
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
     def draws(self, step: int) -> tuple[Draw, ...]:
-        """Return the samples of one step on all ranks, in order; rank r of W takes the r-th of W equal parts."""
+        """Return the draws of one step on all ranks, in order."""
         if step < 0:
             raise DualfuseError(f"step is {step}; the first is 0")
-        source, index = self._mixed(step) if self._weights else self._joined(step)
+        source, index = self._weighted(step) if self._weights else self._concatenated(step)
         return tuple(Draw(s, i, step) for s, i in zip(source.tolist(), index.tolist(), strict=True))
 
-    def _joined(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return set and number of each sample of a step, with all sets as one."""
-        place = self._shuffled(0, sum(self.lengths), step * self.batch, self.batch)
+    def _concatenated(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the set and the index of each sample of a step, over all sets concatenated."""
+        position = self._shuffled(0, sum(self.lengths), step * self.batch_size, self.batch_size)
         starts = np.cumsum((0, *self.lengths))
-        source = np.searchsorted(starts, place, side="right") - 1
-        return source, place - starts[source]
+        source = np.searchsorted(starts, position, side="right") - 1
+        return source, position - starts[source]
 
-    def _mixed(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return set and number of each sample of a step, with each set at its weight."""
-        before = _shares(step * self.batch, self._weights)
-        after = _shares((step + 1) * self.batch, self._weights)
+    def _weighted(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the set and the index of each sample of a step, each set at its weight."""
+        before = _shares(step * self.batch_size, self._weights)
+        after = _shares((step + 1) * self.batch_size, self._weights)
         counts = [last - first for first, last in zip(before, after, strict=True)]
         source = np.repeat(np.arange(len(counts)), counts)
         runs = zip(self.lengths, before, counts, strict=True)
         index = np.concatenate([self._shuffled(number, *run) for number, run in enumerate(runs)])
-        slots = np.random.default_rng((MIXTURE, self.seed, step)).permutation(self.batch)
+        slots = np.random.default_rng((MIXTURE, self.seed, step)).permutation(self.batch_size)
         return source[slots], index[slots]
 
     def _shuffled(self, stream: int, length: int, first: int, count: int) -> np.ndarray:
-        """Return ``count`` numbers from place ``first`` of the endless run of epochs over ``length`` samples."""
+        """Return ``count`` indices, beginning at position ``first`` of endless epochs over ``length`` samples."""
         parts = [np.empty(0, np.int64)]
         while count:
             epoch, offset = divmod(first, length)
@@ -92,7 +92,7 @@ class MixtureSampler:
         return np.concatenate(parts)
 
     def _epoch(self, stream: int, length: int, epoch: int) -> np.ndarray:
-        """Return the order (length,) of one epoch; the last one asked for is kept for each stream."""
+        """Return the permutation (length,) of one epoch; the last one of each stream is cached."""
         if stream not in self._epochs or self._epochs[stream][0] != epoch:
             rng = np.random.default_rng((EPOCH, self.seed, stream, epoch))
             self._epochs[stream] = epoch, _permutation(length, self._block, rng)
@@ -100,12 +100,12 @@ class MixtureSampler:
 
 
 def sample_rng(seed: int, draw: Draw) -> np.random.Generator:
-    """Return a sample's own random state: the same wherever and by whichever process it is read."""
+    """Return the random state of a draw, the same in whichever process the sample is read."""
     return np.random.default_rng((SAMPLE, seed, draw.step, draw.source, draw.index))
 
 
 def _permutation(length: int, block: int, rng: np.random.Generator) -> np.ndarray:
-    """Return a random order (length,); with ``block``, one that keeps neighbours within ``WINDOW`` blocks together."""
+    """Return a permutation (length,); with ``block``, neighbours stay within ``WINDOW`` shuffled blocks."""
     if not block:
         return rng.permutation(length)
     block = min(block, length)
@@ -120,10 +120,10 @@ def _permutation(length: int, block: int, rng: np.random.Generator) -> np.ndarra
 
 
 def _shares(total: int, weights: tuple[Fraction, ...]) -> tuple[int, ...]:
-    """Divide ``total`` places among sets by weight, so that no share shrinks when ``total`` grows.
+    """Divide ``total`` samples among sets by weight, so that no share shrinks when ``total`` grows.
 
-    Each set in turn takes its rounded part of what those before it left; what is left never shrinks either. (Rounding
-    every share, or every cumulative weight, by itself could take a place back from a set of small weight.)
+    Each set in turn takes its rounded part of what the sets before it left; the remainder never shrinks either.
+    (Rounding every share, or every cumulative weight, independently could shrink the share of a set of small weight.)
     """
     shares, left, weight_left = [], total, sum(weights, Fraction(0))
     for weight in weights:

@@ -1,4 +1,4 @@
-"""Which split an image belongs to: as its source says, or by a hash of the image."""
+"""Splits: by their names in a source, or by a hash of the image."""
 
 from __future__ import annotations
 
@@ -21,49 +21,48 @@ _USUAL = ("train", "val", "test", *_SYNONYMS)
 
 
 def split_name(text: str) -> str:
-    """Return the split that ``text`` means: ``validation`` is ``val``, ``train2017`` is ``train``.
+    """Return the normalized name of a split: ``validation`` is ``val``, ``train2017`` is ``train``.
 
-    Karpathy's ``restval`` joins ``train``, as all published recipes have it. A name that means no usual split stays
-    as it is, in small letters.
+    Karpathy's ``restval`` joins ``train``, as in all published recipes. Other names are returned in lower case.
     """
     plain = re.sub(r"[^a-z0-9]+", "_", text.lower()).strip("_")
-    known = _without_year(plain)
-    return _SYNONYMS.get(known, known) if known in _USUAL else plain
+    usual = _without_year(plain)
+    return _SYNONYMS.get(usual, usual) if usual in _USUAL else plain
 
 
 def is_split_name(text: str) -> bool:
-    """True for the usual names of splits: train, val, valid, validation, dev, test, and those with a year."""
+    """Return whether ``text`` is a usual name of a split: train, val, valid, dev, test, ..., also with a year."""
     return _without_year(text.lower()) in _USUAL
 
 
 def split_in_name(stem: str) -> str:
     """Return the split in a file name such as ``captions_train2017`` or ``food-val-00000``; empty: none or several."""
     words = re.split(r"[^a-z0-9]+", stem.lower())
-    found = {split_name(word) for word in words if is_split_name(word)}
-    return found.pop() if len(found) == 1 else ""
+    splits = {split_name(word) for word in words if is_split_name(word)}
+    return splits.pop() if len(splits) == 1 else ""
 
 
 def parse_shares(text: str) -> Shares:
-    """Return the shares in ``"val=0.05,test=0.05"``; empty text has none. Raises ``DualfuseError`` for anything else."""
+    """Parse shares such as ``"val=0.05,test=0.05"``; empty: no shares. Raises ``DualfuseError`` for other texts."""
     shares = []
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = re.fullmatch(r"([a-z][a-z0-9_]*)\s*=\s*(0?\.\d+)", part)
         if match is None or float(match[2]) == 0:
-            raise DualfuseError(f"the split {part!r} is not understood; write shares such as val=0.05,test=0.05")
+            raise DualfuseError(f"split {part!r} is invalid; give shares such as val=0.05,test=0.05")
         shares.append((match[1], float(match[2])))
     names = [name for name, _ in shares]
     if len(set(names)) < len(names) or "train" in names or sum(share for _, share in shares) >= 1:
-        raise DualfuseError(f"the split {text!r} must name each split once and leave a rest, which becomes train")
+        raise DualfuseError(f"split {text!r} must name each split once and leave a remainder, which becomes train")
     return tuple(shares)
 
 
 def split_by_content(image: bytes, shares: Shares) -> str:
-    """Return the split of an image by a hash of its bytes: equal files never straddle two splits."""
-    place = int.from_bytes(hashlib.sha256(image).digest()[:8], "big") / 2**64
+    """Return the split of an image by a hash of its bytes, so that equal files are in the same split."""
+    position = int.from_bytes(hashlib.sha256(image).digest()[:8], "big") / 2**64
     for name, share in shares:
-        if place < share:
+        if position < share:
             return name
-        place -= share
+        position -= share
     return "train"
 
 

@@ -62,8 +62,8 @@ def evaluate_answers(task: Classification, processor: Processor, shards: Shards,
         shards,
         partial(_ask, task.cfg, processor),
         task.cfg.collate,
-        batch=plan.batch_size,
-        workers=plan.num_workers,
+        batch_size=plan.batch_size,
+        num_workers=plan.num_workers,
         exclude_broken=plan.exclude_broken,
     )
     metric, answers, excluded, evaluated = task.metric(), list[PredictedAnswer](), list[Skipped](), 0

@@ -69,8 +69,8 @@ def evaluate_captions(task: Captioning, processor: Processor, shards: Shards, pl
         shards,
         partial(_read, processor),
         _collate,
-        batch=plan.batch_size,
-        workers=plan.num_workers,
+        batch_size=plan.batch_size,
+        num_workers=plan.num_workers,
         exclude_broken=plan.exclude_broken,
     )
     captions, references, excluded = list[PredictedCaption](), list[tuple[str, ...]](), list[Skipped]()

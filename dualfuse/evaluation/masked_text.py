@@ -27,8 +27,8 @@ def evaluate_masked_text(task: MaskedText, processor: Processor, texts: Samples,
         texts,
         partial(_read, task.cfg, processor),
         task.cfg.collate,
-        batch=plan.batch_size,
-        workers=plan.num_workers,
+        batch_size=plan.batch_size,
+        num_workers=plan.num_workers,
         exclude_broken=plan.exclude_broken,
     )
     device = next(task.parameters()).device

@@ -66,8 +66,8 @@ class _Reading:
             self.shards,
             partial(_read, replace(self.task.cfg, tags=""), self.processor),
             self.task.cfg.collate,
-            batch=batch,
-            workers=self.plan.num_workers,
+            batch_size=batch,
+            num_workers=self.plan.num_workers,
             exclude_broken=self.plan.exclude_broken,
         )
         for loaded_batch in track(loaded_batches, total=-(-len(self.shards) // batch), what="pairs"):

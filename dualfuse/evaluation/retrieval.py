@@ -94,8 +94,8 @@ class GalleryReader:
             self.shards,
             self.gallery.read,
             self.gallery.collate,
-            batch=self.plan.batch_size,
-            workers=self.plan.num_workers,
+            batch_size=self.plan.batch_size,
+            num_workers=self.plan.num_workers,
             exclude_broken=self.plan.exclude_broken,
         )
 

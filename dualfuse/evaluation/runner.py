@@ -168,8 +168,8 @@ def _batches(model: LoadedModel, samples: Samples, plan: Plan) -> Iterator[Loade
         samples,
         partial(_read, model),
         cfg.collate,
-        batch=plan.batch_size,
-        workers=plan.num_workers,
+        batch_size=plan.batch_size,
+        num_workers=plan.num_workers,
         exclude_broken=plan.exclude_broken,
     )
 

@@ -80,8 +80,8 @@ def _one_by_one(task: Segmentation, processor: Processor, shards: Shards, plan: 
         shards,
         partial(_read, task.cfg, processor),
         _alone,
-        batch=1,
-        workers=plan.num_workers,
+        batch_size=1,
+        num_workers=plan.num_workers,
         exclude_broken=plan.exclude_broken,
     )
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse.data.image.transform import to_pixels
-from dualfuse.data.text.tokenizer import EncodedText, TextTransform, whole_words
+from dualfuse.data.text.masking import word_positions
+from dualfuse.data.text.tokenizer import EncodedText, TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.attention_maps import Recorded, record_attention
@@ -125,5 +126,5 @@ def _run(recorded: Recorded, module: nn.Module, number: int) -> Tensor:
 
 def _labelled(text: EncodedText, transform: TextTransform) -> tuple[tuple[str, ...], list[list[int]]]:
     """Return the names of the maps, and the positions of the tokens that belong to each."""
-    groups = whole_words(text)
+    groups = word_positions(text)
     return (WHOLE, *(transform.decode(text.ids[group]).strip() for group in groups)), [[0], *groups]

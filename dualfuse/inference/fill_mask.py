@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dualfuse.data.text.padding import pad_texts
-from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer, pad_arrays
+from dualfuse.data.text.padding import pad_arrays, pad_texts
+from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.inference.prediction import Prediction, ScoredAnswer
 

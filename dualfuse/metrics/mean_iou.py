@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.data.image.joint_crop import IGNORE_LABEL
 
 
 class ConfusionMatrix:
@@ -21,7 +21,7 @@ class ConfusionMatrix:
 
     def add(self, predicted: Tensor, truth: Tensor) -> None:
         """Count one image: ``predicted`` and ``truth`` (H, W) are numbers of classes."""
-        known, classes = truth != NOTHING, len(self.counts)
+        known, classes = truth != IGNORE_LABEL, len(self.counts)
         pairs = truth[known].long() * classes + predicted[known].long()
         self.counts += torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from dualfuse.data.image.image_file import Fitted, TooLarge, fit
+from dualfuse.data.image.image_file import ConvertedImage, TooLarge, convert_image
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.image.transform import decode
 from dualfuse.data.split import Shares, split_by_content
@@ -19,10 +19,10 @@ MISSING = "missing image"
 class PreparedItem:
     """An image that goes into a shard of ``split``."""
 
-    image: Fitted
+    image: ConvertedImage
     texts: tuple[str, ...]
     split: str
-    other_images: tuple[Fitted, ...] = ()
+    other_images: tuple[ConvertedImage, ...] = ()
     label_map: bytes = b""
     """As large as the image; empty: there is none."""
 
@@ -71,16 +71,16 @@ class ItemChecker:
             return label_map
         return PreparedItem(first, texts, split, tuple(image for _, image in rest), label_map)
 
-    def _judge(self, data: bytes) -> Fitted | SkippedItem:
+    def _judge(self, data: bytes) -> ConvertedImage | SkippedItem:
         try:
-            return fit(data, self.longest_side)
+            return convert_image(data, self.longest_side)
         except TooLarge as error:
             return SkippedItem("image too large", str(error))
         except ValueError as error:
             return SkippedItem("unreadable image", str(error))
 
 
-def _label_map(source: Slice | bytes, data: bytes, image: Fitted) -> bytes | SkippedItem:
+def _label_map(source: Slice | bytes, data: bytes, image: ConvertedImage) -> bytes | SkippedItem:
     """Return a label map of the size that the image in ``data`` has in the shard, or why it cannot be used."""
     found = _bytes(source)
     if isinstance(found, SkippedItem):

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards.shards import LABEL_MAP, OTHERS
+from dualfuse.data.shards.shards import LABEL_MAP, MAX_OTHER_IMAGES
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
 from dualfuse.prepare.stored_files import Stored
@@ -146,8 +146,10 @@ def _members(sample: Sample, stored: Stored) -> bytes:
     """Return the tar members of one sample: image, further images, label map, texts (one a line) and meta."""
     if not sample.key.isascii() or not 0 < len(sample.key) <= 90 or set(sample.key) & set("./ "):
         raise DualfuseError(f"the key {sample.key!r} must be 1 to 90 ASCII characters without dot, slash and space")
-    if len(sample.other_images) > OTHERS:
-        raise DualfuseError(f"{sample.key} has {len(sample.other_images)} further images; at most {OTHERS} are read")
+    if len(sample.other_images) > MAX_OTHER_IMAGES:
+        raise DualfuseError(
+            f"{sample.key} has {len(sample.other_images)} further images; at most {MAX_OTHER_IMAGES} are read"
+        )
     lines = "".join(" ".join(text.split()) + "\n" for text in sample.texts)
     meta = json.dumps(dict(sample.meta), sort_keys=True, ensure_ascii=False)
     return b"".join(

@@ -13,13 +13,13 @@ import numpy as np
 import torch
 
 from dualfuse import distributed as dist
-from dualfuse.data.loader import Example, LoadedBatch, SampleReader, places, training_batches
+from dualfuse.data.loader import Example, LoadedBatch, SampleReader, batch_positions, training_batches
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.corpus import Corpus, pack_share
-from dualfuse.data.text.length_buckets import in_buckets
+from dualfuse.data.text.padding import pad_to_buckets
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
@@ -48,7 +48,7 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
         rank=dist.rank(),
         world=dist.world_size(),
         micro_batch=run.micro_batch,
-        workers=data.num_workers,
+        num_workers=data.num_workers,
     )
 
 
@@ -65,7 +65,7 @@ def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
     """Return the keys of the samples of this process at the 0-based ``step``."""
     sets = open_sets(recipe, recipe.data.train)
     draws = _order(recipe, sets).draws(step)
-    parts = places(recipe.data.batch_size, dist.rank(), dist.world_size(), recipe.run.micro_batch)
+    parts = batch_positions(recipe.data.batch_size, dist.rank(), dist.world_size(), recipe.run.micro_batch)
     return tuple(sets[draws[place].source].key(draws[place].index) for part in parts for place in part)
 
 
@@ -119,7 +119,7 @@ def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:
     data = recipe.data
     lengths = tuple(map(len, sets))
     return MixtureSampler(
-        lengths, batch=data.batch_size, seed=recipe.run.seed, weights=data.weights, block=data.shuffle_block
+        lengths, batch_size=data.batch_size, seed=recipe.run.seed, weights=data.weights, block=data.shuffle_block
     )
 
 
@@ -145,4 +145,4 @@ def read_example(recipe: Recipe, sample: Sample, rng: np.random.Generator) -> Ex
 def collate(recipe: Recipe, examples: Sequence[Any]) -> Batch:  # Any: what the task's read returns
     """Return a batch of examples, padded to one of few lengths for compiled blocks; runs in a loader worker."""
     batch = recipe.task.collate(examples)
-    return in_buckets(batch, recipe.data.text_length) if recipe.run.compile else batch
+    return pad_to_buckets(batch, recipe.data.text_length) if recipe.run.compile else batch

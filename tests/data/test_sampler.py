@@ -1,4 +1,4 @@
-"""The order of samples is a function of seed and step, and gives every sample its due."""
+"""The order of samples is a function of seed and step that weighs all sets and samples as requested."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from dualfuse.data.sampler import Draw, MixtureSampler, sample_rng
 
 
 def first_draws(order: MixtureSampler, count: int) -> list[Draw]:
-    steps = (order.draws(step) for step in range(-(-count // order.batch)))
+    steps = (order.draws(step) for step in range(-(-count // order.batch_size)))
     return list(itertools.chain.from_iterable(steps))[:count]
 
 
-def places(draws: list[Draw]) -> list[tuple[int, int]]:
+def samples_of(draws: list[Draw]) -> list[tuple[int, int]]:
     return [(draw.source, draw.index) for draw in draws]
 
 
@@ -25,7 +25,7 @@ def places(draws: list[Draw]) -> list[tuple[int, int]]:
 @pytest.mark.parametrize("batch", [1, 4, 10, 23])
 def test_every_epoch_is_a_new_permutation(batch: int, block: int) -> None:
     lengths = (6, 1, 3)
-    stream = places(first_draws(MixtureSampler(lengths, batch, seed=7, block=block), 50))
+    stream = samples_of(first_draws(MixtureSampler(lengths, batch, seed=7, block=block), 50))
     epochs = [tuple(stream[first : first + 10]) for first in range(0, 50, 10)]
     everything = [(source, index) for source, length in enumerate(lengths) for index in range(length)]
     assert all(sorted(epoch) == everything for epoch in epochs)
@@ -34,24 +34,24 @@ def test_every_epoch_is_a_new_permutation(batch: int, block: int) -> None:
 
 def test_the_stream_does_not_depend_on_the_batch() -> None:
     small, large = (first_draws(MixtureSampler((20, 5), batch, seed=3), 120) for batch in (4, 30))
-    assert places(small) == places(large)
+    assert samples_of(small) == samples_of(large)
     assert [draw.step for draw in small[:9]] == [0, 0, 0, 0, 1, 1, 1, 1, 2]
 
 
 @pytest.mark.parametrize("weights", [(), (0.5, 0.2, 0.3)])
-def test_steps_do_not_depend_on_those_before(weights: tuple[float, ...]) -> None:
-    forwards = MixtureSampler((40, 7, 11), batch=8, seed=5, weights=weights)
+def test_steps_are_independent_of_earlier_ones(weights: tuple[float, ...]) -> None:
+    forwards = MixtureSampler((40, 7, 11), batch_size=8, seed=5, weights=weights)
     steps = [forwards.draws(step) for step in range(30)]
-    backwards = MixtureSampler((40, 7, 11), batch=8, seed=5, weights=weights)
+    backwards = MixtureSampler((40, 7, 11), batch_size=8, seed=5, weights=weights)
     assert [backwards.draws(step) for step in reversed(range(30))] == steps[::-1]
-    other = MixtureSampler((40, 7, 11), batch=8, seed=6, weights=weights)
-    assert places(first_draws(other, 58)) != places(first_draws(forwards, 58))
+    other = MixtureSampler((40, 7, 11), batch_size=8, seed=6, weights=weights)
+    assert samples_of(first_draws(other, 58)) != samples_of(first_draws(forwards, 58))
 
 
 @pytest.mark.parametrize("block", [0, 64])
 @pytest.mark.parametrize("weights", [(), (1.0, 3.0)])
-def test_far_steps_are_quick(weights: tuple[float, ...], block: int) -> None:
-    order = MixtureSampler((10_000, 300), batch=256, seed=1, weights=weights, block=block)
+def test_late_steps_are_fast(weights: tuple[float, ...], block: int) -> None:
+    order = MixtureSampler((10_000, 300), batch_size=256, seed=1, weights=weights, block=block)
     start = time.perf_counter()
     assert len(order.draws(10**7)) == 256
     assert time.perf_counter() - start < 1  # 10 million steps would take an hour
@@ -99,14 +99,14 @@ MIXED = [(1, 2), (1, 0), (1, 1), (1, 4), (0, 0), (0, 5)]
 RANDOM = [849, 871, 291]
 
 
-def test_order_stays_what_it_was() -> None:
-    """A run that was stopped must find its order again after an update: this may change only on purpose."""
-    assert places(list(MixtureSampler((10, 5), 6, seed=1).draws(12345))) == PLAIN
-    assert places(list(MixtureSampler((10, 5), 6, seed=1, weights=(1, 2), block=2).draws(12345))) == MIXED
+def test_order_is_unchanged() -> None:
+    """Resumed runs need the order of earlier versions: these numbers may only change on purpose."""
+    assert samples_of(list(MixtureSampler((10, 5), 6, seed=1).draws(12345))) == PLAIN
+    assert samples_of(list(MixtureSampler((10, 5), 6, seed=1, weights=(1, 2), block=2).draws(12345))) == MIXED
     assert sample_rng(1, Draw(source=0, index=3, step=9)).integers(1000, size=3).tolist() == RANDOM
 
 
-def test_sample_rng_depends_on_everything_and_nothing_else() -> None:
+def test_sample_rng_depends_on_seed_and_draw_only() -> None:
     draws = [Draw(source, index, step) for source in range(3) for index in range(3) for step in range(3)]
     numbers = {(seed, draw): sample_rng(seed, draw).random() for seed in (0, 1) for draw in draws}
     assert len(set(numbers.values())) == 54
@@ -118,16 +118,16 @@ def test_sample_rng_depends_on_everything_and_nothing_else() -> None:
     [
         ((), {}, "at least one set"),
         ((3, 0), {}, r"sets have \(3, 0\) samples"),
-        ((3,), {"batch": 0}, "batch is 0"),
+        ((3,), {"batch_size": 0}, "batch_size is 0"),
         ((3,), {"seed": -1}, "seed -1"),
         ((3,), {"block": -1}, "block -1"),
         ((3,), {"weights": (1.0, 2.0)}, "2 weights for 1 sets"),
-        ((3, 3), {"weights": (1.0, 0.0)}, "must be a positive number"),
-        ((3, 3), {"weights": (1.0, float("nan"))}, "must be a positive number"),
+        ((3, 3), {"weights": (1.0, 0.0)}, "must be positive and finite"),
+        ((3, 3), {"weights": (1.0, float("nan"))}, "must be positive and finite"),
     ],
 )
-def test_errors(lengths: tuple[int, ...], settings: dict[str, object], message: str) -> None:
+def test_invalid_arguments_are_refused(lengths: tuple[int, ...], settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        MixtureSampler(lengths, **{"batch": 2, "seed": 1} | settings)
+        MixtureSampler(lengths, **{"batch_size": 2, "seed": 1} | settings)
     with pytest.raises(ValueError, match="step is -1"):
-        MixtureSampler((1,), batch=1, seed=1).draws(-1)
+        MixtureSampler((1,), batch_size=1, seed=1).draws(-1)

@@ -15,7 +15,7 @@ from PIL import Image
 from pyarrow import parquet
 from tiny import png_image, tokenizer
 
-from dualfuse.data.image.image_file import fit
+from dualfuse.data.image.image_file import convert_image
 from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import BrokenSample
 from dualfuse.data.text.corpus import Corpus
@@ -89,4 +89,4 @@ def test_damaged_pictures(kind: str, data: st.DataObject) -> None:
     content = data.draw(damaged(encoded(kind)))
     image = told(lambda: decode(content))
     assert image is None or (image.ndim == 3 and image.shape[0] == 3)
-    told(lambda: fit(content))
+    told(lambda: convert_image(content))

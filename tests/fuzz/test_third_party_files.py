@@ -7,7 +7,6 @@ import json
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest

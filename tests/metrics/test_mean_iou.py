@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.data.image.joint_crop import IGNORE_LABEL
 from dualfuse.metrics.mean_iou import ConfusionMatrix
 
 NAMES = ("wall", "sky", "tree", "car", "boat")
@@ -18,7 +18,7 @@ def naive(predicted: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, flo
         (image, place, int(said[place]), int(label[place]))
         for image, (said, label) in enumerate(zip(predicted, truth, strict=True))
         for place in np.ndindex(label.shape)
-        if label[place] != NOTHING
+        if label[place] != IGNORE_LABEL
     ]
     iou, accuracy = {}, []
     for number, name in enumerate(NAMES):
@@ -39,7 +39,7 @@ def naive(predicted: list[np.ndarray], truth: list[np.ndarray]) -> dict[str, flo
 def test_against_sets_of_pixels(seed: int) -> None:
     """No tree anywhere; cars are only predicted, boats only there, some pixels of no class."""
     rng = np.random.default_rng(seed)
-    truth = [rng.choice([NOTHING, 0, 1, 4], shape) for shape in ((7, 5), (3, 9), (1, 1))]
+    truth = [rng.choice([IGNORE_LABEL, 0, 1, 4], shape) for shape in ((7, 5), (3, 9), (1, 1))]
     predicted = [np.where(rng.random(one.shape) < 0.5, one.clip(0), rng.choice([0, 1, 3], one.shape)) for one in truth]
     predicted = [np.where(one == 4, 0, one) for one in predicted]
     counted = ConfusionMatrix(len(NAMES))
@@ -49,7 +49,7 @@ def test_against_sets_of_pixels(seed: int) -> None:
     found = counted.result() | counted.by_class(NAMES)
     assert found == pytest.approx(wanted) and found.keys() == wanted.keys()
     assert "iou/tree" not in wanted and wanted["iou/car"] == 0 == wanted["iou/boat"]
-    assert counted.pixels == sum(int((one != NOTHING).sum()) for one in truth)
+    assert counted.pixels == sum(int((one != IGNORE_LABEL).sum()) for one in truth)
 
 
 def test_by_hand() -> None:
@@ -63,5 +63,5 @@ def test_by_hand() -> None:
 
 def test_nothing_judged() -> None:
     counted = ConfusionMatrix(2)
-    counted.add(torch.zeros(2, 2), torch.full((2, 2), NOTHING))
+    counted.add(torch.zeros(2, 2), torch.full((2, 2), IGNORE_LABEL))
     assert counted.result() == {} == counted.by_class(("a", "b"))

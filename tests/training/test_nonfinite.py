@@ -28,7 +28,9 @@ def ledger(out: Path) -> list[tuple[int, str]]:
 
 def of_step(step: int) -> list[tuple[int, str]]:
     """The eight samples of a step, counted from 1, as the order alone says."""
-    return [(step, f"train-00000/{draw.index:03d}") for draw in MixtureSampler((40,), batch=8, seed=1).draws(step - 1)]
+    return [
+        (step, f"train-00000/{draw.index:03d}") for draw in MixtureSampler((40,), batch_size=8, seed=1).draws(step - 1)
+    ]
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def one_picture_more(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (Path.unlink, r"train-00001.tar cannot be read any more: No such file or directory; put it back"),
+        (Path.unlink, r"train-00001.tar is no longer readable: No such file or directory; restore it"),
         (cut, r"train-00001.tar has changed since it was opened; start again"),
         (other_samples, r"train-00001.tar has changed since it was opened; start again"),
         (os.utime, r"train-00001.tar has changed since it was opened; start again"),

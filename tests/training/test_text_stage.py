@@ -72,7 +72,7 @@ def test_rows_in_order_and_broken_lines(stage: Recipe, caplog: pytest.LogCapture
     assert sum(len(half.batch["ids"]) for half in halves) == len(first[0].batch["ids"]) == 8
     loop.train((changed(stage, steps=12, save_every=20),), tmp_path)  # 91 rows are seen at least once
     ledger = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
-    assert {line["key"] for line in ledger} == {"text.jsonl/0"} and "is no JSON" in ledger[0]["reason"]
+    assert {line["key"] for line in ledger} == {"text.jsonl/0"} and "is not JSON" in ledger[0]["reason"]
     assert "90 texts; 1 unreadable lines" in caplog.text
 
 

@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden: whole blocks of them (BEiT, algorithm 1, as it was released)."""
+"""Blockwise masking of image patches (BEiT, algorithm 1, as in the official code)."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ TRIES = 10
 
 @dataclass(frozen=True)
 class BlockMask:
-    """How much is hidden, in what blocks; the defaults are BEiT's for 14 x 14 patches."""
+    """Blockwise masking; the defaults are BEiT's for 14 x 14 patches."""
 
     patches: int = 75
-    """Most patches that are hidden; most images get that many, some a few less."""
+    """Maximum number of masked patches; most images get that many, some a few fewer."""
     smallest: int = 16
-    """Least area of a block in patches, unless fewer are left to hide."""
+    """Minimum area of a block in patches, unless fewer patches remain to be masked."""
     aspect: float = 0.3
-    """Least height / width of a block; the greatest is 1 / aspect."""
+    """Minimum height / width of a block; the maximum is 1 / aspect."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that hide nothing."""
+        """Validate the ranges."""
         if not (self.patches >= 1 and self.smallest >= 1 and 0 < self.aspect <= 1):
             raise DualfuseError(
-                f"patches={self.patches}, smallest={self.smallest}, aspect={self.aspect}; give at least 1, at least 1, "
-                "and more than 0 up to 1"
+                f"patches={self.patches}, smallest={self.smallest}, aspect={self.aspect}; the first two must be 1 or "
+                "more, aspect above 0 and at most 1"
             )
 
     def draw(self, grid: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
-        """Return a mask (height, width) of a ``grid`` of patches, True where one is hidden.
+        """Return a boolean mask (height, width) of a ``grid`` of patches, True for masked patches.
 
-        Raises DualfuseError where that could leave nothing to see.
+        Raises DualfuseError if all patches could be masked.
         """
         if self.patches >= grid[0] * grid[1]:
             raise DualfuseError(
-                f"to hide {self.patches} of {grid[0]} x {grid[1]} patches leaves nothing to see; hide fewer "
-                "(--task.mask.patches, about 40 %, and --task.mask.smallest)"
+                f"masking {self.patches} of {grid[0]} x {grid[1]} patches leaves no visible patch; mask fewer "
+                "(--task.mask.patches, about 40 % of them, and --task.mask.smallest)"
             )
         mask = np.zeros(grid, dtype=bool)
         while (left := self.patches - int(mask.sum())) > 0:
@@ -50,9 +50,9 @@ class BlockMask:
         return mask
 
     def _block(self, mask: np.ndarray, left: int, rng: np.random.Generator) -> tuple[slice, slice] | None:
-        """Find a block that hides between 1 and ``left`` more patches; None if ten tries did not."""
+        """Return a block that masks 1 to ``left`` more patches; None if ten tries find none."""
         for _ in range(TRIES):
-            area = self.smallest + (left - self.smallest) * rng.random()  # between both, whichever is greater
+            area = self.smallest + (left - self.smallest) * rng.random()  # between the two, in either order
             aspect = math.exp(rng.uniform(math.log(self.aspect), -math.log(self.aspect)))
             height, width = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if height >= mask.shape[0] or width >= mask.shape[1]:

@@ -1,4 +1,4 @@
-"""Draws images with their captions as one image: for a look at a data set, or at the results of a search."""
+"""A grid of images with their captions, as one image."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dualfuse.data.image.transform import decode
 from dualfuse.errors import DualfuseError
 
 MARGIN = 8
-LINES = 4  # of a caption; what is longer ends in an ellipsis
+MAX_LINES = 4  # of a caption; longer ones end in an ellipsis
 INK, FAINT, RED, PAPER, EMPTY = "#1a1a1a", "#707070", "#c62828", "white", "#eeeeee"
 FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf")
 
@@ -20,27 +20,27 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 class Tile(NamedTuple):
-    """One image of a sheet: a file's bytes or pixels (H, W, 3), and what stands below it."""
+    """One cell of a grid: an image (a file's bytes, or pixels (H, W, 3)) and the text below it."""
 
     image: bytes | np.ndarray
     caption: str
     title: str = ""
-    """A faint line above the caption, such as a key."""
+    """A gray line above the caption, such as a key."""
     note: str = ""
-    """A line below the caption, such as a score or what is wrong."""
+    """A line below the caption, such as a score or an error."""
     is_marked: bool = False
-    """Whether it has a red frame and a red note."""
+    """Whether the frame and the note are red."""
 
 
 def image_grid(
     tiles: Sequence[Tile | tuple[bytes | np.ndarray, str]], columns: int = 6, cell: int = 192, heading: str = ""
 ) -> Image.Image:
-    """Return a sheet of ``tiles``, each ``cell`` pixels wide, in rows of ``columns``, below a ``heading``.
+    """Return a grid of ``tiles``, each ``cell`` pixels wide, with ``columns`` columns, below a ``heading``.
 
-    An image that cannot be decoded is shown as an empty field that says so.
+    An image that cannot be decoded is shown as a gray field with the text "no image".
     """
     if not tiles or columns < 1:
-        raise DualfuseError(f"a sheet needs images and columns; there are {len(tiles)} and {columns}")
+        raise DualfuseError(f"a grid needs images and columns; there are {len(tiles)} images and {columns} columns")
     font = _font(max(10, cell // 15))
     drawn = [_draw(tile if isinstance(tile, Tile) else Tile(tile[0], tile[1]), cell, font) for tile in tiles]
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
@@ -57,7 +57,7 @@ def image_grid(
 
 
 def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
-    """Return one tile: image, title, caption, note."""
+    """Return one drawn tile: image, title, caption, note."""
     lines = [(_shorten(tile.title, cell, font), FAINT)] if tile.title else []
     lines += [(line, INK) for line in wrap(tile.caption, cell, font)]
     lines += [(line, RED if tile.is_marked else FAINT) for line in wrap(tile.note, cell, font)]
@@ -78,7 +78,7 @@ def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
 
 
 def _image(pil_image: bytes | np.ndarray, cell: int) -> Image.Image | None:
-    """Return the image as large as fits into a cell; None if it cannot be decoded."""
+    """Return an image resized to fit into a cell; None if it cannot be decoded."""
     try:
         pixels = decode(pil_image).permute(1, 2, 0).numpy() if isinstance(pil_image, bytes) else pil_image
     except ValueError:
@@ -89,11 +89,11 @@ def _image(pil_image: bytes | np.ndarray, cell: int) -> Image.Image | None:
     return image.resize(size, Image.Resampling.BICUBIC)
 
 
-def wrap(text: str, width: int, font: Font, most: int = LINES) -> list[str]:
-    """Return ``text`` in lines of at most ``width`` pixels, broken at spaces; the last of ``most`` may be shortened."""
+def wrap(text: str, width: int, font: Font, max_lines: int = MAX_LINES) -> list[str]:
+    """Return lines of at most ``width`` pixels, broken at spaces; the last of ``max_lines`` may be shortened."""
     lines: list[str] = []
     words = text.split()
-    while words and len(lines) < most - 1:
+    while words and len(lines) < max_lines - 1:
         count = 1
         while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
             count += 1
@@ -103,7 +103,7 @@ def wrap(text: str, width: int, font: Font, most: int = LINES) -> list[str]:
 
 
 def _shorten(text: str, width: int, font: Font) -> str:
-    """Return ``text``, or as much of its beginning as fits into ``width`` pixels, with an ellipsis."""
+    """Return ``text``, shortened with an ellipsis if it exceeds ``width`` pixels."""
     if font.getlength(text[:1000]) <= width and len(text) <= 1000:
         return text
     kept = text[: 4 * width]
@@ -113,11 +113,11 @@ def _shorten(text: str, width: int, font: Font) -> str:
 
 
 def _font(size: int) -> Font:
-    """Return a font of the system that knows many letters, else the plain one that comes with Pillow."""
+    """Return a system font with a wide range of characters, or else Pillow's own."""
     for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
-        except OSError:  # this system does not have it
+        except OSError:  # not installed
             continue
     return ImageFont.load_default(size)
 

@@ -1,4 +1,4 @@
-"""Two images of a batch in one: mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
+"""Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899)."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from dualfuse.errors import DualfuseError
 
 @dataclass(frozen=True)
 class Mixup:
-    """How images of one batch are mixed with each other; the defaults mix none.
+    """Mixup and CutMix of the images of a batch; the defaults mix nothing.
 
-    All of a batch are mixed alike: the first with the last, the second with the last but one. With both kinds every
-    second batch, by chance, is cut and the others are faded.
+    Each batch is mixed with its reverse, with one mixing factor for all of its images. If both kinds are enabled, each
+    is used with probability 0.5.
     """
 
     mixup_alpha: float = 0.0
-    """Mixup's alpha: shares of both images are drawn from Beta(alpha, alpha); 0: no mixup."""
+    """Mixup: the share of each image is drawn from Beta(alpha, alpha); 0: no mixup."""
     cutmix_alpha: float = 0.0
-    """CutMix's alpha, which draws the area that is cut out; 0: no CutMix."""
+    """CutMix: the area that is kept is drawn from Beta(alpha, alpha); 0: no CutMix."""
 
     def __post_init__(self) -> None:
-        """Refuse what no distribution has."""
+        """Validate the parameters of the Beta distributions."""
         if min(self.mixup_alpha, self.cutmix_alpha) < 0:
             raise DualfuseError(
-                f"fade is {self.mixup_alpha}, cut {self.cutmix_alpha}; give numbers above 0, or 0 to leave it out"
+                f"mixup_alpha is {self.mixup_alpha}, cutmix_alpha {self.cutmix_alpha}; both must be 0 or more"
             )
 
     @property
     def mixes(self) -> bool:
-        """Whether anything is mixed at all."""
+        """Whether images are mixed at all."""
         return self.mixup_alpha > 0 or self.cutmix_alpha > 0
 
     def __call__(self, images: Tensor) -> tuple[Tensor, float]:
-        """Return ``images`` (B, 3, H, W), each mixed with that of ``images.flip(0)``, and its own share.
+        """Return ``images`` (B, 3, H, W), each mixed with that of ``images.flip(0)``, and the share of the former.
 
-        Draws from torch's random state of the CPU, whatever the device, so that no device has to be waited for.
+        Draws from torch's CPU random state on any device, to avoid a device synchronization.
         """
         cuts = self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or torch.rand(()).item() < 0.5)
         alpha = self.cutmix_alpha if cuts else self.mixup_alpha
@@ -53,7 +53,7 @@ class Mixup:
 
 
 def _box(size: torch.Size, share: float) -> tuple[slice, slice]:
-    """Return a box of 1 - ``share`` of the area of the image's shape; what lies beyond the border is cut off."""
+    """Return a random box with 1 - ``share`` of the area of an image, clipped at its border."""
     sides = []
     for length in size:
         half = int(length * (1 - share) ** 0.5) // 2

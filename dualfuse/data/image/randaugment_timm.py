@@ -1,6 +1,6 @@
-"""RandAugment as BEiT is fine-tuned with it, timm's rand-m9-mstd0.5-inc1: two changes whose strength varies a little.
+"""timm's RandAugment "rand-m9-mstd0.5-inc1", used to fine-tune BEiT: two operations with a random magnitude.
 
-All of the fifteen changes grow with the magnitude. Where a change leaves nothing to see, the image is grey, which is
+All fifteen operations grow stronger with the magnitude. Areas outside of the image are filled with gray, which is
 timm's fill for a mean of 0.5.
 """
 
@@ -17,120 +17,120 @@ from dualfuse.data.image.randaugment import to_pil
 
 NUM_OPERATIONS = 2
 PROBABILITY = 0.5
-MAGNITUDE, SPREAD, GREATEST = 9.0, 0.5, 10.0
+MAGNITUDE, MAGNITUDE_STD, MAX_MAGNITUDE = 9.0, 0.5, 10.0
 FILL = (128, 128, 128)
-MIDDLE = 128  # below it, levels are solarised by adding
+SOLARIZE_ADD_BELOW = 128
 
-Change = Callable[[Image.Image, float, float], Image.Image]
-"""Changes an image by a level from 0 to 1, to the side that the sign says, where it has two."""
+Operation = Callable[[Image.Image, float, float], Image.Image]
+"""A function of the image, a level from 0 to 1, and a sign (the direction of operations that have two)."""
 
 
 def rand_augment(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return ``image`` (3, H, W) uint8 after two changes drawn with replacement, each skipped half of the time.
+    """Apply two operations, drawn with replacement, each with probability 0.5, to ``image`` (3, H, W) uint8.
 
-    Always draws the same number of values from ``rng``, whatever they are.
+    The number of draws from ``rng`` is constant.
     """
-    chosen = rng.integers(len(CHANGES), size=NUM_OPERATIONS)
+    chosen = rng.integers(len(OPERATIONS), size=NUM_OPERATIONS)
     applied = rng.random(NUM_OPERATIONS) < PROBABILITY
     signs = rng.choice((-1.0, 1.0), size=NUM_OPERATIONS)
-    levels = rng.normal(MAGNITUDE, SPREAD, size=NUM_OPERATIONS).clip(0, GREATEST) / GREATEST
+    levels = rng.normal(MAGNITUDE, MAGNITUDE_STD, size=NUM_OPERATIONS).clip(0, MAX_MAGNITUDE) / MAX_MAGNITUDE
     if not applied.any():
         return image
     pil_image = to_pil(image)
     for number, level, sign in zip(chosen[applied], levels[applied].tolist(), signs[applied].tolist(), strict=True):
-        pil_image = CHANGES[number](pil_image, level, sign)
+        pil_image = OPERATIONS[number](pil_image, level, sign)
     return torch.from_numpy(np.array(pil_image)).permute(2, 0, 1)
 
 
 def auto_contrast(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return each channel stretched so that it spans 0 to 255."""
+    """Stretch each channel to the range 0 to 255."""
     return ImageOps.autocontrast(image)
 
 
 def equalize(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return each channel with its histogram made as even as a map of grey levels can."""
+    """Equalize the histogram of each channel."""
     return ImageOps.equalize(image)
 
 
 def invert(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the negative."""
+    """Invert the image."""
     return ImageOps.invert(image)
 
 
 def posterize(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the highest 4 bits of each value at level 0, down to none at 1."""
+    """Keep the highest bits of each value: 4 at level 0, none at level 1."""
     kept = 4 - int(level * 4)
     return image.point([value & (256 - 2 ** (8 - kept)) for value in range(256)] * 3)
 
 
 def solarize(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the negative of values from 256 (1 - level) on."""
+    """Invert values of at least 256 (1 - level)."""
     return ImageOps.solarize(image, 256 - int(level * 256))
 
 
 def solarize_add(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return values below 128 brighter by 110 levels at most."""
+    """Add up to 110 to values below 128."""
     more = int(level * 110)
-    return image.point([value + more if value < MIDDLE else value for value in range(256)] * 3)
+    return image.point([value + more if value < SOLARIZE_ADD_BELOW else value for value in range(256)] * 3)
 
 
-def colour(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image away from its greys, or towards them."""
+def color(image: Image.Image, level: float, sign: float) -> Image.Image:
+    """Change the saturation."""
     return ImageEnhance.Color(image).enhance(factor(level, sign))
 
 
 def contrast(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image away from its mean grey, or towards it."""
+    """Change the contrast."""
     return ImageEnhance.Contrast(image).enhance(factor(level, sign))
 
 
 def brightness(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image brighter or darker."""
+    """Change the brightness."""
     return ImageEnhance.Brightness(image).enhance(factor(level, sign))
 
 
 def sharpness(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image away from a smoothed one, or towards it."""
+    """Change the sharpness."""
     return ImageEnhance.Sharpness(image).enhance(factor(level, sign))
 
 
 def shear_x(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return rows moved sideways by up to 0.3 of their distance from the top."""
+    """Shift each row horizontally by up to 0.3 of its distance from the top."""
     return affine(image, (1, sign * level * 0.3, 0, 0, 1, 0))
 
 
 def shear_y(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return columns moved up or down by up to 0.3 of their distance from the left."""
+    """Shift each column vertically by up to 0.3 of its distance from the left."""
     return affine(image, (1, 0, 0, sign * level * 0.3, 1, 0))
 
 
 def translate_x(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image moved sideways by up to 45 % of its width."""
+    """Shift the image horizontally by up to 45 % of its width."""
     return affine(image, (1, 0, sign * level * 0.45 * image.width, 0, 1, 0))
 
 
 def translate_y(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image moved up or down by up to 45 % of its height."""
+    """Shift the image vertically by up to 45 % of its height."""
     return affine(image, (1, 0, 0, 0, 1, sign * level * 0.45 * image.height))
 
 
 def rotate(image: Image.Image, level: float, sign: float) -> Image.Image:
-    """Return the image turned by up to 30 degrees around its middle; positive is counter-clockwise."""
+    """Rotate the image by up to 30 degrees around its center; positive is counter-clockwise."""
     return image.rotate(sign * level * 30, Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
 def factor(level: float, sign: float) -> float:
-    """Return what an image is enhanced by: 0.1 to 1.9, and 1 at level 0."""
+    """Return the enhancement factor: 0.1 to 1.9, and 1 at level 0."""
     return 1 + sign * level * 0.9
 
 
 def affine(image: Image.Image, inverse: tuple[float, ...]) -> Image.Image:
-    """Return the image whose point (x, y) comes from (a x + b y + c, d x + e y + f), grey if that is outside."""
+    """Fill each point (x, y) from (a x + b y + c, d x + e y + f) of the image, with gray outside of it."""
     return image.transform(image.size, Image.Transform.AFFINE, inverse, Image.Resampling.BICUBIC, fillcolor=FILL)
 
 
-CHANGES: tuple[Change, ...] = (
+OPERATIONS: tuple[Operation, ...] = (
     *(auto_contrast, equalize, invert, posterize, solarize, solarize_add),
-    *(colour, contrast, brightness, sharpness),
+    *(color, contrast, brightness, sharpness),
     *(shear_x, shear_y, translate_x, translate_y, rotate),
 )

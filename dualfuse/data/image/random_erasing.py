@@ -1,4 +1,4 @@
-"""Random erasing (arXiv 1708.04896): a rectangle of an image becomes noise."""
+"""Random erasing (arXiv 1708.04896): a rectangle of an image is replaced by noise."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ import torch
 from torch import Tensor
 
 AREA = (0.02, 1 / 3)
-"""Least and greatest share of the image."""
+"""Range of the share of the image."""
 ASPECT = (0.3, 1 / 0.3)
-"""Least and greatest height / width."""
+"""Range of height / width."""
 TRIES = 10
 
 
 def erase(image: Tensor, rng: np.random.Generator) -> Tensor:
-    """Return a normalised ``image`` (3, H, W) with a random rectangle of standard normal noise.
+    """Return a normalized ``image`` (3, H, W) with a random rectangle of standard normal noise.
 
-    Area and logarithm of the aspect are uniform; after ten rectangles that do not fit the image stays as it is.
+    The area and the logarithm of the aspect are uniform; after ten rectangles that do not fit, the image is returned
+    unchanged.
     """
     height, width = image.shape[1:]
     for _ in range(TRIES):

@@ -1,9 +1,9 @@
-"""Resizing: the two resamplers, and how an image of any shape is brought to a square.
+"""Resizing: two resampling backends, and three ways to make an image of any shape a square.
 
-Images are uint8 tensors (3, H, W). torch's antialiased bicubic on 8-bit channels-last memory is several times as
-quick as Pillow's, and within one grey level of it for images that shrink, two for those that grow; Pillow 13 and
-later resize height before width where that is cheaper (tall images), and may then differ by four. Pillow's is what
-the published models were trained and evaluated with, before 13.
+Images are uint8 tensors (3, H, W). torch's antialiased bicubic filter on 8-bit channels-last memory is several times as
+fast as Pillow's, and within one gray level of it for downscaling, two for upscaling. Pillow 13 and later resize height
+before width where that is cheaper (tall images), and may then differ by four. The published models were trained and
+evaluated with Pillow before 13.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ Resampling = Literal["torch", "pillow"]
 
 
 def resize(image: Tensor, size: tuple[int, int], resampling: Resampling = "torch") -> Tensor:
-    """Return ``image`` (3, H, W) uint8 at ``size`` (height, width): bicubic, antialiased, aspect not kept."""
+    """Resize ``image`` (3, H, W) uint8 to ``size`` (height, width), antialiased bicubic, without keeping the aspect."""
     if tuple(image.shape[1:]) == tuple(size):
         return image
     if resampling == "pillow":
         pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
         pixels = np.array(pil_image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
         return torch.from_numpy(pixels).permute(2, 0, 1)
-    batch = image[None].contiguous(memory_format=torch.channels_last)  # the quick path; no copy after decode
+    batch = image[None].contiguous(memory_format=torch.channels_last)  # the fast path; no copy after decode
     return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
 
 
-def crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
-    """Return the middle (3, side, side) of ``image`` with its shorter side resized to ``side``.
+def resize_and_crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
+    """Resize the shorter side of ``image`` to ``side`` and center-crop it to (3, side, side).
 
     Rounds as torchvision does for Pillow images: the longer side down, the corner of the crop to the nearest, halves
-    to even. Raises DualfuseError for an image so narrow that the resized one had over ``MAX_PIXELS`` pixels.
+    to even. Raises DualfuseError for an image so narrow that the resized one would exceed ``MAX_PIXELS`` pixels.
     """
     height, width = image.shape[1:]
     shorter = min(height, width)
@@ -47,36 +47,36 @@ def crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
     if rows * columns > MAX_PIXELS:
         raise DualfuseError(
             f"{width} x {height} pixels become {columns} x {rows} with a shorter side of {side}, more than the "
-            f"{MAX_PIXELS:,} pixels allowed; cut the image, or use the fit 'squash'"
+            f"{MAX_PIXELS:,} pixels allowed; crop the image, or use resize_mode 'squash'"
         )
     return window(
         resize(image, (rows, columns), resampling), round((rows - side) / 2), round((columns - side) / 2), side
     )
 
 
-def hugging_face(image: Tensor, side: int, divisor: int, resampling: Resampling) -> Tensor:
+def resize_huggingface(image: Tensor, side: int, divisor: int, resampling: Resampling) -> Tensor:
     """Return ``image`` resized as BridgeTower's Hugging Face processor does before its crop: (3, rows, columns).
 
-    Raises DualfuseError for an image so narrow that one side would round down to nothing.
+    Raises DualfuseError for an image so narrow that one side would be rounded to 0.
     """
     height, width = image.shape[1:]
-    rows, columns = hugging_face_size(height, width, side, divisor)
+    rows, columns = huggingface_size(height, width, side, divisor)
     if not (rows and columns):
         raise DualfuseError(
             f"{width} x {height} pixels become {columns} x {rows} with a shorter side of {side} in multiples of "
-            f"{divisor}; the fit 'huggingface' has no room for an image this narrow, 'crop' and 'squash' do"
+            f"{divisor}; an image this narrow needs resize_mode 'crop' or 'squash'"
         )
     return resize(image, (rows, columns), resampling)
 
 
-def hugging_face_size(height: int, width: int, side: int, divisor: int) -> tuple[int, int]:
-    """Return (height, width): the shorter is ``side`` unless the longer exceeds 1333/800 of that; then rounded.
+def huggingface_size(height: int, width: int, side: int, divisor: int) -> tuple[int, int]:
+    """Return (height, width): the shorter is ``side`` unless the longer would exceed 1333/800 of it.
 
     Rounding is to the nearest pixel, then down to multiples of ``divisor`` (transformers, BridgeTowerImageProcessor).
     """
     longest = int(1333 / 800 * side)
     scale = side / min(height, width)
-    # as the source does: the shorter side stays an int until the cap, and the order of products decides the last bit
+    # as in transformers: the shorter side is an int until the cap, and the order of products decides the last bit
     sides = (side, scale * width) if height < width else (scale * height, side)
     if max(sides) > longest:
         scale = longest / max(sides)
@@ -85,16 +85,16 @@ def hugging_face_size(height: int, width: int, side: int, divisor: int) -> tuple
     return rows, columns
 
 
-def centre(image: Tensor, side: int) -> Tensor:
-    """Return the middle (3, side, side) of ``image``, with black around it where it is smaller.
+def center_crop(image: Tensor, side: int) -> Tensor:
+    """Center-crop ``image`` to (3, side, side), padding it with black where it is smaller.
 
-    Rounds as transformers' center_crop: a spare row or column is cut at the end, a missing one added at the start.
+    Rounds as transformers' center_crop: an odd row or column is removed at the end, a missing one added at the start.
     """
     height, width = image.shape[1:]
     return window(image, (height - side) // 2, (width - side) // 2, side)
 
 
 def window(image: Tensor, top: int, left: int, side: int) -> Tensor:
-    """Return the square (3, side, side) whose corner is at (top, left), black where ``image`` does not reach."""
+    """Return the square (3, side, side) with its corner at (top, left), black outside of ``image``."""
     height, width = image.shape[1:]
-    return F.pad(image, (-left, left + side - width, -top, top + side - height))  # a negative margin cuts
+    return F.pad(image, (-left, left + side - width, -top, top + side - height))  # negative margins crop

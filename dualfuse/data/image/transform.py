@@ -1,6 +1,6 @@
-"""Images: from the bytes of a file to a normalised tensor, with or without augmentation.
+"""Image preprocessing: from the bytes of a file to a normalized tensor, with or without augmentation.
 
-Pillow decodes; torch resizes unless the looks ask for Pillow.
+Pillow decodes; torch resizes, unless ``Preprocess.resampling`` is "pillow".
 """
 
 from __future__ import annotations
@@ -18,7 +18,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from dualfuse.data.image import randaugment, randaugment_timm
-from dualfuse.data.image.resize import MAX_PIXELS, Resampling, centre, crop, hugging_face, resize
+from dualfuse.data.image.resize import (
+    MAX_PIXELS,
+    Resampling,
+    center_crop,
+    resize,
+    resize_and_crop,
+    resize_huggingface,
+)
 from dualfuse.errors import DualfuseError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -29,89 +36,93 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 @dataclass(frozen=True)
 class Augment:
-    """How training images are varied; the default is VLMo's official recipe."""
+    """Augmentation of training images; the defaults are VLMo's official recipe."""
 
     crop: tuple[float, float] = (0.5, 1.0)
-    """Least and greatest share of the area kept by the random resized crop; 1 1 always keeps the whole image."""
+    """Range of the share of the area that the random resized crop keeps; 1 1: no crop."""
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    """Least and greatest width / height of that crop before it is resized to the square."""
+    """Range of width / height of that crop before it is resized."""
     flip: float = 0.5
     """Probability of a horizontal flip."""
     rand_augment: bool = True
-    """Whether to apply RandAugment: two random changes of tone or geometry, each with probability 0.5."""
+    """Apply RandAugment: two random operations on color or geometry, each with probability 0.5."""
     rand_augment_policy: Literal["vlmo", "timm"] = "vlmo"
-    """Whose: VLMo's, of one strength; or timm's rand-m9-mstd0.5-inc1, stronger, with which BEiT is fine-tuned."""
+    """RandAugment of VLMo, with a fixed magnitude; or timm's stronger rand-m9-mstd0.5-inc1, as in BEiT fine-tuning."""
     color_jitter: float = 0.0
-    """Strength (0 to 1) of random brightness, contrast and saturation; 0 leaves colours as they are."""
+    """Strength (0 to 1) of random brightness, contrast and saturation; 0: none."""
 
     def __post_init__(self) -> None:
-        """Refuse ranges that no image can satisfy."""
+        """Validate the ranges."""
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
-            raise DualfuseError(f"crop is {self.crop}; give two shares of the area, 0 < least <= greatest <= 1")
+            raise DualfuseError(f"crop is {self.crop}; give two shares of the area, 0 < minimum <= maximum <= 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
-            raise DualfuseError(f"aspect is {self.aspect}; give two values of width / height, 0 < least <= greatest")
+            raise DualfuseError(f"aspect is {self.aspect}; give two values of width / height, 0 < minimum <= maximum")
         if not (0 <= self.flip <= 1 and 0 <= self.color_jitter <= 1):
-            raise DualfuseError(f"flip is {self.flip} and colour {self.color_jitter}; both must lie between 0 and 1")
+            raise DualfuseError(
+                f"flip is {self.flip} and color_jitter {self.color_jitter}; both must be between 0 and 1"
+            )
 
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the model's square when nothing is varied, and how its values are normalised."""
+    """Resizing and normalization of images."""
 
     resize_mode: Literal["squash", "crop", "huggingface"] = "squash"
-    """How shapes meet: the aspect is lost; or the shorter side fits and the middle is cut out; or as Hugging Face's
-    BridgeTower processor does it: about like crop, in multiples of a divisor, with black around narrow images."""
+    """Resize mode: squash, or resize the shorter side and center-crop, or as Hugging Face's BridgeTower processor
+    does: similar to crop, with sides in multiples of ``divisor`` and black borders around narrow images."""
     resampling: Resampling = "torch"
-    """Who resizes: torch is quick, and within a few grey levels of Pillow, which is what others used."""
+    """Resampling backend: torch is faster, and within a few gray levels of Pillow, with which published models were
+    trained."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Subtracted from each channel, of values between 0 and 1."""
+    """Channel means, which are subtracted from values between 0 and 1."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """What each channel is then divided by."""
+    """Channel standard deviations, by which the result is divided."""
     divisor: int = 32
-    """Sides are resized to multiples of it; of fit huggingface only."""
+    """With resize_mode huggingface: sides are multiples of this number."""
     crop_fraction: float = 1.0
-    """How much of the shorter side is cut out, of fit crop only; 0.875: of 256 pixels the middle 224."""
+    """With resize_mode crop: share of the shorter side that the center crop keeps; 0.875: 224 of 256 pixels."""
 
     def __post_init__(self) -> None:
-        """Refuse what nothing can be divided by."""
+        """Validate the numbers, and that they fit the resize mode."""
         if min(self.std) <= 0:
-            raise DualfuseError(f"std is {self.std}; channels are divided by it, so give three numbers above 0")
+            raise DualfuseError(f"std is {self.std}; all three numbers must be above 0")
         if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and self.resize_mode != "crop"):
             raise DualfuseError(
-                f"kept is {self.crop_fraction} with fit {self.resize_mode}; give a share up to 1, and below 1 with crop alone"
+                f"crop_fraction is {self.crop_fraction} with resize_mode {self.resize_mode!r}; it must be above 0, at "
+                "most 1, and 1 unless resize_mode is 'crop'"
             )
         if self.divisor < 1:
-            raise DualfuseError(f"divisor is {self.divisor}; sides are multiples of it, so give a whole number from 1")
+            raise DualfuseError(f"divisor is {self.divisor}; it must be 1 or more")
 
     def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
-        """Return ``image`` (3, H, W) uint8 at ``size``; DualfuseError for one too narrow to be fitted."""
+        """Resize ``image`` (3, H, W) uint8 to ``size``; raises DualfuseError for a too narrow image."""
         if self.resize_mode == "squash":
             return resize(image, size, self.resampling)
         if self.resize_mode == "crop":
-            return centre(crop(image, int(size[0] / self.crop_fraction), self.resampling), size[0])
-        return centre(hugging_face(image, size[0], self.divisor, self.resampling), size[0])
+            return center_crop(resize_and_crop(image, int(size[0] / self.crop_fraction), self.resampling), size[0])
+        return center_crop(resize_huggingface(image, size[0], self.divisor, self.resampling), size[0])
 
     def normalize(self, image: Tensor) -> Tensor:
-        """Return ``image`` (3, H, W) uint8 as float32, minus ``mean`` and divided by ``std``."""
+        """Return ``image`` (3, H, W) uint8 as float32 between 0 and 1, minus ``mean``, divided by ``std``."""
         scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
         shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)]).view(3, 1, 1)
         return image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
 
 
 OFFICIAL_CLIP = Preprocess("crop", "pillow", CLIP_MEAN, CLIP_STD)
-"""BridgeTower's and METER's official code: pre-training, and evaluation of what was not pre-trained on pairs."""
+"""BridgeTower's and METER's official code for pre-training, and for evaluation without fine-tuning."""
 OFFICIAL_BLIP = Preprocess("squash", "pillow", CLIP_MEAN, CLIP_STD)
-"""BridgeTower's official code: evaluation after fine-tuning."""
+"""BridgeTower's official code for evaluation after fine-tuning."""
 HUGGING_FACE = Preprocess("huggingface", "pillow", CLIP_MEAN, CLIP_STD)
 """BridgeTower's image processor in transformers, with the same number for size and crop size."""
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Turns the bytes of an image into what a model reads.
+    """Transform from the bytes of an image to the input of a model.
 
-    ``size`` is (height, width) in pixels. Without ``augment`` the image is brought to it by the fit of ``looks``;
-    with it, by the random resized crop, whatever the fit. Resampling, mean and std of ``looks`` hold for both.
+    ``size`` is (height, width) in pixels. Without ``augment`` the image is resized by ``preprocess.resize_mode``; with
+    it, by the random resized crop. Resampling, mean and std of ``preprocess`` apply to both.
     """
 
     size: tuple[int, int]
@@ -119,21 +130,21 @@ class ImageTransform:
     preprocess: Preprocess = Preprocess()
 
     def __post_init__(self) -> None:
-        """Refuse a size that the fit cannot give, or that no image may have."""
+        """Validate the size."""
         if min(self.size) < 1 or self.size[0] * self.size[1] > MAX_PIXELS:
             raise DualfuseError(
-                f"image size is {self.size[0]} x {self.size[1]}; give 1 to {MAX_PIXELS:,} pixels in all"
+                f"image size is {self.size[0]} x {self.size[1]}; give 1 to {MAX_PIXELS:,} pixels in total"
             )
         if self.preprocess.resize_mode != "squash" and self.size[0] != self.size[1]:
             raise DualfuseError(
-                f"image size is {self.size[0]} x {self.size[1]}, but the fit {self.preprocess.resize_mode!r} gives squares; "
-                "give the same number twice, or choose the fit 'squash'"
+                f"image size is {self.size[0]} x {self.size[1]}, but resize_mode {self.preprocess.resize_mode!r} gives "
+                "squares; give the same number twice, or choose resize_mode 'squash'"
             )
 
     def __call__(self, data: bytes, rng: np.random.Generator) -> Tensor:
-        """Return the image as float32 (3, H, W); ``rng`` is drawn from only when there is ``augment``.
+        """Return the image as float32 (3, H, W); ``rng`` is used with ``augment`` only.
 
-        Raises DualfuseError, with the reason, for bytes that are no usable image.
+        Raises DualfuseError with the reason for an unusable image.
         """
         image = decode(data)
         if self.augment is None:
@@ -142,9 +153,9 @@ class ImageTransform:
 
 
 def decode(data: bytes) -> Tensor:
-    """Return the image in ``data`` as uint8 RGB (3, H, W), upright and on white where it was transparent.
+    """Decode an image to uint8 RGB (3, H, W), rotated by its EXIF orientation, transparency on white.
 
-    The first frame of an animation is taken. Raises DualfuseError for anything else than a whole JPEG, PNG, WebP, GIF,
+    Of an animation the first frame is returned. Raises DualfuseError for anything but a complete JPEG, PNG, WebP, GIF,
     BMP or TIFF file of at most ``MAX_PIXELS`` pixels.
     """
     try:
@@ -152,24 +163,28 @@ def decode(data: bytes) -> Tensor:
             if image.width * image.height > MAX_PIXELS:
                 raise DualfuseError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed")
             image.load()
-            with suppress(Exception):  # broken EXIF says nothing against the pixels
+            with suppress(Exception):  # broken EXIF data does not matter
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = torch.from_numpy(np.array(to_rgb(image)))
     except UnidentifiedImageError:
-        raise DualfuseError(f"{len(data):,} bytes are no image in one of the formats {', '.join(FORMATS)}") from None
-    except Exception as error:  # Pillow's parsers let out whatever a hostile file makes them raise
+        raise DualfuseError(
+            f"{len(data):,} bytes are not an image in one of the formats {', '.join(FORMATS)}"
+        ) from None
+    except Exception as error:  # Pillow's parsers raise all kinds of errors for malicious files
         raise DualfuseError(f"image of {len(data):,} bytes cannot be decoded: {error}") from error
     return pixels.permute(2, 0, 1)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Return the image in mode RGB: transparency on white, 16-bit grey scaled down to 8 bits."""
+    """Convert an image to mode RGB: transparency on white, 16-bit gray scaled to 8 bits."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
-        raise DualfuseError(f"mode {image.mode} (32 bits a pixel) has no fixed white; save it with 8 or 16 bits")
+        raise DualfuseError(
+            f"mode {image.mode} (32 bits per channel) has no defined range; save the image with 8 or 16 bits"
+        )
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
+        return image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy
     image = image.convert("RGBA")
     white = Image.new("RGBA", image.size, "white")
     return Image.alpha_composite(white, image).convert("RGB")
@@ -178,27 +193,27 @@ def to_rgb(image: Image.Image) -> Image.Image:
 def augment_image(
     image: Tensor, size: tuple[int, int], augment: Augment, rng: np.random.Generator, resampling: Resampling
 ) -> Tensor:
-    """Return a random variant (3, *size) uint8 of ``image``; draws for crop, flip, colour, RandAugment in turn."""
+    """Return an augmented ``image`` (3, *size) uint8; draws for crop, flip, color, RandAugment in turn."""
     top, left, height, width = random_box(image.shape[1:], augment, rng)
     image = resize(image[:, top : top + height, left : left + width], size, resampling)
     if rng.random() < augment.flip:
         image = image.flip(2)
     if augment.color_jitter > 0:
         image = jitter(image, augment.color_jitter, rng)
-    return random_changes(image, augment, rng)
+    return apply_rand_augment(image, augment, rng)
 
 
-def random_changes(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
-    """Return ``image`` (3, H, W) uint8 after what ``augment`` has of RandAugment."""
+def apply_rand_augment(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
+    """Apply the RandAugment of ``augment``, if any, to ``image`` (3, H, W) uint8."""
     if not augment.rand_augment:
         return image
     return (randaugment if augment.rand_augment_policy == "vlmo" else randaugment_timm).rand_augment(image, rng)
 
 
 def random_box(shape: tuple[int, ...], augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:
-    """Return (top, left, height, width) of a random resized crop by torchvision's rule.
+    """Return (top, left, height, width) of a random resized crop, by torchvision's algorithm.
 
-    Ten tries at an area and a log-uniform aspect ratio; if none fits, the largest central box of an allowed aspect.
+    Ten tries at a uniform area and a log-uniform aspect ratio; if none fits, the largest central box of a valid aspect.
     """
     rows, columns = shape
     if augment.crop == (1, 1):
@@ -230,16 +245,16 @@ def jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
 
 
 def to_pixels(image: Tensor, mean: tuple[float, float, float], std: tuple[float, float, float]) -> np.ndarray:
-    """Return uint8 (H, W, 3) to look at, from a normalised ``image`` (3, H, W)."""
+    """Undo the normalization of ``image`` (3, H, W); return uint8 (H, W, 3)."""
     pixels = image.detach().float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Return ``images`` (each (C, H, W)) as one (B, C, most H, most W), and where there is image (B, H, W).
+    """Pad ``images``, each (C, H, W), to (B, C, max H, max W); return them and the mask of real pixels (B, H, W).
 
-    Zeros fill the right and the bottom, so pad after normalising, as transformers does: with
-    ``looks.normalised(resize.hugging_face(...))`` this is its processor without the centre crop.
+    Zeros are added at the right and the bottom, so pad after normalizing, as transformers does: with
+    ``preprocess.normalize(resize_huggingface(...))`` this is its processor without the center crop.
     """
     height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
     padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)

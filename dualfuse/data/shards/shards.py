@@ -1,4 +1,4 @@
-"""Shards: any sample of any number of tar files, read by number."""
+"""Shards: the samples of any number of tar files, read by index."""
 
 from __future__ import annotations
 
@@ -6,40 +6,37 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dualfuse.data.files import find_files, labels
-from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.map_dataset import MapDataset, find_files, labels
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-OTHERS = 9  # further images of a sample, at most: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
-LABEL_MAP = "labels.png"  # a class for each pixel: KEY.labels.png beside KEY.jpg
-LONG = 19  # digits that are no number of a class
-FURTHER = tuple(f"{n}.{image}" for n in range(1, OTHERS + 1) for image in IMAGES)
-READ = frozenset((*IMAGES, *FURTHER, LABEL_MAP, "txt", "json", "cls"))
+MAX_OTHER_IMAGES = 9  # of a sample: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
+LABEL_MAP = "labels.png"  # class numbers of the pixels: KEY.labels.png beside KEY.jpg
+MAX_CLASS_DIGITS = 18
+OTHER_IMAGES = tuple(f"{n}.{image}" for n in range(1, MAX_OTHER_IMAGES + 1) for image in IMAGES)
+MEMBERS = frozenset((*IMAGES, *OTHER_IMAGES, LABEL_MAP, "txt", "json", "cls"))
 
 
 class Shards(MapDataset):
     """The samples of one or more tar files, in file order.
 
-    ``shards[n]`` reads the tar; it raises ``BrokenSample``, with the key, when sample ``n`` has no image or its
-    parts cannot be read. Images stay encoded: nothing here looks into them. A value of this class pickles and holds
-    no open file: every process maps the tars it reads when it reads them.
+    ``shards[n]`` reads the tar; it raises ``BrokenSample`` with the key if sample ``n`` has no image or is unreadable.
+    Images stay encoded. Instances can be pickled and hold no open files: every process maps the tars that it reads.
     """
 
     def __init__(self, tars: Sequence[TarIndex], labels: Sequence[str]) -> None:
-        """Take the index of every tar and the name that stands for it in keys; see :meth:`open`."""
+        """``tars`` are the indices of the tars, ``labels`` their names in keys; see :meth:`open`."""
         super().__init__([len(tar) for tar in tars])
         self._tars, self._labels = tuple(tars), tuple(labels)
 
     @classmethod
     def open(cls, source: str | Path) -> Shards:
-        """Return the samples of a tar file, of all ``*.tar`` of a folder, or of all ``*.tar`` a pattern matches.
+        """Open a tar file, all ``*.tar`` of a folder, or all ``*.tar`` that a glob pattern matches, sorted by path.
 
-        Tar files are sorted by path. Their index is read, or made where it is missing or older than the tar; if it
-        cannot be written, it lives in memory. Raises DualfuseError when nothing is found, and for a file that is
-        compressed, truncated or no tar.
+        The index of a tar is loaded, or created if it is missing or outdated; where it cannot be written, it is kept
+        in memory. Raises DualfuseError if there is no tar, and for a file that is compressed, truncated or not a tar.
         """
         paths = find_files(source, (".tar",), "tar file")
         shards = cls(tuple(TarIndex.of(path) for path in paths), labels(paths, (".tar",)))
@@ -50,29 +47,29 @@ class Shards(MapDataset):
         return shards
 
     def key(self, index: int) -> str:
-        """Return the key of sample ``index``, "TAR/KEY", which no other sample of the set has; reads no tar.
+        """Return the unique key of sample ``index``, "TAR/KEY", without reading the tar.
 
-        TAR is the tar's file name without ``.tar``, with its folders when two tars of the set share that name.
+        TAR is the file name without ``.tar``, with its folders if two tars of the set share that name.
         """
         tar, number = self.locate(index)
         return f"{self._labels[tar]}/{self._tars[tar].key(number)}"
 
     def digests(self) -> dict[str, str]:
-        """Return what stands for names and sizes of the members of each tar."""
+        """Return a digest of the names and sizes of the members of each tar."""
         return {label: tar.digest() for label, tar in zip(self._labels, self._tars, strict=True)}
 
     def read(self, file: int, number: int, key: str) -> Sample:
-        """Read one sample of a tar."""
+        """Read sample ``number`` of a tar."""
         try:
-            return _sample(key, self._tars[file].read(number, READ))
+            return _sample(key, self._tars[file].read(number, MEMBERS))
         except BrokenSample:
             raise
-        except (ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
+        except (ValueError, RecursionError) as error:  # RecursionError: deeply nested JSON
             raise BrokenSample(key, str(error)) from error
 
 
 def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
-    """Put the members of one sample together."""
+    """Build a sample from its members."""
     image = _image(parts)
     if image is None:
         raise BrokenSample(key, f"no image among its members; one of {', '.join(IMAGES)} is needed")
@@ -85,34 +82,34 @@ def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
         if not isinstance(meta, dict):
             raise BrokenSample(key, f"json holds a {type(meta).__name__}; an object is needed")
     if "cls" in parts:
-        meta = {"label": class_in(parts["cls"].decode("utf-8-sig")), **meta}
+        meta = {"label": parse_class(parts["cls"].decode("utf-8-sig")), **meta}
     lines = _strings(parts["txt"].decode("utf-8-sig").split("\n")) if "txt" in parts else ()
     label_map = parts.get(LABEL_MAP, b"")
     return Sample(key, image, lines or _captions(meta), meta, other_images=_others(key, parts), label_map=label_map)
 
 
 def _image(parts: Mapping[str, bytes], number: str = "") -> bytes | None:
-    """Return the image of a sample, or that with a ``number`` such as "1."."""
+    """Return the image of a sample, or the further image with the prefix ``number``, such as "1."."""
     return next((parts[number + extension] for extension in IMAGES if number + extension in parts), None)
 
 
 def _others(key: str, parts: Mapping[str, bytes]) -> tuple[bytes, ...]:
-    """Return the further images in the order of their numbers; none may be missing before another."""
-    found = tuple(_image(parts, f"{number}.") for number in range(1, OTHERS + 1))
-    others = tuple(image for image in found if image is not None)
-    if None in found[: len(others)]:
-        raise BrokenSample(key, f"further images are numbered from 1 on; number {1 + found.index(None)} is missing")
+    """Return the further images in numerical order; raises BrokenSample for a gap in the numbers."""
+    images = tuple(_image(parts, f"{number}.") for number in range(1, MAX_OTHER_IMAGES + 1))
+    others = tuple(image for image in images if image is not None)
+    if None in images[: len(others)]:
+        raise BrokenSample(key, f"further images are numbered from 1; number {1 + images.index(None)} is missing")
     return others
 
 
-def class_in(said: str) -> int | str:
-    """Return the class that a member .cls holds: a number, or else a name."""
-    said = said.strip()
-    return int(said) if said.isdecimal() and len(said) < LONG else said
+def parse_class(text: str) -> int | str:
+    """Return the class in a member .cls: a number, or else a name."""
+    text = text.strip()
+    return int(text) if text.isdecimal() and len(text) <= MAX_CLASS_DIGITS else text
 
 
 def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:
-    """Find the captions in a json object: a list "captions", or a string "caption" or "text"."""
+    """Return the captions in a JSON object: a list "captions", or a string "caption" or "text"."""
     captions = meta.get("captions")
     if isinstance(captions, list):
         return _strings(captions)
@@ -120,7 +117,7 @@ def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:
 
 
 def _strings(values: Sequence[object]) -> tuple[str, ...]:
-    """Strip texts and leaves out empty ones; DualfuseError if one is none."""
+    """Strip texts and drop empty ones; raises DualfuseError for a value that is not a string."""
     for value in values:
         if not isinstance(value, str):
             raise DualfuseError(f"a caption is a {type(value).__name__}; a string is needed")

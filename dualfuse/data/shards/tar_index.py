@@ -1,11 +1,11 @@
-"""Where the samples of one tar file lie, and their bytes.
+"""The index of one tar file, and reading its members.
 
-The layout is that of the webdataset package (and of img2dataset): the members of a sample stand side by side and share
-their name up to the first dot of its file part. A tar file is walked once, header by header; where its members lie is
-kept beside it as ``NAME.tar.index.npz``, and the tar itself is memory-mapped. No member is ever extracted by name.
+The layout is that of the webdataset package (and of img2dataset): the members of a sample are adjacent and share their
+name up to the first dot of the file name. A tar file is scanned once, header by header; the index is stored beside it
+as ``NAME.tar.index.npz``, and the tar is memory-mapped. No member is extracted to disk.
 
-A hard link is a member too: the bytes of the one it names, which came before it in the same tar. So questions about one
-image share it. Links of any other kind, which may lead out of the tar, are none.
+A hard link is a member with the bytes of an earlier member of the same tar, so that questions about one image share it.
+Links of other kinds, which may lead out of the tar, are ignored.
 """
 
 from __future__ import annotations
@@ -27,23 +27,23 @@ from dualfuse.data.sample import ChangedFile
 from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_write
 
-MAX_MEMBER = 256 << 20  # bytes; a larger member is an accident, and would take the loader worker's memory with it
-MAX_NAME = 4096  # characters; no file system knows longer paths
-OPEN_TARS = 256  # mapped at once in one process: each holds a file descriptor, and 1024 of those is a usual limit
+MAX_MEMBER = 256 << 20  # bytes; larger members are accidents, and would exhaust the memory of a loader process
+MAX_NAME = 4096  # characters; the limit of file systems
+OPEN_TARS = 256  # mapped at the same time per process; each needs a file descriptor, of which the usual limit is 1024
 INDEX_FORMAT = 2
 END = bytes(tarfile.BLOCKSIZE)  # a tar ends with blocks of zeros
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
 NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<extension>[^/]*)", re.DOTALL)
-NOT_A_SAMPLE = re.compile(r"__[^/]*__(?:$|/)")  # webdataset's own notes inside a shard
+NOT_A_SAMPLE = re.compile(r"__[^/]*__(?:$|/)")  # members that webdataset adds for itself
 
 
 @dataclass(frozen=True, eq=False)
 class TarIndex:
-    """Where the members of one tar file lie, without their contents.
+    """Names, offsets and sizes of the members of one tar file.
 
-    ``names`` are the UTF-8 names of M members one after the other, ``name_ends`` (M,) where each ends, ``offsets`` and
-    ``sizes`` (M,) in bytes; sample s of S has the members ``first[s]`` to ``first[s + 1]``. ``stamp`` is the format of
-    the index and the size and time stamp of the tar it was made of.
+    ``names`` are the concatenated UTF-8 names of M members, ``name_ends`` (M,) their ends, ``offsets`` and ``sizes``
+    (M,) in bytes; sample s of S has the members ``first[s]`` to ``first[s + 1]``, exclusive. ``stamp`` is the format of
+    the index, and the size and modification time of the tar.
     """
 
     path: Path
@@ -56,49 +56,49 @@ class TarIndex:
 
     @staticmethod
     def of(path: Path) -> TarIndex:
-        """Return the index kept beside ``path``; if there is none that fits, makes one and tries to keep it."""
-        kept = path.with_name(path.name + ".index.npz")
-        found = path.stat()
-        stamp = np.array([INDEX_FORMAT, found.st_size, found.st_mtime_ns])
+        """Load the index stored beside ``path``; if it is missing or outdated, create it and try to store it."""
+        index_path = path.with_name(path.name + ".index.npz")
+        stat = path.stat()
+        stamp = np.array([INDEX_FORMAT, stat.st_size, stat.st_mtime_ns])
         try:
-            with kept.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with index_path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 index = TarIndex(path, **stored)
             if np.array_equal(index.stamp, stamp):
                 return index
-        except Exception:  # whatever has damaged a file that can be made again, it is made again
+        except Exception:  # missing or damaged in any way: it is created again
             pass
-        index = TarIndex(path, stamp, **_walk(path))
+        index = TarIndex(path, stamp, **_scan(path))
         arrays = {name: value for name, value in vars(index).items() if name != "path"}
-        with contextlib.suppress(OSError), atomic_write(kept) as partial, partial.open("wb") as file:
+        with contextlib.suppress(OSError), atomic_write(index_path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)  # suppressed in a read-only folder, where every process makes its own index
         return index
 
     def __len__(self) -> int:
-        """The number of samples."""
+        """Return the number of samples."""
         return len(self.first) - 1
 
     def key(self, number: int) -> str:
-        """Return the key of a sample inside its tar."""
+        """Return the key of a sample within this tar."""
         return _split(self._name(int(self.first[number])))[0]
 
-    def read(self, number: int, wanted: Container[str]) -> dict[str, bytes]:
-        """Return the bytes of those members of a sample whose lower-case extension is ``wanted``, by extension.
+    def read(self, number: int, extensions: Container[str]) -> dict[str, bytes]:
+        """Return the members of a sample whose lower-case extension is in ``extensions``, by extension.
 
-        Raises DualfuseError for a sample with two members of one name, or with one larger than ``MAX_MEMBER``.
+        Raises DualfuseError for a sample with two members of one extension, or with one larger than ``MAX_MEMBER``.
         """
         parts: dict[str, bytes] = {}
-        seen: set[str] = set()
+        previous: set[str] = set()
         for member in range(int(self.first[number]), int(self.first[number + 1])):
             extension = _split(self._name(member))[1]
-            if extension in seen:
+            if extension in previous:
                 raise DualfuseError(f"two members end in .{extension}")
-            seen.add(extension)
-            if extension in wanted:
+            previous.add(extension)
+            if extension in extensions:
                 parts[extension] = self._bytes(member)
         return parts
 
     def digest(self) -> str:
-        """Return what stands for names and sizes of all members; contents are not read."""
+        """Return a digest of the names and sizes of all members, without reading their contents."""
         content = blake2b(digest_size=8)
         for part in (self.names, self.name_ends, self.sizes, self.first):
             content.update(np.ascontiguousarray(part).data)
@@ -116,17 +116,17 @@ class TarIndex:
 
 
 def _split(name: str) -> tuple[str, str]:
-    """Split a member's name into the key of its sample and its extension; both empty if it belongs to none."""
+    """Split a member's name into the key of its sample and its extension; both empty if it belongs to no sample."""
     match = NAME.fullmatch(name)
     if match is None or NOT_A_SAMPLE.match(name):
         return "", ""
     return match["key"], match["extension"].lower()
 
 
-def _walk(path: Path) -> dict[str, np.ndarray]:
-    """Find all samples of a tar file from its headers: the arrays of a :class:`TarIndex`."""
+def _scan(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a :class:`TarIndex` from the headers of a tar file."""
     names: list[bytes] = []
-    places: list[tuple[int, int]] = []
+    spans: list[tuple[int, int]] = []
     first: dict[str, int] = {}
     last = ""
     for name, offset, size in _members(path):
@@ -134,12 +134,12 @@ def _walk(path: Path) -> dict[str, np.ndarray]:
         if not key:
             continue
         if key != last and key in first:
-            raise DualfuseError(f"{path}: members of {key} stand in two places; write it anew with tar --sort=name")
+            raise DualfuseError(f"{path}: the members of {key} are not adjacent; create the tar with --sort=name")
         last = key
         first.setdefault(key, len(names))
         names.append(name.encode(errors="surrogateescape"))
-        places.append((offset, size))
-    offsets, sizes = np.array(places, np.int64).reshape(-1, 2).T
+        spans.append((offset, size))
+    offsets, sizes = np.array(spans, np.int64).reshape(-1, 2).T
     return {
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
@@ -150,20 +150,20 @@ def _walk(path: Path) -> dict[str, np.ndarray]:
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
-    """List name, offset and size of all plain files and hard links; DualfuseError for anything but a whole tar."""
+    """Yield name, offset and size of all files and hard links; raises DualfuseError unless it is a complete tar."""
     with path.open("rb") as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 - file is closed
-        except Exception as error:  # TarError, or whatever a hostile header makes tarfile raise
+        except Exception as error:  # TarError, or any other error that a malicious header causes
             file.seek(0)
             packed = COMPRESSED.get(file.read(2))
-            reason = f"compressed with {packed}; unpack it" if packed else f"no tar file: {error}"
+            reason = f"compressed with {packed}; unpack it" if packed else f"not a tar file: {error}"
             raise DualfuseError(f"{path} is {reason}") from error
         yield from _headers(path, file, tar)
 
 
 def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple[str, int, int]]:
-    """Follow the headers up to the block of zeros that ends a tar; tarfile itself would stop at a damaged one."""
+    """Follow the headers up to the final block of zeros; tarfile itself would stop at a damaged header."""
     total, start = path.stat().st_size, 0
     files: dict[str, tuple[int, int]] = {}
     file.seek(0)
@@ -171,12 +171,12 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
         file.seek(start)
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
-        except Exception as error:  # HeaderError, or whatever a hostile header makes tarfile raise
+        except Exception as error:  # HeaderError, or any other error that a malicious header causes
             raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
         if not start < tar.offset < total or member.size < 0 or len(member.name) > MAX_NAME:
-            # leads back, or to where the tar ends without saying so
-            said = f"{member.size:,} bytes in {member.name[:100]}"
-            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {said}")
+            # the header points backwards, or beyond the end
+            content = f"{member.size:,} bytes in {member.name[:100]}"
+            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {content}")
         start = file.seek(tar.offset)
         if member.isreg() and not member.issparse():
             files[member.name] = member.offset_data, member.size
@@ -188,21 +188,21 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
 
 
 def mapped(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
-    """Return the bytes of a file; ``ChangedFile`` for one that is not as it was, by size and time stamp, or has gone.
+    """Return a memory-mapped file; raises ``ChangedFile`` if its size or modification time changed, or if it is gone.
 
-    It is looked at every time: to read what was cut off from a mapped file would kill the process.
+    This is checked on every call, because reading beyond the end of a truncated mapped file kills the process.
     """
     try:
-        found = path.stat()
+        stat = path.stat()
     except OSError as error:
-        raise ChangedFile(f"{path} cannot be read any more: {error.strerror}; put it back and start again") from error
-    if (found.st_size, found.st_mtime_ns) != (size, mtime_ns):
+        raise ChangedFile(f"{path} is no longer readable: {error.strerror}; restore it and start again") from error
+    if (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns):
         raise ChangedFile(f"{path} has changed since it was opened; start again")
-    return _opened(path, size, mtime_ns)
+    return _map(path, size, mtime_ns)
 
 
 @lru_cache(maxsize=OPEN_TARS)
-def _opened(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
-    """Map a file; size and time stamp tell one that was opened before from what has its name now."""
+def _map(path: Path, size: int, mtime_ns: int) -> mmap.mmap:
+    """Map a file; size and modification time are part of the cache key."""
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)

@@ -1,4 +1,4 @@
-"""A text corpus: rows of consecutive sentences, any of them read by number."""
+"""A text corpus: packed rows of consecutive sentences, read by index."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dualfuse.data.files import find_files, labels
-from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.map_dataset import MapDataset, find_files, labels
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.documents import ENDINGS, Documents, open_documents
 from dualfuse.data.text.packing import BROKEN, pack
@@ -28,7 +27,7 @@ INDEX_FORMAT = 1
 
 @dataclass(frozen=True, eq=False)
 class PackedFile:
-    """One file and its rows: (R, 3) of int64, each the place of a record, and the first and last byte in it."""
+    """A file and its rows (R, 3), int64: the location of a record, and the first byte and the end inside it."""
 
     path: Path
     documents: Documents
@@ -36,55 +35,54 @@ class PackedFile:
 
     @staticmethod
     def of(path: Path, text: TextTransform) -> PackedFile:
-        """Return the rows kept beside ``path``; if there are none that fit, makes them and tries to keep them.
+        """Load the rows stored beside ``path``; if they are missing or outdated, pack the file and try to store them.
 
-        They are kept for each tokenizer and length by themselves. Making them reads the whole file once, a few MB a
-        second.
+        There is one file of rows per tokenizer and text length. Packing reads the file once, at a few MB per second.
         """
-        documents, kept = open_documents(path), path.with_name(f"{path.name}.{_digest(text)}.rows.npy")
-        found = path.stat()
-        stamp = np.array([[INDEX_FORMAT, found.st_size, found.st_mtime_ns]])
+        documents, rows_path = open_documents(path), path.with_name(f"{path.name}.{_digest(text)}.rows.npy")
+        stat = path.stat()
+        stamp = np.array([[INDEX_FORMAT, stat.st_size, stat.st_mtime_ns]])
         try:
-            stored = np.load(kept, mmap_mode="r", allow_pickle=False)
+            stored = np.load(rows_path, mmap_mode="r", allow_pickle=False)
             if np.array_equal(stored[:1], stamp):
                 return PackedFile(path, documents, stored[1:])
-        except Exception:  # whatever has damaged a file that can be made again, it is made again
+        except Exception:  # missing or damaged in any way: it is written again
             pass
-        size = f"{found.st_size / 1e6:,.1f} MB"
+        size = f"{stat.st_size / 1e6:,.1f} MB"
         logger.info("packing %s into rows of %s tokens, once (%s)", path, text.length, size)
         rows = np.array(list(pack(documents, text)), np.int64).reshape(-1, 3)
-        with contextlib.suppress(OSError), atomic_write(kept) as partial, partial.open("wb") as file:
+        with contextlib.suppress(OSError), atomic_write(rows_path) as partial, partial.open("wb") as file:
             np.save(file, np.concatenate([stamp, rows]))  # suppressed in a read-only folder: every process packs
         return PackedFile(path, documents, rows)
 
     def read(self, number: int) -> str:
-        """Return the text of a row; DualfuseError for a broken one."""
-        place, start, stop = map(int, self.rows[number])
-        record = self.documents.record(place)
+        """Return the text of a row; raises DualfuseError if it is broken."""
+        location, start, stop = map(int, self.rows[number])
+        record = self.documents.record(location)
         if stop == BROKEN:
-            raise DualfuseError(f"the line at byte {start:,} is no UTF-8")
-        return b" ".join(record[start:stop].split()).decode()  # words as packing has counted them
+            raise DualfuseError(f"the line at byte {start:,} is not UTF-8")
+        return b" ".join(record[start:stop].split()).decode()  # the words that packing counted
 
 
 class Corpus(MapDataset):
-    """The rows of one or more files of text, in file order, each a sample with one text and no image.
+    """The rows of one or more text files, in file order: samples with one text and no image.
 
     A row holds consecutive sentences of one document, as many as fit into the text length. ``corpus[n]`` raises
-    ``BrokenSample`` where a line cannot be read.
+    ``BrokenSample`` for a line that cannot be read.
     """
 
     def __init__(self, files: Sequence[PackedFile]) -> None:
-        """Take the rows of every file; see :meth:`open`."""
+        """``files`` are packed files; :meth:`open` packs them."""
         super().__init__([len(file.rows) for file in files])
         self._files, self._labels = tuple(files), labels([file.path for file in files])
 
     @classmethod
     def open(cls, source: str | Path, text: TextTransform) -> Corpus:
-        """Return the rows of a file, of all files of a folder, or of all that a pattern matches.
+        """Open a file, all text files of a folder, or all that a glob pattern matches.
 
-        Read are plain text (.txt, blank lines between documents), JSON lines (.jsonl) and Parquet with a "text", and
-        the texts of shards (.tar), where a sample is a document. Raises DualfuseError when
-        there is no text at all, and for a file that is none of these.
+        Formats: plain text (.txt, blank lines between documents), JSON lines (.jsonl) and Parquet with a column
+        "text", and shards (.tar), where each sample is a document. Raises
+        DualfuseError if there is no text at all, and for a file of another format.
         """
         paths = find_files(source, ENDINGS, "text (.txt, .jsonl, .parquet or .tar)")
         corpus = cls([PackedFile.of(path, text) for path in paths])
@@ -95,21 +93,21 @@ class Corpus(MapDataset):
 
     @property
     def broken(self) -> int:
-        """The number of lines that cannot be read."""
+        """Number of lines that cannot be read."""
         return sum(int((file.rows[:, 2] == BROKEN).sum()) for file in self._files)
 
     def key(self, index: int) -> str:
-        """Return the key of row ``index``, "FILE/NUMBER", which no other row has; reads no text."""
+        """Return the unique key of row ``index``, "FILE/NUMBER", without reading it."""
         file, number = self.locate(index)
         return f"{self._labels[file]}/{number}"
 
     def digests(self) -> dict[str, str]:
-        """Return what stands for the places of all rows of each file."""
+        """Return a digest of the rows of each file."""
         rows = (np.ascontiguousarray(file.rows).data for file in self._files)
         return {label: blake2b(part, digest_size=8).hexdigest() for label, part in zip(self._labels, rows, strict=True)}
 
     def read(self, file: int, number: int, key: str) -> Sample:
-        """Read one row of a file."""
+        """Read row ``number`` of a file."""
         try:
             return Sample(key, b"", (self._files[file].read(number),))
         except ValueError as error:
@@ -123,13 +121,13 @@ class Corpus(MapDataset):
 
 
 def pack_share(source: str | Path, text: TextTransform, *, part: int, of: int) -> None:
-    """Make the rows of every ``of``-th file, from file ``part`` on, so that processes share the work."""
+    """Pack every ``of``-th file, beginning with file ``part``, so that processes share the work."""
     for path in find_files(source, ENDINGS, "text (.txt, .jsonl, .parquet or .tar)")[part::of]:
         PackedFile.of(path, text)
 
 
 @cache
 def _digest(text: TextTransform) -> str:
-    """Name what rows depend on beside their file."""
+    """Return a name for the text length and the tokenizer, on which rows depend."""
     content = load_tokenizer(text.tokenizer).tokenizer.to_str().encode()
     return f"{text.length}-{blake2b(content, digest_size=4).hexdigest()}"

@@ -1,6 +1,6 @@
-"""Files of text, record by record: plain text, JSON lines, Parquet, and the texts of tar shards.
+"""Readers of text files, record by record: plain text, JSON lines, Parquet, and the texts of tar shards.
 
-A record is found by its place, a number, without reading those before it. In plain text the whole file is one record.
+A record is read by its location, a number, without reading the records before it. A plain text file is one record.
 """
 
 from __future__ import annotations
@@ -15,35 +15,36 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dualfuse.data.shards.tar_index import TarIndex, mapped
 from dualfuse.errors import DualfuseError, MissingExtraError
+from dualfuse.io import listing
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 COLUMN = "text"
-"""Key of the text in JSON lines, column of it in Parquet."""
-ROW_GROUPS = 4  # of Parquet files, decoded and kept in one process
+"""Key of the text in JSON lines, and its column in Parquet."""
+CACHED_ROW_GROUPS = 4  # decoded row groups of Parquet files per process
 
 
 class Documents(Protocol):
-    """The records of one file, each UTF-8."""
+    """The records of one file, in UTF-8."""
 
     @property
     def blank_ends(self) -> bool:
-        """Whether a blank line ends a document; otherwise only the record does."""
+        """Whether a blank line ends a document; otherwise each record is one document."""
         ...
 
-    def places(self) -> Iterator[int]:
-        """List where the records are, in the order of the file."""
+    def locations(self) -> Iterator[int]:
+        """Yield the locations of all records, in file order."""
         ...
 
-    def record(self, place: int) -> bytes | mmap.mmap:
-        """Return one record; ValueError, which says where it is and what is wrong, for a broken one."""
+    def record(self, location: int) -> bytes | mmap.mmap:
+        """Return one record; raises DualfuseError with its location and the reason if it is broken."""
         ...
 
 
 @dataclass(frozen=True)
 class FileState:
-    """A file as it was when it was opened; one that has changed since is not read."""
+    """Size and modification time of a file when it was opened; a file that has changed since is not read."""
 
     path: Path
     size: int
@@ -51,40 +52,40 @@ class FileState:
 
     @staticmethod
     def of(path: Path) -> FileState:
-        """Return the state of a file now."""
-        found = path.stat()
-        return FileState(path, found.st_size, found.st_mtime_ns)
+        """Return the current state of a file."""
+        stat = path.stat()
+        return FileState(path, stat.st_size, stat.st_mtime_ns)
 
     def bytes(self) -> mmap.mmap:
-        """Return the contents, which must not be empty; ``ChangedFile`` if the file has changed or gone."""
+        """Map the file, which must not be empty; raises ``ChangedFile`` if it has changed or is gone."""
         return mapped(self.path, self.size, self.mtime_ns)
 
 
 @dataclass(frozen=True)
 class PlainText:
-    """Text as it is, with blank lines between documents."""
+    """Plain text with blank lines between documents."""
 
     file: FileState
     blank_ends: bool = True
 
-    def places(self) -> Iterator[int]:
-        """Return 0: the one record is the file."""
+    def locations(self) -> Iterator[int]:
+        """Yield 0: the file is the only record."""
         yield from (0,) if self.file.size else ()
 
-    def record(self, place: int) -> mmap.mmap:
-        """Return the whole file, without reading it."""
+    def record(self, location: int) -> mmap.mmap:
+        """Return the file, memory-mapped."""
         return self.file.bytes()
 
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A JSON object a line; its place is where the line begins, in bytes."""
+    """One JSON object per line; its location is the byte offset of the line."""
 
     file: FileState
     blank_ends: bool = False
 
-    def places(self) -> Iterator[int]:
-        """List the beginnings of lines that are not blank."""
+    def locations(self) -> Iterator[int]:
+        """Yield the offsets of lines that are not blank."""
         if not self.file.size:
             return
         content, start = self.file.bytes(), 0
@@ -94,25 +95,25 @@ class JsonLines:
                 yield start
             start = stop
 
-    def record(self, place: int) -> bytes:
-        """Return the text of the object."""
+    def record(self, location: int) -> bytes:
+        """Return the text of an object."""
         content = self.file.bytes()
         try:
-            said = json.loads(content[place : _line_end(content, place)])
+            value = json.loads(content[location : _line_end(content, location)])
         except (ValueError, RecursionError) as error:
-            raise DualfuseError(f"the line at byte {place:,} is no JSON: {error}") from error
-        return _text(said, f"the line at byte {place:,}")
+            raise DualfuseError(f"the line at byte {location:,} is not JSON: {error}") from error
+        return _text(value, f"the line at byte {location:,}")
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A table with a column of texts; places are row numbers. It is decoded a row group at a time."""
+    """A table with a column of texts; locations are row numbers. Row groups are decoded one at a time."""
 
     file: FileState
     blank_ends: bool = False
 
-    def places(self) -> Iterator[int]:
-        """List all rows."""
+    def locations(self) -> Iterator[int]:
+        """Yield all row numbers."""
         table = _parquet(self.file)
         if COLUMN not in table.schema_arrow.names:
             raise DualfuseError(
@@ -120,35 +121,35 @@ class Parquet:
             )
         yield from range(table.metadata.num_rows)
 
-    def record(self, place: int) -> bytes:
+    def record(self, location: int) -> bytes:
         """Return the text of a row."""
-        self.file.bytes()  # to see that it has not changed
+        self.file.bytes()  # raises if the file has changed
         metadata, group, first = _parquet(self.file).metadata, 0, 0
         try:
-            while place >= first + metadata.row_group(group).num_rows:
+            while location >= first + metadata.row_group(group).num_rows:
                 first += metadata.row_group(group).num_rows
                 group += 1
-            row = _row_group(self.file, group)[place - first]
+            row = _row_group(self.file, group)[location - first]
         except IndexError as error:
-            raise DualfuseError(f"row {place:,} is not there, though the file says so") from error
-        return _text({COLUMN: row.as_py()}, f"row {place:,}")
+            raise DualfuseError(f"row {location:,} is missing, although the file lists it") from error
+        return _text({COLUMN: row.as_py()}, f"row {location:,}")
 
 
 @dataclass(frozen=True)
 class TarTexts:
-    """The texts of a shard; places are the numbers of its samples. Images beside them are not read."""
+    """The texts of a shard; locations are sample numbers. Images are not read."""
 
     tar: TarIndex
     blank_ends: bool = False
 
-    def places(self) -> Iterator[int]:
-        """List all samples."""
+    def locations(self) -> Iterator[int]:
+        """Yield all sample numbers."""
         yield from range(len(self.tar))
 
-    def record(self, place: int) -> bytes:
+    def record(self, location: int) -> bytes:
         """Return the .txt member of a sample, or the text in its .json."""
-        parts = self.tar.read(place, ("txt", "json"))
-        where = f"sample {self.tar.key(place)}"
+        parts = self.tar.read(location, ("txt", "json"))
+        where = f"sample {self.tar.key(location)}"
         if "txt" in parts:
             return parts["txt"]
         if "json" not in parts:
@@ -161,11 +162,11 @@ class TarTexts:
 
 KINDS = {".txt": PlainText, ".jsonl": JsonLines, ".parquet": Parquet}
 ENDINGS = (*KINDS, ".tar")
-"""Of the files that hold text."""
+"""Suffixes of text files."""
 
 
 def open_documents(path: Path) -> Documents:
-    """Return the records of a file, by its ending; DualfuseError for one that is unknown."""
+    """Return the records of a file by its suffix; raises DualfuseError if that is unknown."""
     if path.suffix == ".tar":
         return TarTexts(TarIndex.of(path))
     if path.suffix not in KINDS:
@@ -175,19 +176,19 @@ def open_documents(path: Path) -> Documents:
 
 
 def _line_end(content: mmap.mmap, start: int) -> int:
-    """Return where the line from ``start`` on ends, its line break included."""
+    """Return the end of the line that begins at ``start``, including its line break."""
     return content.find(b"\n", start) + 1 or len(content)
 
 
-def _text(said: Any, where: str) -> bytes:  # Any: JSON
-    text = said.get(COLUMN) if isinstance(said, dict) else None
+def _text(value: Any, where: str) -> bytes:  # Any: JSON
+    text = value.get(COLUMN) if isinstance(value, dict) else None
     if not isinstance(text, str):
-        found = ", ".join(map(str, list(said)[:8])) if isinstance(said, dict) else type(said).__name__
-        raise DualfuseError(f"{where} has no {COLUMN!r} that is a string, but {found or 'nothing'}")
+        contents = listing(value) if isinstance(value, dict) else type(value).__name__
+        raise DualfuseError(f"{where} has no {COLUMN!r} that is a string, but {contents}")
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise DualfuseError(f"{where} holds half a character: {error}") from error
+        raise DualfuseError(f"{where} holds half of a surrogate pair: {error}") from error
 
 
 @lru_cache(maxsize=64)
@@ -199,10 +200,10 @@ def _parquet(file: FileState) -> ParquetFile:
     try:
         return ParquetFile(file.path, memory_map=True)
     except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
-        raise DualfuseError(f"{file.path} is no Parquet file: {error}") from error
+        raise DualfuseError(f"{file.path} is not a Parquet file: {error}") from error
 
 
-@lru_cache(maxsize=ROW_GROUPS)
+@lru_cache(maxsize=CACHED_ROW_GROUPS)
 def _row_group(file: FileState, group: int) -> Any:  # Any: pyarrow has no types
     try:
         return _parquet(file).read_row_group(group, columns=[COLUMN]).column(0)

@@ -11,37 +11,38 @@ from dualfuse.data.text.documents import Documents
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 
 BROKEN = -1
-"""In the place of a row's end: the line that begins there, or its record, cannot be read."""
+"""The end of a row whose line, or record, cannot be read."""
 
 Word = tuple[int, int, int]
-"""First byte, last byte + 1, tokens."""
+"""First byte, end (exclusive), number of tokens."""
 
-REMEMBERED = 1 << 20  # different words whose tokens are known; beyond it all are forgotten
-MARK = "\ufeff".encode()
+MAX_CACHED_WORDS = 1 << 20  # the cache is cleared when it is full
+BOM = "\ufeff".encode()
 WORD = re.compile(rb"\S+")
 INITIAL = re.compile(rb"[A-Z]\.")
-END = re.compile("(?:[.!?]|…|。|！|？)(?:[\"')\\]]|”|’|»)*\\Z".encode())  # noqa: RUF001 - as Chinese has them
+SENTENCE_END = re.compile("(?:[.!?]|…|。|！|？)(?:[\"')\\]]|”|’|»)*\\Z".encode())  # noqa: RUF001 - Chinese punctuation
 
 
 def pack(documents: Documents, text: TextTransform) -> Iterator[tuple[int, int, int]]:
-    """Return the rows of a file as (place of the record, first byte, last byte + 1) inside the record.
+    """Yield the rows of a file: (location of the record, first byte, end), the last two inside the record.
 
-    A row takes the sentences that follow as long as all of them fit into ``text.length`` tokens, the two special ones
-    included. It ends with its document, and at a word where one sentence alone is too long. Nothing is left out:
-    every word is in one row. What cannot be read has a row of its own, which ends at ``BROKEN``.
+    A row is filled with consecutive sentences as long as they fit into ``text.length`` tokens, the two special ones
+    included. It ends with its document; a sentence that is too long alone is split between words. Every word is in
+    exactly one row. An unreadable line or record is a row of its own, which ends at ``BROKEN``.
 
-    Sentences end with a line, and at ". ", "! ", "? " before anything but a small letter: "Dr. No" makes two, which
-    matters only to where a row may end. Exact for tokenizers that see words apart, as those of BERT and RoBERTa.
+    Sentences end with a line, and at ". ", "! ", "? " unless a lower-case letter follows: "Dr. No" is two sentences,
+    which only affects where a row may end. Token counts are exact for tokenizers that split text into words first, as
+    those of BERT and RoBERTa do.
     """
-    counter, budget = _Counter(text), text.length - 2
-    for place in documents.places():
+    counter, budget = _TokenCounter(text), text.length - 2
+    for location in documents.locations():
         try:
-            record = documents.record(place)
+            record = documents.record(location)
         except ValueError:
-            yield place, 0, BROKEN
+            yield location, 0, BROKEN
             continue
         for start, stop in _rows(_sentences(record, counter, documents.blank_ends), budget):
-            yield place, start, stop
+            yield location, start, stop
 
 
 def _rows(sentences: Iterator[list[Word]], budget: int) -> Iterator[tuple[int, int]]:
@@ -55,7 +56,7 @@ def _rows(sentences: Iterator[list[Word]], budget: int) -> Iterator[tuple[int, i
             yield sentence[0][0], BROKEN
             continue
         for start, stop, tokens in sentence:
-            if used and used + tokens > budget:  # a sentence that is too long alone
+            if used and used + tokens > budget:  # this sentence alone is too long
                 yield first, last
                 used = 0
             first, last, used = first if used else start, stop, used + tokens
@@ -63,66 +64,67 @@ def _rows(sentences: Iterator[list[Word]], budget: int) -> Iterator[tuple[int, i
         yield first, last
 
 
-def _sentences(record: bytes | mmap.mmap, counter: _Counter, blank_ends: bool) -> Iterator[list[Word]]:
-    """Return the words of each sentence; none where a document ends, one that ends at ``BROKEN`` for a broken line."""
+def _sentences(record: bytes | mmap.mmap, counter: _TokenCounter, blank_ends: bool) -> Iterator[list[Word]]:
+    """Yield the words of each sentence; [] ends a document, a word ending at ``BROKEN`` is a broken line."""
     for start, line in _lines(record):
         try:
             line.decode()
         except UnicodeDecodeError:
             yield [(start, BROKEN, 0)]
             continue
-        words = [(start + found.start(), found.group()) for found in WORD.finditer(line)]
+        words = [(start + match.start(), match.group()) for match in WORD.finditer(line)]
         if not words and blank_ends:
             yield []
         sentence: list[Word] = []
-        for number, (place, word) in enumerate(words):
-            sentence += counter.pieces(place, word)
+        for number, (first, word) in enumerate(words):
+            sentence += counter.split(first, word)
             following = words[number + 1][1] if number + 1 < len(words) else b""
-            if not following or (counter.ends(word) and not following[:1].islower()):
+            if not following or (counter.may_end_sentence(word) and not following[:1].islower()):
                 yield sentence
                 sentence = []
 
 
 def _lines(record: bytes | mmap.mmap) -> Iterator[tuple[int, bytes]]:
-    start = len(MARK) if record[: len(MARK)] == MARK else 0
+    start = len(BOM) if record[: len(BOM)] == BOM else 0
     while start < len(record):
         stop = record.find(b"\n", start) + 1 or len(record)
         yield start, record[start:stop]
         start = stop
 
 
-class _Counter:
-    """Counts the tokens of words, each different one once."""
+class _TokenCounter:
+    """Token counts of words, cached."""
 
     def __init__(self, text: TextTransform) -> None:
         self._tokenizer, self._budget = load_tokenizer(text.tokenizer).tokenizer, text.length - 2
-        self._known: dict[bytes, tuple[int, bool]] = {}
+        self._cache: dict[bytes, tuple[int, bool]] = {}
 
-    def pieces(self, start: int, word: bytes) -> list[Word]:
+    def split(self, start: int, word: bytes) -> list[Word]:
         """Return a word, in parts if it is longer than a row (Chinese has no spaces)."""
-        tokens, _ = self._about(word)
+        tokens, _ = self._describe(word)
         if tokens <= self._budget:
             return [(start, start + len(word), tokens)]
-        spelled = word.decode()
-        offsets = self._tokenizer.encode(spelled, add_special_tokens=False).offsets
-        cuts = [0, *(offsets[token][0] for token in range(self._budget, tokens, self._budget)), len(spelled)]
+        decoded = word.decode()
+        offsets = self._tokenizer.encode(decoded, add_special_tokens=False).offsets
+        cuts = [0, *(offsets[token][0] for token in range(self._budget, tokens, self._budget)), len(decoded)]
         parts: list[Word] = []
         for first, last in pairwise(cuts):
-            size = len(spelled[first:last].encode())
+            size = len(decoded[first:last].encode())
             parts.append((start, start + size, min(tokens, self._budget)))
             start, tokens = start + size, tokens - self._budget
         return parts
 
-    def ends(self, word: bytes) -> bool:
-        """Whether a sentence may end with a word."""
-        return self._about(word)[1]
+    def may_end_sentence(self, word: bytes) -> bool:
+        """Return whether a sentence may end with a word."""
+        return self._describe(word)[1]
 
-    def _about(self, word: bytes) -> tuple[int, bool]:
-        known = self._known.get(word)
-        if known is None:
-            if len(self._known) >= REMEMBERED:
-                self._known.clear()
-            # words follow a space: byte-level tokenizers spell it
+    def _describe(self, word: bytes) -> tuple[int, bool]:
+        """Return the number of tokens, and whether a sentence may end with the word."""
+        cached = self._cache.get(word)
+        if cached is None:
+            if len(self._cache) >= MAX_CACHED_WORDS:
+                self._cache.clear()
+            # words follow a space, which byte-level tokenizers encode
             tokens = len(self._tokenizer.encode(" " + word.decode(), add_special_tokens=False))
-            known = self._known[word] = tokens, bool(END.search(word)) and not INITIAL.fullmatch(word)
-        return known
+            cached = self._cache[word] = tokens, bool(SENTENCE_END.search(word)) and not INITIAL.fullmatch(word)
+        return cached

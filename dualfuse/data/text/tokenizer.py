@@ -1,4 +1,4 @@
-"""Text: from a caption to token ids, and which of them are hidden for masked language modelling."""
+"""Tokenizers of BERT and RoBERTa style, and the transform from a text to token ids."""
 
 from __future__ import annotations
 
@@ -15,17 +15,15 @@ from dualfuse.errors import DualfuseError
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
-BERT_UNKNOWN = 100
-BEGINNING = 50  # characters a token that are looked at first; words have five or so
-UNHEARD_OF = "\U0002ebe0"  # a rare character that hardly a vocabulary holds
-IGNORE = -100  # the label cross-entropy leaves out
+CHARACTERS_PER_TOKEN = 50  # of a long text that are encoded first; words have about five
+RARE_CHARACTER = "\U0002ebe0"  # in hardly any vocabulary
 
 
 @dataclass(frozen=True, eq=False)
 class EncodedText:
-    """One encoded text: ``ids`` (T,) and, for each token, the number of its word in ``words`` (T,).
+    """One encoded text: token ``ids`` (T,) and the number of each token's word, ``word_ids`` (T,); both int64.
 
-    Both are int64. Special tokens have word -1; ``truncated`` says whether something was cut off.
+    Special tokens have word -1; ``truncated`` is true if the end of the text was cut off.
     """
 
     ids: np.ndarray
@@ -35,37 +33,37 @@ class EncodedText:
 
 @dataclass(frozen=True)
 class TextTransform:
-    """Turns captions into token ids; small to pickle, because the tokenizer is loaded once by each process."""
+    """Transform from captions to token ids; small to pickle, because each process loads the tokenizer once."""
 
     length: int = 40
-    """Most tokens of a text, start and end tokens included; the rest is cut off."""
+    """Maximum number of tokens, start and end tokens included; longer texts are truncated."""
     tokenizer: str = ""
-    """Path of a tokenizer.json (BERT or RoBERTa style); empty for the tokens of BERT base uncased."""
+    """Path of a tokenizer.json (BERT or RoBERTa style); empty: the tokenizer of BERT base uncased."""
 
     def __post_init__(self) -> None:
-        """Refuse a length that leaves no room for text."""
+        """Validate the length."""
         if self.length < 3:
-            raise DualfuseError(f"text length is {self.length}; it must be 3 or more: start, one token, end")
+            raise DualfuseError(f"text length is {self.length}; it must be 3 or more (start, one token, end)")
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids: rows an embedding table needs."""
+        """Number of token ids: the size of the embedding table."""
         return load_tokenizer(self.tokenizer).vocab_size
 
     @property
     def pad_id(self) -> int:
-        """Id of the token that fills up short rows."""
+        """Id of the padding token."""
         return load_tokenizer(self.tokenizer).pad_id
 
     @property
     def mask_id(self) -> int:
-        """Id of the token that hides a word."""
+        """Id of the mask token."""
         return load_tokenizer(self.tokenizer).mask_id
 
     def encode(self, text: str) -> EncodedText:
-        """Return start token, the tokens of ``text`` as far as they fit, end token.
+        """Return the start token, the tokens of ``text`` up to the maximum length, and the end token.
 
-        Names of special tokens inside ``text`` ("[SEP]") are read as ordinary characters.
+        Names of special tokens inside ``text`` ("[SEP]") are encoded as ordinary characters.
         """
         loaded = load_tokenizer(self.tokenizer)
         kept = self.length - 2
@@ -78,11 +76,11 @@ class TextTransform:
         )
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ``ids`` (T,), special tokens left out."""
+        """Return the text of ``ids`` (T,) without special tokens."""
         return load_tokenizer(self.tokenizer).tokenizer.decode([int(number) for number in ids])
 
     def save(self, folder: Path) -> None:
-        """Write tokenizer.json into ``folder``, for use as ``Text(tokenizer=...)`` and by other libraries."""
+        """Write tokenizer.json into ``folder``, in the format of the tokenizers library."""
         try:
             load_tokenizer(self.tokenizer).tokenizer.save(str(folder / "tokenizer.json"))
         except Exception as error:  # the library raises bare Exception
@@ -91,7 +89,7 @@ class TextTransform:
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer with the ids that masking and padding need."""
+    """A tokenizer and the ids that masking and padding need."""
 
     tokenizer: Tokenizer
     vocab_size: int
@@ -103,17 +101,15 @@ class LoadedTokenizer:
 
 @cache
 def load_tokenizer(path: str) -> LoadedTokenizer:
-    """Return the tokenizer in the file ``path``, or BERT's tokens for ""; DualfuseError if it will not do."""
+    """Return the tokenizer in the file ``path``, or BERT's for ""; raises DualfuseError if it is unusable."""
     tokenizer = read_tokenizer(Path(path)) if path else bert_tokenizer()
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    tokenizer.encode_special_tokens = True  # a caption must not smuggle in an end or mask token
+    tokenizer.encode_special_tokens = True  # captions must not inject an end or mask token
     try:
-        tokenizer.encode(UNHEARD_OF, add_special_tokens=False)
+        tokenizer.encode(RARE_CHARACTER, add_special_tokens=False)
     except Exception as error:  # the library raises bare Exception
-        raise DualfuseError(
-            f"tokenizer {path} has no token for what it does not know, and needs one: {error}"
-        ) from error
+        raise DualfuseError(f"tokenizer {path} has no token for unknown characters, and needs one: {error}") from error
     for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
         ids = [tokenizer.token_to_id(name) for name in names]
         start, end, pad, mask = ids
@@ -127,12 +123,11 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
 
 
 def _encode_beginning(tokenizer: Tokenizer, text: str, kept: int) -> Encoding:
-    """Encode as much of a long text as its first ``kept`` tokens take, and at least one more.
+    """Encode at least the first ``kept`` + 1 tokens of a text, without encoding all of a very long text.
 
-    A whole megabyte would cost seconds. Where a text is cut off, its last word may be another one; no token of that is
-    among these.
+    Where the text is cut, its last word may be incomplete; none of its tokens are among the first ``kept``.
     """
-    stop = BEGINNING * kept
+    stop = CHARACTERS_PER_TOKEN * kept
     while stop < len(text):
         encoding = tokenizer.encode(text[:stop], add_special_tokens=False)
         words = encoding.word_ids
@@ -153,7 +148,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def bert_tokenizer() -> Tokenizer:
-    """Return the tokenizer of BERT base uncased: lower case, no accents, tokens."""
+    """Return the tokenizer of BERT base uncased: lower case, no accents, WordPiece."""
     pieces = BERT_VOCABULARY.read_text(encoding="utf-8").splitlines()
     vocabulary = {piece: number for number, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
@@ -168,18 +163,18 @@ def bert_tokenizer() -> Tokenizer:
 
 
 def roberta_tokenizer(vocab_json: Path, merges_txt: Path) -> Tokenizer:
-    """Return RoBERTa's byte-level tokenizer from the two files of a hub folder that has no tokenizer.json.
+    """Return RoBERTa's byte-level tokenizer from the two files of a hub folder without a tokenizer.json.
 
-    Save it (``.save(path)``) and give that path to ``Text``. A word carries the space before it; the first has none.
-    Raises DualfuseError for files that are missing, are no such vocabulary, or lack RoBERTa's special tokens.
+    Save it (``.save(path)``) and pass that path to ``TextTransform``. Words include the space before them. Raises
+    DualfuseError if a file is missing or is not such a vocabulary, or if RoBERTa's special tokens are missing.
     """
     for path in (vocab_json, merges_txt):
         if not path.is_file():
-            raise DualfuseError(f"{path} is not a file; RoBERTa's tokenizer is made of a vocab.json and a merges.txt")
+            raise DualfuseError(f"{path} is not a file; RoBERTa's tokenizer consists of a vocab.json and a merges.txt")
     try:
         pieces = models.BPE.from_file(str(vocab_json), str(merges_txt))
     except Exception as error:  # the library raises bare Exception
-        raise DualfuseError(f"{vocab_json} and {merges_txt} are no vocabulary with its merges: {error}") from error
+        raise DualfuseError(f"{vocab_json} and {merges_txt} are not a vocabulary and its merges: {error}") from error
     tokenizer = Tokenizer(pieces)
     special = [*ROBERTA_SPECIAL, "<unk>"]
     if missing := [name for name in special if tokenizer.token_to_id(name) is None]:
@@ -191,83 +186,3 @@ def roberta_tokenizer(vocab_json: Path, merges_txt: Path) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
     return tokenizer
-
-
-def mask_words(
-    words: EncodedText, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, labels), both (T,), with about ``share`` of the real tokens hidden, whole words at a time.
-
-    Shuffled words are taken while they fit into max(1, round(share * real tokens)), the first one always: a text
-    with any word at all teaches something. Labels are -100 where nothing is to be predicted.
-    """
-    groups = whole_words(words)
-    budget = max(1, round(share * sum(map(len, groups))))
-    chosen: list[int] = []
-    for number in rng.permutation(len(groups)).tolist():
-        if not chosen or len(chosen) + len(groups[number]) <= budget:
-            chosen += groups[number]
-    return apply_mask(words.ids, chosen, vocabulary, mask_id, rng)
-
-
-def mask_words_official(
-    words: EncodedText, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15, length: int = 40
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, labels), both (T,), hidden by the rule VLMo was released with: sometimes nothing is.
-
-    The budget is ``share`` of ``length``, the padded one, and [PAD] tokens compete for it; those and [UNK] are
-    dropped afterwards (the whole-word collator of transformers 4.8.1). It knows only the tokens of BERT.
-    """
-    groups = whole_words(words) + [[position] for position in range(len(words.ids), length)]
-    budget = max(1, round(share * length))
-    chosen: list[int] = []
-    for number in rng.permutation(len(groups)).tolist():
-        if len(chosen) + len(groups[number]) <= budget:
-            chosen += groups[number]
-    real = [position for position in chosen if position < len(words.ids) and words.ids[position] != BERT_UNKNOWN]
-    return apply_mask(words.ids, real, vocabulary, mask_id, rng)
-
-
-def mask_tokens(
-    words: EncodedText, vocabulary: int, mask_id: int, rng: np.random.Generator, share: float = 0.15
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, labels), both (T,), with each token but the special ones hidden with probability ``share``.
-
-    Tokens are drawn one by one, so words may be hidden in part, and a text with none is common: the rule of Hugging
-    Face's DataCollatorForLanguageModeling, with which BridgeTower and METER were pre-trained.
-    """
-    is_chosen = (words.word_ids >= 0) & (rng.random(len(words.ids)) < share)
-    return apply_mask(words.ids, np.flatnonzero(is_chosen).tolist(), vocabulary, mask_id, rng)
-
-
-MASKING_RULES = {"whole_word": mask_words, "token": mask_tokens, "official": mask_words_official}
-"""Which tokens are hidden: whole words, single tokens as RoBERTa, or as VLMo was released."""
-
-
-def whole_words(words: EncodedText) -> list[list[int]]:
-    """Return the positions of the tokens of each word, special tokens left out."""
-    groups: dict[int, list[int]] = {}
-    for position, word in enumerate(words.word_ids.tolist()):
-        if word >= 0:
-            groups.setdefault(word, []).append(position)
-    return list(groups.values())
-
-
-def apply_mask(
-    ids: np.ndarray, positions: list[int], vocabulary: int, mask_id: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return (ids, labels) with each token at ``positions`` masked (80%), replaced by any id (10%) or kept (10%)."""
-    hidden, labels = ids.copy(), np.full_like(ids, IGNORE)
-    labels[positions] = ids[positions]
-    fate = rng.random(len(positions))
-    anything = rng.integers(vocabulary, size=len(positions))
-    hidden[positions] = np.where(fate < 0.8, mask_id, np.where(fate < 0.9, anything, ids[positions]))
-    return hidden, labels
-
-
-def pad_arrays(rows: Sequence[np.ndarray], value: int) -> np.ndarray:
-    """Return the ``rows`` (each (T,)) as one array (B, longest T), the short ones filled up with ``value``."""
-    padded = np.full((len(rows), max(map(len, rows))), value, dtype=rows[0].dtype)
-    for row, values in zip(padded, rows, strict=True):
-        row[: len(values)] = values
-    return padded

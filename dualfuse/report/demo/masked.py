@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from dualfuse.data.shards.shards import Shards
-from dualfuse.data.text.tokenizer import whole_words
+from dualfuse.data.text.masking import word_positions
 from dualfuse.evaluation.gallery import TextBatch
 from dualfuse.report.demo.results import Guess, MaskedWord
 from dualfuse.tasks.base import Processor
@@ -41,7 +41,7 @@ def masked_words(task: Pairs, processor: Processor, shards: Shards) -> tuple[Mas
 def _mask(processor: Processor, caption: str, rng: np.random.Generator) -> Iterator[tuple[np.ndarray, int]]:
     """Return the tokens and the position to mask; nothing for a caption that has no such word."""
     words = processor.text.encode(caption)
-    groups = whole_words(words)
+    groups = word_positions(words)
     single = [group[0] for group in groups if len(group) == 1 and processor.text.decode(words.ids[group]).isalpha()]
     if len(groups) > 1 and single:
         yield words.ids, int(rng.choice(single))

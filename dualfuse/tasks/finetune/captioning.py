@@ -13,8 +13,9 @@ from torch.nn import functional as F
 
 from dualfuse import distributed as dist
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text.masking import apply_mask
 from dualfuse.data.text.padding import pad_texts
-from dualfuse.data.text.tokenizer import EncodedText, TextTransform, apply_mask, load_tokenizer
+from dualfuse.data.text.tokenizer import EncodedText, TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import MLMHead
 from dualfuse.models.base import Tokens, VisionLanguageModel, generation_error, seq2seq_attention_mask

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
-from dualfuse.data.image.joint_crop import NOTHING, JointCrop, fitted_shape, padded
+from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels
 from dualfuse.data.image.resize import resize
 from dualfuse.data.image.transform import ImageTransform, decode
@@ -104,7 +104,10 @@ class SegmentationConfig:
         image, labels = self._pair(sample)
         preprocess, size = processor.image.preprocess, processor.image.size
         image, labels = self.augment(image, labels, size, preprocess.resampling, rng)
-        return {"image": padded(preprocess.normalize(image), size, 0.0), "target": padded(labels, size, NOTHING)}
+        return {
+            "image": pad_to_size(preprocess.normalize(image), size, 0.0),
+            "target": pad_to_size(labels, size, IGNORE_LABEL),
+        }
 
     def collate(self, rows: Sequence[CropExample]) -> CropBatch:
         """Make a batch of crops."""
@@ -123,7 +126,7 @@ class SegmentationConfig:
         return Segmentation(self, model)
 
     def _pair(self, sample: Sample) -> tuple[Tensor, Tensor]:
-        """Return the image, and the numbers of classes (H, W) with ``NOTHING`` where there is none."""
+        """Return the image, and the numbers of classes (H, W) with ``IGNORE_LABEL`` where there is none."""
         if not sample.label_map:
             raise BrokenSample(sample.key, "it has no label map (a member KEY.labels.png)")
         image, found = decode(sample.image), decode_labels(sample.label_map)
@@ -133,7 +136,7 @@ class SegmentationConfig:
         nothing = found == self.ignore_index
         if self.ignore_zero:
             nothing, found = nothing | (found == 0), found - 1
-        labels = found.masked_fill(nothing, NOTHING)
+        labels = found.masked_fill(nothing, IGNORE_LABEL)
         if (most := int(labels.max())) >= len(self.names):
             raise BrokenSample(
                 sample.key,
@@ -145,7 +148,7 @@ class SegmentationConfig:
 
 def at_size(image: Tensor, transform: ImageTransform) -> Tensor:
     """Return an image (3, H, W) uint8 as it is looked at: the shorter side a window's, the longer up to four."""
-    shape = fitted_shape(image.shape[1:], min(transform.size))
+    shape = resized_shape(image.shape[1:], min(transform.size))
     return transform.preprocess.normalize(resize(image, shape, transform.preprocess.resampling))
 
 
@@ -175,10 +178,10 @@ class Segmentation(Task):
         main, auxiliary = (
             enlarge(scores.float(), target.shape[1:]) for scores in (self.decoder(maps), self.auxiliary(maps[2]))
         )
-        known = target != NOTHING
+        known = target != IGNORE_LABEL
         number = known.sum().clamp(min=1)
         by_both, by_one = (
-            F.cross_entropy(scores, target, ignore_index=NOTHING, reduction="sum") / number
+            F.cross_entropy(scores, target, ignore_index=IGNORE_LABEL, reduction="sum") / number
             for scores in (main, auxiliary)
         )
         loss = by_both + self.cfg.auxiliary_weight * by_one

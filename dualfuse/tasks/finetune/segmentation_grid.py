@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dualfuse.data.image.image_grid import INK, PAPER, Tile, image_grid
-from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.data.image.joint_crop import IGNORE_LABEL
 
 CELL, MARGIN, LINE = 256, 8, 24
 GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours look unlike
@@ -34,7 +34,7 @@ def segmentation_grid(shown: Sequence[Segmented], names: Sequence[str], heading:
     tiles = [tile for each in shown for tile in _row(each, colours)]
     grid = image_grid(tiles, columns=3, cell=CELL, heading=heading)
     seen = {int(number) for each in shown for labels in (each.truth, each.predicted) for number in labels.unique()}
-    legend = _legend([(names[number], colours[number]) for number in sorted(seen - {NOTHING})], grid.width)
+    legend = _legend([(names[number], colours[number]) for number in sorted(seen - {IGNORE_LABEL})], grid.width)
     whole = Image.new("RGB", (grid.width, grid.height + legend.height), PAPER)
     whole.paste(grid, (0, 0))
     whole.paste(legend, (0, grid.height))
@@ -49,9 +49,9 @@ def palette(classes: int) -> np.ndarray:
 
 
 def _row(each: Segmented, colours: np.ndarray) -> tuple[Tile, Tile, Tile]:
-    known = each.truth != NOTHING
+    known = each.truth != IGNORE_LABEL
     right = float((each.truth == each.predicted)[known].float().mean()) if known.any() else 0.0
-    truth, predicted = (colours[labels.numpy()] for labels in (each.truth, each.predicted))  # NOTHING is the last
+    truth, predicted = (colours[labels.numpy()] for labels in (each.truth, each.predicted))  # IGNORE_LABEL is the last
     return Tile(each.file, ""), Tile(truth, "truth"), Tile(predicted, f"prediction, {100 * right:.1f} % right")
 
 

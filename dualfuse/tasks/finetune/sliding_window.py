@@ -8,7 +8,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from dualfuse.data.image.joint_crop import padded
+from dualfuse.data.image.joint_crop import pad_to_size
 from dualfuse.layers.upernet import enlarge
 
 AT_ONCE = 8
@@ -27,7 +27,7 @@ def sliding_window(look: Look, image: Tensor, window: tuple[int, int], stride: t
     smaller than a window has zeros below and to the right.
     """
     height, width = image.shape[1:]
-    image = padded(image, window, 0.0)
+    image = pad_to_size(image, window, 0.0)
     rows, columns = (starts(*sides) for sides in zip(image.shape[1:], window, stride, strict=True))
     places = list(product(rows, columns))
     sums: Tensor | None = None
@@ -53,7 +53,7 @@ def whole_image(look: Look, image: Tensor, multiple: int) -> Tensor:
     """Return scores (C, H, W) of a whole image at once, with zeros up to ``multiple`` below and to the right."""
     height, width = image.shape[1:]
     rows, columns = (-(-side // multiple) * multiple for side in (height, width))
-    return look(padded(image, (rows, columns), 0.0)[None])[0, :, :height, :width]
+    return look(pad_to_size(image, (rows, columns), 0.0)[None])[0, :, :height, :width]
 
 
 def best_class(scores: Tensor, size: tuple[int, int]) -> Tensor:

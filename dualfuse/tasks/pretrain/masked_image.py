@@ -15,7 +15,7 @@ from dualfuse import distributed as dist
 from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.image.two_views import two_views
 from dualfuse.data.sample import Sample
-from dualfuse.data.text.tokenizer import pad_arrays
+from dualfuse.data.text.padding import pad_arrays
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.models.base import VisionLanguageModel

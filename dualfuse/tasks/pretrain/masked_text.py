@@ -10,8 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text.masking import mask_words
 from dualfuse.data.text.padding import pad_texts
-from dualfuse.data.text.tokenizer import mask_words
 from dualfuse.layers.heads import MLMHead
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import VisionLanguageModel

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
-from dualfuse.data.image.two_views import one_view
+from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.sample import Sample
 from dualfuse.layers.vq.autoencoder import Autoencoder
 from dualfuse.layers.vq.codebook import count, perplexity
@@ -40,7 +40,7 @@ class VQTokenizerConfig:
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> ViewExample:
         """Return the image as masked image modelling names it; texts are not looked at."""
-        return {"view": one_view(sample.image, processor.image, rng)}
+        return {"view": tokenizer_view(sample.image, processor.image, rng)}
 
     def collate(self, rows: Sequence[ViewExample]) -> ViewBatch:
         """Put images of one size together."""

@@ -40,7 +40,7 @@ def naive(seed: int) -> np.ndarray:
     return mask
 
 
-def test_statistics_of_the_released_code() -> None:
+def test_statistics_equal_those_of_the_official_code() -> None:
     masks = drawn(4000)
     counts = masks.sum((1, 2))
     assert counts.max() == 75 and 60 <= counts.min() <= 66
@@ -52,7 +52,7 @@ def test_statistics_of_the_released_code() -> None:
     assert masks[:, 0].mean() == pytest.approx(0.133, abs=0.02)
 
 
-def test_the_rule_written_down_naively_hides_each_patch_as_often() -> None:
+def test_masking_rates_equal_those_of_a_naive_implementation() -> None:
     ours, theirs = drawn(3000), np.stack([naive(seed) for seed in range(3000)])
     assert np.abs(ours.mean(0) - theirs.mean(0)).max() < 0.06  # 4.6 standard errors at the centre
     assert np.abs(ours.mean(0) - theirs.mean(0)).mean() < 0.015
@@ -60,12 +60,12 @@ def test_the_rule_written_down_naively_hides_each_patch_as_often() -> None:
     assert np.abs(histograms[0] - histograms[1]).max() < 0.05
 
 
-def test_a_mask_depends_on_its_random_state_alone() -> None:
+def test_masks_depend_on_the_random_state_only() -> None:
     first, again, other = (BlockMask().draw(GRID, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
-def test_other_grids() -> None:
+def test_masks_of_other_grids() -> None:
     rule = BlockMask(patches=6, smallest=2)
     masks = np.stack([rule.draw((4, 5), np.random.default_rng(seed)) for seed in range(300)])
     assert masks.shape == (300, 4, 5) and masks.sum((1, 2)).max() == 6 and masks.any((1, 2)).all()
@@ -79,7 +79,7 @@ def test_blocks_are_smaller_than_the_grid() -> None:
     assert shapes <= {(1, 2), (1, 3)} and shapes
 
 
-def test_a_mask_that_leaves_nothing_to_see_is_refused() -> None:
+def test_masks_of_all_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="75 of 4 x 4 patches"):
         BlockMask().draw((4, 4), np.random.default_rng(0))
     with pytest.raises(ValueError, match="smallest=0"):

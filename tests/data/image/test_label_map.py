@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse.data.image import label_map
-from dualfuse.data.image.joint_crop import NOTHING, JointCrop, fitted_shape, padded
+from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.image.photometric_distortion import distort
 
@@ -26,7 +26,7 @@ def png(pixels: np.ndarray, mode: str = "") -> bytes:
 
 
 @pytest.mark.parametrize("most", [1, 150, 255, 256, 3000, 65_535])
-def test_numbers_come_back(most: int) -> None:
+def test_labels_survive_encoding(most: int) -> None:
     labels = torch.from_numpy(np.random.default_rng(0).integers(0, most + 1, (9, 7), dtype=np.int32))
     labels[0, 0] = most
     assert torch.equal(decode_labels(encode_labels(labels)), labels)
@@ -61,18 +61,18 @@ def hostile() -> dict[str, bytes]:
 
 @pytest.mark.parametrize("kind", hostile())
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_what_is_no_label_map_is_refused(kind: str) -> None:
+def test_other_files_are_refused(kind: str) -> None:
     with pytest.raises(ValueError, match=r"label map"):
         decode_labels(hostile()[kind])
 
 
-def test_a_map_of_too_many_pixels_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_large_maps_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(label_map, "MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="10 x 10 pixels, more than the 99 allowed"):
         decode_labels(png(np.zeros((10, 10), np.uint8)))
 
 
-def test_resized_to_what_lies_under_the_centre() -> None:
+def test_resizing_takes_the_label_under_the_center() -> None:
     labels = torch.arange(6, dtype=torch.int32).view(2, 3)
     assert resize_labels(labels, (4, 6)).tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
     assert resize_labels(labels, (2, 1)).tolist() == [[1], [4]]
@@ -85,11 +85,11 @@ def coloured(seed: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     coarse = torch.from_numpy(np.random.default_rng(seed).integers(0, 12, (2, 3), dtype=np.int32))
     labels = resize_labels(coarse, size)
     image = (20 * labels + 10).to(torch.uint8).expand(3, -1, -1).contiguous()
-    return image, labels.masked_fill(labels == 11, NOTHING)
+    return image, labels.masked_fill(labels == 11, IGNORE_LABEL)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_picture_and_labels_stay_together(seed: int) -> None:
+def test_image_and_labels_are_cropped_together(seed: int) -> None:
     """Five pixels inside a square, where no resampling reaches across its border, the grey level says the class."""
     image, labels = coloured(seed, (60, 90))
     crop = JointCrop(distort=False)
@@ -97,7 +97,7 @@ def test_picture_and_labels_stay_together(seed: int) -> None:
     assert changed.shape[1:] == found.shape and max(found.shape) <= 48
     low, high = (sign * F.max_pool2d(sign * found[None].float(), 9, 1, 4)[0] for sign in (-1, 1))
     inside = low == high
-    said = torch.where(found == NOTHING, 20 * 11 + 10, 20 * found + 10)
+    said = torch.where(found == IGNORE_LABEL, 20 * 11 + 10, 20 * found + 10)
     assert inside.sum() > 20 and torch.equal(changed[0].int()[inside], said.int()[inside])
 
 
@@ -112,7 +112,7 @@ def test_flips_and_scales_vary() -> None:
     assert seen == {tuple(range(8)), tuple(reversed(range(8)))}
 
 
-def test_a_crop_has_several_classes_if_it_can() -> None:
+def test_crops_have_several_classes_if_possible() -> None:
     """One corner of a large plain image has another class: crops come from there, where ten tries find it."""
     labels = torch.zeros(100, 100, dtype=torch.int32)
     labels[:40, :40] = 1
@@ -129,13 +129,13 @@ def test_a_crop_has_several_classes_if_it_can() -> None:
 
 
 def test_sizes_are_bounded() -> None:
-    assert fitted_shape((300, 400), 512) == (512, 683)
-    assert fitted_shape((10, 30_000), 512) == (1, 2048)
-    assert fitted_shape((3, 3), 512) == (512, 512)
-    assert padded(torch.ones(2, 3), (4, 4), NOTHING).tolist() == [[1, 1, 1, -1]] * 2 + [[-1] * 4] * 2
+    assert resized_shape((300, 400), 512) == (512, 683)
+    assert resized_shape((10, 30_000), 512) == (1, 2048)
+    assert resized_shape((3, 3), 512) == (512, 512)
+    assert pad_to_size(torch.ones(2, 3), (4, 4), IGNORE_LABEL).tolist() == [[1, 1, 1, -1]] * 2 + [[-1] * 4] * 2
 
 
-def test_distortion_changes_light_and_little_else() -> None:
+def test_distortion_changes_colors_only() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 16, 16), dtype=np.uint8))
     rng = np.random.default_rng(1)
     changed = [distort(image, rng) for _ in range(200)]
@@ -150,6 +150,6 @@ def test_distortion_changes_light_and_little_else() -> None:
 @pytest.mark.parametrize(
     ("scale", "most", "flip"), [((0.0, 1.0), 0.75, 0.5), ((2.0, 1.0), 0.75, 0.5), ((1, 2), 0, 0.5)]
 )
-def test_ranges_that_nothing_satisfies_are_refused(scale: tuple[float, float], most: float, flip: float) -> None:
-    with pytest.raises(ValueError, match="give"):
+def test_invalid_ranges_are_refused(scale: tuple[float, float], most: float, flip: float) -> None:
+    with pytest.raises(ValueError, match="give|must be"):
         JointCrop(scale, most, flip)

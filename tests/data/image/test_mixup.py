@@ -10,7 +10,7 @@ from dualfuse.data.image.random_erasing import erase
 IMAGES = torch.arange(5.0).view(5, 1, 1, 1).expand(5, 3, 20, 30)  # each of one value, its number
 
 
-def test_fading_gives_shares_of_both() -> None:
+def test_mixup_interpolates_images() -> None:
     torch.manual_seed(0)
     shares = []
     for _ in range(400):
@@ -22,7 +22,7 @@ def test_fading_gives_shares_of_both() -> None:
     assert np.var(shares) == pytest.approx(0.25 / 2.6, rel=0.15)  # of Beta(a, a): 1 / (4 (2 a + 1))
 
 
-def test_cutting_gives_the_share_of_pixels_that_are_left() -> None:
+def test_cutmix_returns_the_share_of_kept_pixels() -> None:
     torch.manual_seed(0)
     shares = []
     for _ in range(400):
@@ -38,7 +38,7 @@ def test_cutting_gives_the_share_of_pixels_that_are_left() -> None:
     assert IMAGES[0, 0, 0, 0] == 0  # what was given is left as it was
 
 
-def test_both_take_turns_by_chance_and_repeat_with_the_seed() -> None:
+def test_mixup_and_cutmix_alternate_randomly_and_reproducibly() -> None:
     torch.manual_seed(3)
     first = [Mixup(mixup_alpha=0.8, cutmix_alpha=1.0)(IMAGES) for _ in range(200)]
     torch.manual_seed(3)
@@ -48,13 +48,13 @@ def test_both_take_turns_by_chance_and_repeat_with_the_seed() -> None:
     assert 0.4 < np.mean(whole) < 0.65
 
 
-def test_nothing_is_mixed_below_zero() -> None:
+def test_negative_parameters_are_refused() -> None:
     assert not Mixup().mixes and Mixup(cutmix_alpha=1.0).mixes and Mixup(mixup_alpha=1.0).mixes
-    with pytest.raises(ValueError, match="fade is -1"):
+    with pytest.raises(ValueError, match="mixup_alpha is -1"):
         Mixup(mixup_alpha=-1)
 
 
-def test_one_rectangle_becomes_noise() -> None:
+def test_erasing_fills_one_rectangle_with_noise() -> None:
     rng, image = np.random.default_rng(0), torch.full((3, 60, 40), 9.0)
     areas, aspects, values = [], [], []
     for _ in range(300):
@@ -72,6 +72,6 @@ def test_one_rectangle_becomes_noise() -> None:
     assert (image == 9).all()
 
 
-def test_a_picture_without_room_stays() -> None:
+def test_small_images_are_not_erased() -> None:
     image = torch.ones(3, 1, 1)
     assert erase(image, np.random.default_rng(0)) is image

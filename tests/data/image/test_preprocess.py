@@ -1,4 +1,4 @@
-"""How images meet the square: recorded outputs of transformers and torchvision, and sizes worked out by hand."""
+"""Resizing against recorded outputs of transformers and torchvision, and against sizes computed by hand."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
-from dualfuse.data.image.resize import centre, crop, hugging_face, hugging_face_size, resize
+from dualfuse.data.image.resize import center_crop, huggingface_size, resize, resize_and_crop, resize_huggingface
 from dualfuse.data.image.transform import (
     HUGGING_FACE,
     OFFICIAL_BLIP,
@@ -36,7 +36,7 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "bridgetower_preprocess"
 NUMBERS = range(5)
 WIDE = [0, 2, 3]
 SAME = list(NUMBERS) if int(PIL.__version__.split(".")[0]) >= 13 else WIDE
-"""Images that the installed Pillow resizes as the one that was recorded: from 13 on, tall ones height first."""
+"""Images that the installed Pillow resizes as the recorded version; from 13 on, tall ones are resized height first."""
 PLAIN = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
 
@@ -74,9 +74,7 @@ RECORDED = {
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_pictures_are_what_others_feed_their_models(
-    name: str, images: dict[str, Tensor], expected: dict[str, Tensor]
-) -> None:
+def test_images_equal_recorded_ones(name: str, images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     side, preprocess = RECORDED[name]
     found = shown(ImageTransform((side, side), preprocess=preprocess), images)
     torch.testing.assert_close(found[SAME], expected[f"{name}.pixel_values"][SAME], atol=1e-5, rtol=0)
@@ -95,9 +93,9 @@ def test_torch_resampling_is_within_four_grey_levels(
     assert levels[WIDE].abs().max() < 2.01 and levels[WIDE].abs().mean() < 0.01
 
 
-def test_processor_without_the_crop_pads_the_batch(pil_images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    images = [pil_images[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
-    resized = [EIGHTS.normalize(hugging_face(image, 40, EIGHTS.divisor, "pillow")) for image in images]
+def test_processor_without_the_crop_pads_the_batch(images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    tensors = [images[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
+    resized = [EIGHTS.normalize(resize_huggingface(tensor, 40, EIGHTS.divisor, "pillow")) for tensor in tensors]
     values, mask = pad_together(resized)
     torch.testing.assert_close(values[SAME], expected["hf.nocrop_div8.pixel_values"][SAME], atol=1e-5, rtol=0)
     assert mask.dtype == torch.bool and not mask.all()
@@ -107,12 +105,12 @@ def test_processor_without_the_crop_pads_the_batch(pil_images: dict[str, Tensor]
 def test_recorded_sizes_of_photos() -> None:
     for example in json.loads((GOLDEN / "manifest.json").read_text())["resize_examples"]:
         for side in (288, 294):
-            found = hugging_face_size(*example["input_hw"], side, 32)
+            found = huggingface_size(*example["input_hw"], side, 32)
             assert list(found) == example[f"shortest_{side}_div_32"], (example, side)
 
 
-def test_a_picture_that_was_small_has_black_around_it() -> None:
-    """300 x 1000: 128 rows of image in the middle of 288, and black is normalised like any colour."""
+def test_narrow_images_have_black_borders() -> None:
+    """300 x 1000: 128 rows of image in the middle of 288; black is normalized like any color."""
     white = torch.full((300, 1000, 3), 255, dtype=torch.uint8)
     found = ImageTransform((288, 288), preprocess=HUGGING_FACE)(png(white), np.random.default_rng(0))
     black = torch.tensor([-m / s for m, s in zip(HUGGING_FACE.mean, HUGGING_FACE.std, strict=True)])
@@ -134,27 +132,29 @@ def test_a_picture_that_was_small_has_black_around_it() -> None:
         (2, 4, "0120"),
     ],
 )
-def test_spare_pixels_are_cut_at_the_end_and_missing_ones_added_at_the_start(have: int, side: int, row: str) -> None:
+def test_center_crop_removes_odd_pixels_at_the_end_and_adds_missing_ones_at_the_start(
+    have: int, side: int, row: str
+) -> None:
     image = torch.arange(1, have + 1, dtype=torch.uint8).expand(3, side, have)
-    for square in (centre(image, side), centre(image.mT, side).mT):
+    for square in (center_crop(image, side), center_crop(image.mT, side).mT):
         assert square.shape == (3, side, side)
         assert {"".join(map(str, pixels)) for pixels in square.flatten(0, 1).tolist()} == {row}
 
 
 @pytest.mark.parametrize("shape", [(50, 70), (33, 150), (61, 40), (40, 40), (43, 40), (40, 41), (17, 18), (99, 31)])
-def test_crop_is_the_middle_by_torchvisions_rounding(shape: tuple[int, int]) -> None:
-    """Written out with fractions: the longer side rounded down, half a row over to the even side."""
+def test_crop_rounds_as_torchvision(shape: tuple[int, int]) -> None:
+    """With exact fractions: the longer side rounded down, half rows to even."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     factor = Fraction(40, min(shape))
     height, width = (math.floor(length * factor) for length in shape)
     top, left = (round(Fraction(length - 40, 2)) for length in (height, width))
     resized = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     wanted = np.asarray(resized.crop((left, top, left + 40, top + 40)))
-    found = crop(torch.from_numpy(pixels).permute(2, 0, 1), 40, "pillow")
+    found = resize_and_crop(torch.from_numpy(pixels).permute(2, 0, 1), 40, "pillow")
     np.testing.assert_array_equal(found.permute(1, 2, 0).numpy(), wanted)
 
 
-def test_pillow_resampling_holds_for_varied_pictures_too() -> None:
+def test_pillow_resampling_applies_with_augmentation_too() -> None:
     pixels = torch.randint(256, (61, 83, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     transform = ImageTransform((24, 24), PLAIN, OFFICIAL_CLIP)
     found = transform(png(pixels), np.random.default_rng(0))
@@ -165,7 +165,7 @@ def test_pillow_resampling_holds_for_varied_pictures_too() -> None:
     assert not torch.equal(other(png(pixels), np.random.default_rng(0)), found)
 
 
-def test_a_picture_of_the_right_size_is_not_touched() -> None:
+def test_images_of_the_right_size_are_unchanged() -> None:
     pixels = torch.randint(256, (40, 40, 3), dtype=torch.uint8)
     for preprocess in (Preprocess(), OFFICIAL_CLIP, OFFICIAL_BLIP, EIGHTS):
         image = pixels.permute(2, 0, 1)
@@ -173,14 +173,14 @@ def test_a_picture_of_the_right_size_is_not_touched() -> None:
         assert torch.equal(resize(image, (40, 40), preprocess.resampling), image)
 
 
-@pytest.mark.parametrize("fit", ["crop", "huggingface"])
-def test_squares_are_asked_for_where_only_they_are_made(fit: str) -> None:
-    with pytest.raises(ValueError, match=rf"image size is 40 x 48, but the fit '{fit}' gives squares"):
-        ImageTransform((40, 48), preprocess=Preprocess(resize_mode=fit))  # pyright: ignore[reportArgumentType] - one of the three
+@pytest.mark.parametrize("mode", ["crop", "huggingface"])
+def test_crop_modes_need_square_sizes(mode: str) -> None:
+    with pytest.raises(ValueError, match=rf"image size is 40 x 48, but resize_mode '{mode}' gives squares"):
+        ImageTransform((40, 48), preprocess=Preprocess(resize_mode=mode))  # pyright: ignore[reportArgumentType] - one of the three
     assert ImageTransform((40, 48)).size == (40, 48)
 
 
-def test_pictures_too_narrow_say_so() -> None:
+def test_too_narrow_images_are_refused() -> None:
     line = torch.zeros(3, 2, 4000, dtype=torch.uint8)
     with pytest.raises(ValueError, match=r"4000 x 2 pixels become 448 x 0 .* multiples of 32"):
         HUGGING_FACE.resize(line, (288, 288))
@@ -190,7 +190,7 @@ def test_pictures_too_narrow_say_so() -> None:
 
 
 @pytest.mark.parametrize(("fields", "said"), [({"std": (0.5, 0, 0.5)}, "std is"), ({"divisor": 0}, "divisor is 0")])
-def test_impossible_looks_are_refused(fields: dict[str, object], said: str) -> None:
+def test_invalid_preprocessing_is_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Preprocess(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point
 
@@ -201,23 +201,25 @@ def test_pad_together_fills_with_zeros_right_and_below() -> None:
     assert mask.tolist() == [[[True, True], [False, False]], [[True, False], [True, False]]]
 
 
-def test_a_recipe_keeps_its_looks_and_may_leave_pictures_alone() -> None:
+def test_preprocessing_survives_json_and_pickle() -> None:
     data = Data(image_size=(40, 40), preprocess=OFFICIAL_CLIP, augment=None)
     assert data.image_transform == ImageTransform((40, 40), None, OFFICIAL_CLIP)
     assert from_json(json.loads(json.dumps(to_json(data)))) == data
     assert pickle.loads(pickle.dumps(data.image_transform)) == data.image_transform
 
 
-def test_looks_and_augment_are_plain_flags() -> None:
-    parsed = tyro.cli(Data, args=["--looks.fit", "crop", "--looks.mean", ".1", ".2", ".3", "--augment.flip", "0.25"])
+def test_preprocess_and_augment_are_flags() -> None:
+    parsed = tyro.cli(
+        Data, args=["--preprocess.resize-mode", "crop", "--preprocess.mean", ".1", ".2", ".3", "--augment.flip", "0.25"]
+    )
     assert parsed.preprocess == Preprocess("crop", mean=(0.1, 0.2, 0.3)) and parsed.augment == Augment(flip=0.25)
-    left_alone = tyro.cli(Data, default=Data(augment=None), args=["--looks.fit", "crop"])
-    assert left_alone.augment is None and left_alone.preprocess.resize_mode == "crop"
+    without = tyro.cli(Data, default=Data(augment=None), args=["--preprocess.resize-mode", "crop"])
+    assert without.augment is None and without.preprocess.resize_mode == "crop"
 
 
 @pytest.mark.parametrize("shape", [(80, 97), (97, 80), (64, 64)])
-def test_the_middle_of_a_larger_square(shape: tuple[int, int]) -> None:
-    """BEiT's evaluation: the shorter side to 256 of which 224 are cut out, here to 48 of which 42."""
+def test_crop_fraction(shape: tuple[int, int]) -> None:
+    """BEiT's evaluation crops 224 of 256 pixels; here 42 of 48."""
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     shorter = min(shape)
     resized = Image.fromarray(pixels).resize(
@@ -231,8 +233,8 @@ def test_the_middle_of_a_larger_square(shape: tuple[int, int]) -> None:
     assert np.array_equal(found.permute(1, 2, 0).numpy(), wanted)
 
 
-def test_only_a_crop_keeps_less() -> None:
-    with pytest.raises(ValueError, match=r"kept is 0.5 with fit squeeze"):
+def test_crop_fraction_needs_the_crop_mode() -> None:
+    with pytest.raises(ValueError, match=r"crop_fraction is 0.5 with resize_mode 'squash'"):
         Preprocess(crop_fraction=0.5)
-    with pytest.raises(ValueError, match=r"kept is 0"):
+    with pytest.raises(ValueError, match=r"crop_fraction is 0"):
         Preprocess("crop", crop_fraction=0.0)

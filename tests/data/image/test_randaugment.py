@@ -28,7 +28,7 @@ def test_auto_contrast_stretches_each_channel() -> None:
     assert np.abs(np.asarray(ra.auto_contrast(Image.fromarray(pixels))) - expected).max() <= 1
 
 
-def test_equalize_sends_each_level_to_its_rank() -> None:
+def test_equalize_maps_levels_to_their_rank() -> None:
     pixels = (noise(64, 64) / 255.0) ** 3 * 200  # mostly dark
     pixels = pixels.astype(np.uint8)
     found = np.asarray(ra.equalize(Image.fromarray(pixels)))
@@ -46,7 +46,7 @@ def test_brighten_multiplies() -> None:
     assert np.abs(np.asarray(ra.brighten(Image.fromarray(noise()))) - expected).max() <= 1
 
 
-def test_sharpen_goes_away_from_the_smoothed_picture() -> None:
+def test_sharpen_subtracts_the_smoothed_image() -> None:
     pixels = noise(12, 14).astype(float)
     smoothed = pixels.copy()
     for y in range(1, 11):
@@ -59,14 +59,14 @@ def test_sharpen_goes_away_from_the_smoothed_picture() -> None:
 
 @pytest.mark.parametrize("side", [32, 224])
 @pytest.mark.parametrize("shift", [(1, 0), (0, -1), (-7, 7)])
-def test_moves_by_whole_pixels_are_those_of_interpolation(side: int, shift: tuple[int, int]) -> None:
+def test_shifts_by_whole_pixels_equal_interpolation(side: int, shift: tuple[int, int]) -> None:
     image, inverse = Image.fromarray(noise(side, side)), (1, 0, float(shift[0]), 0, 1, float(shift[1]))
     how = Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
     interpolated = image.transform(image.size, *how, fillcolor=ra.FILL)
     np.testing.assert_array_equal(np.asarray(ra.affine(image, inverse)), np.asarray(interpolated))
 
 
-def test_translate_moves_one_pixel_of_32_and_seven_of_224() -> None:
+def test_translate_shifts_one_pixel_of_32_and_seven_of_224() -> None:
     pixels = noise(32, 64)
     right = np.asarray(ra.translate_x(Image.fromarray(pixels), -1))
     np.testing.assert_array_equal(right[:, 2:], pixels[:, :-2])
@@ -90,7 +90,7 @@ def sampled(pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarra
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
 @pytest.mark.parametrize("name", ["shear_x", "shear_y", "rotate"])
-def test_geometry_samples_where_the_formula_says(name: str, sign: float) -> None:
+def test_geometry_follows_the_formula(name: str, sign: float) -> None:
     pixels = blob()
     row, column = np.mgrid[:64, :64] + 0.5
     turn = np.deg2rad(21) * sign
@@ -109,8 +109,8 @@ def test_geometry_samples_where_the_formula_says(name: str, sign: float) -> None
     assert far_outside.any() and (found[far_outside] == 128).all()
 
 
-def test_all_ten_operations_of_the_specification() -> None:
-    names = {operation.__name__ for operation in (*ra.TONES, *ra.MOVES)}
+def test_there_are_ten_operations() -> None:
+    names = {operation.__name__ for operation in (*ra.COLOR, *ra.GEOMETRY)}
     assert names == {
         *("identity", "auto_contrast", "equalize", "brighten", "sharpen"),
         *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
@@ -129,7 +129,7 @@ def test_result_depends_on_the_generator_only() -> None:
     assert torch.equal(image, before)
 
 
-def test_always_draws_the_same_number_of_values() -> None:
+def test_number_of_draws_is_constant() -> None:
     image = torch.from_numpy(blob()).permute(2, 0, 1)
     small = image[:, :8, :8]
     for seed in range(30):
@@ -139,7 +139,7 @@ def test_always_draws_the_same_number_of_values() -> None:
         assert first.random() == other.random()
 
 
-def test_each_operation_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
 
     def counted(name: str) -> object:
@@ -150,8 +150,8 @@ def test_each_operation_comes_as_often_as_the_rule_says(monkeypatch: pytest.Monk
 
         return operation
 
-    monkeypatch.setattr(ra, "TONES", tuple(counted(f"tone{i}") for i in range(5)))
-    monkeypatch.setattr(ra, "MOVES", tuple(counted(f"move{i}") for i in range(5)))
+    monkeypatch.setattr(ra, "COLOR", tuple(counted(f"tone{i}") for i in range(5)))
+    monkeypatch.setattr(ra, "GEOMETRY", tuple(counted(f"move{i}") for i in range(5)))
     rng, image = np.random.default_rng(0), torch.zeros(3, 2, 2, dtype=torch.uint8)
     for _ in range(10_000):
         ra.rand_augment(image, rng)

@@ -38,12 +38,12 @@ def levels(image: Image.Image) -> list[int]:
         ("solarize_add", 0.85, [93, 94, 118, 119, 157, 220, 128, 180, 255]),  # int(93.5)
     ],
 )
-def test_tones_by_hand(name: str, level: float, wanted: list[int]) -> None:
+def test_color_operations_on_known_values(name: str, level: float, wanted: list[int]) -> None:
     for sign in (-1.0, 1.0):
         assert levels(getattr(ra, name)(strip(), level, sign)) == wanted
 
 
-def test_enhancing_is_a_line_between_two_pictures() -> None:
+def test_enhancing_interpolates_two_images() -> None:
     """1.81 or 0.19 parts of the image at level 0.9, the rest of black, of its mean, of its greys."""
     assert (ra.factor(0.9, 1), ra.factor(0.9, -1)) == (pytest.approx(1.81), pytest.approx(0.19))
     values = np.array(STRIP, float)
@@ -55,7 +55,7 @@ def test_enhancing_is_a_line_between_two_pictures() -> None:
         orange = np.array([200.0, 120.0, 40.0])
         grey = orange @ (0.299, 0.587, 0.114)
         image = Image.fromarray(np.tile(orange.astype(np.uint8), (2, 2, 1)))
-        found = np.asarray(ra.colour(image, 0.9, sign))[0, 0]
+        found = np.asarray(ra.color(image, 0.9, sign))[0, 0]
         assert np.abs(found - np.clip(grey + share * (orange - grey), 0, 255)).max() <= 1.5
     flat = Image.fromarray(np.full((5, 5, 3), 90, np.uint8))
     flat.putpixel((2, 2), (116, 116, 116))  # smoothed: 5 of 13 parts, 90 + 26 * 5 / 13 = 100
@@ -79,7 +79,7 @@ def test_translations_are_shares_of_the_side() -> None:
 
 
 @pytest.mark.parametrize("sign", [-1.0, 1.0])
-def test_shears_and_turns_move_points_as_the_formula_says(sign: float) -> None:
+def test_shear_and_rotation_follow_the_formula(sign: float) -> None:
     """A bright dot on black is found where 0.27 of its height, or 27 degrees, bring it."""
     side, dot = 101, (70, 40)  # x, y
     pixels = np.zeros((side, side, 3), np.uint8)
@@ -103,21 +103,21 @@ def test_shears_and_turns_move_points_as_the_formula_says(sign: float) -> None:
         assert np.abs(np.subtract(centre, point)).max() < 0.5, name
 
 
-def test_histograms_are_stretched_and_evened() -> None:
+def test_auto_contrast_and_equalize() -> None:
     assert np.abs(np.subtract(levels(ra.auto_contrast(strip((50, 75, 100)), 0.9, 1)), (0, 127, 255))).max() <= 1
     found = levels(ra.equalize(strip(tuple(range(100, 164)) * 256), 0.9, 1))
     assert found[0] == 0 and found[63] == 255 and np.abs(np.diff(found[:64]) - 255 / 63).max() < 1.1
 
 
-def test_the_fifteen_changes_of_the_increasing_set() -> None:
-    assert [change.__name__ for change in ra.CHANGES] == [
+def test_there_are_fifteen_operations() -> None:
+    assert [change.__name__ for change in ra.OPERATIONS] == [
         *("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
-        *("colour", "contrast", "brightness", "sharpness"),
+        *("color", "contrast", "brightness", "sharpness"),
         *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
     ]
 
 
-def test_each_change_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, float, float]] = []
 
     def counted(number: int) -> ra.Change:
@@ -127,7 +127,7 @@ def test_each_change_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyP
 
         return change
 
-    monkeypatch.setattr(ra, "CHANGES", tuple(map(counted, range(15))))
+    monkeypatch.setattr(ra, "OPERATIONS", tuple(map(counted, range(15))))
     rng, image = np.random.default_rng(0), torch.zeros(3, 2, 2, dtype=torch.uint8)
     for _ in range(15_000):
         ra.rand_augment(image, rng)
@@ -138,7 +138,7 @@ def test_each_change_comes_as_often_as_the_rule_says(monkeypatch: pytest.MonkeyP
     assert strengths.mean() == pytest.approx(0.9, abs=0.003) and strengths.std() == pytest.approx(0.05, abs=0.003)
 
 
-def test_a_transform_has_it_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transform_uses_the_policy(monkeypatch: pytest.MonkeyPatch) -> None:
     y, x = np.mgrid[:24, :24]
     file = io.BytesIO()
     Image.fromarray(np.stack([x * 9, y * 9, x + y], -1).astype(np.uint8)).save(file, "PNG")

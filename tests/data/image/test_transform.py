@@ -43,7 +43,7 @@ def decoded(data: bytes) -> np.ndarray:
     return image.permute(1, 2, 0).numpy()
 
 
-def test_lossless_formats_give_their_pixels() -> None:
+def test_lossless_formats_keep_their_pixels() -> None:
     pixels = noise(5, 7)
     for kind in ("PNG", "BMP", "TIFF"):
         np.testing.assert_array_equal(decoded(encoded(Image.fromarray(pixels), kind)), pixels)
@@ -51,7 +51,7 @@ def test_lossless_formats_give_their_pixels() -> None:
     np.testing.assert_array_equal(decoded(webp), pixels)
 
 
-def test_grey_and_bilevel_become_rgb() -> None:
+def test_gray_and_bilevel_become_rgb() -> None:
     grey = noise(5, 7, channels=1)
     np.testing.assert_array_equal(decoded(encoded(Image.fromarray(grey))), np.stack([grey] * 3, axis=-1))
     bits = grey > 100
@@ -59,12 +59,12 @@ def test_grey_and_bilevel_become_rgb() -> None:
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
-def test_16_bit_grey_is_scaled_not_clipped(kind: str) -> None:
+def test_16_bit_gray_is_scaled_not_clipped(kind: str) -> None:
     levels = np.array([[0, 255, 256, 32768, 65535]], dtype=np.uint16)
     assert decoded(encoded(Image.fromarray(levels), kind))[0, :, 0].tolist() == [0, 0, 1, 128, 255]
 
 
-def test_cmyk_jpeg_shows_its_colours() -> None:
+def test_cmyk_jpeg_keeps_its_colors() -> None:
     for colour, cmyk in {
         (255, 255, 255): (0, 0, 0, 0),
         (0, 255, 255): (255, 0, 0, 0),
@@ -79,7 +79,7 @@ def test_floating_point_pixels_are_refused() -> None:
         decode(encoded(Image.fromarray(np.ones((3, 3), np.float32)), "TIFF"))
 
 
-def test_transparency_lies_on_white() -> None:
+def test_transparency_is_composed_on_white() -> None:
     pixels = noise(6, 6, channels=4)
     share = pixels[..., 3:] / 255
     expected = pixels[..., :3] * share + 255 * (1 - share)
@@ -135,7 +135,7 @@ def test_exif_orientation_is_applied(kind: str, orientation: int) -> None:
     assert np.abs(found.astype(int) - expected).max() <= (4 if kind == "JPEG" else 0)
 
 
-def test_broken_exif_does_not_cost_the_picture() -> None:
+def test_broken_exif_data_is_ignored() -> None:
     pixels = noise(5, 7)
     for exif in (b"Exif\x00\x00rubbish, and more rubbish", b"Exif\x00\x00MM\x00*\x00\x00\x00\x08\xff\xff\x01\x12"):
         np.testing.assert_array_equal(decoded(encoded(Image.fromarray(pixels), "PNG", exif=exif)), pixels)
@@ -149,7 +149,7 @@ def test_truncated_files_are_refused_at_any_length(kind: str) -> None:
             decode(data[: int(share * len(data))])
 
 
-def test_damaged_files_give_a_picture_or_a_value_error() -> None:
+def test_damaged_files_give_an_image_or_a_value_error() -> None:
     rng = np.random.default_rng(0)
     for kind in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"):
         data = np.frombuffer(encoded(Image.fromarray(noise(24, 24)), kind), np.uint8)
@@ -174,7 +174,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("side", [math.isqrt(MAX_PIXELS) + 1, 10_000, 60_000])
-def test_pictures_with_too_many_pixels_are_refused_unread(side: int) -> None:
+def test_too_large_images_are_refused_before_decoding(side: int) -> None:
     with pytest.raises(ValueError, match="pixels"):
         decode(png_that_claims(side, side))
 
@@ -198,7 +198,7 @@ def test_resize_is_pillows_bicubic(size: tuple[int, int], levels: int) -> None:
         assert difference.max() <= levels and difference.mean() < 0.02
 
 
-def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> None:
+def test_without_augmentation_nothing_is_drawn() -> None:
     pixels = noise(30, 50)
     rng = np.random.default_rng(0)
     mean, std = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
@@ -211,7 +211,7 @@ def test_without_augmentation_a_square_of_normalised_pixels_and_no_draws() -> No
     np.testing.assert_array_equal(to_pixels(found, mean, std), small)
 
 
-def test_augmented_picture_depends_on_the_generator_only() -> None:
+def test_augmentation_depends_on_the_generator_only() -> None:
     data = encoded(Image.fromarray(smooth(40, 60)), "JPEG")
     transform = ImageTransform((24, 32), Augment(color_jitter=0.4))
     again = pickle.loads(pickle.dumps(transform))
@@ -227,13 +227,13 @@ def test_augmented_picture_depends_on_the_generator_only() -> None:
     assert len(seen) == 20
 
 
-def test_augment_that_does_nothing_is_the_plain_resize() -> None:
+def test_augmentation_without_changes_equals_resizing() -> None:
     data = encoded(Image.fromarray(noise(40, 10)))
     plain = ImageTransform((16, 16))(data, np.random.default_rng(0))
     torch.testing.assert_close(ImageTransform((16, 16), NOTHING)(data, np.random.default_rng(0)), plain)
 
 
-def test_rand_augment_is_applied_when_asked_for() -> None:
+def test_rand_augment_can_be_switched_off() -> None:
     data = encoded(Image.fromarray(smooth(24, 24)))
     plain = ImageTransform((24, 24))(data, np.random.default_rng(0))
     transform = ImageTransform((24, 24), Augment(crop=(1, 1), flip=0))
@@ -241,7 +241,7 @@ def test_rand_augment_is_applied_when_asked_for() -> None:
     assert 0.5 < np.mean(changed) < 0.85  # 1 - (1/2 + 1/20)^2 = 0.70, identity being one of the ten
 
 
-def test_flip_mirrors_the_chosen_share() -> None:
+def test_flip_probability() -> None:
     data = encoded(Image.fromarray(noise(8, 8)))
     plain = ImageTransform((8, 8))(data, np.random.default_rng(0))
     assert plain.is_contiguous()  # as decoded it was not, and nothing was resized
@@ -256,7 +256,7 @@ def test_flip_mirrors_the_chosen_share() -> None:
     assert flips / 800 == pytest.approx(0.25, abs=0.05)
 
 
-def test_crop_keeps_its_share_of_area_and_aspect() -> None:
+def test_crop_respects_area_and_aspect() -> None:
     augment, rng = Augment(crop=(0.2, 0.6)), np.random.default_rng(0)
     boxes = np.array([random_box((300, 400), augment, rng) for _ in range(2000)])
     top, left, height, width = boxes.T
@@ -271,7 +271,7 @@ def test_crop_keeps_its_share_of_area_and_aspect() -> None:
     assert width / height == pytest.approx(2, abs=0.02)
 
 
-def test_crop_falls_back_to_the_middle_of_narrow_pictures() -> None:
+def test_crop_falls_back_to_the_center_of_narrow_images() -> None:
     rng = np.random.default_rng(0)
     wide = random_box((30, 1000), Augment(), rng)
     tall = random_box((1000, 30), Augment(), rng)
@@ -280,7 +280,7 @@ def test_crop_falls_back_to_the_middle_of_narrow_pictures() -> None:
     assert random_box((30, 1000), NOTHING, rng) == (0, 0, 30, 1000)
 
 
-def test_colour_matches_the_three_steps_written_out() -> None:
+def test_color_jitter_equals_its_three_steps() -> None:
     pixels = smooth(20, 20) // 4 + 90  # away from black and white, where the steps would clip
     brightness, contrast, saturation = np.random.default_rng(3).uniform(0.7, 1.3, size=3)
     luma = np.array([0.299, 0.587, 0.114])
@@ -295,6 +295,6 @@ def test_colour_matches_the_three_steps_written_out() -> None:
     ("fields", "name"),
     [({"crop": (0, 1)}, "crop"), ({"crop": (0.9, 0.5)}, "crop"), ({"aspect": (2, 1)}, "aspect"), ({"flip": 2}, "flip")],
 )
-def test_impossible_augment_is_refused(fields: dict[str, object], name: str) -> None:
+def test_invalid_augmentation_is_refused(fields: dict[str, object], name: str) -> None:
     with pytest.raises(ValueError, match=name):
         Augment(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point

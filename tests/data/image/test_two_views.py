@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, decode, random_box
-from dualfuse.data.image.two_views import lanczos, one_view, two_views
+from dualfuse.data.image.two_views import lanczos, tokenizer_view, two_views
 
 
 def image() -> bytes:
@@ -30,7 +30,7 @@ def seen(image: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_both_views_show_the_same(seed: int) -> None:
+def test_both_views_show_the_same_crop(seed: int) -> None:
     augment = Augment(crop=(0.2, 1.0), rand_augment=False, color_jitter=0.4)
     transform = ImageTransform((64, 64), augment)
     seen_image, view = two_views(image(), transform, (32, 32), np.random.default_rng(seed))
@@ -42,7 +42,7 @@ def test_both_views_show_the_same(seed: int) -> None:
     assert (view.float() - other.float()).abs().mean() > 3
 
 
-def test_the_crop_is_that_of_the_box_and_the_second_view_is_pillows_lanczos() -> None:
+def test_tokenizer_view_is_resized_by_lanczos() -> None:
     augment = Augment(crop=(0.1, 0.6), rand_augment=False, flip=0.0)
     _, view = two_views(image(), ImageTransform((64, 64), augment), (32, 24), np.random.default_rng(5))
     top, left, height, width = random_box((96, 128), augment, np.random.default_rng(5))
@@ -51,22 +51,22 @@ def test_the_crop_is_that_of_the_box_and_the_second_view_is_pillows_lanczos() ->
     assert np.array_equal(view.permute(1, 2, 0).numpy(), wanted)
 
 
-def test_one_view_is_the_second_of_two() -> None:
+def test_tokenizer_view_equals_the_second_of_two() -> None:
     augment = Augment(color_jitter=0.3)
     for seed in range(4):
         _, wanted = two_views(image(), ImageTransform((64, 64), augment), (24, 32), np.random.default_rng(seed))
-        got = one_view(image(), ImageTransform((24, 32), augment), np.random.default_rng(seed))
+        got = tokenizer_view(image(), ImageTransform((24, 32), augment), np.random.default_rng(seed))
         assert torch.equal(got, wanted)
 
 
-def test_without_augmentation_the_whole_picture_is_seen() -> None:
+def test_without_augmentation_views_show_the_whole_image() -> None:
     transform = ImageTransform((48, 64), None, Preprocess(mean=(0.1, 0.2, 0.3), std=(1.0, 2.0, 3.0)))
     seen_image, view = two_views(image(), transform, (24, 32), np.random.default_rng(0))
     assert torch.equal(seen_image, transform(image(), np.random.default_rng(0)))
     assert (view.float() - lanczos(decode(image()), (24, 32)).float()).abs().max() <= 4
-    assert torch.equal(view, one_view(image(), ImageTransform((24, 32)), np.random.default_rng(0)))
+    assert torch.equal(view, tokenizer_view(image(), ImageTransform((24, 32)), np.random.default_rng(0)))
 
 
-def test_no_picture_is_refused() -> None:
+def test_other_files_are_refused() -> None:
     with pytest.raises(ValueError):
         two_views(b"no image", ImageTransform((8, 8)), (4, 4), np.random.default_rng(0))

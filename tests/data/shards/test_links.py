@@ -26,7 +26,7 @@ def add(tar: tarfile.TarFile, name: str, data: bytes = b"", link: str = "", kind
     tar.addfile(info, io.BytesIO(data))
 
 
-def test_a_link_has_the_bytes_of_what_it_names(tmp_path: Path) -> None:
+def test_hard_links_have_the_bytes_of_their_target(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "0.jpg", JPEG)
         add(tar, "1.jpg", link="0.jpg")
@@ -37,7 +37,7 @@ def test_a_link_has_the_bytes_of_what_it_names(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [tarfile.LNKTYPE, tarfile.SYMTYPE])
-def test_a_link_to_what_did_not_come_before_is_no_member(tmp_path: Path, kind: bytes) -> None:
+def test_other_links_are_ignored(tmp_path: Path, kind: bytes) -> None:
     outside = tmp_path / "secret.jpg"
     outside.write_bytes(JPEG + b"secret")
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
@@ -48,7 +48,7 @@ def test_a_link_to_what_did_not_come_before_is_no_member(tmp_path: Path, kind: b
     assert Shards.open(tmp_path / "a.tar")[:] == (Sample("a/0", JPEG), Sample("a/later", JPEG))
 
 
-def test_links_that_tar_itself_makes(tmp_path: Path) -> None:
+def test_hard_links_written_by_tar(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "0.jpg").write_bytes(JPEG)
     os.link(tmp_path / "images" / "0.jpg", tmp_path / "images" / "1.jpg")
@@ -59,7 +59,7 @@ def test_links_that_tar_itself_makes(tmp_path: Path) -> None:
     assert [sample.image for sample in Shards.open(tmp_path / "a.tar")] == [JPEG, JPEG]
 
 
-def test_an_index_that_knew_no_links_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_index_of_an_older_format_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         add(tar, "0.jpg", JPEG)
         add(tar, "1.jpg", link="0.jpg")

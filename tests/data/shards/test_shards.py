@@ -87,7 +87,7 @@ def test_skips_links_and_folders(tmp_path: Path) -> None:
     assert Shards.open(tmp_path / "a.tar")[:] == (Sample("a/x", JPEG),)
 
 
-def test_numbers_run_through_all_tars_of_a_folder(tmp_path: Path) -> None:
+def test_indices_run_through_all_tars_of_a_folder(tmp_path: Path) -> None:
     for name, count in (("b", 2), ("a", 3), ("c", 1)):
         write_tar(tmp_path / f"{name}.tar", numbered(count))
     write_tar(tmp_path / "empty.tar", {})
@@ -102,7 +102,7 @@ def test_numbers_run_through_all_tars_of_a_folder(tmp_path: Path) -> None:
             shards[outside]
 
 
-def test_keys_tell_tars_of_one_name_apart(tmp_path: Path) -> None:
+def test_keys_distinguish_tars_of_one_name(tmp_path: Path) -> None:
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()
         write_tar(tmp_path / folder / "0.tar", numbered(1))
@@ -120,7 +120,7 @@ def test_keys_tell_tars_of_one_name_apart(tmp_path: Path) -> None:
         ({"a.jpg": b"", "a.txt": b"\xef\xbb\xbfno image"}, ("no image",)),
     ],
 )
-def test_finds_texts(tmp_path: Path, members: dict[str, bytes], texts: tuple[str, ...]) -> None:
+def test_texts_of_a_sample(tmp_path: Path, members: dict[str, bytes], texts: tuple[str, ...]) -> None:
     (sample,) = Shards.open(write_tar(tmp_path / "t.tar", members))
     assert sample.texts == texts
 
@@ -138,7 +138,7 @@ def test_finds_texts(tmp_path: Path, members: dict[str, bytes], texts: tuple[str
         ({"x.jpg": bytes(2000)}, "x.jpg has 2,000 bytes; at most 1,999"),
     ],
 )
-def test_broken_samples_say_which_and_why(
+def test_broken_samples_name_key_and_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: dict[str, bytes], reason: str
 ) -> None:
     if "at most" in reason:
@@ -150,13 +150,13 @@ def test_broken_samples_say_which_and_why(
     assert shards[1] == Sample("s/y", JPEG)
 
 
-def test_index_is_kept_and_made_again_when_the_tar_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_index_is_stored_and_replaced_when_the_tar_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tar(tmp_path / "s.tar", numbered(3))
     first = Shards.open(path)
     before = first[:]
     assert sorted(file.name for file in tmp_path.iterdir()) == ["s.tar", "s.tar.index.npz"]
     with monkeypatch.context() as patch:
-        patch.setattr(tar_index, "_walk", lambda path: pytest.fail(f"{path} was walked again"))
+        patch.setattr(tar_index, "_scan", lambda path: pytest.fail(f"{path} was walked again"))
         assert Shards.open(tmp_path)[:] == before
 
     size = path.stat().st_size
@@ -177,7 +177,7 @@ def test_a_tar_that_changes_after_opening_is_not_read(tmp_path: Path) -> None:
         shards[0]
 
 
-def test_reads_from_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_from_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_tar(tmp_path / "s.tar", numbered(2))
     writable = Path.open
 
@@ -191,7 +191,7 @@ def test_reads_from_a_folder_that_cannot_be_written(tmp_path: Path, monkeypatch:
     assert [file.name for file in tmp_path.iterdir()] == ["s.tar"]
 
 
-def test_pickles_small_and_without_open_files(tmp_path: Path) -> None:
+def test_pickles_are_small_and_without_open_files(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", numbered(50))
     shards = Shards.open(tmp_path)
     read = shards[:]
@@ -200,14 +200,14 @@ def test_pickles_small_and_without_open_files(tmp_path: Path) -> None:
     assert pickle.loads(copy)[:] == read
 
 
-def test_reads_more_tars_than_are_kept_open(tmp_path: Path) -> None:
+def test_reads_more_tars_than_are_mapped_at_once(tmp_path: Path) -> None:
     many = tar_index.OPEN_TARS + 10
     for number in range(many):
         write_tar(tmp_path / f"{number:03}.tar", {"x.jpg": JPEG + bytes([number % 256])})
     shards = Shards.open(tmp_path)
     for _ in range(2):
         assert [sample.image[-1] for sample in shards] == [number % 256 for number in range(many)]
-    assert tar_index._opened.cache_info().currsize == tar_index.OPEN_TARS
+    assert tar_index._map.cache_info().currsize == tar_index.OPEN_TARS
 
 
 @pytest.mark.parametrize("cut", [100, 600, 1024, 1300, 2300, 2560])  # the members end at 1024 and 2560
@@ -217,11 +217,11 @@ def test_truncated_tar(tmp_path: Path, cut: int) -> None:
     path.write_bytes(data[: 2560 + 512])
     assert len(Shards.open(path)) == 2  # one block of zeros is end enough
     path.write_bytes(data[:cut])
-    with pytest.raises(ValueError, match=r"s\.tar is (truncated|no tar file: truncated)"):
+    with pytest.raises(ValueError, match=r"s\.tar is (truncated|not a tar file: truncated)"):
         Shards.open(path)
 
 
-def test_damaged_header_is_no_silent_end(tmp_path: Path) -> None:
+def test_damaged_header_is_not_a_silent_end(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "s.tar", {"a.jpg": JPEG, "b.jpg": JPEG})
     data = bytearray(path.read_bytes())
     data[1024] ^= 1
@@ -230,7 +230,7 @@ def test_damaged_header_is_no_silent_end(tmp_path: Path) -> None:
         Shards.open(path)
 
 
-def test_negative_size_is_no_endless_loop(tmp_path: Path) -> None:
+def test_negative_size_is_not_an_endless_loop(tmp_path: Path) -> None:
     info = tarfile.TarInfo("a.jpg")
     info.size = -1024
     (tmp_path / "s.tar").write_bytes(info.tobuf(tarfile.GNU_FORMAT) + bytes(10_000))
@@ -240,7 +240,11 @@ def test_negative_size_is_no_endless_loop(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("data", "message"),
-    [(b"", "no tar file: empty"), (b"hello" * 200, "no tar file"), (b"\x1f\x8b" + bytes(600), "with gzip; unpack it")],
+    [
+        (b"", "not a tar file: empty"),
+        (b"hello" * 200, "not a tar file"),
+        (b"\x1f\x8b" + bytes(600), "with gzip; unpack it"),
+    ],
 )
 def test_not_a_tar(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "s.tar").write_bytes(data)
@@ -248,31 +252,31 @@ def test_not_a_tar(tmp_path: Path, data: bytes, message: str) -> None:
         Shards.open(tmp_path)
 
 
-def test_samples_in_two_places(tmp_path: Path) -> None:
+def test_members_of_a_sample_must_be_adjacent(tmp_path: Path) -> None:
     write_tar(tmp_path / "s.tar", {"a.jpg": JPEG, "b.jpg": JPEG, "a.txt": b"late"})
-    with pytest.raises(ValueError, match="members of a stand in two places"):
+    with pytest.raises(ValueError, match="the members of a are not adjacent"):
         Shards.open(tmp_path)
 
 
-def test_nothing_found_says_what_is_there(tmp_path: Path) -> None:
+def test_missing_tars_are_refused_with_the_contents_of_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=rf"no tar file matches {tmp_path}/\*\.tar; {tmp_path} holds nothing"):
         Shards.open(tmp_path)
     for number in range(7):
         (tmp_path / f"{number}.txt").touch()
-    with pytest.raises(ValueError, match=rf"{tmp_path} holds 0.txt, 1.txt, 2.txt, 3.txt, 4.txt and 2 more"):
+    with pytest.raises(ValueError, match=rf"{tmp_path} holds 0.txt, 1.txt, 2.txt, 3.txt, 4.txt, and 2 more"):
         Shards.open(tmp_path / "gone" / "train-*.tar")
     write_tar(tmp_path / "s.tar", {"README": b"text"})
     with pytest.raises(ValueError, match="no samples in 1 tar file"):
         Shards.open(tmp_path)
 
 
-def test_further_pictures(tmp_path: Path) -> None:
+def test_other_images(tmp_path: Path) -> None:
     members = {"a.jpg": JPEG, "a.2.PNG": JPEG + b"2", "a.1.jpg": JPEG + b"1", "a.txt": b"two more\n", "b.jpg": JPEG}
     members |= {"c.jpg": JPEG, "c.2.jpg": JPEG, "d.1.jpg": JPEG, "e.jpg": JPEG, "e.12.jpg": JPEG, "e.seg.png": JPEG}
     shards = Shards.open(write_tar(tmp_path / "set.tar", members))
     assert shards[0] == Sample("set/a", JPEG, ("two more",), other_images=(JPEG + b"1", JPEG + b"2"))
     assert shards[1].other_images == ()
-    with pytest.raises(BrokenSample, match="set/c: further images are numbered from 1 on; number 1 is missing"):
+    with pytest.raises(BrokenSample, match="set/c: further images are numbered from 1; number 1 is missing"):
         shards[2]
     with pytest.raises(BrokenSample, match="set/d: no image"):
         shards[3]

@@ -1,4 +1,4 @@
-"""Rows of text: every word once, whole sentences, as many as fit; and the same from every kind of file."""
+"""Packed rows hold every word once and as many whole sentences as fit, the same for every file format."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_rows_are_consecutive_sentences_of_one_document(tmp_path: Path, text: Te
     assert rows(pickle.loads(pickle.dumps(corpus))) == rows(corpus)
 
 
-def test_a_sentence_that_is_too_long_is_cut_at_a_word(tmp_path: Path, text: TextTransform) -> None:
+def test_a_too_long_sentence_is_split_between_words(tmp_path: Path, text: TextTransform) -> None:
     words = ["red", "cat"] * 12
     path = tmp_path / "long.txt"
     path.write_text("a dog runs\n" + " ".join(words) + "\nthe fish sleeps\n")
@@ -113,19 +113,19 @@ def test_a_sentence_that_is_too_long_is_cut_at_a_word(tmp_path: Path, text: Text
         ("Big tree\ndog runs the house cat", "Big tree"),
     ],
 )
-def test_where_a_sentence_may_end(tmp_path: Path, text: TextTransform, follows: str, first_sentence: str) -> None:
+def test_ends_of_sentences(tmp_path: Path, text: TextTransform, follows: str, first_sentence: str) -> None:
     """Five tokens of ten are taken; what follows has more than five, its possible first sentence fewer."""
     path = tmp_path / "ends.txt"
     path.write_text("Red red red red. " + follows)
     assert rows(Corpus.open(path, text))[0] == f"Red red red red. {first_sentence}".strip()
 
 
-def test_chinese(tmp_path: Path) -> None:
+def test_chinese_is_split_between_characters(tmp_path: Path) -> None:
     """No spaces, and every character is a word of BERT's."""
     path = tmp_path / "chinese.txt"
     path.write_text("\u4e2d\u56fd\u4eba" * 9)
-    found = rows(Corpus.open(path, TextTransform(12)))
-    assert list(map(len, found)) == [10, 10, 7] and "".join(found) == "\u4e2d\u56fd\u4eba" * 9
+    lines = rows(Corpus.open(path, TextTransform(12)))
+    assert list(map(len, lines)) == [10, 10, 7] and "".join(lines) == "\u4e2d\u56fd\u4eba" * 9
 
 
 def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform) -> None:
@@ -141,7 +141,7 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform)
     path.write_bytes(b"\n".join([*lines, b'{"text": "\xff"}', b'{"text": "the dog"}']))
     corpus = Corpus.open(path, text)
     assert (len(corpus), corpus.broken) == (8, 6)
-    reasons = ("is no JSON", "no 'text' that is a string, but caption", "but list", "but text", "half", "is no JSON")
+    reasons = ("is not JSON", "no 'text' that is a string, but caption", "but list", "but text", "half", "is not JSON")
     for number, reason in enumerate(reasons, start=1):
         with pytest.raises(BrokenSample, match=rf"^broken.jsonl/{number}: the line at byte \d+ .*{reason}"):
             corpus[number]
@@ -151,7 +151,7 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform)
     path.write_bytes(b"a cat\nthe \xff dog\nruns\n")
     corpus = Corpus.open(path, text)
     assert (len(corpus), corpus.broken) == (3, 1)
-    with pytest.raises(BrokenSample, match=r"^broken.txt/1: the line at byte 6 is no UTF-8"):
+    with pytest.raises(BrokenSample, match=r"^broken.txt/1: the line at byte 6 is not UTF-8"):
         corpus[1]
     assert (corpus[0].texts, corpus[2].texts) == (("a cat",), ("runs",))  # not joined over the gap
 
@@ -161,7 +161,7 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform)
         Corpus.open(table, text)[1]
 
 
-def test_rows_are_kept_and_made_again_when_the_file_changes(
+def test_rows_are_stored_and_packed_again_when_the_file_changes(
     tmp_path: Path, text: TextTransform, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = write(tmp_path, ".txt", documents(9))
@@ -181,7 +181,7 @@ def test_rows_are_kept_and_made_again_when_the_file_changes(
     assert rows(Corpus.open(path, text)) == ["the cat sleeps"]
 
 
-def test_several_files_and_shares_of_the_packing(
+def test_processes_share_the_packing_of_several_files(
     tmp_path: Path, text: TextTransform, caplog: pytest.LogCaptureFixture
 ) -> None:
     content = documents(12)
@@ -198,7 +198,7 @@ def test_several_files_and_shares_of_the_packing(
     assert all(corpus.key(a) != corpus.key(b) for a, b in pairwise(range(len(corpus))))
 
 
-def test_what_is_no_text(tmp_path: Path, text: TextTransform) -> None:
+def test_files_without_text_are_refused(tmp_path: Path, text: TextTransform) -> None:
     (tmp_path / "a.txt.gz").write_bytes(b"\x1f\x8b")
     (tmp_path / "empty.txt").write_text("\n \n")
     (tmp_path / "bad.jsonl").write_text("{\n{\n")
@@ -208,8 +208,8 @@ def test_what_is_no_text(tmp_path: Path, text: TextTransform) -> None:
         "nothing": r"no text \(.txt, .jsonl, .parquet or .tar\) matches .*nothing; .* holds a.txt.gz, ",
         "a.txt.gz": r"ends in '.gz'; text is read from .txt, .jsonl, .parquet, .tar; unpack it",
         "empty.txt": r"empty.txt: no text in 1 file\(s\)$",
-        "bad.jsonl": r"no text in 1 file\(s\); the first of 2 broken lines: bad.jsonl/0: the line at byte 0 is no JSON",
-        "bad.parquet": "bad.parquet is no Parquet file",
+        "bad.jsonl": r"no text in 1 file\(s\); the first of 2 broken lines: bad.jsonl/0: the line at byte 0 is not",
+        "bad.parquet": "bad.parquet is not a Parquet file",
         "other.parquet": "other.parquet has no column 'text', but caption",
     }.items():
         with pytest.raises(ValueError, match=match):

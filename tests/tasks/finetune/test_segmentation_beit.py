@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from transformers import BeitConfig, BeitForSemanticSegmentation
 
 from dualfuse.convert.load import read_checkpoint
-from dualfuse.data.image.joint_crop import NOTHING
+from dualfuse.data.image.joint_crop import IGNORE_LABEL
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.tasks.finetune.segmentation import Segmentation, SegmentationConfig
 
@@ -105,7 +105,7 @@ def test_losses_and_gradients_are_theirs(
     images, labels = torch.randn(2, 3, SIDE, SIDE), torch.randint(CLASSES, (2, SIDE, SIDE))
     labels[:, :9] = 255
     wanted = theirs(images, labels=labels).loss
-    found = ours({"image": images, "target": labels.masked_fill(labels == 255, NOTHING)}).loss
+    found = ours({"image": images, "target": labels.masked_fill(labels == 255, IGNORE_LABEL)}).loss
     assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     wanted.backward(), found.backward()
     theirs_first, ours_first = theirs.beit.embeddings.patch_embeddings.projection, ours.model.patches.projection

@@ -7,7 +7,7 @@ import tarfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from dualfuse.data.shards.shards import class_in
+from dualfuse.data.shards.shards import parse_class
 from dualfuse.data.shards.tar_index import MAX_MEMBER
 from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.item import Item, Slice, captions_of
@@ -42,7 +42,7 @@ def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
                 image = Slice(tar, pil_image.offset_data, pil_image.size) if pil_image else b""
                 meta = _meta(archive, members.get("json"))
                 texts = _texts(archive, members.get("txt")) or captions_of(meta)
-                label = class_in(_bytes(archive, members.get("cls")).decode(errors="replace"))
+                label = parse_class(_bytes(archive, members.get("cls")).decode(errors="replace"))
                 truth = {} if label == "" else {"label": label}
                 yield Item(f"{name}/{key}", image, texts, split, meta, label=truth)
             # tarfile takes a damaged header for the end, which is marked by a block of zeros
