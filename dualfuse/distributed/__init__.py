@@ -1,4 +1,4 @@
-"""One process or many: the only package that speaks to torch.distributed. A world of one needs no process group."""
+"""Process group, collectives, shared RNG, DDP and FSDP. Everything also works on a single process, without a group."""
 
 from dualfuse.distributed.collectives import (
     all_gather,
@@ -19,12 +19,19 @@ from dualfuse.distributed.parallel import (
     sync_gradients,
     wrap,
 )
-from dualfuse.distributed.process_group import PATIENCE, device, process_group, rank, world_size
+from dualfuse.distributed.process_group import (
+    TIMEOUT,
+    device,
+    draw_shared,
+    process_group,
+    rank,
+    seed_shared_rng,
+    world_size,
+)
 from dualfuse.distributed.sharded_tensors import ShardedTensors, read_shards
-from dualfuse.distributed.shared_rng import draw_shared, seed_shared_rng
 
 __all__ = [
-    "PATIENCE",
+    "TIMEOUT",
     "ShardedTensors",
     "all_gather",
     "all_reduce_max",

@@ -1,4 +1,4 @@
-"""What processes tell each other: rows of tensors, with gradient where it is wanted, and single numbers."""
+"""Collectives over all processes: gathering examples, with gradient, and reducing scalars."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _gathered(local: Tensor) -> Tensor:
 
 
 def all_gather(local: Tensor) -> Tensor:
-    """Return the rows of all processes in the order of their ranks, with gradient: (B, ...) to (W * B, ...).
+    """Concatenate the tensors of all processes in rank order, with gradient: (B, ...) to (W * B, ...).
 
-    Every process must bring as many rows. In the backward pass each process receives the sum of what all of them
-    ask of its rows.
+    B must be the same on every process. In the backward pass a process receives the sum of the gradients that all
+    processes have for its tensor.
     """
     if world_size() == 1:
         return local
@@ -47,29 +47,29 @@ def all_reduce_mean(value: Tensor) -> Tensor:
     return value / world_size()
 
 
-def fetch_examples(local: Tensor, wanted: Tensor) -> Tensor:
-    """Return rows of other processes by their global number, without gradient.
+def fetch_examples(local: Tensor, numbers: Tensor) -> Tensor:
+    """Return the examples ``numbers`` (K,) of the global batch, without gradient; K may differ between processes.
 
-    Row b of process r has the number r * B + b. Only the wanted rows (K,) travel; each process may want others.
+    Example b of process r has the number r * B + b. Only the requested examples are sent.
     """
     if world_size() == 1:
-        return local.index_select(0, wanted)
-    rows, here = len(local), rank()
-    owner = wanted // rows
+        return local.index_select(0, numbers)
+    size = len(local)
+    owner = numbers // size
     order = owner.argsort(stable=True)
-    asks = torch.bincount(owner, minlength=world_size())
-    asked = torch.empty_like(asks)
-    td.all_to_all_single(asked, asks)
-    numbers = wanted.new_empty(int(asked.sum()))
-    td.all_to_all_single(numbers, wanted[order], asked.tolist(), asks.tolist())
-    answer = local.detach().index_select(0, numbers - here * rows)
-    received = answer.new_empty(len(wanted), *local.shape[1:])
-    td.all_to_all_single(received, answer, asks.tolist(), asked.tolist())
+    requests = torch.bincount(owner, minlength=world_size())
+    requested = torch.empty_like(requests)
+    td.all_to_all_single(requested, requests)
+    to_send = numbers.new_empty(int(requested.sum()))
+    td.all_to_all_single(to_send, numbers[order], requested.tolist(), requests.tolist())
+    sent = local.detach().index_select(0, to_send - rank() * size)
+    received = sent.new_empty(len(numbers), *local.shape[1:])
+    td.all_to_all_single(received, sent, requests.tolist(), requested.tolist())
     return torch.empty_like(received).index_copy_(0, order, received)
 
 
 def all_reduce_max(value: int) -> int:
-    """Return the largest of a whole number over processes; no GPU is waited for."""
+    """Return the maximum of an integer over processes, without synchronizing with a GPU."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value)
@@ -78,7 +78,7 @@ def all_reduce_max(value: int) -> int:
 
 
 def any_rank(value: bool) -> bool:
-    """Return whether ``value`` is true in any process."""
+    """Return whether ``value`` is True on any process."""
     return all_reduce_max(int(value)) > 0
 
 

@@ -1,4 +1,4 @@
-"""A task on many processes: whole on each of them (DDP), or every weight shared out among them (FSDP2)."""
+"""A task on several processes: replicated (DDP), or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp import FSDPModule
     from torch.distributed.tensor import DTensor
 
-# what shares out is imported where there is more than one process: it takes a second
+# FSDP and DTensor are imported only with several processes: the import takes a second
 
 
 def wrap(task: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module whose forward() synchronises gradients; the bare one in a world of one, and if it is sharded."""
+    """Return the module whose forward() synchronizes gradients: DDP, or the task itself if sharded or alone."""
     if world_size() == 1 or is_sharded(task):
         return task
     return DistributedDataParallel(task, device_ids=[device.index] if device.type == "cuda" else None)
 
 
-def apply_fsdp(task: nn.Module, units: Iterable[nn.Module], device: torch.device, *, half: bool) -> None:
-    """Let each process hold its part of every weight, gradient and moment only; does nothing in a world of one.
+def apply_fsdp(task: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, half: bool) -> None:
+    """Shard weights, gradients and optimizer state over all processes; a single process changes nothing.
 
-    A unit is put together while it computes, all that belongs to none while the task does. Weights stay in float32;
-    with ``half`` those of units travel and compute in bfloat16, and gradients are still added up in float32. The
-    optimiser must be built afterwards.
+    A block is gathered while it computes, the remaining weights while the task does. Weights are stored in float32;
+    with ``half`` those of blocks are gathered and computed in bfloat16, while gradients are reduced in float32. The
+    optimizer must be built afterwards.
     """
     if world_size() == 1:
         return
@@ -41,13 +41,13 @@ def apply_fsdp(task: nn.Module, units: Iterable[nn.Module], device: torch.device
     mesh = init_device_mesh(device.type, (world_size(),))
     bf16, fp32 = torch.bfloat16, torch.float32
     policy = MixedPrecisionPolicy(bf16, reduce_dtype=fp32, output_dtype=fp32) if half else MixedPrecisionPolicy()
-    for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(task, mesh=mesh)
 
 
 def sync_gradients(module: nn.Module, *, when: bool) -> AbstractContextManager[None]:
-    """Let gradients accumulate locally until the last micro-batch of a step."""
+    """Return a context that synchronizes gradients in the backward pass only ``when`` it is the last micro-batch's."""
     if (sharded := _sharded(module)) is not None:
         sharded.set_requires_gradient_sync(when)
     if isinstance(module, DistributedDataParallel) and not when:
@@ -57,12 +57,12 @@ def sync_gradients(module: nn.Module, *, when: bool) -> AbstractContextManager[N
 
 @contextmanager
 def between_steps(task: nn.Module) -> Iterator[None]:
-    """Let parts of a task be called outside of its forward(), as judging does; every process must take part."""
+    """Allow parts of a task to be called outside of its forward(), as evaluation does; all processes must enter."""
     sharded = _sharded(task)
     if sharded is None:
         yield
         return
-    sharded.unshard()  # what belongs to no unit: units come together by themselves
+    sharded.unshard()  # the weights outside of blocks; blocks gather theirs themselves
     try:
         yield
     finally:
@@ -70,33 +70,33 @@ def between_steps(task: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(task: nn.Module) -> bool:
-    """Return whether :func:`shard` has shared a task out."""
+    """Return whether :func:`apply_fsdp` has sharded a task."""
     return _sharded(task) is not None
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor that is shared out; any other as it is."""
+    """Return this process's part of a sharded tensor; any other tensor unchanged."""
     return tensor.to_local() if _is_sharded_tensor(tensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor that is shared out, in every process, and all must ask; any other as it is."""
+    """Return a sharded tensor gathered on every process (all must call this); any other tensor unchanged."""
     return tensor.full_tensor() if _is_sharded_tensor(tensor) else tensor
 
 
-def distribute_like(tensor: Tensor, model: Tensor) -> Tensor:
-    """Return a whole tensor shared out as ``model`` is; every process has it already, so nothing travels."""
-    if _is_sharded_tensor(tensor) or not _is_sharded_tensor(model):
+def distribute_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a full tensor sharded like ``other``, without communication: every process has all of it."""
+    if _is_sharded_tensor(tensor) or not _is_sharded_tensor(other):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(tensor.to(model.device), model.device_mesh, model.placements, src_data_rank=None)
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
 
 
 def gathered_parameters(task: nn.Module) -> dict[str, Tensor]:
-    """Return the weights of a task, on the CPU of the first process; elsewhere nothing. All must ask.
+    """Return the weights of a task on the CPU of rank 0, and an empty dict elsewhere; all processes must call this.
 
-    One weight is put together at a time, so that no device holds them all.
+    Weights are gathered one at a time, so that no device holds all of them.
     """
     weights: dict[str, Tensor] = {}
     for name, tensor in task.state_dict().items():

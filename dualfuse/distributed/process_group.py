@@ -1,4 +1,4 @@
-"""The processes of a run: which one this is, how they find each other, and what happens when one is lost."""
+"""The process group: rank and world size, its start and end, and what happens when a process is lost."""
 
 from __future__ import annotations
 
@@ -13,15 +13,31 @@ from datetime import timedelta
 import torch
 import torch.distributed as td
 
-PATIENCE = 30.0
-"""Minutes that a process waits for the others."""
+TIMEOUT = 30.0
+"""Default minutes to wait for other processes."""
 
 _lost: list[RuntimeError] = []
-"""How another process was lost; with it is kept, until this one ends, whatever still waits for an answer."""
+"""The error by which another process was lost; it keeps pending operations alive until this process ends."""
+
+
+_shared_rng = torch.Generator()
+
+
+def seed_shared_rng(number: int) -> None:
+    """Seed :func:`draw_shared` on this process; all processes must use the same ``number``."""
+    _shared_rng.manual_seed(number)
+
+
+def draw_shared() -> int:
+    """Return a number from 0 to 2^31 - 1 that is the same on all processes, without communication.
+
+    All processes must draw equally often from this generator, which nothing else uses.
+    """
+    return int(torch.randint(2**31, (), generator=_shared_rng))
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process."""
     return td.get_rank() if td.is_initialized() else 0
 
 
@@ -37,10 +53,10 @@ def device() -> torch.device:
 
 
 @contextmanager
-def process_group(dist_timeout: float = PATIENCE) -> Iterator[torch.device]:
-    """Join the processes that torchrun started, if it did, and gives this one's device.
+def process_group(dist_timeout: float = TIMEOUT) -> Iterator[torch.device]:
+    """Join the process group if torchrun started this process, and yield the device.
 
-    Raises ``ConnectionError`` when another process has ended too early, or does not answer for ``patience`` minutes.
+    Raises ``ConnectionError`` if another process has ended early, or does not respond for ``dist_timeout`` minutes.
     """
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     here = device()
@@ -49,38 +65,38 @@ def process_group(dist_timeout: float = PATIENCE) -> Iterator[torch.device]:
     if not started or td.is_initialized():
         yield here
         return
-    # gloo also beside GPUs: a number of the loop is exchanged without waiting for them
+    # gloo also with GPUs: scalars of the training loop are exchanged without synchronizing with them
     backend = "cpu:gloo,cuda:nccl" if here.type == "cuda" else "gloo"
     try:
         td.init_process_group(backend, timeout=timedelta(minutes=dist_timeout))
         yield here
     except BaseException as error:
-        if not (isinstance(error, RuntimeError) and _is_of_the_network(error)):
-            # its frames hold what speaks through the group; freed after the group, gloo may wait for itself for ever
+        if not (isinstance(error, RuntimeError) and _is_network_error(error)):
+            # its frames hold users of the group; if those were freed after the group, gloo could deadlock
             traceback.clear_frames(error.__traceback__)
             raise
         _lost.append(error)
-        atexit.register(_end)
+        atexit.register(_exit)
         raise ConnectionError(_report(dist_timeout)) from error
     finally:
         if td.is_initialized() and not _lost:
             td.destroy_process_group()
 
 
-def _end() -> None:
-    """End this process without taking anything down: gloo would wait there for the one that is lost."""
+def _exit() -> None:
+    """Exit without cleanup, in which gloo would wait for the lost process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
-def _is_of_the_network(error: RuntimeError) -> bool:
-    return isinstance(error, td.DistError) or "gloo/" in str(error)  # gloo names its source files, but no type
+def _is_network_error(error: RuntimeError) -> bool:
+    return isinstance(error, td.DistError) or "gloo/" in str(error)  # gloo raises no type of its own
 
 
 def _report(dist_timeout: float) -> str:
     return (
-        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} has lost another one: it ended, or did not answer "
-        f"for {dist_timeout:g} minutes (run.dist_timeout). What it said last tells why; the same command goes on from the last "
-        "checkpoint, with any number of processes that divides data.batch_size"
+        f"process {os.environ['RANK']} of {os.environ['WORLD_SIZE']} lost another process: it ended, or did not "
+        f"respond for {dist_timeout:g} minutes (run.dist_timeout). See the last output of that process for the reason. "
+        "The same command resumes from the last checkpoint, on any number of processes that divides data.batch_size"
     )

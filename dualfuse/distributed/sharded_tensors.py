@@ -1,4 +1,4 @@
-"""Tensors shared out among processes, on disk: written by all at once, in the background, read by any number."""
+"""Sharded tensors on disk: written by all processes in the background, and read by any number of processes."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from dualfuse.distributed.process_group import rank, world_size
 
 
 class ShardedTensors:
-    """Writes one set of tensors after the other to a file system that all processes see."""
+    """Writes sharded tensors to a shared file system, one set at a time."""
 
     def __init__(self) -> None:
-        """All processes of a world of several must take part: they get channels that training does not speak on."""
+        """All processes must take part; writing gets a process group of its own."""
         group = td.new_group(backend="gloo")
-        assert isinstance(group, td.ProcessGroup)  # which every process of the world is in
+        assert isinstance(group, td.ProcessGroup)  # every process is a member
         self._group = group
-        self._last = ThreadPoolExecutor(1, thread_name_prefix="shards")
-        self._written: Future[None] | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="shards")
+        self._pending: Future[None] | None = None
 
     def write(self, tensors: Mapping[str, Tensor], folder: Path, then: Callable[[], None]) -> None:
-        """Copy ``tensors`` to memory, and writes them to ``folder`` while the caller goes on.
+        """Copy ``tensors`` to memory, and write them to ``folder`` in the background, after the previous set.
 
-        Waits for the one before it. ``then`` is called in the first process when all have written theirs.
+        ``then`` is called on rank 0 when all processes have written theirs.
         """
-        from torch.distributed.checkpoint.state_dict_saver import async_save  # here: it takes a second
+        from torch.distributed.checkpoint.state_dict_saver import async_save  # takes a second
 
         self.wait()
         written = async_save(dict(tensors), checkpoint_id=folder, process_group=self._group)
-        assert isinstance(written, Future)  # as it is without a stager of one's own
-        self._written = self._last.submit(_finish, written, then)
+        assert isinstance(written, Future)  # without a custom stager
+        self._pending = self._executor.submit(_finish, written, then)
 
     def wait(self) -> None:
-        """Wait until the last one is on disk; raises ``OSError``, in all processes, if one could not write."""
+        """Wait until the last set is on disk. Raises ``OSError`` on all processes if one could not write."""
         from torch.distributed.checkpoint.api import CheckpointException
 
-        written, self._written = self._written, None
+        written, self._pending = self._pending, None
         try:
             if written is not None:
                 written.result()
@@ -51,16 +51,16 @@ class ShardedTensors:
 
 
 def _finish(written: Future[object], then: Callable[[], None]) -> None:
-    written.result()  # in the first process: of all, which it has heard of
+    written.result()  # on rank 0: once all processes are done
     if rank() == 0:
         then()
 
 
-def read_shards(folder: Path, wanted: Callable[[str, torch.Size], Tensor | None]) -> dict[str, Tensor]:
-    """Return the tensors in ``folder``, whatever number of processes wrote them.
+def read_shards(folder: Path, like: Callable[[str, torch.Size], Tensor | None]) -> dict[str, Tensor]:
+    """Return the tensors in ``folder``, written by any number of processes; all processes must take part.
 
-    ``wanted`` names the tensor, for a name and a shape, that one is to be shared out and placed like; None: it is
-    read as a whole, to the CPU. All processes must take part.
+    ``like`` returns, for a name and a shape, the tensor whose sharding and device to use; None reads the full tensor to
+    the CPU.
     """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -69,12 +69,14 @@ def read_shards(folder: Path, wanted: Callable[[str, torch.Size], Tensor | None]
 
     reader = ShardReader(folder)
     tensors: dict[str, Tensor] = {}
-    for name, kept in reader.read_metadata().state_dict_metadata.items():
-        if isinstance(kept, TensorStorageMetadata):
-            model, dtype = wanted(name, kept.size), kept.properties.dtype
-            empty = torch.empty(kept.size, dtype=dtype) if model is None else torch.empty_like(model, dtype=dtype)
+    for name, stored in reader.read_metadata().state_dict_metadata.items():
+        if isinstance(stored, TensorStorageMetadata):
+            other, dtype = like(name, stored.size), stored.properties.dtype
+            empty = torch.empty(stored.size, dtype=dtype) if other is None else torch.empty_like(other, dtype=dtype)
             tensors[name] = empty.detach()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")  # one process may read what many wrote
+        warnings.filterwarnings(
+            "ignore", "torch.distributed is disabled"
+        )  # a single process may read shards of several
         load(dict(tensors), storage_reader=reader, no_dist=world_size() == 1)
     return tensors

@@ -1,4 +1,4 @@
-"""Multi-head attention on the fused kernel, with padding, a learned bias, and wanted rows."""
+"""Multi-head attention on the fused kernel, with a mask, a learned bias, and selected query positions."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from dualfuse.errors import DualfuseError
 
 @dataclass(frozen=True)
 class LayerKVCache:
-    """Keys and values, (B, N, D) each, of tokens that need not be computed again."""
+    """Cached keys and values (B, N, D) of earlier tokens."""
 
     key: Tensor
     value: Tensor
 
     def __len__(self) -> int:
-        """The number of tokens N."""
+        """Return the number of tokens N."""
         return self.key.shape[1]
 
     def append(self, *later: LayerKVCache) -> LayerKVCache:
-        """Put later tokens of the same rows behind these."""
+        """Append later tokens of the same sequences."""
         parts = (self, *later)
         return LayerKVCache(torch.cat([part.key for part in parts], 1), torch.cat([part.value for part in parts], 1))
 
     def take(self, index: Tensor) -> LayerKVCache:
-        """Return the rows ``index`` (K,), in that order."""
+        """Return the examples ``index`` (K,), in that order."""
         return LayerKVCache(self.key.index_select(0, index), self.value.index_select(0, index))
 
 
@@ -56,7 +56,7 @@ class SelfAttention(nn.Module):
     ) -> Tensor:
         """Return (B, N, D), or (B, R, D) for the query positions ``positions`` (B, R) alone.
 
-        ``mask`` is True at keys that may be seen: (B, N), or (B, N, N) where each query sees others; None if all may.
+        ``mask`` is True at keys to attend to: (B, N), or (B, N, N) for a mask per query; None: all keys.
         ``bias`` (H, N, N) is added to the scores. The keys of M earlier tokens in ``cache`` come before those of x:
         M + N keys.
         """
@@ -96,27 +96,27 @@ def attend(
 ) -> Tensor:
     """Return (B, R, D) for ``query`` (B, R, D), ``key`` and ``value`` (B, N, D), each split over ``heads`` H.
 
-    ``mask`` (B, N) or (B, R, N) is True at keys that may be seen; ``bias`` (H, R, N) or (B, H, R, N) is added to the
-    scores; ``dropout`` is the share of attention weights that is dropped.
+    ``mask`` (B, N) or (B, R, N) is True at keys to attend to; ``bias`` (H, R, N) or (B, H, R, N) is added to the
+    scores; ``dropout`` is the dropout probability of attention weights.
     """
     query, key, value = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))
-    added = _added_to_scores(mask, bias, query)
-    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=added, dropout_p=dropout)
+    attn_mask = _attention_mask(mask, bias, query)
+    attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attn_mask, dropout_p=dropout)
     return attended.transpose(1, 2).flatten(2)
 
 
 def gather_positions(x: Tensor, positions: Tensor) -> Tensor:
-    """Return x[b, rows[b]]: (B, N, D) and (B, R) to (B, R, D)."""
+    """Return x[b, positions[b]]: (B, R, D) of x (B, N, D) and positions (B, R)."""
     return x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
 
 
-def _added_to_scores(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
+def _attention_mask(mask: Tensor | None, bias: Tensor | None, query: Tensor) -> Tensor | None:
     if mask is not None:
         mask = mask[:, None, None] if mask.ndim == 2 else mask[:, None]  # (B, 1, 1 or R, N)
     if bias is None:
-        return mask  # a boolean one keeps the kernel's fast path
+        return mask  # boolean: the fast path of the kernel
     bias = bias.to(query.dtype)
     if mask is None:
         return bias if bias.ndim == 4 else bias[None]
-    unseen = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
-    return bias + unseen
+    excluded = torch.zeros(mask.shape, dtype=query.dtype, device=query.device).masked_fill(~mask, float("-inf"))
+    return bias + excluded

@@ -1,4 +1,4 @@
-"""The Multiway Transformer block of VLMo: shared attention, and experts that a route assigns to the tokens."""
+"""The Multiway Transformer block of VLMo: shared attention, and modality experts chosen by a route."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from torch.nn import functional as F
 from dualfuse.layers.attention import LayerKVCache, SelfAttention, gather_positions
 
 Route = tuple[tuple[str, int], ...]
-"""Which expert takes how many tokens, in the order of the sequence: (("text", 40), ("image", 197))."""
+"""The expert and the number of tokens of every part of a sequence, in order: (("text", 40), ("image", 197))."""
 
 SHARED = "shared"
-"""The name of a part that serves every modality."""
+"""Name of an attention or expert that all modalities share."""
 
 
 def one_expert(name: str, x: Tensor) -> Route:
-    """Return the route on which one expert takes all of x (B, N, ...)."""
+    """Return the route of x (B, N, ...) through a single expert."""
     return ((name, x.shape[1]),)
 
 
 class DropPath(nn.Module):
-    """Drops a residual branch for whole samples, and scales what is kept (stochastic depth)."""
+    """Stochastic depth: drops a residual branch per sample, and rescales the remaining ones."""
 
     def __init__(self, rate: float) -> None:
-        """``rate`` is the share of samples that lose the branch."""
+        """``rate`` is the probability that a sample loses the branch."""
         super().__init__()
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return x (B, N, D) with some rows set to zero while training."""
+        """Return x (B, N, D), in training with some samples set to zero."""
         if not self.training or self.rate == 0:
             return x
         keep = x.new_empty(len(x), 1, 1).bernoulli_(1 - self.rate)
@@ -39,10 +39,10 @@ class DropPath(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """Multiplies each channel by a learned number (CaiT)."""
+    """A learned scale per channel (CaiT)."""
 
     def __init__(self, width: int, *, initial: float) -> None:
-        """``initial`` is the first value of every channel."""
+        """``initial`` is the initial scale of every channel."""
         super().__init__()
         self.weight = nn.Parameter(torch.full((width,), initial))
 
@@ -52,10 +52,10 @@ class LayerScale(nn.Module):
 
 
 class Expert(nn.Module):
-    """One feed-forward expert with its own LayerNorm (epsilon 1e-6) and exact GELU."""
+    """A feed-forward network with its own LayerNorm (epsilon 1e-6) and exact GELU."""
 
     def __init__(self, width: int) -> None:
-        """``width`` D is widened to 4 D inside."""
+        """The hidden layer has 4 D units for ``width`` D."""
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.up = nn.Linear(width, 4 * width)
@@ -69,7 +69,7 @@ class Expert(nn.Module):
 class Block(nn.Module):
     """A pre-norm block with one or several attentions and experts (VLMo, section 3.2).
 
-    x + scale * attention(norm(x)), then x + scale * expert(x) with the expert that the route names.
+    x + scale * attention(norm(x)), then x + scale * expert(x) with the experts of the route.
     """
 
     def __init__(
@@ -82,9 +82,9 @@ class Block(nn.Module):
         layer_scale: float,
         drop_path: float,
     ) -> None:
-        """``attentions`` and ``experts`` name the parts; one called "shared" serves every name it does not have.
+        """``attentions`` and ``experts`` are names; one called "shared" serves all names that are not listed.
 
-        ``layer_scale`` 0 means none.
+        ``layer_scale`` is the initial scale, 0 for no LayerScale.
         """
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -104,23 +104,23 @@ class Block(nn.Module):
         positions: Tensor | None = None,
         cache: LayerKVCache | None = None,
     ) -> Tensor:
-        """Return (B, N, D), or (B, R, D) for the positions ``positions`` (B, R) alone; ``route`` then speaks of those.
+        """Return (B, N, D), or (B, R, D) for ``positions`` (B, R) only, which ``route`` then refers to.
 
-        ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and ``cache`` are the attention's.
+        ``mask`` (B, N) or (B, N, N), ``bias`` (H, N, N) and ``cache`` are those of :class:`SelfAttention`.
         """
         attention = _part(self.attention, route[0][0])
         attended = self.drop_path(self.scale_1(attention(self.norm(x), mask, bias, positions, cache)))
         x = (x if positions is None else gather_positions(x, positions)) + attended
         parts = x.split([length for _, length in route], dim=1)
-        widened = (_part(self.experts, name)(part) for part, (name, _) in zip(parts, route, strict=True))
-        # each part draws its own drop-path mask, as in the official code
-        done = [part + self.drop_path(self.scale_2(wide)) for part, wide in zip(parts, widened, strict=True)]
-        return done[0] if len(done) == 1 else torch.cat(done, dim=1)
+        outputs = (_part(self.experts, name)(part) for part, (name, _) in zip(parts, route, strict=True))
+        # every expert draws its own drop-path mask, as in the official code
+        parts = [part + self.drop_path(self.scale_2(output)) for part, output in zip(parts, outputs, strict=True)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     def keys_and_values(self, x: Tensor, expert: str) -> LayerKVCache:
-        """Return the keys and values of x (B, N, D), by which later tokens see it; ``expert`` says whose they are."""
+        """Return the keys and values of x (B, N, D) for later tokens; ``expert`` names the attention."""
         attention = _part(self.attention, expert)
-        assert isinstance(attention, SelfAttention)  # all of them are
+        assert isinstance(attention, SelfAttention)
         return attention.keys_and_values(self.norm(x))
 
 

@@ -1,4 +1,4 @@
-"""What a cross-modal layer starts from: a bridge joins a layer of a tower with the previous cross-modal state."""
+"""Bridges: how a layer of a uni-modal tower is joined with the previous cross-modal state (BridgeTower, section 3)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BridgeKind = Literal[
     "cross_attention_mlp",
     "add_linear",
 ]
-"""The first three are found in published weights; all but those two scaled ones in the paper's Table 1."""
+"""The first three occur in published weights; all but scaled_add and interpolate in Table 1 of the paper."""
 
 
 class Bridge(nn.Module):
@@ -38,7 +38,7 @@ class Bridge(nn.Module):
         self.norm = nn.LayerNorm(width, eps=1e-5)
 
     def forward(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
-        """Return (B, N, D); ``mask`` (B, N), True at tokens, matters to bridges that attend."""
+        """Return (B, N, D); ``mask`` (B, N), True at tokens, is used by bridges with attention."""
         return self.norm(self.join(u, z, mask))
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
@@ -65,10 +65,10 @@ class Add(Bridge):
 
 
 class ScaledAdd(Add):
-    """s u + z with one learned number s."""
+    """s u + z with a learned scalar s."""
 
     def __init__(self, width: int) -> None:
-        """The number starts at 1."""
+        """s is initially 1."""
         super().__init__(width)
         self.scale = nn.Parameter(torch.ones(1))
 
@@ -78,10 +78,10 @@ class ScaledAdd(Add):
 
 
 class Interpolate(Add):
-    """(1 - b) u + b z with one learned number b, or one per channel."""
+    """(1 - b) u + b z with a learned scalar b, or one per channel."""
 
     def __init__(self, width: int, numbers: int) -> None:
-        """They start at 0.5."""
+        """``numbers`` is 1 or ``width``; b is initially 0.5."""
         super().__init__(width)
         self.scale = nn.Parameter(torch.full((numbers,), 0.5))
 
@@ -112,7 +112,7 @@ class Linear(Add):
 
 
 class InterpolateGated(Linear):
-    """(1 - g) u + g z with a gate g = sigmoid(W [u; z]) for every channel of every token."""
+    """(1 - g) u + g z with a gate g = sigmoid(W [u; z]) per token and channel."""
 
     def join(self, u: Tensor, z: Tensor, mask: Tensor | None) -> Tensor:
         """Return (1 - g) u + g z."""
@@ -120,7 +120,7 @@ class InterpolateGated(Linear):
 
 
 class AddLinear(Linear):
-    """u + z + W [u; z]; W starts at zero, so that the bridge starts as a sum."""
+    """u + z + W [u; z]; W is initially zero, so that the bridge is initially a sum."""
 
     def start(self) -> None:
         """Set W and its bias to zero."""
@@ -149,7 +149,7 @@ class CrossAttention(Bridge):
     """Attention from u to z."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """As many ``heads`` as the cross-modal layers have."""
+        """``heads`` is the number of attention heads."""
         super().__init__(width)
         self.attention = Attention(width, heads=heads, dropout=0.0)
 
@@ -163,10 +163,10 @@ class CrossAttention(Bridge):
 
 
 class CrossAttentionMLP(CrossAttention):
-    """A feed-forward network after attention from u to z."""
+    """Attention from u to z, followed by a feed-forward network."""
 
     def __init__(self, width: int, heads: int) -> None:
-        """It is 4 D wide inside."""
+        """The hidden layer has 4 D units."""
         super().__init__(width, heads)
         self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
@@ -176,7 +176,7 @@ class CrossAttentionMLP(CrossAttention):
 
 
 def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
-    """Return a bridge of that kind."""
+    """Return a bridge of ``kind``; ``heads`` is used by those with attention."""
     match kind:
         case "add":
             return Add(width)
@@ -203,15 +203,15 @@ def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
 
 
 class AllLayers(nn.Module):
-    """METER's gated sum over the layers of a tower: F_N + sum_i softmax_i(G F_i + g) F_i, i < N, for every channel."""
+    """METER's gated sum over the layers of a tower: F_N + sum_i softmax_i(G F_i + g) F_i, i < N, per channel."""
 
     def __init__(self, width: int) -> None:
-        """One matrix G serves all layers."""
+        """All layers share the matrix G."""
         super().__init__()
         self.gate = nn.Linear(width, width)
 
     def forward(self, layers: Sequence[Tensor]) -> Tensor:
-        """Return (B, N, D) for the outputs (B, N, D) of all layers, the first one first."""
+        """Return (B, N, D) for the outputs (B, N, D) of all layers, in order."""
         *lower, top = layers
         stacked = torch.stack(lower)
         return top + (self.gate(stacked).softmax(0) * stacked).sum(0)

@@ -1,4 +1,4 @@
-"""From pixels and tokens to tokens."""
+"""Patch and text embeddings, and absolute positions."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Stem = Literal["linear", "convolution"]
 
 @dataclass(frozen=True)
 class MaskedPatches:
-    """Patches that a model must not see: ``token`` (1, 1, D) stands in for those where ``mask`` (B, P) is True."""
+    """Patches to hide from a model: ``token`` (1, 1, D) replaces those where ``mask`` (B, P) is True."""
 
     mask: Tensor
     token: Tensor
 
 
 class PatchEmbedding(nn.Module):
-    """An image as a class token followed by its patches, row by row."""
+    """Turns an image into a class token and its patches, row by row."""
 
     def __init__(self, width: int, *, patch: int, stem: Stem, positions: tuple[int, int] | None) -> None:
         """``positions`` is the grid of learned absolute positions, None for none."""
@@ -44,7 +44,7 @@ class PatchEmbedding(nn.Module):
                 f"resize them to multiples of {self.patch}"
             )
         grid = (height // self.patch, width // self.patch)
-        if hidden is not None:  # a stem of convolutions sees beyond the border of a patch
+        if hidden is not None:  # a convolutional stem reads beyond the border of a patch
             images = images.masked_fill(_pixels(hidden.mask, grid, self.patch), 0)
         patches = self.projection(images).flatten(2).transpose(1, 2)
         if hidden is not None:
@@ -59,17 +59,17 @@ def _pixels(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
     """Return (B, 1, H, W), True at the pixels of the patches where ``mask`` (B, P) is True."""
     if mask.shape[1] != grid[0] * grid[1]:
         raise DualfuseError(
-            f"{mask.shape[1]} patches can be hidden, but the images have {grid[0]} x {grid[1]}; give the task the "
-            f"model's patch, {patch}"
+            f"the mask has {mask.shape[1]} patches, but the images have {grid[0]} x {grid[1]}; set the task's patch to "
+            f"that of the model, {patch}"
         )
     return mask.unflatten(1, grid)[:, None].repeat_interleave(patch, dim=2).repeat_interleave(patch, dim=3)
 
 
 def convolutions(width: int, patch: int) -> nn.Module:
-    """Stride-2 convolutions down to one vector per patch: learns quicker from few images than one matrix."""
+    """Return stride-2 convolutions down to one vector per patch, a stem that learns faster from few images."""
     steps = patch.bit_length() - 1
     if 2**steps != patch:
-        raise DualfuseError(f"a convolutional stem halves the image step by step: patch {patch} is no power of two")
+        raise DualfuseError(f"a convolutional stem needs a patch size that is a power of two, not {patch}")
     channels = [3, *(max(16, width >> (steps - 1 - step)) for step in range(steps))]
     layers: list[nn.Module] = []
     for before, after in pairwise(channels):
@@ -78,7 +78,7 @@ def convolutions(width: int, patch: int) -> nn.Module:
 
 
 def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[int, int]) -> Tensor:
-    """Return absolute positions (1, 1 + hw, D) for another grid: bicubic, the class token's as it is."""
+    """Return absolute positions (1, 1 + hw, D) resized to another grid (bicubic); the class token's is unchanged."""
     if source == target:
         return position
     first, rest = position[:, :1], position[:, 1:]
@@ -88,13 +88,13 @@ def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[in
 
 
 class TextEmbedding(nn.Module):
-    """Tokens as BERT embeds them: LayerNorm(word + type row 0 (+ position)), epsilon 1e-12, then dropout."""
+    """BERT's embedding: LayerNorm(word + type 0 (+ position)) with epsilon 1e-12, then dropout."""
 
     def __init__(self, width: int, *, vocabulary: int, positions: int, dropout: float) -> None:
-        """``positions`` is the number of learned absolute positions, 0 for none."""
+        """``positions`` is the number of learned absolute positions; 0: none."""
         super().__init__()
         self.word = nn.Embedding(vocabulary, width)
-        self.token_type = nn.Embedding(2, width)  # only row 0 is ever used; published weights have two
+        self.token_type = nn.Embedding(2, width)  # published weights have two types, of which 0 is used
         self.position = nn.Embedding(positions, width) if positions else None
         self.norm = nn.LayerNorm(width, eps=1e-12)
         self.dropout = nn.Dropout(dropout)
@@ -106,7 +106,7 @@ class TextEmbedding(nn.Module):
             if ids.shape[1] > self.position.num_embeddings:
                 raise DualfuseError(
                     f"a text of {ids.shape[1]} tokens is longer than the {self.position.num_embeddings} positions "
-                    "of the model; cut it or set text_length of the model higher"
+                    "of the model; truncate it or increase text_length of the model"
                 )
             embedded = embedded + self.position.weight[: ids.shape[1]]
         return self.dropout(self.norm(embedded))

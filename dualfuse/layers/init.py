@@ -1,4 +1,4 @@
-"""What the weights of VLMo and BEiT start from."""
+"""Weight initialization of VLMo and BEiT."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ IMAGE = "image"
 
 
 def init_weights(model: nn.Module, std: float) -> None:
-    """Linear weights: truncated normal of ``std``; embeddings: normal 0.02; biases 0; convolutions as torch has it."""
+    """Draw linear weights from a truncated normal of ``std``, embeddings from a normal of 0.02; biases are 0.
+
+    Convolutions keep torch's default.
+    """
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=std)
@@ -30,20 +33,23 @@ def init_weights(model: nn.Module, std: float) -> None:
 
 
 def init_weights_as_beit(patches: PatchEmbedding, blocks: Iterable[nn.Module], std: float) -> None:
-    """Everything that images pass: normal cut at one ``std``; outputs of layer n (from 1) divided by sqrt(2 n)."""
+    """Draw the weights that images use from a normal truncated at one ``std``, as BEiT does.
+
+    Output projections of layer n (from 1) are divided by sqrt(2 n).
+    """
     for parameter in patches.parameters(recurse=False):  # class token and positions
         nn.init.trunc_normal_(parameter, std=std, a=-std, b=std)
-    _cut_at_one_std(patches, std)
+    _truncate_at_one_std(patches, std)
     for number, block in enumerate(blocks, start=1):
-        assert isinstance(block, Block)  # torch does not tell what a ModuleList holds
+        assert isinstance(block, Block)
         expert = block.experts[IMAGE if IMAGE in block.experts else SHARED]
         for part in (*block.attention.values(), expert):
-            _cut_at_one_std(part, std)
+            _truncate_at_one_std(part, std)
             output = part.projection if isinstance(part, SelfAttention) else part.get_submodule("down")
             output.get_parameter("weight").data /= math.sqrt(2 * number)
 
 
-def _cut_at_one_std(part: nn.Module, std: float) -> None:
+def _truncate_at_one_std(part: nn.Module, std: float) -> None:
     for module in part.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             nn.init.trunc_normal_(module.weight, std=std, a=-std, b=std)

@@ -195,7 +195,7 @@ def test_pixels_of_hidden_patches_are_not_read(vlmo: VLMo) -> None:
 
 def test_a_mask_of_the_wrong_number_of_patches_is_refused() -> None:
     vlmo = randomized(VLMO)
-    with pytest.raises(ValueError, match=r"5 patches can be hidden, but the images have 2 x 3"):
+    with pytest.raises(ValueError, match=r"the mask has 5 patches, but the images have 2 x 3"):
         vlmo.embed_masked_image(images(), MaskedPatches(HIDDEN[:, :5], torch.zeros(1, 1, 16)))
 
 

@@ -134,7 +134,7 @@ def test_separate_attention_ends_below_the_last_layer_and_the_joint_experts(
 def test_width_and_heads_must_fit() -> None:
     with pytest.raises(ValueError, match="width 16 cannot be split over 3 heads"):
         replace(TINY, heads=3).build()
-    with pytest.raises(ValueError, match="patch 12 is no power of two"):
+    with pytest.raises(ValueError, match="power of two, not 12"):
         replace(TINY, patch_size=12, image_size=(24, 24), stem="convolution").build()
 
 

@@ -1,6 +1,6 @@
-"""A small vector-quantised autoencoder: visual tokens that are trained on the user's own images.
+"""A small vector-quantized autoencoder, which trains visual tokens on the user's own images.
 
-The recipe is that of VQ-VAE, with the codes of ViT-VQGAN: short vectors of length one, which keeps most of them in use.
+As VQ-VAE, with the short normalized codes of ViT-VQGAN, which keep most of the codebook in use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer, check_strides
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """The numbers of an autoencoder; the defaults are ours, for the grid of DALL-E's tokens."""
+    """Size of an autoencoder; the defaults are ours, for the grid of DALL-E's tokens."""
 
     codes: int = 8192
     """Visual words."""
@@ -34,13 +34,13 @@ class AutoencoderConfig:
     """Length of the vector that a word stands for."""
 
     def __post_init__(self) -> None:
-        """Refuse numbers that make no autoencoder."""
+        """Validate the sizes."""
         if self.stride < 2 or self.stride & (self.stride - 1):
-            raise DualfuseError(f"stride is {self.stride}; images are halved step by step: give a power of two from 2")
+            raise DualfuseError(f"stride is {self.stride}; set it to a power of two from 2")
         if min(self.codes, self.code_width, self.blocks) < 1 or self.width < 8 or self.width % 8:
             raise DualfuseError(
-                f"codes={self.codes}, code_width={self.code_width}, blocks={self.blocks}, width={self.width}; give "
-                "at least one of each, and a width that is a multiple of 8"
+                f"codes={self.codes}, code_width={self.code_width}, blocks={self.blocks}, width={self.width}; set "
+                "each to at least 1, and width to a multiple of 8"
             )
 
     def build(self) -> Autoencoder:
@@ -50,9 +50,9 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Images (B, 3, H, W) from 0 to 1 as their ``codes`` (B, P) tell them.
+    """Images (B, 3, H, W) from 0 to 1, decoded from their ``codes`` (B, P).
 
-    ``commitment`` is the mean squared difference between what was encoded and its code's vector, per channel.
+    ``commitment`` is the mean squared error between encoder outputs and their code embeddings.
     """
 
     images: Tensor
@@ -61,10 +61,10 @@ class Reconstruction:
 
 
 class Autoencoder(VisualTokenizer):
-    """Convolutions down to one vector per square, its nearest of a codebook, and convolutions back."""
+    """A convolutional encoder, a codebook, and a convolutional decoder."""
 
     def __init__(self, cfg: AutoencoderConfig) -> None:
-        """Weights as torch draws them."""
+        """Weights have torch's default initialization."""
         super().__init__()
         self.codes, self.stride = cfg.codes, cfg.stride
         halvings = cfg.stride.bit_length() - 1
@@ -83,30 +83,31 @@ class Autoencoder(VisualTokenizer):
         )
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return numbers (B, h * w) of images (B, 3, h s, w s) from 0 to 1."""
-        return self._quantised(images)[1]
+        """Return the codes (B, h * w) of images (B, 3, h s, w s) from 0 to 1, for the stride s."""
+        return self._quantize(images)[1]
 
     def reconstruct(self, images: Tensor) -> Reconstruction:
-        """Return images (B, 3, h s, w s) from 0 to 1 as their codes tell them; gradients pass the codes unchanged."""
-        embeddings, codes = self._quantised(images)
-        chosen = self.codebook.embeddings[codes].view(embeddings.shape)
-        commitment = F.mse_loss(embeddings, chosen)
-        passed = embeddings + (chosen - embeddings).detach()
-        return Reconstruction((self.decoder(passed.permute(0, 3, 1, 2)) + 1) / 2, codes, commitment)
+        """Encode and decode images (B, 3, h s, w s) from 0 to 1; gradients pass the codes straight through."""
+        embeddings, codes = self._quantize(images)
+        quantized = self.codebook.embeddings[codes].view(embeddings.shape)
+        commitment = F.mse_loss(embeddings, quantized)
+        straight_through = embeddings + (quantized - embeddings).detach()
+        images = (self.decoder(straight_through.permute(0, 3, 1, 2)) + 1) / 2
+        return Reconstruction(images, codes, commitment)
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         """List the modules to shard, checkpoint and compile one by one."""
         return (self.encoder, self.decoder)
 
     def fusion_modules(self) -> Iterable[nn.Module]:
-        """Nothing here serves fusion."""
+        """Return no modules: the autoencoder has no fusion encoder."""
         return ()
 
-    def _quantised(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return unit vectors (B, h, w, D) and their codes (B, h * w)."""
+    def _quantize(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return normalized embeddings (B, h, w, D) and their codes (B, h * w)."""
         check_strides(images, self.stride)
         encoded = self.encoder(2 * images - 1).permute(0, 2, 3, 1)
-        with torch.autocast(encoded.device.type, enabled=False):  # half precision would choose other codes
+        with torch.autocast(encoded.device.type, enabled=False):  # half precision would select other codes
             embeddings = F.normalize(encoded.float(), dim=-1)
             return embeddings, self.codebook(embeddings.flatten(0, 2)).view(len(images), -1)
 

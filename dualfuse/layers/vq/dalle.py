@@ -14,16 +14,16 @@ from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer, check_strides
 
 GROUPS = 4
-MARGIN = 0.1  # published pixels lie between 0.1 and 0.9
+MARGIN = 0.1  # the published encoder expects pixels from 0.1 to 0.9
 
 
 class DalleEncoder(VisualTokenizer):
-    """Four groups of residual convolutions with pooling between them; the largest of 8,192 channels is the code."""
+    """Four groups of residual convolutions with pooling between; the code is the argmax over 8,192 channels."""
 
     stride = 2 ** (GROUPS - 1)
 
     def __init__(self, *, width: int = 256, blocks: int = 2, codes: int = 8192) -> None:
-        """``width`` is that of the first group, and doubles from each to the next; ``blocks`` is per group."""
+        """``width`` is that of the first group and doubles with every group; ``blocks`` is the number per group."""
         super().__init__()
         self.codes = codes
         widths = [width, *(width * 2**group for group in range(GROUPS))]
@@ -40,13 +40,16 @@ class DalleEncoder(VisualTokenizer):
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> DalleEncoder:
-        """Return the encoder of these tensors, of whatever size they are; DualfuseError for anything else."""
+        """Return the encoder with the weights ``tensors``, whose shapes set its size.
+
+        Raises ``DualfuseError`` if they are not those of DALL-E's encoder.
+        """
         first, last = (tensors.get(f"blocks.{name}.w") for name in ("input", "output.conv"))
         if first is None or last is None:
-            some = ", ".join(list(tensors)[:4])
-            raise DualfuseError(f"DALL-E's encoder has blocks.input.w and blocks.output.conv.w, but here are {some}")
-        numbers = [int(found[1]) for name in tensors if (found := re.match(r"blocks\.group_1\.block_(\d+)\.", name))]
-        with torch.random.fork_rng(devices=[]):  # the random weights are not kept
+            names = ", ".join(list(tensors)[:4])
+            raise DualfuseError(f"DALL-E's encoder has blocks.input.w and blocks.output.conv.w, not {names}")
+        numbers = [int(match[1]) for name in tensors if (match := re.match(r"blocks\.group_1\.block_(\d+)\.", name))]
+        with torch.random.fork_rng(devices=[]):  # keeps the RNG state: the random weights are overwritten
             encoder = cls(width=len(first), blocks=max(numbers, default=0), codes=len(last))
         try:
             encoder.load_state_dict(dict(tensors))
@@ -55,13 +58,13 @@ class DalleEncoder(VisualTokenizer):
         return encoder
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return numbers (B, h * w) of images (B, 3, 8 h, 8 w) from 0 to 1."""
+        """Return the codes (B, h * w) of images (B, 3, 8 h, 8 w) from 0 to 1."""
         check_strides(images, self.stride)
         return self.blocks((1 - 2 * MARGIN) * images + MARGIN).argmax(1).flatten(1)
 
 
 class _Convolution(nn.Module):
-    """A convolution that keeps the size; its tensors are called w and b."""
+    """A convolution that keeps the map size, with parameters named w and b."""
 
     def __init__(self, before: int, after: int, side: int) -> None:
         super().__init__()

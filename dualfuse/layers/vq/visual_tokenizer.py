@@ -1,4 +1,4 @@
-"""What turns an image into a grid of numbers: the words that masked image modelling predicts."""
+"""Visual tokenizers: networks that turn an image into a grid of codes, the targets of masked image modeling."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from dualfuse.errors import DualfuseError
 
 
 class VisualTokenizer(nn.Module, ABC):
-    """A network that gives every square of ``stride`` pixels one of ``codes`` numbers."""
+    """A network that assigns one of ``codes`` codes to every square of ``stride`` x ``stride`` pixels."""
 
     codes: int
     stride: int
 
     @abstractmethod
     def forward(self, images: Tensor) -> Tensor:
-        """Return numbers (B, h * w) from 0 to ``codes`` - 1, row by row, of images (B, 3, h s, w s) from 0 to 1."""
+        """Return codes (B, h * w) from 0 to ``codes`` - 1, row by row, of images (B, 3, h s, w s) from 0 to 1."""
 
 
 def check_strides(images: Tensor, stride: int) -> None:
-    """Refuse images (B, 3, H, W) that are no whole number of squares."""
+    """Raise ``DualfuseError`` for images (B, 3, H, W) whose sides are not multiples of ``stride``."""
     height, width = images.shape[-2:]
     if height % stride or width % stride:
-        raise DualfuseError(f"{height} x {width} pixels are no multiple of the tokenizer's stride, {stride}")
+        raise DualfuseError(f"{height} x {width} pixels are not a multiple of the tokenizer's stride, {stride}")

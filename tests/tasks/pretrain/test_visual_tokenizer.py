@@ -157,5 +157,5 @@ def test_what_makes_no_visual_tokens_is_refused(published: Encoder, tmp_path: Pa
 
 
 def test_a_picture_that_cannot_be_cut_is_refused() -> None:
-    with pytest.raises(ValueError, match="20 x 16 pixels are no multiple of the tokenizer's stride, 8"):
+    with pytest.raises(ValueError, match="20 x 16 pixels are not a multiple of the tokenizer's stride, 8"):
         DalleEncoder(width=8, blocks=1, codes=5)(torch.zeros(1, 3, 20, 16))

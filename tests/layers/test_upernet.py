@@ -10,7 +10,7 @@ from torch import Tensor, multiprocessing, nn
 from torch.testing import assert_close
 
 from dualfuse import distributed as dist
-from dualfuse.layers.batch_norm import BatchNorm
+from dualfuse.layers.upernet import BatchNorm
 
 
 def pass_through(norm: nn.Module, rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
