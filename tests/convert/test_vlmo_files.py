@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from dualfuse.convert.rename import export_tensors, import_tensors
 from dualfuse.convert.report import Report
 from dualfuse.data.text.tokenizer import BERT_SPECIAL
 from dualfuse.layers.heads import ITCHeadConfig
-from dualfuse.layers.relative_bias import resize_table
+from dualfuse.layers.relative_bias import joint_index, resize_table
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.vlmo import BASE, BASE_PLUS, LARGE
@@ -145,7 +146,7 @@ def test_embeddings_equal_the_official_code(
     tolerances = FACTS["tolerances"][f"{variant}_outputs"]
     for name, embeddings in (("image", task.image_features(image)), ("text", task.text_features(text))):
         atol, rtol = tolerances[f"{name}.itc_feat"]
-        assert_close(embeddings, outputs[f"{name}.itc_feat"], atol=atol, rtol=rtol)
+        assert_close(embeddings, outputs[f"{name}.itc_feat"], atol=atol / 4, rtol=rtol / 4)
 
 
 @torch.no_grad()
@@ -153,16 +154,20 @@ def test_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
     loaded = load(official(state("text"), **SAID), tokenizer=tokenizer)
     task, outputs = loaded.task, load_file(VLMO / "beit_stage2_outputs.safetensors")
     assert isinstance(task, MaskedText) and loaded.recipe.optim.warmup == 2500
-    text = task.model.embed_text(outputs["in.text_ids_mlm"], outputs["in.text_masks"])
-    states = task.model.token_states(text, torch.arange(20).expand(4, -1))
-    real = outputs["in.text_masks"].bool()
-    assert_close(task.mlm_head(states)[real], outputs["stage2.mlm_logits"][real], atol=1e-5, rtol=1e-5)
     hidden: list[Tensor] = []
     for block in task.model.fsdp_blocks():
         block.register_forward_hook(lambda *args: hidden.append(args[-1]))
+    close = partial(assert_close, atol=2.5e-6, rtol=2.5e-6)
+    text = task.model.embed_text(outputs["in.text_ids_mlm"], outputs["in.text_masks"])
+    close(text.states[0], outputs["stage2.text.embed"])
+    states = task.model.token_states(text, torch.arange(20).expand(4, -1))
+    close(torch.stack(hidden), outputs["stage2.text.hidden"])
+    close(task.mlm_head(states), outputs["stage2.mlm_logits"])
+    assert torch.equal(joint_index(20, (), (4, 4), 20), outputs["stage2.text_index"].long())
+    hidden.clear()
     image = task.model.embed_image(outputs["in.image"])
     task.model.token_states(image, torch.arange(17).expand(4, -1))
-    assert_close(torch.stack(hidden), outputs["stage2.image.hidden"], atol=1e-5, rtol=1e-5)
+    close(torch.stack(hidden), outputs["stage2.image.hidden"])
 
 
 SIZES = {"base": BASE, "base_plus": replace(BASE_PLUS, text_length=196), "large": LARGE}
@@ -249,7 +254,7 @@ def test_resized_tables_equal_the_official_loader() -> None:
     for name, side in (("rel224.src_table", 14), ("rel224.dst_table_384", 24), ("rel224.dst_table_480", 30)):
         assert relative_sizes(len(resized[name]), {}, {}) == (side, 196)
         table = resize_table(resized["rel224.src_table"], (14, 14), (side, side))
-        assert_close(table, resized[name], atol=1e-5, rtol=1e-5)
+        assert_close(table, resized[name], atol=2.5e-6, rtol=2.5e-6)
     indexed = {INDICES[0]: torch.zeros(17, 17)}
     assert relative_sizes(94, indexed, {}) == (4, 20)
     with pytest.raises(ValueError, match=r"94 rows, .*must have max_text_len_of_initckpt"):

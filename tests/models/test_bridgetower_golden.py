@@ -172,7 +172,7 @@ def test_every_recorded_output(golden: Golden) -> None:
     ours = hidden_states(golden) | other_inputs(golden) | heads(golden)
     assert ours.keys() == golden.recorded.keys() == golden.outputs.keys()
     for name, value in ours.items():
-        tolerance = golden.recorded[name]["tolerance"]
+        tolerance = golden.recorded[name]["tolerance"] / 4
         assert_close(
             value,
             golden.outputs[name],
@@ -188,7 +188,7 @@ def test_all_objectives_in_one_step() -> None:
     golden = Golden("add_shared")
     log = golden.task(itc_weight=1.0, itm_weight=1.0, mlm_weight=1.0)(golden.batch()).log
     for ours, theirs in (("loss/itc", "itc.loss"), ("loss/mlm", "mlm.loss")):
-        assert_close(log[ours], golden.outputs[theirs], atol=golden.recorded[theirs]["tolerance"], rtol=0)
+        assert_close(log[ours], golden.outputs[theirs], atol=golden.recorded[theirs]["tolerance"] / 4, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -211,4 +211,4 @@ def test_gradients(case: str, objective: str) -> None:
             assert gradient is None or not gradient.any(), name
         else:
             assert gradient is not None, name
-            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=NOTHING), name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=NOTHING), name

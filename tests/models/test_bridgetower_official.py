@@ -31,7 +31,7 @@ RECORDED = json.loads((GOLDEN / "manifest.json").read_text())["outputs"]
 NORMS = json.loads((GOLDEN / "grad_norms_mlm_plus_itm.json").read_text())
 OUTPUTS, INPUTS = (load_file(GOLDEN / f"{name}.safetensors") for name in ("outputs", "inputs"))
 STATE = load_file(GOLDEN / "state_dict.safetensors")
-NEAR = 1e-5
+NEAR = 2.5e-6
 NOTHING = 1e-6  # norms below it are rounding
 TASK = PairsConfig(
     mlm_weight=1.0,
@@ -53,7 +53,7 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def same(name: str, value: Tensor) -> None:
     """As near as recorded, and nearer: 5e-5 would hide an epsilon of 1e-5, which shifts the logits by that much."""
-    tolerance = min(RECORDED[name]["tolerance"], NEAR)
+    tolerance = min(RECORDED[name]["tolerance"] / 4, NEAR)
     assert_close(value.detach(), OUTPUTS[name], atol=tolerance, rtol=0)
 
 
@@ -264,4 +264,4 @@ def test_gradients() -> None:
             assert gradient is None or not gradient.any(), name
         else:
             assert gradient is not None, name
-            assert float(gradient.norm()) == pytest.approx(norm, rel=1e-3, abs=NOTHING), name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=NOTHING), name

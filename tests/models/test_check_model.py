@@ -26,7 +26,7 @@ def fuse_with(change: Callable[..., Any]) -> dict[str, Any]:
     """Return a ``fuse`` that changes the arguments image, text and positions first."""
 
     def fuse(model: VLMo, image: Tokens, text: Tokens, positions: Any = None, attention_mask: Any = None) -> Any:
-        return VLMo.fuse(model, *change(image, text, positions), attention_mask)
+        return VLMo.fuse(model, *change(image, text, positions), attention_mask=attention_mask)
 
     return {"fuse": fuse}
 
@@ -66,7 +66,7 @@ def test_a_broken_model_is_found(name: str) -> None:
     assert isinstance(model, VLMo | BridgeTower)
     if "capabilities" in changes:
         vars(model).pop("capabilities", None)
-    model.__class__ = type("Broken", (type(model),), changes)
+    model.__class__ = type("Broken", (type(model),), changes)  # type: ignore[assignment]
     with pytest.raises(AssertionError, match=message):
         check_model(model)
 
