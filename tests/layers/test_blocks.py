@@ -1,4 +1,4 @@
-"""Routes, stochastic depth and LayerScale of the Multiway block; its attention against torch's own."""
+"""Routes, stochastic depth and LayerScale of the Multiway block, and its attention against torch's."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def tokens(number: int = 3, length: int = 6) -> Tensor:
     return torch.randn(number, length, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def silent(made: Block, *, attention: float, experts: dict[str, float]) -> Block:
-    """Every residual branch of the block becomes a constant."""
+def constant_branches(made: Block, *, attention: float, experts: dict[str, float]) -> Block:
+    """Return the block with every residual branch replaced by a constant."""
     for parameter in made.parameters():
         nn.init.zeros_(parameter)
     for part in made.attention.values():
@@ -45,7 +45,7 @@ def silent(made: Block, *, attention: float, experts: dict[str, float]) -> Block
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.3, 0.75])
-def test_drop_path_takes_whole_samples_and_keeps_the_mean(rate: float) -> None:
+def test_drop_path_drops_whole_samples_and_preserves_the_mean(rate: float) -> None:
     torch.manual_seed(0)
     drop = DropPath(rate).train()
     x = tokens(1).expand(MANY, -1, -1)
@@ -56,15 +56,15 @@ def test_drop_path_takes_whole_samples_and_keeps_the_mean(rate: float) -> None:
     assert drop.eval()(x) is x
 
 
-def test_no_drop_path_changes_nothing() -> None:
+def test_drop_path_zero_is_the_identity() -> None:
     x = tokens()
     assert DropPath(0.0).train()(x) is x
 
 
-def test_text_and_picture_are_dropped_independently() -> None:
-    """A text that loses its expert says nothing about its image: 0.7 * 0.3 lose the text's alone, and so on."""
+def test_text_and_image_branches_are_dropped_independently() -> None:
+    """With a drop rate of 0.3, a fraction 0.7 * 0.3 of the samples loses only the text branch, and so on."""
     torch.manual_seed(0)
-    made = silent(block(drop=0.3), attention=0.0, experts={"text": 0.7, "image": 0.7}).train()
+    made = constant_branches(block(drop=0.3), attention=0.0, experts={"text": 0.7, "image": 0.7}).train()
     out = made(torch.zeros(MANY, 6, 4, dtype=torch.float64), (("text", 2), ("image", 4)))
     kept = out > 0.5
     assert_close(out, kept.double())  # 0.7 / (1 - 0.3)
@@ -75,9 +75,9 @@ def test_text_and_picture_are_dropped_independently() -> None:
     assert shares == pytest.approx([0.09, 0.21, 0.21, 0.49], abs=0.02)
 
 
-def test_attention_is_dropped_once_and_not_with_the_experts() -> None:
+def test_attention_and_experts_are_dropped_independently() -> None:
     torch.manual_seed(0)
-    made = silent(block(drop=0.3), attention=0.7, experts={"text": 1.4, "image": 1.4}).train()
+    made = constant_branches(block(drop=0.3), attention=0.7, experts={"text": 1.4, "image": 1.4}).train()
     out = made(torch.zeros(MANY, 2, 4, dtype=torch.float64), (("text", 1), ("image", 1)))[..., 0].round()
     attended = out % 2
     assert torch.equal(attended[:, 0], attended[:, 1])
@@ -87,21 +87,21 @@ def test_attention_is_dropped_once_and_not_with_the_experts() -> None:
     assert shares == pytest.approx([0.09, 0.21, 0.21, 0.49], abs=0.02)
 
 
-def test_each_part_goes_to_the_expert_that_the_route_names() -> None:
-    made = silent(block(), attention=0.0, experts={"text": 1.0, "image": 2.0, "vl": 3.0})
+def test_each_part_passes_the_expert_of_its_route() -> None:
+    made = constant_branches(block(), attention=0.0, experts={"text": 1.0, "image": 2.0, "vl": 3.0})
     nothing = torch.zeros(2, 6, 4, dtype=torch.float64)
     out = made(nothing, (("image", 1), ("text", 2), ("vl", 3)))
     assert out[1, :, 2].tolist() == [2, 1, 1, 3, 3, 3]
     assert made(nothing, (("vl", 6),)).unique().tolist() == [3]
 
 
-def test_a_shared_expert_serves_every_name() -> None:
+def test_a_shared_expert_is_used_for_every_name() -> None:
     made = block(experts=("shared",))
     assert_close(made(tokens(), (("text", 2), ("image", 4))), made(tokens(), (("vl", 6),)))
 
 
-def test_attention_is_chosen_by_the_first_name() -> None:
-    made = silent(block(attentions=("text", "image")), attention=0.0, experts={})
+def test_attention_is_selected_by_the_first_name() -> None:
+    made = constant_branches(block(attentions=("text", "image")), attention=0.0, experts={})
     nn.init.constant_(made.attention["image"].projection.bias, 5.0)
     nothing = torch.zeros(1, 2, 4, dtype=torch.float64)
     assert made(nothing, (("text", 2),)).unique().tolist() == [0]
@@ -114,7 +114,7 @@ def test_a_route_must_cover_all_tokens(route: tuple[tuple[str, int], ...]) -> No
         block()(tokens(), route)
 
 
-def test_block_against_the_formula() -> None:
+def test_block_matches_the_formula() -> None:
     made, x = block(scale=0.25), tokens()
     middle = x + 0.25 * made.attention["shared"](made.norm(x))
     wanted = torch.cat(
@@ -124,7 +124,7 @@ def test_block_against_the_formula() -> None:
     assert_close(made(x, (("text", 2), ("image", 4))), wanted)
 
 
-def test_expert_against_the_formula() -> None:
+def test_expert_matches_the_formula() -> None:
     expert = block().experts["text"]
     assert isinstance(expert, Expert)
     x = tokens()
@@ -145,7 +145,7 @@ def test_layer_scale_is_per_channel() -> None:
 
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("has_mask", [False, True])
-def test_attention_against_torch(has_mask: bool, has_bias: bool) -> None:
+def test_attention_matches_torch(has_mask: bool, has_bias: bool) -> None:
     torch.manual_seed(0)
     ours, theirs = SelfAttention(8, heads=2).double(), nn.MultiheadAttention(8, 2, batch_first=True).double()
     for parameter in ours.parameters():
@@ -168,7 +168,7 @@ def test_attention_against_torch(has_mask: bool, has_bias: bool) -> None:
     assert_close(ours(x, mask, bias, rows), gather_positions(wanted, rows))
 
 
-def test_wanted_rows_are_those_of_the_whole() -> None:
+def test_selected_positions_match_the_full_output() -> None:
     made, x, rows = block(scale=0.3), tokens(), torch.tensor([[4, 0], [1, 1], [5, 2]])
     rest = {"mask": torch.arange(6) < torch.tensor([6, 2, 1])[:, None], "bias": tokens(2 * 3).view(2, 6, 12)[..., :6]}
     whole = made(x, (("vl", 6),), **rest)
@@ -177,7 +177,7 @@ def test_wanted_rows_are_those_of_the_whole() -> None:
     assert none.shape == (3, 0, 4)
 
 
-def test_taking_rows() -> None:
+def test_gather_positions() -> None:
     x = tokens(2, 3)
     taken = gather_positions(x, torch.tensor([[2, 2], [0, 1]]))
     assert torch.equal(taken, torch.stack([x[0, [2, 2]], x[1, [0, 1]]]))

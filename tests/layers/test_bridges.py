@@ -1,4 +1,4 @@
-"""Bridges against their formulas, one token at a time, and against the sizes in the paper's table."""
+"""Bridges against formulas for single tokens, and their sizes against the paper's table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ WIDTH, HEADS = 6, 2
 MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
 
 
-def stirred(made: nn.Module) -> nn.Module:
-    """In float64, every parameter far from its first value."""
+def randomized(made: nn.Module) -> nn.Module:
+    """Return the module in float64, with all parameters far from their initial values."""
     torch.manual_seed(0)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.6)
@@ -34,7 +34,7 @@ def gelu(x: Tensor) -> Tensor:
     return x * (1 + torch.erf(x / math.sqrt(2))) / 2
 
 
-def normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+def normalized(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     x = x - x.mean()
     return x / torch.sqrt((x * x).mean() + 1e-5) * norm.weight + norm.bias
 
@@ -43,16 +43,16 @@ def times(linear: nn.Linear, x: Tensor) -> Tensor:
     return linear.weight @ x + linear.bias
 
 
-def attended(made: Bridge, u: Tensor, seen: Tensor) -> Tensor:
-    """One query ``u`` (D,), and the tokens (N, D) it may see."""
+def attended(made: Bridge, u: Tensor, tokens: Tensor) -> Tensor:
+    """Return the attention of one query ``u`` (D,) to tokens (N, D)."""
     part, size = made.attention, WIDTH // HEADS
     heads = []
     for head in range(HEADS):
         own = slice(head * size, (head + 1) * size)
         query = times(part.query, u)[own]
-        scores = torch.stack([query @ times(part.key, z)[own] / math.sqrt(size) for z in seen])
+        scores = torch.stack([query @ times(part.key, z)[own] / math.sqrt(size) for z in tokens])
         weights = scores.exp() / scores.exp().sum()
-        heads.append(sum(weight * times(part.value, z)[own] for weight, z in zip(weights, seen, strict=True)))
+        heads.append(sum(weight * times(part.value, z)[own] for weight, z in zip(weights, tokens, strict=True)))
     return times(part.projection, torch.cat(heads))
 
 
@@ -88,20 +88,20 @@ def test_every_kind_has_a_formula() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("mask", [MASK, None], ids=["padding", "no padding"])
 @torch.no_grad()
-def test_against_the_formula(kind: BridgeKind, mask: Tensor | None) -> None:
-    made = stirred(bridge(kind, WIDTH, HEADS))
+def test_bridge_matches_the_formula(kind: BridgeKind, mask: Tensor | None) -> None:
+    made = randomized(bridge(kind, WIDTH, HEADS))
     u, z = states(1), states(2)
     joined = made(u, z, mask)
     for row in range(len(u)):
         seen = z[row] if mask is None else z[row][mask[row]]
         for token in range(u.shape[1]):
-            wanted = normalised(FORMULAS[kind](made, u[row, token], z[row, token], seen), made.norm)
+            wanted = normalized(FORMULAS[kind](made, u[row, token], z[row, token], seen), made.norm)
             assert_close(joined[row, token], wanted, atol=1e-10, rtol=1e-10)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_parameter_and_both_inputs_learn(kind: BridgeKind) -> None:
-    made = stirred(bridge(kind, WIDTH, HEADS))
+def test_every_parameter_and_both_inputs_get_a_gradient(kind: BridgeKind) -> None:
+    made = randomized(bridge(kind, WIDTH, HEADS))
     u, z = states(1).requires_grad_(), states(2).requires_grad_()
     (made(u, z, MASK) * states(3)).sum().backward()
     inputs = {"u": u, "z": z}
@@ -135,7 +135,7 @@ def test_extra_parameters_at_base_size(kind: BridgeKind, thousands: float, exact
     assert extra / 1e3 == pytest.approx(thousands, rel=0.005)
 
 
-def test_where_scales_start() -> None:
+def test_initial_scales() -> None:
     starts = {kind: bridge(kind, WIDTH, HEADS).scale for kind in ("scaled_add", "interpolate", "interpolate_channels")}
     assert {kind: set(scale.tolist()) for kind, scale in starts.items()} == {
         "scaled_add": {1.0},
@@ -145,8 +145,8 @@ def test_where_scales_start() -> None:
     assert [len(scale) for scale in starts.values()] == [1, 1, WIDTH]
 
 
-def test_add_linear_starts_as_a_sum() -> None:
-    made, add = stirred(bridge("add_linear", WIDTH, HEADS)), bridge("add", WIDTH, HEADS).double()
+def test_add_linear_is_initially_a_sum() -> None:
+    made, add = randomized(bridge("add_linear", WIDTH, HEADS)), bridge("add", WIDTH, HEADS).double()
     assert isinstance(made, AddLinear)
     add.norm.load_state_dict(made.norm.state_dict())
     u, z = states(1), states(2)
@@ -156,9 +156,9 @@ def test_add_linear_starts_as_a_sum() -> None:
 
 
 @torch.no_grad()
-def test_all_layers() -> None:
-    """METER's fusion: weights over the lower layers, for every channel of every token."""
-    made = stirred(AllLayers(WIDTH))
+def test_all_layers_matches_the_formula() -> None:
+    """METER's fusion has weights over the lower layers, per token and channel."""
+    made = randomized(AllLayers(WIDTH))
     layers = [states(seed) for seed in range(4)]
     joined = made(layers)
     for row in range(len(MASK)):

@@ -1,4 +1,4 @@
-"""Layers of text tower and cross-modal encoder against their formulas, one token at a time."""
+"""Layers of the text tower and the cross-modal encoder against formulas for single tokens."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MASK = torch.tensor([[True, True, True, True], [True, True, False, False]])
 CONTEXT_MASK = torch.tensor([[True, False, False], [True, True, True]])
 
 
-def stirred(made: PostNorm) -> PostNorm:
-    """In float64, every parameter far from its first value."""
+def randomized(made: PostNorm) -> PostNorm:
+    """Return the layer in float64, with all parameters far from their initial values."""
     torch.manual_seed(0)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.6)
@@ -25,11 +25,11 @@ def stirred(made: PostNorm) -> PostNorm:
 
 
 def text_layer(dropout: float = 0.0) -> TextLayer:
-    return stirred(TextLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=dropout))
+    return randomized(TextLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=dropout))
 
 
 def cross_layer(dropout: float = 0.0) -> CrossLayer:
-    return stirred(CrossLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=dropout))
+    return randomized(CrossLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=dropout))
 
 
 def states(length: int, seed: int = 1) -> Tensor:
@@ -40,13 +40,13 @@ def times(linear: nn.Linear, x: Tensor) -> Tensor:
     return linear.weight @ x + linear.bias
 
 
-def normalised(x: Tensor, norm: nn.LayerNorm) -> Tensor:
+def normalized(x: Tensor, norm: nn.LayerNorm) -> Tensor:
     x = x - x.mean()
     return x / torch.sqrt((x * x).mean() + EPSILON) * norm.weight + norm.bias
 
 
 def attended(part: Attention, x: Tensor, seen: Tensor) -> Tensor:
-    """One query x (D,), and the tokens (N, D) it may see."""
+    """Return the attention of one query x (D,) to tokens (N, D)."""
     size = WIDTH // HEADS
     heads = []
     for head in range(HEADS):
@@ -58,28 +58,28 @@ def attended(part: Attention, x: Tensor, seen: Tensor) -> Tensor:
     return times(part.projection, torch.cat(heads))
 
 
-def widened(layer: PostNorm, x: Tensor) -> Tensor:
+def fed_forward(layer: PostNorm, x: Tensor) -> Tensor:
     inside = times(layer.up, x)
     inside = inside * (1 + torch.erf(inside / math.sqrt(2))) / 2
-    return normalised(x + times(layer.down, inside), layer.norm)
+    return normalized(x + times(layer.down, inside), layer.norm)
 
 
 def naive(layer: PostNorm, x: Tensor, mask: Tensor | None, context: Tensor | None, seen: Tensor | None) -> Tensor:
-    """One row: x (N, D); ``context`` (M, D) with the mask ``seen`` (M,) for layers that have one."""
+    """Return the output for one example x (N, D); cross-modal layers read ``context`` (M, D) where ``seen`` (M,)."""
     given = []
     for token in x:
-        own = normalised(token + attended(layer.attention, token, x if mask is None else x[mask]), layer.attention_norm)
+        own = normalized(token + attended(layer.attention, token, x if mask is None else x[mask]), layer.attention_norm)
         if isinstance(layer, CrossLayer):
             assert context is not None
             other = attended(layer.cross_attention, own, context if seen is None else context[seen])
-            own = normalised(own + other, layer.cross_norm)
-        given.append(widened(layer, own))
+            own = normalized(own + other, layer.cross_norm)
+        given.append(fed_forward(layer, own))
     return torch.stack(given)
 
 
 @pytest.mark.parametrize("mask", [MASK, None], ids=["padding", "no padding"])
 @torch.no_grad()
-def test_text_layer(mask: Tensor | None) -> None:
+def test_text_layer_matches_the_formula(mask: Tensor | None) -> None:
     layer, x = text_layer(), states(4)
     wanted = [naive(layer, x[row], None if mask is None else mask[row], None, None) for row in range(2)]
     assert_close(layer(x, mask), torch.stack(wanted), atol=1e-10, rtol=1e-10)
@@ -88,7 +88,7 @@ def test_text_layer(mask: Tensor | None) -> None:
 @pytest.mark.parametrize("mask", [MASK, None], ids=["padding", "no padding"])
 @pytest.mark.parametrize("context_mask", [CONTEXT_MASK, None], ids=["hidden context", "whole context"])
 @torch.no_grad()
-def test_cross_layer(mask: Tensor | None, context_mask: Tensor | None) -> None:
+def test_cross_layer_matches_the_formula(mask: Tensor | None, context_mask: Tensor | None) -> None:
     layer, x, context = cross_layer(), states(4), states(3, seed=2)
     wanted = [
         naive(
@@ -106,7 +106,7 @@ def test_cross_layer(mask: Tensor | None, context_mask: Tensor | None) -> None:
 
 @pytest.mark.parametrize("rows", [[[0, 2], [1, 1]], [[3], [0]], [[], []]], ids=["two", "one", "none"])
 @torch.no_grad()
-def test_wanted_rows_are_those_of_the_whole(rows: list[list[int]]) -> None:
+def test_selected_positions_match_the_full_output(rows: list[list[int]]) -> None:
     layer, x, context = cross_layer(), states(4), states(3, seed=2)
     wanted = torch.tensor(rows, dtype=torch.long).view(2, -1)
     whole = layer(x, context, mask=MASK, context_mask=CONTEXT_MASK)
@@ -115,7 +115,7 @@ def test_wanted_rows_are_those_of_the_whole(rows: list[list[int]]) -> None:
 
 
 @torch.no_grad()
-def test_what_a_mask_hides_is_not_read() -> None:
+def test_masked_tokens_are_not_read() -> None:
     layer, x, context = cross_layer(), states(4), states(3, seed=2)
     before = layer(x, context, mask=MASK, context_mask=CONTEXT_MASK)
     hidden_x = torch.where(MASK[..., None], x, 1e3)
@@ -125,8 +125,8 @@ def test_what_a_mask_hides_is_not_read() -> None:
 
 
 @pytest.mark.parametrize("layer", [text_layer(0.5), cross_layer(0.5)], ids=["text", "cross"])
-def test_dropout_is_for_training_alone(layer: PostNorm) -> None:
-    """Everywhere: with all of it dropped nothing but the LayerNorms is left."""
+def test_dropout_is_applied_in_training_only(layer: PostNorm) -> None:
+    """With dropout 1, only the LayerNorms remain of every branch."""
     x = states(4)
     arguments = (x, states(3, seed=2)) if isinstance(layer, CrossLayer) else (x, None)
     assert torch.equal(layer.eval()(*arguments), layer(*arguments))
@@ -140,8 +140,8 @@ def test_dropout_is_for_training_alone(layer: PostNorm) -> None:
 
 
 def test_dropout_of_attention_weights() -> None:
-    """Half of them is gone, the others count twice: the mean over many draws is what evaluation gives."""
-    part = stirred(TextLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=0.5)).attention
+    """The mean over many dropout masks approaches the output in evaluation mode."""
+    part = randomized(TextLayer(WIDTH, heads=HEADS, feed_forward=INSIDE, epsilon=EPSILON, dropout=0.5)).attention
     x = states(4)[:1].expand(20_000, -1, -1)
     wanted = part(x[:1], x[:1], None)[0]
     torch.manual_seed(0)
@@ -150,6 +150,6 @@ def test_dropout_of_attention_weights() -> None:
     assert_close(drawn.mean(0), wanted, atol=0.05, rtol=0)
 
 
-def test_a_width_that_heads_cannot_share_is_refused() -> None:
+def test_a_width_not_divisible_by_heads_is_refused() -> None:
     with pytest.raises(ValueError, match="width 6 cannot be split over 4 heads; choose a multiple of 4"):
         Attention(6, heads=4, dropout=0.0)

@@ -18,7 +18,7 @@ GRIDS = [(4, 4), (2, 5), (5, 2), (1, 3), (1, 1)]
 
 
 def naive_row(i: int, j: int, text: int, grid: Grid, longest: int) -> int:
-    """The row of the table for query i and key j of ``text`` words followed by a class token and its patches."""
+    """Return the table row of query i and key j for ``text`` tokens followed by a class token and patches."""
     height, width = grid
     after_patches = (2 * height - 1) * (2 * width - 1)
     to_image, to_text, words = after_patches + 3, after_patches + 4, after_patches + 5
@@ -42,20 +42,20 @@ def naive_row(i: int, j: int, text: int, grid: Grid, longest: int) -> int:
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("text", [0, 1, 2, 7])
-def test_index_against_a_double_loop(text: int, grid: Grid) -> None:
+def test_index_matches_a_double_loop(text: int, grid: Grid) -> None:
     tokens = text + 1 + grid[0] * grid[1]
     wanted = [[naive_row(i, j, text, grid, longest=7) for j in range(tokens)] for i in range(tokens)]
     assert joint_index(text, grid, grid, 7).tolist() == wanted
 
 
 @pytest.mark.parametrize("text", [1, 2, 7])
-def test_index_of_words_alone_is_that_of_the_window(text: int) -> None:
+def test_text_index_without_image_matches_a_double_loop(text: int) -> None:
     wanted = [[naive_row(i, j, text, (2, 5), longest=7) for j in range(text)] for i in range(text)]
     assert joint_index(text, (), (2, 5), 7).tolist() == wanted
 
 
-def test_published_rows() -> None:
-    """At 224 pixels with 40 words, and with the 196 that the table is made for."""
+def test_published_table_sizes() -> None:
+    """At 224 pixels with 40 tokens, and with the maximum text length of 196."""
     index = joint_index(40, (14, 14), (14, 14), 196)
     assert index.shape == (237, 237)
     assert (index[1, 1], index[1:40, 1:40].min(), index[1:40, 1:40].max()) == (928, 890, 966)
@@ -67,7 +67,7 @@ def test_published_rows() -> None:
     assert rows == [1126, 2606, 3878]
 
 
-def stirred(window: Grid, *, text: int = 6) -> RelativeBias:
+def randomized(window: Grid, *, text: int = 6) -> RelativeBias:
     torch.manual_seed(0)
     bias = RelativeBias(window=window, text=text, layers=2, heads=3).double()
     assert not bias.table.any()
@@ -76,7 +76,7 @@ def stirred(window: Grid, *, text: int = 6) -> RelativeBias:
 
 
 def test_each_layer_and_head_reads_its_own_column() -> None:
-    bias, index = stirred((2, 3)), joint_index(4, (2, 3), (2, 3), 6)
+    bias, index = randomized((2, 3)), joint_index(4, (2, 3), (2, 3), 6)
     read = bias(text=4, grid=(2, 3))
     assert read.shape == (2, 3, 11, 11)
     for layer in range(2):
@@ -84,44 +84,44 @@ def test_each_layer_and_head_reads_its_own_column() -> None:
             assert torch.equal(read[layer, head], bias.table[:, layer * 3 + head][index])
 
 
-def test_the_table_has_no_row_too_many() -> None:
+def test_the_table_has_no_unused_row() -> None:
     """The longest text with an image of the window reads every row."""
-    bias = stirred((2, 3))
+    bias = randomized((2, 3))
     bias(text=6, grid=(2, 3)).sum().backward()
     assert bias.table.grad is not None and bias.table.grad.all()
 
 
-def test_a_text_beyond_the_table_is_refused() -> None:
+def test_a_text_longer_than_the_table_is_refused() -> None:
     with pytest.raises(ValueError, match="a text of 7 tokens is longer than the 6"):
-        stirred((2, 2))(text=7)
+        randomized((2, 2))(text=7)
 
 
 @pytest.mark.parametrize("target", [(4, 6), (2, 2), (3, 9), (1, 7)])
-def test_resizing_while_running_is_a_table_made_for_the_size(target: Grid) -> None:
-    bias = stirred((3, 4))
+def test_on_the_fly_resizing_matches_a_resized_table(target: Grid) -> None:
+    bias = randomized((3, 4))
     other = RelativeBias(window=target, text=6, layers=2, heads=3).double()
     other.load_state_dict({"table": resize_table(bias.table, (3, 4), target)})
     assert_close(bias(text=5, grid=target), other(text=5, grid=target))
     assert_close(bias(grid=target), other(grid=target))
 
 
-def test_nothing_changes_at_the_same_size() -> None:
-    bias = stirred((3, 4))
+def test_resizing_to_the_same_size_is_the_identity() -> None:
+    bias = randomized((3, 4))
     assert torch.equal(resize_table(bias.table, (3, 4), (3, 4)), bias.table)
     one_axis = resize_table(bias.table, (3, 4), (3, 6))
     assert len(one_axis) == 5 * 11 + len(bias.table) - 5 * 7
 
 
 @pytest.mark.parametrize("target", [(5, 6), (2, 3)])
-def test_rows_that_do_not_speak_of_patches_stay(target: Grid) -> None:
-    bias = stirred((3, 4))
+def test_rows_of_other_distances_are_unchanged(target: Grid) -> None:
+    bias = randomized((3, 4))
     resized = resize_table(bias.table, (3, 4), target)
     assert torch.equal(resized[-17:], bias.table[-17:])
     assert len(resized) == (2 * target[0] - 1) * (2 * target[1] - 1) + 17
 
 
 def test_gradient_reaches_the_table_through_resizing() -> None:
-    bias = stirred((2, 3), text=2)
+    bias = randomized((2, 3), text=2)
     assert torch.autograd.gradcheck(
         lambda table: resize_table(table, (2, 3), (3, 4)), bias.table[:, :1].detach().requires_grad_()
     )
@@ -144,14 +144,14 @@ def test_resizing_as_recorded_from_the_official_code(source: str, target: str, g
 
 
 def axis(source: int, target: int) -> np.ndarray:
-    """Where the 2 * source - 1 distances of the table lie among those of the target (BEiT's loader), in plain loops."""
+    """Return the positions of the 2 * source - 1 distances on the axis of the target (BEiT's loader), by loops."""
     low, high = 1.01, 1.5
     while high - low > 1e-12:
         ratio = (low + high) / 2
         reach = sum(ratio**step for step in range(source - 1))
         low, high = (low, ratio) if reach > target - 1 else (ratio, high)
     right = [sum(ratio**step for step in range(number)) for number in range(1, source)]
-    return np.array([-place for place in reversed(right)] + [0.0] + right)
+    return np.array([-distance for distance in reversed(right)] + [0.0] + right)
 
 
 def on_axes(values: np.ndarray) -> Tensor:
@@ -167,8 +167,8 @@ def patch_rows(table: Tensor, grid: Grid) -> np.ndarray:
 @pytest.mark.parametrize(
     ("source", "target"), [((4, 4), (6, 6)), ((3, 5), (4, 9)), ((5, 4), (4, 6)), ((14, 14), (24, 24))]
 )
-def test_resizing_keeps_cubic_polynomials(source: Grid, target: Grid) -> None:
-    """A cubic spline without knots at the second points is exact for them, wherever the points lie."""
+def test_resizing_is_exact_for_cubic_polynomials(source: Grid, target: Grid) -> None:
+    """A not-a-knot cubic spline is exact for cubic polynomials at any points."""
 
     def polynomial(y: np.ndarray, x: np.ndarray) -> np.ndarray:
         y, x = y[:, None] / target[0], x[None, :] / target[1]
@@ -185,7 +185,7 @@ def test_resizing_keeps_cubic_polynomials(source: Grid, target: Grid) -> None:
 @pytest.mark.parametrize(
     ("source", "target"), [((4, 4), (6, 6)), ((3, 5), (4, 9)), ((5, 4), (4, 6)), ((4, 4), (3, 2)), ((14, 14), (30, 24))]
 )
-def test_resizing_against_scipy(source: Grid, target: Grid) -> None:
+def test_resizing_matches_scipy(source: Grid, target: Grid) -> None:
     interpolate = pytest.importorskip("scipy.interpolate")
     values = np.random.default_rng(0).normal(size=(2 * source[0] - 1, 2 * source[1] - 1))
     axes = [axis(old, new) for old, new in zip(source, target, strict=True)]
@@ -195,7 +195,7 @@ def test_resizing_against_scipy(source: Grid, target: Grid) -> None:
     np.testing.assert_allclose(resized, spline(*wanted), atol=5e-4)  # the axis itself is found to 1e-6
 
 
-def test_far_beyond_the_axis_the_last_value_holds() -> None:
+def test_distances_beyond_the_axis_use_the_last_value() -> None:
     """The axis grows by at most 1.5 from point to point, so a small table cannot reach across a large image."""
     values = np.arange(9.0).reshape(3, 3)
     resized = patch_rows(resize_table(on_axes(values), (2, 2), (5, 5)), (5, 5))

@@ -1,4 +1,4 @@
-"""BatchNorm on two processes against nn.BatchNorm2d on all images: outputs, gradients, what it remembers."""
+"""BatchNorm on two processes against nn.BatchNorm2d on all images: outputs, gradients, running statistics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dualfuse.layers.upernet import BatchNorm
 
 
 def pass_through(norm: nn.Module, rows: slice) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return outputs, gradients of the images and of the weights, on some of four images."""
+    """Return outputs, and the gradients of images and weights, for some of four images."""
     drawn = torch.Generator().manual_seed(1)
     images = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=drawn) * 3 + 7
     weights = torch.randn(4, 3, 5, 2, dtype=torch.float64, generator=drawn)[rows]
@@ -52,10 +52,10 @@ def check(rank: int, meeting: Path) -> None:
         td.destroy_process_group()
 
 
-def test_two_processes_normalise_as_one(tmp_path: Path) -> None:
+def test_batch_norm_on_two_processes_matches_one(tmp_path: Path) -> None:
     multiprocessing.start_processes(check, args=(tmp_path / "meeting",), nprocs=2, start_method="fork")
 
 
-def test_alone_it_is_that_of_torch() -> None:
+def test_batch_norm_on_one_process_matches_torch() -> None:
     ours, theirs = (pass_through(fresh(kind), slice(None)) for kind in (BatchNorm, nn.BatchNorm2d))
     assert_close(ours[:2], theirs[:2])

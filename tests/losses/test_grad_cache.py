@@ -1,4 +1,4 @@
-"""A batch a few rows at a time: the same loss and gradient as all at once, dropout included, in less memory."""
+"""Chunks against the whole batch: the same loss and gradient, including dropout, in less memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAIRS = 8
 
 
 def batch(own: slice = slice(None)) -> PairBatch:
-    """Pairs 2 and 3 show the same image."""
+    """Return eight pairs, of which 2 and 3 share an image."""
     torch.manual_seed(0)
     ids = torch.randint(5, 50, (PAIRS, 8))
     images = torch.randn(PAIRS, 3, 32, 32)
@@ -44,7 +44,7 @@ def batch(own: slice = slice(None)) -> PairBatch:
 def task(name: str, grad_cache_chunk: int) -> Pairs:
     torch.manual_seed(1)
     built: Pairs = PairsConfig(grad_cache_chunk=grad_cache_chunk).build(MODELS[name].build())
-    return built.double()  # what is left is the order of sums, and not their rounding
+    return built.double()  # so that only the order of sums differs, not their rounding
 
 
 def gradients(built: Pairs) -> Mapping[str, torch.Tensor]:
@@ -64,7 +64,7 @@ def assert_same(some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Ten
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_same_gradient_as_all_at_once(name: str) -> None:
+def test_chunks_have_the_gradient_of_the_whole_batch(name: str) -> None:
     whole = task(name, 0)
     wanted = step(whole, whole, batch())
     for rows in (1, 3):
@@ -74,8 +74,8 @@ def test_same_gradient_as_all_at_once(name: str) -> None:
 
 @pytest.mark.parametrize("world", [2, 4])
 @pytest.mark.parametrize("name", MODELS)
-def test_same_gradient_as_one_process(name: str, world: int) -> None:
-    """Each process brings its share of the batch, a few rows at a time."""
+def test_chunks_on_several_processes_have_the_gradient_of_one(name: str, world: int) -> None:
+    """Every process holds its part of the batch, in chunks of two."""
     whole = task(name, 0)
     wanted = step(whole, whole, batch())
 
@@ -85,7 +85,7 @@ def test_same_gradient_as_one_process(name: str, world: int) -> None:
             own = PAIRS // dist.world_size()
             built = task(name, 2)
             reached = {key for key, parameter in whole.named_parameters() if parameter.grad is not None}
-            for key, parameter in built.named_parameters():  # as a recipe would, or the processes would wait for these
+            for key, parameter in built.named_parameters():  # as a recipe does; DDP would wait for their gradient
                 parameter.requires_grad_(key in reached)
             mine = batch(slice(dist.rank() * own, (dist.rank() + 1) * own))
             assert_same(wanted, step(built, dist.wrap(built, device), mine))
@@ -93,14 +93,14 @@ def test_same_gradient_as_one_process(name: str, world: int) -> None:
     assert start(world, work) == [0] * world
 
 
-def test_dropout_is_the_same_when_computed_again() -> None:
+def test_recomputation_uses_the_same_dropout_mask() -> None:
     x = torch.ones(4, 1000, requires_grad=True)
     (dropped,) = grad_cache(lambda part: (torch.dropout(part, 0.5, train=True),), 2, x)
     dropped.sum().backward()
     assert_close(x.grad, dropped.detach())  # each kept number is 2, and so is its gradient
 
 
-def test_less_is_kept() -> None:
+def test_fewer_activations_are_stored() -> None:
     kept: list[int] = []
 
     def count(tensor: torch.Tensor) -> torch.Tensor:

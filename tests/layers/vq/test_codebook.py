@@ -1,4 +1,4 @@
-"""The codebook and the autoencoder around it."""
+"""The codebook, and the autoencoder that contains it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ TINY = AutoencoderConfig(codes=16, stride=4, width=8, blocks=1, code_width=4)
 
 
 def clusters(rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return unit vectors around six directions, two of them rare, and which one each belongs to."""
+    """Return unit vectors around six directions, two of them rare, and the index of their direction."""
     generator = torch.Generator().manual_seed(seed)
     centres = torch.cat([torch.eye(3), -torch.eye(3)])
     which = torch.multinomial(torch.tensor([8.0, 8, 8, 8, 1, 1]), rows, replacement=True, generator=generator)
     return F.normalize(centres[which] + 0.1 * torch.randn(rows, 3, generator=generator), dim=1), which
 
 
-def test_codes_find_the_clusters_and_none_stays_dead() -> None:
+def test_codes_converge_to_clusters_and_dead_codes_are_revived() -> None:
     torch.manual_seed(0)
     book = Codebook(12, 3)
     for step in range(100):
@@ -51,13 +51,13 @@ def test_without_revival_codes_stay_dead(monkeypatch: pytest.MonkeyPatch) -> Non
     assert book.eval()(alike).unique().numel() > 50
 
 
-def test_nearest_is_nearest() -> None:
+def test_codes_are_the_nearest() -> None:
     book = Codebook(7, 5).eval()
     x = F.normalize(torch.randn(20, 5), dim=1)
     assert torch.equal(book(x), torch.cdist(x, book.embeddings).argmin(1))
 
 
-def test_a_dead_code_becomes_one_of_the_rows() -> None:
+def test_a_dead_code_is_replaced_by_an_input() -> None:
     book = Codebook(4, 3)
     x, _ = clusters(50)
     book(x)
@@ -68,13 +68,13 @@ def test_a_dead_code_becomes_one_of_the_rows() -> None:
     assert torch.equal(book.embeddings[[0, 1, 3]], others)
 
 
-def test_perplexity_is_the_number_of_codes_used_alike() -> None:
+def test_perplexity_of_a_uniform_distribution_is_its_size() -> None:
     assert perplexity(torch.tensor([5.0, 5, 0, 5, 5])).item() == pytest.approx(4)
     assert perplexity(torch.tensor([7.0, 0, 0])).item() == pytest.approx(1)
     assert count(torch.tensor([[0, 2], [2, 3]]), 5).tolist() == [1, 0, 2, 1, 0]
 
 
-def test_gradients_pass_the_codes_unchanged() -> None:
+def test_gradients_pass_codes_straight_through() -> None:
     torch.manual_seed(0)
     model = TINY.build().eval()
     images = torch.rand(2, 3, 8, 12)
@@ -92,7 +92,7 @@ def test_gradients_pass_the_codes_unchanged() -> None:
         assert_close(parameter.grad, wanted)
 
 
-def test_an_autoencoder_draws_from_the_codes_alone() -> None:
+def test_reconstruction_depends_on_codes_only() -> None:
     model = TINY.build().eval()
     images = torch.rand(1, 3, 8, 8)
     drawn = model.reconstruct(images)
@@ -101,7 +101,7 @@ def test_an_autoencoder_draws_from_the_codes_alone() -> None:
     assert ((other + 1) / 2 - drawn.images).abs().max() > 1e-4
 
 
-def test_impossible_numbers_are_refused() -> None:
+def test_invalid_sizes_are_refused() -> None:
     for changes in ({"stride": 6}, {"stride": 1}, {"width": 12}, {"codes": 0}):
         with pytest.raises(ValueError):
             AutoencoderConfig(**changes)

@@ -1,4 +1,4 @@
-"""The formulas of bench/flops.py against what torch counts in a step, where nothing is padded."""
+"""The formulas of bench/flops.py against torch's count for a step without padding."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def done(model: VLMoConfig | BridgeTowerConfig, task: PairsConfig) -> float:
     ("name", "positions"), [*((name, "absolute") for name in TASKS), ("paper", "relative"), ("contrast", "relative")]
 )
 def test_vlmo(name: str, positions: str) -> None:
-    """What is done beyond need: word rows in passes without words, and the similarities of the batch: 4 %."""
+    """Up to 4 % more: text positions in passes without MLM, and the similarities of the batch."""
     model = replace(VLMO, positions=positions)
     needed = flops.vlmo(model, TASKS[name], flops.Lengths.of(batch()))
     assert 0.9999 < done(model, TASKS[name]) / needed < 1.04
@@ -77,6 +77,6 @@ def test_vlmo(name: str, positions: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in TASKS if name not in ("both views", "half the patches")])
 def test_bridgetower(name: str) -> None:
-    """Beyond need: the image tower's last layer for all patches where contrast alone reads one of them."""
+    """More: the last layer of the image tower for all patches, of which ITC reads one."""
     needed = flops.bridgetower(TOWERS, TASKS[name], flops.Lengths.of(batch()))
     assert 0.9999 < done(TOWERS, TASKS[name]) / needed < (1.4 if name == "contrast" else 1.06)

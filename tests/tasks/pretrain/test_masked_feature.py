@@ -34,7 +34,7 @@ TASK = MaskedFeatureConfig(patch=8, teacher_patch=4, mask=BlockMask(patches=6, s
 
 
 def taught(folder: Path, name: str) -> MaskedFeatureConfig:
-    """A teacher of random weights in a folder, for 4 x 4 patches of 4 pixels."""
+    """Save a random teacher for 4 x 4 patches of 4 pixels."""
     model, channels = TEACHERS[name]
     torch.manual_seed(1)
     data = Data(image_size=(16, 16), text_length=12, preprocess=LOOKS)
@@ -50,7 +50,7 @@ def batch_of(cfg: MaskedFeatureConfig, number: int) -> dict:
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_the_loss_against_a_loop(name: str, tmp_path: Path) -> None:
+def test_loss_matches_a_loop(name: str, tmp_path: Path) -> None:
     cfg = taught(tmp_path, name)
     torch.manual_seed(0)
     task = cfg.build(LEARNER.build()).eval()
@@ -78,8 +78,8 @@ def test_the_loss_against_a_loop(name: str, tmp_path: Path) -> None:
     assert abs(float(mean.detach())) < 0.5
 
 
-def test_it_learns_what_the_teacher_says(tmp_path: Path) -> None:
-    """Four images by heart."""
+def test_training_fits_the_teacher(tmp_path: Path) -> None:
+    """Overfits four images."""
     cfg = taught(tmp_path, "VLMo")
     torch.manual_seed(0)
     task, batch = cfg.build(LEARNER.build()), batch_of(cfg, 4)
@@ -92,7 +92,7 @@ def test_it_learns_what_the_teacher_says(tmp_path: Path) -> None:
     assert output.log["cosine"] > 0.8
 
 
-def test_a_run_is_a_model_folder_and_a_start(tmp_path: Path) -> None:
+def test_a_run_can_be_loaded_and_started_from(tmp_path: Path) -> None:
     cfg = taught(tmp_path / "teacher", "VLMo")
     first = changed(recipe(tmp_path, images=[Sample(f"{n}", png_image(n)) for n in range(12)]), steps=2, save_every=2)
     final = train((replace(first, task=cfg),), tmp_path / "run")
@@ -104,7 +104,7 @@ def test_a_run_is_a_model_folder_and_a_start(tmp_path: Path) -> None:
     assert {"head.weight", "mask_token"} <= set(report["unused"])
 
 
-def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_mismatched_teachers_are_refused(tmp_path: Path) -> None:
     cfg = taught(tmp_path, "VLMo")
     batch = batch_of(cfg, 2)
 

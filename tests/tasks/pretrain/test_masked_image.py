@@ -1,4 +1,4 @@
-"""Masked image modelling from images to a trained model, with a tokenizer that is trained first."""
+"""Masked image modeling from images to a trained model, with a tokenizer that is trained first."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def images_recipe(folder: Path, tokenizer: Path, steps: int = 6) -> Recipe:
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one that was trained by the ordinary loop."""
+    """Return the folder of a tokenizer trained by the training loop."""
     folder = tmp_path_factory.mktemp("tokenizer")
     return train((tokenizer_recipe(folder),), folder / "run")
 
 
-def test_a_tokenizer_is_trained_by_the_ordinary_loop(tokenizer: Path) -> None:
+def test_a_tokenizer_is_trained_by_the_training_loop(tokenizer: Path) -> None:
     log = read_log(tokenizer.parent)
     assert np.mean([line["error"] for line in log[-5:]]) < 0.6 * log[0]["error"]
     assert log[-1]["codes/used"] > 0.5 and log[-1]["codes/perplexity"] > 6
@@ -67,7 +67,7 @@ def test_a_tokenizer_is_trained_by_the_ordinary_loop(tokenizer: Path) -> None:
     assert opened(views).shape == (3, 16)
 
 
-def test_the_sheet_shows_pictures_and_code_use(tokenizer: Path) -> None:
+def test_the_grid_shows_reconstructions_and_code_usage(tokenizer: Path) -> None:
     model = open_tokenizer(str(tokenizer), CPU)
     assert isinstance(model, Autoencoder)
     views = torch.randint(256, (7, 3, 16, 16), dtype=torch.uint8)
@@ -77,7 +77,7 @@ def test_the_sheet_shows_pictures_and_code_use(tokenizer: Path) -> None:
     assert 0.01 < bars.mean() < 0.99
 
 
-def test_a_run_on_pictures_without_texts(tokenizer: Path, tmp_path: Path) -> None:
+def test_training_on_images_without_texts(tokenizer: Path, tmp_path: Path) -> None:
     recipe = images_recipe(tmp_path, tokenizer)
     final = train((recipe,), tmp_path / "run")
     log = read_log(tmp_path / "run")
@@ -90,7 +90,7 @@ def test_a_run_on_pictures_without_texts(tokenizer: Path, tmp_path: Path) -> Non
     assert isinstance(hub.load(final).task, MaskedImage)
 
 
-def test_it_learns_what_can_be_learnt(tokenizer: Path) -> None:
+def test_training_overfits(tokenizer: Path) -> None:
     torch.manual_seed(0)
     task = replace(TASK, tokenizer=str(tokenizer)).build(LEARNER.build())
     batch = batch_of(4)
@@ -109,7 +109,7 @@ def batch_of(number: int) -> dict:
     return dict(TASK.collate(rows))
 
 
-def test_rows_are_the_hidden_patches() -> None:
+def test_positions_are_the_hidden_patches() -> None:
     batch = batch_of(6)
     assert batch["image"].shape == (6, 3, 32, 32) and batch["view"].shape == (6, 3, 16, 16)
     assert batch["hidden"].shape == (6, 16) and batch["hidden"].sum(1).max() == 6
@@ -119,7 +119,7 @@ def test_rows_are_the_hidden_patches() -> None:
 
 
 def test_the_loss_is_the_mean_over_hidden_patches(tokenizer: Path) -> None:
-    """Against a head on all patches, one image at a time."""
+    """Compare with a head on all patches, one image at a time."""
     torch.manual_seed(0)
     task = replace(TASK, tokenizer=str(tokenizer)).build(tiny.MODEL.build()).eval()
     batch = batch_of(5)
@@ -135,7 +135,7 @@ def test_the_loss_is_the_mean_over_hidden_patches(tokenizer: Path) -> None:
     torch.testing.assert_close(output.loss, torch.cat(losses).mean())
 
 
-def test_what_does_not_fit_is_refused(tokenizer: Path) -> None:
+def test_mismatched_tokenizers_are_refused(tokenizer: Path) -> None:
     batch = batch_of(2)
 
     def refused(match: str, **changes: object) -> None:
@@ -151,7 +151,7 @@ def test_what_does_not_fit_is_refused(tokenizer: Path) -> None:
         replace(TASK, patch=0)
 
 
-def test_a_tokenizer_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resuming_a_tokenizer_is_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = replace(tokenizer_recipe(tmp_path, steps=6), run=Run(steps=6, save_every=3, log_every=1))
     train((recipe,), tmp_path / "whole")
     with monkeypatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Masked image modelling against tensors recorded from BEiT's official code: see facts.json for their origin."""
+"""Masked image modeling against tensors recorded from BEiT's official code: see facts.json for their origin."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ TINY = VLMoConfig(
 
 
 class Recorded(VisualTokenizer):
-    """Gives the recorded words, whatever it sees."""
+    """Returns the recorded codes for any input."""
 
     codes, stride = 31, 4
 
@@ -66,7 +66,7 @@ def batch() -> MaskedImageBatch:
     )
 
 
-def test_states_of_all_patches(task: MaskedImage) -> None:
+def test_patch_states_as_recorded(task: MaskedImage) -> None:
     hidden = MaskedPatches(OUTPUTS["in.mim_mask"], task.mask_token)
     tokens = task.model.embed_masked_image(OUTPUTS["in.image"], hidden)
     states = task.model.token_states(tokens, torch.arange(17).expand(4, -1))
@@ -75,7 +75,7 @@ def test_states_of_all_patches(task: MaskedImage) -> None:
     assert_close(task.head(states[:, 1:]), OUTPUTS["beit_mim.logits_all"], **TOLERANCE)
 
 
-def test_logits_and_loss(task: MaskedImage) -> None:
+def test_logits_and_loss_as_recorded(task: MaskedImage) -> None:
     wanted = OUTPUTS["beit_mim.logits_masked"]
     assert_close(task.logits(batch()), wanted, **TOLERANCE)
     output = task(batch())

@@ -33,7 +33,7 @@ TINY = VLMoConfig(
 
 
 class Darkness(VisualTokenizer):
-    """Names a square by its darkness."""
+    """Assigns codes by brightness."""
 
     codes, stride = 5, 4
 
@@ -42,7 +42,7 @@ class Darkness(VisualTokenizer):
 
 
 def gradients(rows: slice) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return loss and gradients on some of six images, which hide 1, 3, 0, 2, 2 and 3 patches."""
+    """Return loss and gradients for some of six images, with 1, 3, 0, 2, 2 and 3 hidden patches."""
     torch.manual_seed(0)
     masked_image.open_tokenizer = lambda *_: Darkness()  # type: ignore[assignment]  # this process is a test's own
     task = MaskedImageConfig(codes=5, patch=8, stride=4).build(TINY.build()).double()
@@ -74,7 +74,7 @@ def check(rank: int, meeting: Path, wanted: tuple[Tensor, dict[str, Tensor]]) ->
 
 
 def check_codebook(rank: int) -> None:
-    """Both processes keep one book, whatever each of them sees and draws."""
+    """Both processes keep the same codebook for different inputs and draws."""
     torch.manual_seed(0)
     book = Codebook(8, 3)
     torch.manual_seed(rank)
@@ -85,7 +85,7 @@ def check_codebook(rank: int) -> None:
     assert len(book.embeddings.unique(dim=0)) == 8
 
 
-def test_two_processes_learn_as_one(tmp_path: Path) -> None:
+def test_two_processes_match_one(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(masked_image, "open_tokenizer", masked_image.open_tokenizer)  # put back afterwards
         loss, whole = gradients(slice(None))

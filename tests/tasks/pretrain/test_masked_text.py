@@ -1,4 +1,4 @@
-"""Masked words on text alone: the official code's loss, and many processes as one."""
+"""MLM on text only: the loss of the official code, and several processes against one."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ TINY = VLMoConfig(
 )
 
 
-def released() -> MaskedText:
-    """The text-stage model of the official code."""
+def official() -> MaskedText:
+    """Return the text-stage model of the official code."""
     state = load_file(GOLDEN / "beit_stage2_state.safetensors")
     stage2 = {name.removeprefix("stage2."): tensor for name, tensor in state.items() if name.startswith("stage2.")}
     task = MaskedTextConfig().build(TINY.build()).eval()
@@ -57,9 +57,9 @@ def batch(rows: slice = slice(None)) -> dict[str, torch.Tensor]:
     }
 
 
-def test_the_loss_of_the_released_code() -> None:
+def test_loss_as_recorded_from_the_official_code() -> None:
     outputs = load_file(GOLDEN / "beit_stage2_outputs.safetensors")
-    task, given = released(), batch()
+    task, given = official(), batch()
     torch.testing.assert_close(task(given).loss, outputs["stage2.mlm_loss"], atol=1e-5, rtol=1e-5)
     states = task.model.token_states(task.model.embed_text(given["ids"], given["mask"]), given["positions"])
     logits = outputs["stage2.mlm_logits"].take_along_dim(given["positions"][..., None], dim=1)
@@ -71,7 +71,7 @@ def test_the_loss_of_the_released_code() -> None:
 
 def _on_a_rank(rank: int, port: int, folder: Path) -> None:
     td.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    task = released()
+    task = official()
     own = slice(0, 3) if rank == 0 else slice(3, 4)  # as many words as there are on neither
     output = task(batch(own))
     output.loss.backward()
@@ -80,11 +80,11 @@ def _on_a_rank(rank: int, port: int, folder: Path) -> None:
     td.destroy_process_group()
 
 
-def test_two_processes_average_over_all_words(tmp_path: Path) -> None:
+def test_two_processes_average_over_all_tokens(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     multiprocessing.start_processes(_on_a_rank, args=(port, tmp_path), nprocs=2, start_method="fork")
-    task = released()
+    task = official()
     loss = task(batch()).loss
     loss.backward()
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in (0, 1)]
@@ -94,7 +94,7 @@ def test_two_processes_average_over_all_words(tmp_path: Path) -> None:
         torch.testing.assert_close((gradient + ranks[1][name]) / 2, task.get_parameter(name).grad, atol=1e-6, rtol=1e-4)
 
 
-def test_reading(tmp_path: Path) -> None:
+def test_examples_and_batches(tmp_path: Path) -> None:
     processor = Processor(ImageTransform((32, 32), None), TextTransform(12, tokenizer(tmp_path)))
     cfg, rng = MaskedTextConfig(), np.random.default_rng(0)
     rows = [cfg.read(Sample("a", b"", (" ".join(WORDS[:n]),)), processor, rng) for n in (3, 10, 12)]

@@ -1,4 +1,4 @@
-"""The benchmark's yardstick does the same arithmetic as the pairs task: same loss, same gradients."""
+"""The reference step of the benchmark has the loss and gradients of the pairs task."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def test_same_loss_and_gradients(positions: str) -> None:
         assert (got[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-6, name
 
 
-def test_draws_are_by_weight_and_never_the_own() -> None:
+def test_reference_negatives_follow_the_weights() -> None:
     logits = torch.tensor([[9.0, 1.0, 1.0], [0.0, 9.0, -200.0], [3.0, 3.0, 9.0]])
     rows = torch.tensor([published_step.negatives(logits, published_step.drawn) for _ in range(200)])
     assert (rows[:, 1] == 0).all() and not (rows == torch.arange(3)).any()

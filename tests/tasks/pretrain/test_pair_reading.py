@@ -1,4 +1,4 @@
-"""From a sample to a row, and from rows to a batch."""
+"""From a sample to an example, and from examples to a batch."""
 
 from __future__ import annotations
 
@@ -34,21 +34,23 @@ def sample(texts: tuple[str, ...] = CAPTIONS, red: int = 9, meta: Mapping[str, o
     return Sample("one", image(red), texts, meta or {})
 
 
-def rows_of(cfg: PairsConfig, given: Sample, number: int = 60) -> list:
+def examples_of(cfg: PairsConfig, given: Sample, number: int = 60) -> list:
     return [cfg.read(given, PREP, np.random.default_rng(seed)) for seed in range(number)]
 
 
-def test_a_row_is_a_function_of_the_random_state() -> None:
-    for one, other in zip(rows_of(PairsConfig(), sample(), 5), rows_of(PairsConfig(), sample(), 5), strict=True):
+def test_an_example_is_a_function_of_the_rng() -> None:
+    for one, other in zip(
+        examples_of(PairsConfig(), sample(), 5), examples_of(PairsConfig(), sample(), 5), strict=True
+    ):
         assert torch.equal(one["image"], other["image"])
         assert all(np.array_equal(one[name], other[name]) for name in ("ids", "masked_ids", "labels"))
-    first, second, *_ = rows_of(PairsConfig(), sample())
+    first, second, *_ = examples_of(PairsConfig(), sample())
     assert not torch.equal(first["image"], second["image"])
 
 
-def test_every_caption_is_drawn_and_hidden_in_part() -> None:
+def test_every_caption_is_drawn_and_partly_masked() -> None:
     seen = set()
-    for row in rows_of(PairsConfig(), sample()):
+    for row in examples_of(PairsConfig(), sample()):
         ids, masked, labels = row["ids"], row["masked_ids"], row["labels"]
         assert row["image"].shape == (3, 16, 16) and ids[0] == CLS and ids[-1] == SEP and len(ids) <= 12
         is_hidden = labels != -100
@@ -59,18 +61,18 @@ def test_every_caption_is_drawn_and_hidden_in_part() -> None:
     assert len(seen) == 3 and {CAPTIONS[0], CAPTIONS[1]} <= seen
 
 
-def test_released_masking_can_hide_nothing_and_ours_never_does() -> None:
+def test_official_masking_can_mask_nothing_and_ours_never_does() -> None:
     short = sample(("a bird",))
-    hidden = [(row["labels"] != -100).sum() for row in rows_of(PairsConfig(masking="official"), short, 100)]
+    hidden = [(row["labels"] != -100).sum() for row in examples_of(PairsConfig(masking="official"), short, 100)]
     assert 0 in hidden and max(hidden) == 2
-    assert all((row["labels"] != -100).sum() == 1 for row in rows_of(PairsConfig(), short, 100))
-    many = rows_of(PairsConfig(mlm_probability=0.5), sample((CAPTIONS[0],)), 20)
+    assert all((row["labels"] != -100).sum() == 1 for row in examples_of(PairsConfig(), short, 100))
+    many = examples_of(PairsConfig(mlm_probability=0.5), sample((CAPTIONS[0],)), 20)
     assert {int((row["labels"] != -100).sum()) for row in many} == {3}  # of six words
     assert any(MASK in row["masked_ids"] for row in many)
 
 
-def test_who_a_pair_is() -> None:
-    rows = rows_of(PairsConfig(), sample(), 20) + rows_of(PairsConfig(), sample(red=8), 20)
+def test_ids_are_those_of_image_and_caption() -> None:
+    rows = examples_of(PairsConfig(), sample(), 20) + examples_of(PairsConfig(), sample(red=8), 20)
     assert {row["image_id"] for row in rows[:20]} == {content_id(image())}
     assert {row["image_id"] for row in rows[20:]} == {content_id(image(8))} != {content_id(image())}
     by_text = {(PREP.text.decode(row["ids"]), row["text_id"]) for row in rows}
@@ -83,10 +85,12 @@ def test_a_sample_without_text_is_broken() -> None:
         PairsConfig().read(sample(()), PREP, np.random.default_rng(0))
 
 
-def test_tags_follow_every_other_caption() -> None:
+def test_tags_extend_or_replace_captions() -> None:
     tags = ["red", "blue", "green", "brown", "black"]
     cfg, number = PairsConfig(tags="keywords"), 400
-    texts = [PREP.text.decode(row["ids"]) for row in rows_of(cfg, sample(("a bird",), meta={"keywords": tags}), number)]
+    texts = [
+        PREP.text.decode(row["ids"]) for row in examples_of(cfg, sample(("a bird",), meta={"keywords": tags}), number)
+    ]
     added = [text.removeprefix("a bird").split() for text in texts]
     assert all(set(some) <= set(tags) and len(set(some)) == len(some) for some in added)
     shares = np.bincount([len(some) for some in added], minlength=5) / number
@@ -97,16 +101,16 @@ def test_tags_follow_every_other_caption() -> None:
 
 @pytest.mark.parametrize("meta", [{}, {"keywords": []}, {"keywords": "red"}, {"keywords": None}, {"other": ["red"]}])
 def test_samples_without_tags_keep_their_captions(meta: dict[str, object]) -> None:
-    rows = rows_of(PairsConfig(tags="keywords"), sample(("a bird",), meta=meta), 20)
+    rows = examples_of(PairsConfig(tags="keywords"), sample(("a bird",), meta=meta), 20)
     assert {PREP.text.decode(row["ids"]) for row in rows} == {"a bird"}
 
 
-def test_tags_are_left_alone_unless_asked_for() -> None:
-    rows = rows_of(PairsConfig(), sample(("a bird",), meta={"keywords": ["red"]}), 20)
+def test_tags_are_ignored_by_default() -> None:
+    rows = examples_of(PairsConfig(), sample(("a bird",), meta={"keywords": ["red"]}), 20)
     assert {PREP.text.decode(row["ids"]) for row in rows} == {"a bird"}
 
 
-def test_masked_rows_by_hand() -> None:
+def test_mlm_positions_by_hand() -> None:
     labels = [np.array([-100, 7, -100, 8]), np.array([-100, -100]), np.array([-100, -100, 9])]
     rows, targets = mlm_positions(labels)
     assert rows.tolist() == [[1, 3], [0, 0], [2, 0]]
@@ -115,7 +119,7 @@ def test_masked_rows_by_hand() -> None:
     assert rows.shape == targets.shape == (1, 0) and rows.dtype == torch.long
 
 
-def test_a_batch_is_padded_to_its_longest_text_and_can_be_learnt_from() -> None:
+def test_a_batch_is_padded_to_its_longest_text_and_trainable() -> None:
     cfg = PairsConfig()
     rows = [
         cfg.read(sample((text,), red=number), PREP, np.random.default_rng(0)) for number, text in enumerate(CAPTIONS)
@@ -141,7 +145,7 @@ def test_a_batch_is_padded_to_its_longest_text_and_can_be_learnt_from() -> None:
 
 
 @pytest.mark.parametrize("masking", ["whole_word", "official"])
-def test_a_caption_without_words_is_no_accident(masking: str) -> None:
+def test_a_caption_without_words_is_accepted(masking: str) -> None:
     cfg = PairsConfig(masking=masking)
     row = cfg.read(sample(("",)), PREP, np.random.default_rng(0))
     assert row["ids"].tolist() == [CLS, SEP] and (row["labels"] == -100).all()

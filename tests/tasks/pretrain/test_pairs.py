@@ -1,4 +1,4 @@
-"""A whole step of pre-training on pairs against one that does each pass by itself, and what it does at the edges."""
+"""The pairs task against a step of single passes, and its edge cases."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LENGTHS = (8, 3, 5, 8, 4, 6)
 
 
 class Draws:
-    """Draws negatives as the task does, and keeps what was asked and what was drawn: first images, then texts."""
+    """Samples negatives as the task does, and records logits and draws: images first, then texts."""
 
     def __init__(self) -> None:
         self.logits: list[Tensor] = []
@@ -54,7 +54,7 @@ def draws(monkeypatch: pytest.MonkeyPatch) -> Draws:
 
 
 def build(cfg: PairsConfig, model: VLMoConfig = TINY) -> Pairs:
-    """In float64, with all parameters far from their first values."""
+    """Return the task in float64, with all parameters far from their initial values."""
     torch.manual_seed(0)
     task = cfg.build(model.build()).double()
     for name, parameter in task.named_parameters():
@@ -65,7 +65,7 @@ def build(cfg: PairsConfig, model: VLMoConfig = TINY) -> Pairs:
 
 
 def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ...] = ()) -> dict[str, Tensor]:
-    """``images`` and ``texts`` say which of six images and captions each pair has; -100 ends the masked words."""
+    """Return pairs of the six images and captions that ``images`` and ``texts`` index."""
     generator = torch.Generator().manual_seed(1)
     image_id, text_id = torch.tensor(images or range(number)), torch.tensor(texts or range(number))
     ids = torch.randint(1, 30, (6, 8), generator=generator)
@@ -87,7 +87,7 @@ def batch_of(number: int = 6, images: tuple[int, ...] = (), texts: tuple[int, ..
 
 
 def naive_step(task: Pairs, batch: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
-    """The three losses, one pass and one pair at a time, on the negatives that were drawn."""
+    """Return the three losses, computed one pair at a time, with the negatives that were drawn."""
     cfg, model, number = task.cfg, task.model, len(batch["ids"])
     masked_match = cfg.itm_on_masked_text
 
@@ -158,8 +158,8 @@ CONFIGS = {
 
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("images", [(0, 1, 2, 3, 4), (0, 1, 0, 3, 0)], ids=["unlike", "alike"])
-def test_step_against_single_passes(cfg: PairsConfig, images: tuple[int, ...], draws: Draws) -> None:
-    """Five pairs: with one negative per pair the halves differ in size."""
+def test_step_matches_single_passes(cfg: PairsConfig, images: tuple[int, ...], draws: Draws) -> None:
+    """With five pairs and one negative per pair the halves differ in size."""
     task, batch = build(cfg), batch_of(5, images=images, texts=(5, 1, 2, 3, 4))
     output = task(batch)
     parameters = dict(task.named_parameters())
@@ -194,7 +194,7 @@ def test_sigmoid_itc_is_the_binary_cross_entropy_of_every_pair() -> None:
 
 
 def test_accuracies(draws: Draws) -> None:
-    """Heads that always say the same are right about all of one kind."""
+    """A head with a constant prediction is right about all examples of one label."""
     task, batch = build(PairsConfig()), batch_of()
     for head, answer in ((task.itm_head, 1), (task.mlm_head.decoder, 9)):
         nn.init.zeros_(head.weight)
@@ -208,7 +208,7 @@ def test_accuracies(draws: Draws) -> None:
 
 
 @pytest.mark.parametrize("negatives_per_pair", [1, 2])
-def test_what_belongs_together_is_never_drawn(negatives_per_pair: int, draws: Draws) -> None:
+def test_positives_are_never_drawn_as_negatives(negatives_per_pair: int, draws: Draws) -> None:
     images, texts = (0, 0, 1, 2, 2, 3), (0, 1, 2, 3, 4, 2)
     task, batch = build(PairsConfig(negatives_per_pair=negatives_per_pair)), batch_of(6, images, texts)
     output = task(batch)
@@ -224,8 +224,8 @@ def test_what_belongs_together_is_never_drawn(negatives_per_pair: int, draws: Dr
     assert output.log["count/false_negatives_avoided"] == 12  # rows 0 1, 3 4, 2 5, from both sides, in both directions
 
 
-def test_batches_of_alike_pairs_have_no_wrong_ones(draws: Draws) -> None:
-    """All show one image: nothing can be drawn, and matching learns from the right pairs alone."""
+def test_a_batch_of_one_image_has_no_negatives(draws: Draws) -> None:
+    """All pairs share an image: no negative can be drawn, and ITM is trained on positives only."""
     task = build(PairsConfig())
     output = task(batch_of(3, images=(2, 2, 2), texts=(0, 1, 2)))
     assert not any(map(any, draws.has_any))
@@ -236,7 +236,7 @@ def test_batches_of_alike_pairs_have_no_wrong_ones(draws: Draws) -> None:
 
 
 @pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
-def test_one_pair_alone(cfg: PairsConfig) -> None:
+def test_a_batch_of_one_pair_is_finite(cfg: PairsConfig) -> None:
     task = build(cfg)
     output = task(batch_of(1))
     output.loss.backward()
@@ -245,8 +245,8 @@ def test_one_pair_alone(cfg: PairsConfig) -> None:
 
 
 @pytest.mark.parametrize("width", [0, 1, 3])
-def test_no_masked_word_is_no_loss(width: int) -> None:
-    """As the released masking can leave it; ``rows`` may be empty, or filled up."""
+def test_no_masked_token_gives_zero_mlm_loss(width: int) -> None:
+    """Official masking can produce this; ``positions`` are empty, or padding only."""
     task = build(PairsConfig())
     batch = batch_of() | {"positions": torch.zeros(6, width, dtype=torch.long), "targets": torch.full((6, width), -100)}
     output = task(batch)
@@ -256,7 +256,7 @@ def test_no_masked_word_is_no_loss(width: int) -> None:
     assert all(parameter.grad.isfinite().all() for parameter in task.parameters() if parameter.grad is not None)
 
 
-def test_a_weight_of_zero_leaves_an_objective_out() -> None:
+def test_a_weight_of_zero_skips_the_objective() -> None:
     whole = build(PairsConfig())(batch_of()).log
     for skipped, head in (("itm", "itm_head"), ("mlm", "mlm_head")):
         task = build(PairsConfig(**{f"{skipped}_weight": 0.0}))
@@ -271,14 +271,14 @@ def test_a_weight_of_zero_leaves_an_objective_out() -> None:
     assert_close(build(PairsConfig(itm_weight=0.0))(batch_of()).log["loss/mlm"], whole["loss/mlm"])
 
 
-def test_contrast_alone_fuses_nothing() -> None:
+def test_itc_alone_does_not_fuse() -> None:
     task = build(PairsConfig(itm_weight=0.0, mlm_weight=0.0))
     calls: list[int] = []
     task.model.pooler.register_forward_hook(lambda *_: calls.append(1))
     output = task(batch_of())
     assert not calls and set(output.log) == {"loss", "loss/itc", "count/false_negatives_avoided"}
     assert_close(output.loss.detach(), output.log["loss/itc"])
-    # and the hook would have seen it:
+    # the hook is called by fusion:
     task.model.fuse(task.model.embed_image(batch_of()["image"]), task.model.embed_text(*text_of(batch_of()))).pooled  # noqa: B018
     assert calls
 
@@ -287,13 +287,13 @@ def text_of(batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return batch["ids"], batch["mask"]
 
 
-def test_negatives_without_contrast(draws: Draws) -> None:
+def test_hard_negatives_without_itc(draws: Draws) -> None:
     output = build(PairsConfig(itc_weight=0.0))(batch_of())
     assert len(draws.drawn) == 2
     assert_close(output.loss.detach(), output.log["loss/itm"] + 0.25 * output.log["loss/mlm"], check_dtype=False)
 
 
-def test_released_gather_of_one_process_is_the_full_gradient() -> None:
+def test_gather_with_grad_does_not_matter_on_one_process() -> None:
     gradients = []
     for gather_with_grad in (True, False):
         task = build(PairsConfig(gather_with_grad=gather_with_grad, itm_weight=0.0, mlm_weight=0.0))
@@ -304,7 +304,7 @@ def test_released_gather_of_one_process_is_the_full_gradient() -> None:
         assert torch.equal(gradient, gradients[1][name]), name
 
 
-def test_features_and_scores_are_those_of_the_step(draws: Draws) -> None:
+def test_features_and_scores_match_the_step(draws: Draws) -> None:
     task, batch = build(PairsConfig()), batch_of()
     output = task(batch)
     image, text = task.model.embed_image(batch["image"]), task.model.embed_text(*text_of(batch))
@@ -326,8 +326,8 @@ def test_features_and_scores_are_those_of_the_step(draws: Draws) -> None:
     assert_close(task.rerank_score(cosine, right), task.itc_heads[0].scale * cosine + right)
 
 
-def test_negatives_follow_the_similarities_of_the_plain_view(draws: Draws) -> None:
-    """A pair that is by far the most similar is the one that is drawn."""
+def test_negatives_follow_the_unimodal_similarities(draws: Draws) -> None:
+    """The most similar pair by far is drawn."""
     task = build(PairsConfig())
     nn.init.constant_(task.itc_heads[0].logit_scale, 50.0)
     nn.init.constant_(task.itc_heads[1].logit_scale, -50.0)
@@ -342,14 +342,14 @@ def test_negatives_follow_the_similarities_of_the_plain_view(draws: Draws) -> No
         assert torch.equal(torch.tensor(drawn)[is_clear], best.indices[is_clear, 0])
 
 
-def test_a_model_without_a_second_view() -> None:
+def test_a_model_without_vision_language_experts_has_one_itc_head() -> None:
     task = build(PairsConfig(), replace(TINY, experts="shared"))
     assert len(task.itc_heads) == 1
     assert task(batch_of()).loss.isfinite()
 
 
-def test_a_pair_of_the_batch_is_never_drawn_from_two_others(draws: Draws) -> None:
-    """Pair 2 has the text of pair 0 and the image of pair 1: the text of 0 with the image of 1 is no wrong pair."""
+def test_a_positive_pair_is_never_drawn_from_two_other_pairs(draws: Draws) -> None:
+    """Pair 2 has the text of pair 0 and the image of pair 1: so the text of 0 with the image of 1 is positive."""
     images, texts = (0, 1, 1), (0, 1, 0)
     task = build(PairsConfig())
     for _ in range(20):
@@ -369,7 +369,7 @@ def test_a_pair_of_the_batch_is_never_drawn_from_two_others(draws: Draws) -> Non
     ],
     ids=["words", "random negatives", "masked texts alone", "all", "hard negatives without contrast"],
 )
-def test_what_no_objective_reads_is_not_computed(cfg: PairsConfig, texts_embedded: int, encoded: int) -> None:
+def test_unused_embeddings_are_not_computed(cfg: PairsConfig, texts_embedded: int, encoded: int) -> None:
     task, calls = build(cfg), {"embed_text": 0, "encode": 0}
     for name in calls:
         verb = getattr(task.model, name)

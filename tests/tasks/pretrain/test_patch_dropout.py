@@ -1,4 +1,4 @@
-"""Contrast on some patches of each image: against images cut up by hand, and drawn alike whoever holds them."""
+"""Patch dropout against images cut up by hand, on any process and in chunks."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def task(cfg: PairsConfig, model: VLMoConfig = VLMO) -> Pairs:
 
 
 def kept_by_hand(key: int) -> list[list[int]]:
-    """The eight patches of each image with the most noise, from 1: the class token is 0."""
+    """Return the eight patches of each image with the largest noise, from 1; the class token is 0."""
     noise = gumbel(key, torch.arange(PAIRS), PATCHES)
     return [sorted(range(1, 1 + PATCHES), key=lambda patch: -float(row[patch - 1]))[:8] for row in noise]
 
 
 def encoded_by_hand(model: VLMo, image: Tokens, kept: list[list[int]]) -> list[Tensor]:
-    """Each image alone, as a shorter sequence of embedded patches; the first view."""
+    """Return the unimodal features of each image, encoded as a shorter sequence of patches."""
     embeddings = []
     for row, places in enumerate(kept):
         x = image.states[0][row : row + 1, [0, *sorted(places)]]
@@ -62,7 +62,7 @@ def encoded_by_hand(model: VLMo, image: Tokens, kept: list[list[int]]) -> list[T
     return embeddings
 
 
-def test_contrast_sees_the_kept_patches_alone() -> None:
+def test_itc_reads_the_kept_patches_only() -> None:
     built, pairs = task(replace(HALF, itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0)), batch()
     assert isinstance(built.model, VLMo)
     dist.seed_shared_rng(3)
@@ -80,14 +80,14 @@ def test_contrast_sees_the_kept_patches_alone() -> None:
     wanted = (torch.nn.functional.cross_entropy(logits, right) + torch.nn.functional.cross_entropy(logits.T, right)) / 2
     assert_close(loss, wanted, check_dtype=False, atol=1e-5, rtol=1e-5)  # logits are float32 in the loss
     whole = built.eval()(pairs).loss
-    assert abs(whole - wanted) > 1e-3  # so that the draw matters, and judging sees everything
+    assert abs(whole - wanted) > 1e-3  # the draw matters, and evaluation reads all patches
     assert_close(
         whole,
         task(replace(HALF, itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0, patch_dropout=0.0))(pairs).loss,
     )
 
 
-def test_fusion_sees_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fusion_reads_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     built, lengths = task(HALF), list[int]()
     fuse = built.model.fuse
 
@@ -101,7 +101,7 @@ def test_fusion_sees_all_patches(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in built.parameters())
 
 
-def test_same_gradient_a_few_rows_at_a_time() -> None:
+def test_chunks_have_the_gradient_of_the_whole_batch() -> None:
     gradients = []
     for at_once in (0, 1, 4):
         built = task(replace(HALF, grad_cache_chunk=at_once))
@@ -113,7 +113,7 @@ def test_same_gradient_a_few_rows_at_a_time() -> None:
             assert_close(found[name], wanted, atol=1e-9, rtol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def test_drawn_alike_by_whoever_holds_a_picture() -> None:
+def test_draw_is_independent_of_the_process_that_holds_an_image() -> None:
     image = task(HALF).model.embed_image(batch()["image"])
     together = drop_patches(image, torch.arange(PAIRS), 0.75, key=7)
     assert together.states[0].shape[:2] == together.mask.shape == (PAIRS, 1 + 4)
@@ -124,8 +124,8 @@ def test_drawn_alike_by_whoever_holds_a_picture() -> None:
     assert not torch.equal(again.states[0], together.states[0])
 
 
-def test_every_patch_is_kept_as_often() -> None:
-    """Each of 16 patches in half of 4,000 draws: 2,000, of which 32 are one standard deviation."""
+def test_every_patch_is_equally_likely() -> None:
+    """Each of 16 patches is kept in about 2,000 of 4,000 draws, with a standard deviation of 32."""
     states = torch.arange(1 + PATCHES).expand(4000, -1)[..., None]
     image = Tokens("image", (states,), torch.ones(states.shape[:2], dtype=torch.bool), (4, 4))
     kept = drop_patches(image, torch.arange(4000), 0.5, key=1).states[0]
@@ -134,8 +134,8 @@ def test_every_patch_is_kept_as_often() -> None:
     assert all(len(row.unique()) == 9 for row in kept[:50])
 
 
-def test_all_patches_kept_draw_nothing() -> None:
-    """Run of recipes that keep everything go on with the draws they had."""
+def test_patch_dropout_zero_draws_no_random_number() -> None:
+    """Recipes without patch dropout keep their random draws."""
     built, pairs = task(PairsConfig(itm_weight=0.0, mlm_weight=0.0)), batch()
     dist.seed_shared_rng(4)
     first = dist.draw_shared()
@@ -145,7 +145,7 @@ def test_all_patches_kept_draw_nothing() -> None:
 
 
 @pytest.mark.parametrize("model", [MODEL.build(), BRIDGETOWER.build()], ids=["relative", "bridgetower"])
-def test_models_that_read_whole_pictures_are_refused(model: VisionLanguageModel) -> None:
+def test_models_that_need_whole_images_are_refused(model: VisionLanguageModel) -> None:
     with pytest.raises(ValueError, match=r"--model\.positions absolute, or set patch_dropout to 0"):
         HALF.build(model)
 

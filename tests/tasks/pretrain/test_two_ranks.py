@@ -1,4 +1,4 @@
-"""Two gloo processes against one, and against what two processes of the official code recorded."""
+"""Two gloo processes against one, and against recordings of two processes of the official code."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def on_two_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
 
 def _enter(rank: int, work: Callable[[int], None], meeting: Path) -> None:
     torch.set_num_threads(1)
-    hard_negatives.sample_negatives = largest  # in this process only: the recorded run took the largest weight
+    hard_negatives.sample_negatives = largest  # in this process only: the recorded run takes the largest weight
     td.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
         work(rank)
@@ -112,21 +112,21 @@ def check_forward(rank: int) -> None:
     assert_close(built.itm_head(pooled), recorded(f"rank{rank}.itm_logits"), atol=1e-5, rtol=1e-5)
     output = built(mine)
     assert_close(output.log["loss/itm"], recorded(f"rank{rank}.itm_loss"), atol=1e-5, rtol=1e-5)
-    # theirs is the mean over the process's own words; ours weighs every word of all processes alike
+    # the recorded loss is the mean over the local tokens; ours is that over the tokens of all processes
     words = (mine["targets"] != -100).sum().float()
     share = dist.all_reduce_mean(words) / words
     assert_close(0.25 * output.log["loss/mlm"] * share, recorded(f"rank{rank}.mlm_loss"), atol=1e-5, rtol=1e-5)
 
 
-def test_forward_of_two_ranks(tmp_path: Path) -> None:
+def test_losses_of_two_processes_as_recorded(tmp_path: Path) -> None:
     on_two_ranks(check_forward, tmp_path)
 
 
 def check_gradients(rank: int, gather_with_grad: bool, kind: str) -> None:
     built = task(PairsConfig(gather_with_grad=gather_with_grad, itm_weight=0.0, mlm_weight=0.0))
-    for name, parameter in built.named_parameters():  # what contrast never reaches is frozen, as a recipe would
+    for name, parameter in built.named_parameters():  # parameters without a gradient are frozen, as a recipe does
         parameter.requires_grad_(not name.startswith(("model.pooler", "itm_head", "mlm_head")))
-    wrapped = DistributedDataParallel(built)  # kept: without it nothing is synchronised
+    wrapped = DistributedDataParallel(built)  # kept alive: it synchronizes gradients
     wrapped(batch(own(rank))).loss.backward()
     names = [name for name in load_file(GOLDEN / "two_rank.safetensors") if name.startswith(kind + ".")]
     assert len(names) == 4
@@ -136,7 +136,7 @@ def check_gradients(rank: int, gather_with_grad: bool, kind: str) -> None:
         assert_close(gradient.reshape(recorded(name).shape), recorded(name), atol=1e-5, rtol=1e-5)
 
 
-def check_released_gradient(rank: int) -> None:
+def check_official_gradient(rank: int) -> None:
     check_gradients(rank, False, "ddp_mean_grad_itc")
 
 
@@ -144,14 +144,14 @@ def check_full_gradient(rank: int) -> None:
     check_gradients(rank, True, "full_batch_grad_itc")
 
 
-@pytest.mark.parametrize("work", [check_released_gradient, check_full_gradient])
-def test_contrast_gradient_of_two_ranks(work: Callable[[int], None], tmp_path: Path) -> None:
+@pytest.mark.parametrize("work", [check_official_gradient, check_full_gradient])
+def test_itc_gradient_of_two_processes_as_recorded(work: Callable[[int], None], tmp_path: Path) -> None:
     on_two_ranks(work, tmp_path)
 
 
 def check_whole_step(alone: Path, rank: int) -> None:
     built = task(PairsConfig())
-    # the second process has shorter texts: rows are exchanged all the same
+    # the second process has shorter texts; examples are exchanged nevertheless
     wrapped = DistributedDataParallel(built)
     wrapped(batch(own(rank), longest=12 if rank == 0 else 9)).loss.backward()
     gradients = torch.load(alone, weights_only=True)
@@ -160,7 +160,7 @@ def check_whole_step(alone: Path, rank: int) -> None:
         assert_close(parameter.grad, gradients[name], atol=1e-6, rtol=1e-4, msg=lambda text, name=name: name + text)
 
 
-def test_gradient_of_two_ranks_is_that_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradient_of_two_processes_matches_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hard_negatives, "sample_negatives", largest)
     built = task(PairsConfig())
     output = built(batch())
@@ -188,5 +188,5 @@ def check_exchange(rank: int) -> None:
         assert gathered.tolist() == everyone and local.tolist() == everyone[2 * rank : 2 * rank + 2]
 
 
-def test_exchange_of_rows(tmp_path: Path) -> None:
+def test_exchange_of_examples(tmp_path: Path) -> None:
     on_two_ranks(check_exchange, tmp_path)

@@ -1,4 +1,4 @@
-"""DALL-E's encoder out of a pickled module as it was published, and what else can name patches or is refused."""
+"""DALL-E's encoder from the published pickle or a state dict, and files and folders that are refused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 
 
 class Conv2d(nn.Module):
-    """As the published package has it, in what a pickle of it holds: w, b, and a few plain attributes."""
+    """Has the attributes that a pickle of the published class holds: w, b and a few plain values."""
 
     def __init__(self, before: int, after: int, kw: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class Encoder(nn.Module):
 
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> Encoder:
-    """An encoder whose classes are known to pickle under the published names, and to nobody else afterwards."""
+    """Return an encoder whose classes pickle under the published names, registered only for this fixture."""
     monkeypatch.setitem(sys.modules, "dall_e", ModuleType("dall_e"))
     for kind, module_name in ((Encoder, "dall_e.encoder"), (EncoderBlock, "dall_e.encoder"), (Conv2d, "dall_e.utils")):
         module = sys.modules.get(module_name) or ModuleType(module_name)
@@ -86,7 +86,7 @@ def wanted(encoder: Encoder, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("as_archive", [True, False])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
-def test_the_published_file_is_read_without_its_classes(
+def test_the_published_pickle_is_read_without_its_classes(
     published: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_archive: bool
 ) -> None:
     torch.save(published, tmp_path / "encoder.pkl", _use_new_zipfile_serialization=as_archive)
@@ -103,7 +103,7 @@ def test_the_published_file_is_read_without_its_classes(
 
 
 @pytest.mark.parametrize("name", ["state.pt", "state.safetensors"])
-def test_a_state_dict_will_do(published: Encoder, tmp_path: Path, name: str) -> None:
+def test_a_state_dict_is_read(published: Encoder, tmp_path: Path, name: str) -> None:
     save = save_file if name.endswith("safetensors") else torch.save
     save(published.state_dict(), tmp_path / name)
     images = torch.rand(2, 3, 16, 16)
@@ -117,7 +117,7 @@ class Evil:
 
 @pytest.mark.parametrize("as_archive", [True, False])
 @pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
-def test_code_in_the_file_is_named_and_never_run(
+def test_code_in_a_pickle_is_refused_and_never_executed(
     published: Encoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_archive: bool
 ) -> None:
     published.extra = Evil()
@@ -128,7 +128,7 @@ def test_code_in_the_file_is_named_and_never_run(
     assert not (tmp_path / "evil").exists()
 
 
-def test_what_makes_no_visual_tokens_is_refused(published: Encoder, tmp_path: Path) -> None:
+def test_other_files_and_folders_are_refused(published: Encoder, tmp_path: Path) -> None:
     def refused(name: str, match: str) -> None:
         with pytest.raises(ValueError, match=match):
             open_tokenizer(str(tmp_path / name) if name else "", CPU)
@@ -156,6 +156,6 @@ def test_what_makes_no_visual_tokens_is_refused(published: Encoder, tmp_path: Pa
     refused("shape.pt", "not those of DALL-E's encoder")
 
 
-def test_a_picture_that_cannot_be_cut_is_refused() -> None:
+def test_images_with_a_partial_patch_are_refused() -> None:
     with pytest.raises(ValueError, match="20 x 16 pixels are not a multiple of the tokenizer's stride, 8"):
         DalleEncoder(width=8, blocks=1, codes=5)(torch.zeros(1, 3, 20, 16))
