@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse import hub
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.padding import pad_arrays
 from dualfuse.metrics.accuracy import Question
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.classification import QuestionExample
 from dualfuse.tasks.pretrain.pairs import Pairs
 
@@ -51,7 +51,7 @@ def known(task: Asks, processor: Processor, pattern: str, names: Sequence[str]) 
         row = task.read_question(sample, processor, rng)
         colours.append(F.adaptive_avg_pool2d(row["images"], GRID).flatten(1))
         ids.append(row["ids"])
-        asked.append(row["asked"])
+        asked.append(row["question"])
     answers = torch.tensor([names.index(one.target[0]) for one in asked])
     return Known(torch.from_numpy(pad_arrays(ids, 0)), torch.stack(colours), answers, tuple(one.kind for one in asked))
 

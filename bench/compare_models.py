@@ -21,9 +21,10 @@ from means import table
 
 from dualfuse import hub
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.pairs import evaluate_pairs
-from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 
 TEST = "examples/openpics-mini/*-test-*.tar"
 ROWS = {
@@ -82,8 +83,8 @@ def judge(model: Path) -> dict[str, float]:
     """Return retrieval and accuracies on the test split, in percent."""
     loaded, shards, plan = hub.load(model), Shards.open(TEST), Plan(batch_size=64, rerank=16, num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate_retrieval(loaded.task, loaded.processor, shards, plan).metrics
-    found |= evaluate_pairs(loaded.task, loaded.processor, shards, plan)
+    found = evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
+    found |= evaluate_pairs(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
     return {name: 100 * found[name] for name in ROWS}
 
 

@@ -25,10 +25,10 @@ from answer_baselines import Asks, colour_cosines, known, learnt_cosines, linear
 from means import mean_and_spread
 from openpics_labels import FITS, NEAR, name_of, pictures_of, write_fits, write_same
 
+from dualfuse.data.processor import Processor
 from dualfuse.data.shards.shards import Shards
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.recipes import find_recipe
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.vqa import VQAConfig

@@ -33,6 +33,7 @@ from torch import Tensor
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box, random_changes
 from dualfuse.data.loader import SampleReader, training_batches
 from dualfuse.data.map_dataset import find_files
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
 from dualfuse.data.shards.shards import Shards
@@ -40,7 +41,6 @@ from dualfuse.data.text.masking import mask_words
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipes.small_pairs import OPENPICS
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.pair_batch import PairExample, collate_pairs, content_id
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.training.memory import keep_big_blocks

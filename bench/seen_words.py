@@ -17,8 +17,8 @@ from means import mean_and_spread
 
 from dualfuse import hub
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.gallery import Gallery
-from dualfuse.evaluation.retrieval import GalleryReader, Plan
+from dualfuse.evaluation.retrieval import Gallery
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.tasks.pretrain.pairs import Pairs
 
 SMALL = frozenset(["a", "an", "and", "at", "by", "for", "from", "in", "is", "it", "of", "on", "s", "the", "to", "with"])
@@ -65,7 +65,7 @@ def judge(model: Path, data: Path, at: int) -> dict[str, list[bool]]:
     test = Shards.open(str(data / "test-*.tar"))
     assert isinstance(loaded.task, Pairs), f"{model} was not trained on pairs"
     with torch.inference_mode():
-        reading = GalleryReader(loaded.task, Gallery(loaded.processor), test, Plan(num_workers=0))
+        reading = Gallery(loaded.task, EvaluationData(test, loaded.processor), Plan(num_workers=0))
         image, text, _, owner = reading.features()
         logits = text @ image.T
         better = logits > logits.gather(1, owner[:, None])

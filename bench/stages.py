@@ -30,13 +30,14 @@ from tokenizers import BertWordPieceTokenizer
 from dualfuse import hub
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.corpus import Corpus
-from dualfuse.evaluation.pairs import evaluate_pairs
-from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes.small_pairs import NANO, QUICK, nano_pairs
 from dualfuse.recipes.vlmo_images import nano_images, nano_tokenizer
 from dualfuse.recipes.vlmo_text import nano_text
 from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
 
@@ -236,8 +237,8 @@ def judge(model: Path, place: Place) -> dict[str, float]:
     """Return retrieval and accuracies on the test split, in percent."""
     loaded, shards, plan = hub.load(model), Shards.open(place.split("test")), Plan(num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate_retrieval(loaded.task, loaded.processor, shards, plan).metrics
-    found |= evaluate_pairs(loaded.task, loaded.processor, shards, plan)
+    found = evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
+    found |= evaluate_pairs(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
     found["R@10"] = statistics.mean(found[f"{way}/R@10"] for way in WAYS)
     found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2
     return {name: 100 * found[name] for name in ROWS}

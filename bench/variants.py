@@ -21,11 +21,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.pairs import evaluate_pairs
-from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.recipe import Recipe
 from dualfuse.recipes.small_pairs import demo
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 from dualfuse.training.dataloader import training_dataloader
 from dualfuse.training.init_from import init_from
 from dualfuse.training.loop import seed_step
@@ -113,8 +114,9 @@ class Learner:
         data, plan = self.recipe.data, Plan(num_workers=0)
         processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
         shards, task = Shards.open(data.validation), self.task.eval()
-        found = evaluate_retrieval(task, processor, shards, plan).metrics | evaluate_pairs(
-            task, processor, shards, plan
+        found = (
+            evaluate_retrieval(task, EvaluationData(shards, processor), plan).metrics
+            | evaluate_pairs(task, EvaluationData(shards, processor), plan).metrics
         )
         found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2
         percent = {name: 100 * value for name, value in found.items()}

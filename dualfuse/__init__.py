@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from dualfuse.convert.convert import convert as convert_checkpoint  # noqa: F401
     from dualfuse.convert.load import load as load
+    from dualfuse.data.processor import Processor as Processor
     from dualfuse.data.sample import Sample as Sample
     from dualfuse.data.shards.shards import Shards as Shards
     from dualfuse.errors import DualfuseError as DualfuseError
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from dualfuse.recipe import Run as Run
     from dualfuse.recipes import find_recipe as find_recipe
     from dualfuse.search.index import Index as Index
-    from dualfuse.tasks.base import Processor as Processor
     from dualfuse.tasks.base import Task as Task
     from dualfuse.tasks.base import TaskConfig as TaskConfig
     from dualfuse.tasks.base import TaskOutput as TaskOutput

@@ -14,32 +14,12 @@ from safetensors import SafetensorError, safe_open
 from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import format_metric
 from dualfuse.io import listing, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.finetune.captioning import CaptioningConfig
-from dualfuse.tasks.finetune.entailment import EntailmentConfig
-from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
-from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
-from dualfuse.tasks.finetune.segmentation import SegmentationConfig
-from dualfuse.tasks.finetune.vqa import VQAConfig
-from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
-from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
-from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
-from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
-PIPELINES = (
-    (VQAConfig, "visual-question-answering"),
-    (CaptioningConfig, "image-to-text"),
-    (PairsConfig, "feature-extraction"),
-    (MaskedTextConfig, "fill-mask"),
-    (MaskedImageConfig, "image-feature-extraction"),
-    (MaskedFeatureConfig, "image-feature-extraction"),
-    (ImageClassificationConfig, "image-classification"),
-    (SegmentationConfig, "image-segmentation"),
-)
-"""What the Hugging Face hub calls the tasks; for the others it has no word."""
 PAPERS = {"VLMo": "2111.02358", "BridgeTower": "2206.08657", "METER": "2111.02387"}
 SHOWN = 12  # entries of a list; their number is always told
 TO_FILL = "*to be filled in*"
@@ -96,7 +76,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
 
 
 def _front_matter(recipe: Recipe, licence: str) -> str:
-    pipeline = [f"pipeline_tag: {tag}" for kind, tag in PIPELINES if isinstance(recipe.task, kind)]
+    pipeline = [f"pipeline_tag: {recipe.task.pipeline_tag}"] if recipe.task.pipeline_tag else []
     tags = ("dualfuse", "vision-language", _architecture(recipe).lower(), _kind(recipe.task).lower())
     lines = [
         "---",
@@ -188,29 +168,13 @@ def _scores(scores: Scores | None) -> str:
             "None yet. `dualfuse evaluate MODEL DATA --out scores.json` writes them, and "
             "`dualfuse card MODEL --scores scores.json --command '...'` puts them here."
         )
-    rows = {f"`{name}`": _score(name, value) for name, value in scores.metrics.items()}
+    rows = {f"`{name}`": format_metric(name, value) for name, value in scores.metrics.items()}
     return f"Made by\n\n```bash\n{scores.command or TO_FILL}\n```\n\n" + _table(rows)
 
 
-def _score(name: str, value: float) -> str:
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.3f}" if name.endswith(("loss", "CIDEr-D")) else f"{100 * value:.1f} %"
-
-
 def _use(recipe: Recipe) -> str:
-    names, line = "load", ""
-    match recipe.task:
-        case PairsConfig() | EntailmentConfig():
-            names, line = "load, predict", 'print(predict(model, image="a.jpg", text="a red apple on a table"))'
-        case VQAConfig():
-            names, line = "load, predict", 'print(predict(model, image="a.jpg", text="what colour is the car?"))'
-        case CaptioningConfig():
-            names, line = "load, predict", 'print(predict(model, image="a.jpg"))'
-        case NLVR2Config():
-            names, line = "load, predict", 'print(predict(model, image=("a.jpg", "b.jpg"), text="both are red"))'
-        case MaskedTextConfig():
-            names, line = "load, predict", 'print(predict(model, text="a red [MASK] on a table"))'
+    line = recipe.task.example
+    names = "load, predict" if line else "load"
     lines = [f"from dualfuse import {names}", "", 'model = load("FOLDER or OWNER/NAME")', *([line] if line else [])]
     return "\n".join(["```python", *lines, "```"])
 

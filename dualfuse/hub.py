@@ -16,10 +16,11 @@ from torch import Tensor
 
 from dualfuse import upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
+from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_folder, write_json
 from dualfuse.recipe import Data, Recipe, Run
-from dualfuse.tasks.base import Processor, Task
+from dualfuse.tasks.base import Task
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PLUGINS = "plugins"

@@ -9,10 +9,11 @@ import torch
 from tyro.conf import AvoidSubcommands
 
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess
+from dualfuse.data.processor import Processor
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.models.base import ModelConfig
-from dualfuse.tasks.base import Processor, Task, TaskConfig
+from dualfuse.tasks.base import Task, TaskConfig
 
 Model = TypeVar("Model", bound=ModelConfig, covariant=True)
 Learning = TypeVar("Learning", bound=TaskConfig, covariant=True)

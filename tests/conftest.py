@@ -6,6 +6,7 @@ import ipaddress
 import os
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +14,10 @@ os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start; 
 os.environ["MPLBACKEND"] = "agg"
 
 import torch
+from tiny import recipe
+
+from dualfuse.recipe import Recipe
+from dualfuse.training import loop
 
 torch.set_num_threads(1)
 
@@ -48,3 +53,16 @@ def no_network() -> Iterator[None]:
         patch.setattr(socket.socket, "connect", guarded_connect)
         patch.setattr(socket, "getaddrinfo", guarded_lookup)
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    return recipe(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def whole(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    loop.train((tiny,), out)
+    return out

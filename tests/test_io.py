@@ -73,8 +73,6 @@ def test_errors_name_the_path_and_the_space(tmp_path: Path) -> None:
         raise OSError("No space left on device")
 
 
-@pytest.mark.parametrize(
-    ("names", "expected"), [((), "nothing"), (("a", "b"), "a, b"), ("abcd", "a, b, and 2 more")]
-)
+@pytest.mark.parametrize(("names", "expected"), [((), "nothing"), (("a", "b"), "a, b"), ("abcd", "a, b, and 2 more")])
 def test_listing(names: str, expected: str) -> None:
     assert listing(names, 2) == expected

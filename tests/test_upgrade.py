@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from dualfuse import hub, upgrade
 from dualfuse.config import from_json
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.evaluation.runner import evaluate_all
+from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.inference.predict import predict
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
@@ -145,7 +144,7 @@ def test_search_predict_and_evaluate_give_what_they_gave(stored: Path) -> None:
     assert [hit.score for hit in hits] == pytest.approx([hit["score"] for hit in expected["search"]], rel=1e-5)
     answer = predict(pairs, Path("gallery/0.png"), "the red cat").record()
     assert list(answer.values()) == pytest.approx(list(expected["predict"].values()), rel=1e-5)
-    metrics = evaluate_all(pairs, "data/val-*.tar", Plan(batch_size=4, rerank=2, num_workers=0)).metrics
+    metrics = evaluate(pairs, "data/val-*.tar", Plan(batch_size=4, rerank=2, num_workers=0, all_metrics=True)).metrics
     assert metrics == {upgrade.metric_name(name): value for name, value in expected["evaluate"].items()}
 
 

@@ -48,15 +48,15 @@ def run(
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
-    from dualfuse.evaluation.retrieval import Plan
-    from dualfuse.evaluation.runner import check_outputs, draw, evaluate_all
-    from dualfuse.evaluation.zero_shot import ZeroShotClasses, with_zero_shot
+    from dualfuse.evaluation.runner import Plan, check_outputs, draw
+    from dualfuse.evaluation.runner import evaluate as evaluate_model
+    from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
 
     keep_big_blocks()
-    loaded = with_zero_shot(load(model, device=dist.device()), ZeroShotClasses(zero_shot, templates))
+    loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     check_outputs(loaded.task, answers=answers, save_image=save_image)
-    evaluated = evaluate_all(loaded, data, Plan(batch_size, rerank, num_workers, exclude_broken))
+    evaluated = evaluate_model(loaded, data, Plan(batch_size, rerank, num_workers, exclude_broken, all_metrics=True))
     print("\n".join(evaluated.lines()))
     if out:
         out.write_text(json.dumps(evaluated.metrics, indent=1) + "\n")

@@ -46,12 +46,12 @@ def run(
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
-    from dualfuse.evaluation.zero_shot import ZeroShotClasses, with_zero_shot
     from dualfuse.inference.predict import at_least_one, predict
+    from dualfuse.inference.zero_shot import with_zero_shot
 
     at_least_one(top)
     _check_table(image, text, table, out)
-    loaded = with_zero_shot(load(model, device=dist.device()), ZeroShotClasses(zero_shot, templates))
+    loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     if table:
         _predict_table(loaded, table, out, top=top, batch_size=batch_size)
         return
@@ -74,12 +74,12 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
 
 
 def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: int, batch_size: int) -> None:
-    from dualfuse.inference.table import followed, predict_table, writer
+    from dualfuse.inference.table import predict_table, table_writer
 
-    answers = followed(predict_table(model, table, top=top, batch=batch_size), table)
+    answers = predict_table(model, table, top=top, batch=batch_size)
     counts = _Counts()
     if out:
-        with writer(out) as write:
+        with table_writer(out) as write:
             for answer in answers:
                 write(counts.add(answer))
     else:

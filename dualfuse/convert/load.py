@@ -11,9 +11,9 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import FORMATS
+from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
-from dualfuse.tasks.base import Processor
 from dualfuse.tensor_files import read_json
 
 

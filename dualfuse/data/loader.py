@@ -70,6 +70,14 @@ class LoadedBatch:
         return replace(self, batch=pinned)
 
 
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Move the tensors of a batch; copies from pinned memory to a GPU are asynchronous."""
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+        for name, value in batch.items()
+    }
+
+
 @dataclass(frozen=True)
 class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
     """Reader of training samples: ``reader[draw]`` is the example of that draw and the samples skipped for it.

@@ -1,149 +1,239 @@
-"""Retrieval, judged: text to image and image to text, by the dual encoder alone and re-ranked by the fusion path."""
+"""Retrieval over a whole set: text to image and image to text, by the dual encoder, re-ranked, or by fusing all pairs."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dualfuse.data.loader import LoadedBatch, Skipped, evaluation_batches
-from dualfuse.data.shards.shards import Shards
-from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.gallery import Gallery, Retriever, TextBatch
-from dualfuse.metrics.recall import nearest, ranks, recall, reranked_ranks
+from dualfuse.data.loader import Batch
+from dualfuse.data.processor import Processor
+from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text.padding import pad_texts
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
+from dualfuse.metrics.recall import nearest, ranks, ranks_of_scores, recall, reranked_ranks
+from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.progress import track
-from dualfuse.tasks.base import Processor
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How an evaluation is done."""
+class Retriever(Protocol):
+    """The part of ``tasks.base.Task`` that retrieval uses: unit embeddings of both modalities, and a score of pairs."""
 
-    batch_size: int = 64
-    """Images, texts or pairs at a time."""
-    rerank: int = 0
-    """Candidates per query that the fusion path puts in a new order; 0: none."""
-    num_workers: int = 2
-    """Loader processes."""
-    exclude_broken: bool = False
-    """Leave out samples that cannot be read, and report them, instead of stopping."""
+    model: VisionLanguageModel
 
+    @property
+    def can_match(self) -> bool:
+        """Whether :meth:`match_logit` is trained, so that the fusion encoder can re-rank."""
+        ...
 
-@dataclass(frozen=True)
-class RetrievalResult:
-    """Recall as shares of one, the numbers of images and texts, and what was left out."""
+    def image_features(self, image: Tokens) -> Tensor:
+        """Return unit embeddings (B, D)."""
+        ...
 
-    metrics: dict[str, float]
-    images: int
-    texts: int
-    excluded: tuple[Skipped, ...]
+    def text_features(self, text: Tokens) -> Tensor:
+        """Return unit embeddings (B, D)."""
+        ...
+
+    def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
+        """Return the log-odds (B,) that image and text match."""
+        ...
+
+    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Return the score that orders candidates, from two scores of the same shape."""
+        ...
 
 
 @torch.inference_mode()
-def evaluate_retrieval(task: Retriever, processor: Processor, shards: Shards, plan: Plan) -> RetrievalResult:
-    """Evaluate a task in evaluation mode on every image of ``shards`` with all its texts.
+def evaluate_retrieval(task: Retriever, data: EvaluationData, plan: Plan) -> EvaluationResult:
+    """Evaluate the dual encoder on every image of a set with all its texts; re-rank ``plan.rerank`` candidates.
 
-    ``DualfuseError`` if the task did not learn contrast: there is nothing to search with.
-    ``plan.rerank`` is for tasks that trained matching; others are judged without.
+    Tasks without a trained ITM head are evaluated without re-ranking. Raises DualfuseError if ITC was not trained.
     Memory grows with the number of images plus the number of texts, never with their product.
     """
-    gallery = GalleryReader(task, Gallery(processor), shards, plan)
+    gallery = Gallery(task, data, plan)
     image, text, texts, owner = gallery.features()
     numbers = torch.arange(len(image), device=image.device)
-    sides = {TEXT_TO_IMAGE: (text, image, owner, numbers), IMAGE_TO_TEXT: (image, text, numbers, owner)}
-    found = {way: ranks(*side) for way, side in sides.items()}
-    metrics = {f"{way}/{name}": value for way in found for name, value in recall(found[way]).items()}
+    directions = {TEXT_TO_IMAGE: (text, image, owner, numbers), IMAGE_TO_TEXT: (image, text, numbers, owner)}
+    before = {name: ranks(*direction) for name, direction in directions.items()}
+    metrics = _recalls(before)
     if plan.rerank and task.can_match:
-        best = {way: nearest(queries, candidates, plan.rerank) for way, (queries, candidates, *_) in sides.items()}
+        best = {
+            name: nearest(queries, candidates, plan.rerank) for name, (queries, candidates, *_) in directions.items()
+        }
         scores = gallery.pair_scores(best[TEXT_TO_IMAGE][1], best[IMAGE_TO_TEXT][1], texts)
-        for way, score in zip(sides, scores, strict=True):
-            (cosine, index), (_, _, query_of, candidate_of) = best[way], sides[way]
-            right = candidate_of[index] == query_of[:, None]
-            after = reranked_ranks(found[way], right, task.rerank_score(cosine, score))
-            metrics |= {f"{way}/reranked/{name}": value for name, value in recall(after).items()}
-    return RetrievalResult(metrics, len(image), len(text), tuple(gallery.excluded))
+        for name, score in zip(directions, scores, strict=True):
+            (cosine, index), (_, _, query_of, candidate_of) = best[name], directions[name]
+            is_target = candidate_of[index] == query_of[:, None]
+            after = reranked_ranks(before[name], is_target, task.rerank_score(cosine, score))
+            metrics |= _recalls({f"{name}/reranked": after})
+    return gallery.result(metrics, f"{len(image)} images, {len(text)} texts")
 
 
-@dataclass
-class GalleryReader:
-    """Reads the images of a set from first to last, as often as needed, and never holds them all."""
+@torch.inference_mode()
+def evaluate_fused_retrieval(task: Retriever, data: EvaluationData, plan: Plan) -> EvaluationResult:
+    """Evaluate the fusion encoder alone, by its score of each pair of an image and a text of a set.
 
-    task: Retriever
-    gallery: Gallery
-    shards: Shards
-    plan: Plan
+    An image is embedded once, a text once per batch of images; both cost little beside fusing. Memory: four bytes per
+    pair. A set whose pairs do not fit into memory would take weeks to fuse.
+    """
+    gallery = Gallery(task, data, plan)
+    texts, owner = gallery.texts()
+    scores = gallery.all_scores(texts)
+    numbers = torch.arange(len(scores))
+    directions = {TEXT_TO_IMAGE: (scores.T, owner, numbers), IMAGE_TO_TEXT: (scores, numbers, owner)}
+    metrics = _recalls({name: ranks_of_scores(*direction) for name, direction in directions.items()})
+    return gallery.result(metrics, f"{len(scores)} images, {len(owner)} texts")
 
-    def __post_init__(self) -> None:
-        """Nothing is excluded yet; ``DualfuseError`` for a model that is training, whose answers are drawn."""
-        if self.task.model.training:
-            raise DualfuseError("the model is in training mode; call eval() on the task before it is judged")
-        self.excluded: list[Skipped] = []
-        self.device = next(self.task.model.parameters()).device
 
-    def batches_with_progress(self, what: str) -> Iterator[LoadedBatch]:
-        """Return the images in file order, in batches, and shows how far it is."""
-        return track(self.batches(), total=-(-len(self.shards) // self.plan.batch_size), what=what)
+def _recalls(ranks: dict[str, Tensor]) -> dict[str, float]:
+    return {f"{name}/{at}": value for name in ranks for at, value in recall(ranks[name]).items()}
 
-    def batches(self) -> Iterator[LoadedBatch]:
-        """Return them without a word."""
-        return evaluation_batches(
-            self.shards,
-            self.gallery.read,
-            self.gallery.collate,
-            batch_size=self.plan.batch_size,
-            num_workers=self.plan.num_workers,
-            exclude_broken=self.plan.exclude_broken,
-        )
+
+class GalleryExample(TypedDict):
+    """One image (3, H, W) with the tokens (T,) of all its texts."""
+
+    image: Tensor
+    texts: tuple[np.ndarray, ...]
+
+
+def read_gallery(sample: Sample, processor: Processor, rng: np.random.Generator) -> GalleryExample:
+    """Return the image and every text; ``BrokenSample`` without a text. Nothing is drawn from ``rng``."""
+    if not sample.texts:
+        raise BrokenSample(sample.key, "it has no text")
+    texts = tuple(processor.text.encode(text).ids for text in sample.texts)
+    return {"image": processor.image(sample.image, rng), "texts": texts}
+
+
+def collate_gallery(examples: Sequence[GalleryExample]) -> Batch:
+    """Stack the images (B, 3, H, W); the texts of each image stay a tuple."""
+    return {
+        "image": torch.stack([example["image"] for example in examples]),
+        "texts": tuple(example["texts"] for example in examples),
+    }
+
+
+@dataclass(frozen=True)
+class TextBatch:
+    """Tokens of M texts: ``ids`` and ``mask`` (M, T)."""
+
+    ids: Tensor
+    mask: Tensor
+
+    @staticmethod
+    def of(texts: Sequence[np.ndarray]) -> TextBatch:
+        """Pad texts to the longest one."""
+        return TextBatch(*pad_texts(texts))
+
+    def take(self, index: Tensor, device: torch.device) -> TextBatch:
+        """Return the texts ``index``, no wider than the longest of them."""
+        mask = self.mask[index]
+        width = int(mask.sum(1).max()) if len(index) else 0
+        return TextBatch(self.ids[index, :width].to(device), mask[:, :width].to(device))
+
+
+class Gallery(Evaluation):
+    """The images of a set with all their texts, read from first to last as often as needed; never held all at once."""
+
+    def __init__(self, task: Retriever, data: EvaluationData, plan: Plan) -> None:
+        """``task`` is in evaluation mode."""
+        super().__init__(task.model, data, plan)
+        self.task = task
+
+    def image_batches(self, what: str) -> Iterator[Batch]:
+        """Yield the batches of :func:`collate_gallery`."""
+        return self.batches(read_gallery, collate_gallery, what=what)
 
     def features(self) -> tuple[Tensor, Tensor, TextBatch, Tensor]:
-        """Return vectors of images (N, D) and texts (M, D), the texts, and the image of each text (M,)."""
-        images, rows, owner = [], [], []
-        first = 0
-        for loaded_batch in self.batches_with_progress("images"):
-            self.excluded += loaded_batch.skipped
-            tokens = self.task.model.embed_image(loaded_batch.batch["image"].to(self.device))
-            images.append(self.task.image_features(tokens))
-            for number, texts in enumerate(loaded_batch.batch["texts"], start=first):
-                rows += texts
-                owner += [number] * len(texts)
-            first += len(loaded_batch.batch["texts"])
-        texts = TextBatch.of(rows)
-        return torch.cat(images), self.text_embeddings(texts), texts, torch.tensor(owner, device=self.device)
+        """Return embeddings of images (N, D) and texts (M, D), the texts, and the image number of each text (M,)."""
+        images, collected = list[Tensor](), _Texts()
+        for batch in self.image_batches("images"):
+            images.append(self.task.image_features(self.task.model.embed_image(batch["image"])))
+            collected.add(batch["texts"])
+        texts = TextBatch.of(collected.ids)
+        owner = torch.tensor(collected.owner, device=self.device)
+        return torch.cat(images), self.text_embeddings(texts), texts, owner
+
+    def texts(self) -> tuple[TextBatch, Tensor]:
+        """Return all texts, and the image number of each (M,)."""
+        collected = _Texts()
+        for batch in self.image_batches("texts"):
+            collected.add(batch["texts"])
+        return TextBatch.of(collected.ids), torch.tensor(collected.owner)
 
     def text_embeddings(self, texts: TextBatch) -> Tensor:
-        """Return vectors (M, D), computed in order of length so that little is padded."""
+        """Return embeddings (M, D), computed in order of length to save padding."""
         order = texts.mask.sum(1).argsort()
         parts = track(order.split(self.plan.batch_size), total=-(-len(order) // self.plan.batch_size), what="texts")
         embeddings = torch.cat([self.task.text_features(self._embed(texts, part)) for part in parts])
         return torch.empty_like(embeddings).index_copy_(0, order.to(self.device), embeddings)
 
     def pair_scores(self, images_of: Tensor, texts_of: Tensor, texts: TextBatch) -> tuple[Tensor, Tensor]:
-        """Return the fusion path's scores of the candidates of each text (M, k) and of each image (N, l).
+        """Return the ITM scores of the candidate images of each text (M, k) and the candidate texts of each image (N, l).
 
         All pairs of one batch of images are scored together, so that each image is read and embedded once.
         """
-        queries = (torch.arange(len(part)).repeat_interleave(part.shape[1]) for part in (images_of, texts_of))
-        text_queries, image_queries = queries
+        text_queries, image_queries = (
+            torch.arange(len(part)).repeat_interleave(part.shape[1]) for part in (images_of, texts_of)
+        )
         image_of_pair = torch.cat([images_of.flatten().cpu(), image_queries])
         text_of_pair = torch.cat([text_queries, texts_of.flatten().cpu()])
         scores = torch.empty(len(image_of_pair), device=self.device)
         first = 0
-        for loaded_batch in self.batches_with_progress("re-ranking"):
-            tokens = self.task.model.embed_image(loaded_batch.batch["image"].to(self.device))
+        for batch in self.image_batches("re-ranking"):
+            tokens = self.task.model.embed_image(batch["image"])
             here = ((image_of_pair >= first) & (image_of_pair < first + len(tokens))).nonzero()[:, 0]
             here = here[text_of_pair[here].argsort(stable=True)]
             for pairs in here.split(self.plan.batch_size):
-                rows = (image_of_pair[pairs] - first).to(self.device)
-                different, index = text_of_pair[pairs].unique(return_inverse=True)  # a text of many is embedded once
-                text = self._embed(texts, different).take(index.to(self.device))
-                scores[pairs.to(self.device)] = self.task.match_logit(tokens.take(rows), text)
+                image = tokens.take((image_of_pair[pairs] - first).to(self.device))
+                unique, index = text_of_pair[pairs].unique(return_inverse=True)  # each text is embedded once
+                text = self._embed(texts, unique).take(index.to(self.device))
+                scores[pairs.to(self.device)] = self.task.match_logit(image, text)
             first += len(tokens)
         return scores[: images_of.numel()].view(images_of.shape), scores[images_of.numel() :].view(texts_of.shape)
 
-    def _embed(self, texts: TextBatch, index: Tensor):
+    def all_scores(self, texts: TextBatch) -> Tensor:
+        """Return the scores (N, M) of all images with all texts, computed for texts of similar length together."""
+        size, scores = self.plan.batch_size, list[Tensor]()
+        parts = texts.mask.sum(1).argsort(stable=True).split(size)
+        total = -(-len(self.data.samples) // size) * len(parts)
+        for image, part in track(self._blocks(parts), total=total, what="images x texts"):
+            if part is parts[0]:
+                scores.append(torch.empty(len(image), len(texts.ids)))
+            text = self._embed(texts, part)
+            pairs = torch.cartesian_prod(*(torch.arange(len(side), device=self.device) for side in (image, text)))
+            logits = [
+                self.task.match_logit(image.take(some[:, 0]), text.take(some[:, 1])) for some in pairs.split(size)
+            ]
+            scores[-1][:, part] = torch.cat(logits).view(len(image), len(part)).float().cpu()
+        return torch.cat(scores)
+
+    def _blocks(self, parts: Sequence[Tensor]) -> Iterator[tuple[Tokens, Tensor]]:
+        """Yield each batch of images with each part of the texts."""
+        for batch in self.image_batches(""):
+            image = self.task.model.embed_image(batch["image"])
+            yield from ((image, part) for part in parts)
+
+    def _embed(self, texts: TextBatch, index: Tensor) -> Tokens:
         chosen = texts.take(index, self.device)
         return self.task.model.embed_text(chosen.ids, chosen.mask)
+
+
+class _Texts:
+    """Collects the texts of images, and the number of the image of each."""
+
+    def __init__(self) -> None:
+        self.ids: list[np.ndarray] = []
+        self.owner: list[int] = []
+        self.images = 0
+
+    def add(self, texts: Sequence[Sequence[np.ndarray]]) -> None:
+        for number, ids in enumerate(texts, start=self.images):
+            self.ids += ids
+            self.owner += [number] * len(ids)
+        self.images += len(texts)

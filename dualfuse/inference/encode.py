@@ -15,8 +15,8 @@ from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.gallery import Retriever
 from dualfuse.search.collection import Collection
+from dualfuse.tasks.base import Task
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class EmbeddedImages:
 
 
 def embed(
-    task: Retriever,
+    task: Task,
     transform: ImageTransform,
     collection: Collection,
     numbers: Sequence[int],
@@ -68,7 +68,7 @@ def pixels(
 
 
 @torch.inference_mode()
-def embed_images(task: Retriever, images: Tensor) -> Tensor:
+def embed_images(task: Task, images: Tensor) -> Tensor:
     """Return unit vectors (B, D), float32 in main memory, of images (B, 3, H, W)."""
     device = next(task.model.parameters()).device
     embeddings = task.image_features(task.model.embed_image(images.to(device))).float().cpu()

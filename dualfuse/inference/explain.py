@@ -17,14 +17,10 @@ from dualfuse.data.text.tokenizer import EncodedText, TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.attention_maps import Recorded, record_attention
-from dualfuse.inference.fill_mask import MASK
-from dualfuse.inference.heads import head_of, text_of
-from dualfuse.inference.predict import Picture, read_inputs
+from dualfuse.inference.predict import ImageFile, read_inputs
 from dualfuse.layers.attention_flow import AttentionFlow, relevance_sum, rollout
-from dualfuse.models.base import Fused
-from dualfuse.tasks.base import Task
-from dualfuse.tasks.finetune.classification import PairClassification
-from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.tasks.prediction import text_of
+from dualfuse.tasks.pretrain.fill_mask import MASK
 
 Method = Literal["gradient", "rollout"]
 WHOLE = "(whole text)"
@@ -45,7 +41,7 @@ class Explanation:
 
 
 def explain(
-    model: LoadedModel, image: Picture | Sequence[Picture], text: str, *, method: Method = "gradient"
+    model: LoadedModel, image: ImageFile | Sequence[ImageFile], text: str, *, method: Method = "gradient"
 ) -> tuple[Explanation, ...]:
     """Return for each image how much each word draws on each patch.
 
@@ -56,16 +52,15 @@ def explain(
     """
     if MASK.search(text):
         raise DualfuseError(f"{text!r} has a [MASK]; explain needs a text without masks")
-    head_of(model).read(sample := read_inputs(image, text))  # refuses what predict refuses
-    task, processor = model.task, model.processor
-    device = next(task.parameters()).device
+    task, processor, sample = model.task, model.processor, read_inputs(image, text)
+    task.read_input(sample, processor)  # raises the errors of predict
     encoded, rng = processor.text.encode(text_of(sample)), np.random.default_rng(0)
     images = [processor.image(pil_image, rng) for pil_image in (sample.image, *sample.other_images)]
-    ids = torch.from_numpy(encoded.ids)[None].to(device)
+    ids = torch.from_numpy(encoded.ids)[None].to(task.device)
     with torch.enable_grad(), record_attention(task.model) as recorded:
         text_tokens = task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
-        image_tokens = [task.model.embed_image(each[None].to(device), slot) for slot, each in enumerate(images)]
-        answer, score = _answer(task, [task.model.fuse(each, text_tokens) for each in image_tokens])
+        image_tokens = [task.model.embed_image(each[None].to(task.device), slot) for slot, each in enumerate(images)]
+        answer, score = task.explained_logit([task.model.fuse(each, text_tokens) for each in image_tokens])
     map_of = _gradient_maps(recorded, score) if method == "gradient" else _attention_maps(recorded)
     labels, groups = _labelled(encoded, processor.text)
     explanations = []
@@ -79,22 +74,6 @@ def explain(
         pixels = to_pixels(pil_image, processor.image.preprocess.mean, processor.image.preprocess.std)
         explanations.append(Explanation(answer, labels, heat, pixels))
     return tuple(explanations)
-
-
-def _answer(task: Task, fused: Sequence[Fused]) -> tuple[str, Tensor]:
-    """Return the answer of the head, and its logit."""
-    match task:
-        case PairClassification():
-            logits = task.classifier(torch.cat([each.pooled for each in fused], dim=1))[0]
-            best = int(logits.argmax())
-            return task.names[best], logits[best]
-        case Pairs() if task.can_match:
-            no, yes = task.itm_head(fused[0].pooled)[0]
-            return f"match {100 * torch.sigmoid(yes - no).item():.1f} %", yes - no
-    raise DualfuseError(
-        f"this {type(task).__name__} model does not answer about an image and a text that are fused; give one trained "
-        "for questions, labels or matching"
-    )
 
 
 MapOf = Callable[[int, nn.Module], Tensor]

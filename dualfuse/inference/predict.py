@@ -1,4 +1,4 @@
-"""Answers about an image and a text, with whatever head a checkpoint has."""
+"""Predictions of a model for an image, a text, or both."""
 
 from __future__ import annotations
 
@@ -8,40 +8,37 @@ from pathlib import Path
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
-from dualfuse.inference.heads import head_of
-from dualfuse.inference.prediction import Prediction
+from dualfuse.tasks.prediction import Prediction
 
-Picture = Path | str | bytes
+ImageFile = Path | str | bytes
 """A path, or the bytes of an image file."""
 
 
 def predict(
-    model: LoadedModel, image: Picture | Sequence[Picture] | None = None, text: str = "", *, top: int = 5
+    model: LoadedModel, image: ImageFile | Sequence[ImageFile] | None = None, text: str = "", *, top: int = 5
 ) -> Prediction:
-    """Return what a model says of an image and a text.
+    """Run the heads of a model on an image, a text, or both.
 
-    A model trained for questions or labels gives the ``top`` answers; two images go to one that compares them
-    (NLVR2). One trained on pairs says whether image and text belong together or, of a text with [MASK] or <mask>,
-    which tokens stand there; one trained on text alone does that without an image. ``DualfuseError`` says what this
-    model cannot be asked, ``OSError`` which file cannot be read.
+    A model trained for questions or labels returns the ``top`` answers; one that compares two images (NLVR2) takes
+    both. One trained on pairs returns whether image and text match or, for a text with [MASK] or <mask>, the tokens of
+    the masks; one trained on text alone does the latter without an image. Raises DualfuseError if the model cannot
+    take the inputs, and ``OSError`` for a file that cannot be read.
     """
-    head = head_of(model)
-    return head.answer([head.read(read_inputs(image, text))], at_least_one(top))[0]
+    task, processor = model.task, model.processor
+    return task.predict([task.read_input(read_inputs(image, text), processor)], processor, at_least_one(top))[0]
 
 
-def read_inputs(image: Picture | Sequence[Picture] | None, text: str) -> Sample:
-    """Read the images and gives them with their text, if there is one."""
-    images = () if image is None else (image,) if isinstance(image, Picture) else tuple(image)
-    first, *others = [_bytes(pil_image) for pil_image in images] or [b""]
-    return Sample("what is asked", first, (text,) if text.strip() else (), other_images=tuple(others))
+def read_inputs(image: ImageFile | Sequence[ImageFile] | None, text: str) -> Sample:
+    """Read image files; return them with the text as a sample."""
+    images = () if image is None else (image,) if isinstance(image, ImageFile) else tuple(image)
+    first, *others = [each if isinstance(each, bytes) else Path(each).expanduser().read_bytes() for each in images] or [
+        b""
+    ]
+    return Sample("input", first, (text,) if text.strip() else (), other_images=tuple(others))
 
 
 def at_least_one(top: int) -> int:
-    """Return ``top``; ``DualfuseError`` for nothing to show."""
+    """Return ``top``; DualfuseError if it is below 1."""
     if top < 1:
-        raise DualfuseError(f"top is {top}; give the number of answers to show, 1 or more")
+        raise DualfuseError(f"top is {top}; give the number of answers to return, 1 or more")
     return top
-
-
-def _bytes(image: Picture) -> bytes:
-    return image if isinstance(image, bytes) else Path(image).expanduser().read_bytes()

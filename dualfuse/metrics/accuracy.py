@@ -1,72 +1,76 @@
-"""What was asked, what was answered, and how often that was right."""
+"""Questions, their targets, and accuracies of predicted answers."""
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+IDENTIFIER = re.compile(r"(?P<split>[^-]+)-(?P<set>\d+)-(?P<pair>\d+)-(?P<sentence>\d+)")
+"""An identifier of NLVR2."""
+
 
 @dataclass(frozen=True)
 class Question:
-    """One text about its images, and what is known of the right answer."""
+    """A text about images, and its target."""
 
     key: str
-    """Of the sample."""
+    """Key of the sample."""
     id: str | int
-    """How the data set calls it: "id" of the sample's json; or else the key."""
+    """Identifier of the question in its data set: "id" in the sample's json, or else the key."""
     text: str
     target: tuple[str, ...] = ()
-    """The right answer, or those that people gave; empty: not known, as in test sets."""
+    """The correct answer, or all answers that annotators gave; empty in unlabelled sets, such as test sets."""
     kind: str = ""
-    """By which answers are judged apart: "answer_type" of the sample's json."""
+    """Type of the question, for accuracies per type: "answer_type" in the sample's json."""
 
 
 class Metric(Protocol):
-    """Counts answers one by one, so that no more than the counts is held."""
+    """Accumulates counts over questions."""
 
-    def add(self, asked: Question, answers: Sequence[str]) -> None:
-        """Take the answers to a question whose truth is known, best first; one at least."""
+    def add(self, question: Question, answers: Sequence[str]) -> None:
+        """Count the ``answers``, best first, to a question with a target."""
         ...
 
     def result(self) -> dict[str, float]:
-        """Return shares of one by name; none if nothing was added."""
+        """Return shares of one by name; empty if nothing was added."""
         ...
 
 
 class Accuracy:
-    """The share of right answers, over all and over those of each true label."""
+    """The share of correct answers, over all questions and per label."""
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
+        """Start with zero counts."""
         self._all: Counter[str] = Counter()
-        self._right: Counter[str] = Counter()
+        self._correct: Counter[str] = Counter()
 
-    def add(self, asked: Question, answers: Sequence[str]) -> None:
+    def add(self, question: Question, answers: Sequence[str]) -> None:
         """Count the best answer."""
-        [label] = asked.target
+        [label] = question.target
         self._all[label] += 1
-        self._right[label] += answers[0] == label
+        self._correct[label] += answers[0] == label
 
     def result(self) -> dict[str, float]:
         """Return "accuracy", and "accuracy/LABEL" for every label."""
         if not self._all:
             return {}
-        by_label = {f"accuracy/{label}": self._right[label] / self._all[label] for label in sorted(self._all)}
-        return {"accuracy": self._right.total() / self._all.total()} | by_label
+        by_label = {f"accuracy/{label}": self._correct[label] / self._all[label] for label in sorted(self._all)}
+        return {"accuracy": self._correct.total() / self._all.total()} | by_label
 
 
 class TopAccuracy:
-    """The share of questions whose right answer is the best one, and is among the best five."""
+    """The share of questions whose target is the best answer, and that whose target is among the best five."""
 
     def __init__(self) -> None:
-        """Nothing is counted yet."""
+        """Start with zero counts."""
         self._all = self._first = self._five = 0
 
-    def add(self, asked: Question, answers: Sequence[str]) -> None:
+    def add(self, question: Question, answers: Sequence[str]) -> None:
         """Count the five best answers."""
-        [label] = asked.target
+        [label] = question.target
         self._all += 1
         self._first += label == answers[0]
         self._five += label in answers[:5]
@@ -74,3 +78,30 @@ class TopAccuracy:
     def result(self) -> dict[str, float]:
         """Return "accuracy" and "accuracy/top5"."""
         return {"accuracy": self._first / self._all, "accuracy/top5": self._five / self._all} if self._all else {}
+
+
+class Consistency(Accuracy):
+    """Accuracy, and NLVR2's consistency: the share of sentences answered correctly for all their image pairs."""
+
+    def __init__(self) -> None:
+        """Start with zero counts."""
+        super().__init__()
+        self._consistent: dict[tuple[str, ...], bool] = {}
+
+    def add(self, question: Question, answers: Sequence[str]) -> None:
+        """Count the best answer."""
+        super().add(question, answers)
+        sentence = _sentence(question)
+        self._consistent[sentence] = self._consistent.get(sentence, True) and (answers[0],) == question.target
+
+    def result(self) -> dict[str, float]:
+        """Return the accuracies and "consistency"."""
+        if not self._consistent:
+            return {}
+        return super().result() | {"consistency": sum(self._consistent.values()) / len(self._consistent)}
+
+
+def _sentence(question: Question) -> tuple[str, ...]:
+    """Return NLVR2's identifier SPLIT-SET-PAIR-SENTENCE without the pair; for another identifier, the text."""
+    match = IDENTIFIER.fullmatch(str(question.id))
+    return match.group("split", "set", "sentence") if match else (question.text,)

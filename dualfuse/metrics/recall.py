@@ -1,4 +1,4 @@
-"""How answers are judged."""
+"""Recall at k of retrieval, from embeddings or from scores of pairs."""
 
 from __future__ import annotations
 
@@ -7,45 +7,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-BLOCK = 1024  # queries that are compared with all candidates at a time
+BLOCK = 1024  # queries compared with all candidates at a time
 
 
 def recall(ranks: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """Return the share of queries whose right answer is among the first 1, 5, 10, from ranks (Q,) that start at 0."""
+    """Return the share of queries whose target is among the first 1, 5, 10, from 0-based ranks (Q,)."""
     return {f"R@{k}": (ranks < k).float().mean().item() for k in at}
 
 
 def ranks(queries: Tensor, candidates: Tensor, query_of: Tensor, candidate_of: Tensor) -> Tensor:
-    """Return how many wrong candidates score at least as high as the best right one, per query: (Q,).
+    """Return the 0-based rank (Q,) of the best target of each query, by the dot product.
 
-    ``queries`` (Q, D), ``candidates`` (C, D); a candidate is right where its number in ``candidate_of`` (C,) is the
-    query's in ``query_of`` (Q,). A tie counts against the model, so that one that scores all alike finds nothing.
+    ``queries`` (Q, D), ``candidates`` (C, D). The targets of a query are the candidates whose number in
+    ``candidate_of`` (C,) is that of the query in ``query_of`` (Q,). Ties count against the model, so that constant
+    scores rank last.
     """
-    blocks = []
-    for query, owner in zip(queries.split(BLOCK), query_of.split(BLOCK), strict=True):
-        scores = query @ candidates.T
-        right = owner[:, None] == candidate_of[None]
-        blocks.append(_ahead(scores, right))
-    return torch.cat(blocks)
+    blocks = zip(queries.split(BLOCK), query_of.split(BLOCK), strict=True)
+    return torch.cat([_rank(query @ candidates.T, owner[:, None] == candidate_of[None]) for query, owner in blocks])
+
+
+def ranks_of_scores(scores: Tensor, query_of: Tensor, candidate_of: Tensor) -> Tensor:
+    """Return the ranks (Q,) as :func:`ranks` does, from scores (Q, C) that are held already."""
+    last = scores.new_tensor(scores.shape[1])
+    blocks = zip(scores.split(BLOCK), query_of.split(BLOCK), strict=True)
+    return torch.cat([reranked_ranks(last, owner[:, None] == candidate_of, some) for some, owner in blocks])
 
 
 def nearest(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return scores and numbers (Q, k) of the best candidates, best first, without holding all scores at once."""
+    """Return scores and indices (Q, k) of the best candidates, best first, without holding all scores at once."""
     k = min(k, len(candidates))
-    found = [(query @ candidates.T).topk(k, dim=1) for query in queries.split(BLOCK)]
-    return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
+    best = [(query @ candidates.T).topk(k, dim=1) for query in queries.split(BLOCK)]
+    return torch.cat([block.values for block in best]), torch.cat([block.indices for block in best])
 
 
-def reranked_ranks(before: Tensor, right: Tensor, scores: Tensor) -> Tensor:
-    """Return the ranks (Q,) after the first k were put in the order of ``scores`` (Q, k).
+def reranked_ranks(before: Tensor, is_target: Tensor, scores: Tensor) -> Tensor:
+    """Return the ranks (Q,) after the first k candidates were ordered by ``scores`` (Q, k).
 
-    ``before`` (Q,) are the ranks without it, ``right`` (Q, k) tells which of the k are right answers. A query whose
-    right answer is not among them keeps its rank.
+    ``before`` (Q,) are the ranks without re-ranking, ``is_target`` (Q, k) marks the targets. A query without a target
+    among its candidates keeps its rank.
     """
-    return torch.where(right.any(1), _ahead(scores, right), before)
+    return torch.where(is_target.any(1), _rank(scores, is_target), before)
 
 
-def _ahead(scores: Tensor, right: Tensor) -> Tensor:
-    """Count the wrong candidates that do not score below the best right one; one that is not a number does not."""
-    best = scores.masked_fill(~right, float("-inf")).amax(1, keepdim=True)
-    return (~(scores < best) & ~right).sum(1)
+def _rank(scores: Tensor, is_target: Tensor) -> Tensor:
+    """Count the other candidates that do not score below the best target; NaN never scores below."""
+    best = scores.masked_fill(~is_target, float("-inf")).amax(1, keepdim=True)
+    return (~(scores < best) & ~is_target).sum(1)

@@ -134,5 +134,3 @@ def summary(name: str) -> str:
     """Return the first line of the docstring of a listed recipe."""
     module_name, _, function = NAMES[name].rpartition(":")
     return (inspect.getdoc(getattr(load_module(module_name), function)) or "").splitlines()[0]
-
-

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.gallery import Retriever, retriever
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.encode import EmbeddedImages, SkippedImage, embed, embed_images, pixels
 from dualfuse.models.base import Tokens
@@ -75,7 +74,8 @@ class Index:
         """
         if batch_size < 1:
             raise DualfuseError(f"batch_size is {batch_size}; embed at least 1 image at a time")
-        task, collection, model = retriever(loaded.task), Collection.open(images), fingerprint(loaded)
+        loaded.task.check_search()
+        task, collection, model = loaded.task, Collection.open(images), fingerprint(loaded)
         if store is None:
             store = ExactStore.open(model, _paths(collection, model))
         if store.fingerprint != model:
@@ -114,16 +114,12 @@ class Index:
                 )
             return self._nearest(self._embed_image(query), top, where)
         text = self._embed_text(query)
-        hits = self._nearest(self._task.text_features(text), max(top, rerank), where)
+        hits = self._nearest(self.loaded.task.text_features(text), max(top, rerank), where)
         return (*self._rerank(hits[:rerank], text), *hits[rerank:])[:top]
 
     def image(self, name: str) -> bytes:
         """Return the file of a hit, as it is on disk or in its tar."""
         return self.collection.read(self._number_of[name])
-
-    @property
-    def _task(self) -> Retriever:
-        return retriever(self.loaded.task)
 
     @cached_property
     def _number_of(self) -> dict[str, int]:
@@ -147,7 +143,7 @@ class Index:
             image = self.loaded.processor.image(data, np.random.default_rng(0))  # not augmented: nothing is drawn
         except ValueError as error:
             raise DualfuseError(f"{'the query' if isinstance(query, bytes) else query}: {error}") from error
-        return embed_images(self._task, image[None])
+        return embed_images(self.loaded.task, image[None])
 
     def _rerank(self, hits: Sequence[Hit], text: Tokens) -> tuple[Hit, ...]:
         """Order hits by both scores; those that can no longer be read come last, unchanged."""
@@ -161,7 +157,7 @@ class Index:
 
     def _match(self, candidates: Sequence[tuple[Hit, Tensor]], text: Tokens) -> list[Hit]:
         """Return hits with both scores; a candidate is a hit and its image (3, H, W)."""
-        task, device = self._task, text.mask.device
+        task, device = self.loaded.task, text.mask.device
         image = task.model.embed_image(torch.stack([image for _, image in candidates]).to(device))
         match = task.match_logit(image, text.take(torch.zeros(len(image), dtype=torch.long, device=device)))
         cosine = torch.tensor([hit.cosine for hit, _ in candidates], device=device)

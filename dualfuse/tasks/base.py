@@ -1,64 +1,162 @@
-"""What a task is: a model, the heads it needs, and what to do with one batch."""
+"""The contract of tasks: what a task is trained on, evaluated by, and predicts."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
-from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.loader import Batch, Example
+from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
+from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
-from dualfuse.models.base import VisionLanguageModel
+from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
+from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.tasks.prediction import Prediction
 
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """What one step gives: the loss that is differentiated, and detached scalars for people."""
+    """The loss of one batch, and detached scalars for the log."""
 
     loss: Tensor
     log: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the values without their gradient, for :attr:`Output.log`."""
+    """Return the values without their gradient, for :attr:`TaskOutput.log`."""
     return {name: value.detach() for name, value in log.items()}
 
 
-@dataclass(frozen=True)
-class Processor:
-    """How a loader worker turns bytes and strings into tensors."""
+class TaskConfig(ABC):
+    """A frozen dataclass that reads samples in loader workers and builds its task."""
 
-    image: ImageTransform
-    text: TextTransform
+    training_data: ClassVar[str] = "SHARDS (dualfuse prepare makes them)"
+    """What ``data.train`` names, for error messages."""
+    pipeline_tag: ClassVar[str] = ""
+    """Name of the task on the Hugging Face hub; empty: none."""
+    example: ClassVar[str] = ""
+    """A line of Python that uses a model of this task, for model cards."""
+
+    @abstractmethod
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
+        """Return one training example; raise ``BrokenSample`` for a sample that cannot be used."""
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Any]) -> Batch:  # Any: what read returns
+        """Return a batch of examples, padded to the longest."""
+
+    @abstractmethod
+    def build(self, model: Any) -> Task:  # Any: what the model's config builds
+        """Return the task with freshly initialised heads on ``model``."""
+
+    def open_data(self, sources: Sequence[str], text: TextTransform) -> tuple[MapDataset, ...]:
+        """Open sets of training or validation data; every process calls this with the same ``sources``."""
+        return tuple(Shards.open(source) for source in sources)
 
 
 class Task(nn.Module, ABC):
-    """A model, the heads it needs, and what to do with one batch."""
+    """A model with the heads and the loss of one task.
 
+    A subclass sets ``cfg`` and ``model`` and implements :meth:`forward`. By default it is evaluated by the mean of
+    what it logs in training, predicts nothing, and cannot retrieve; it overrides the methods for what it can do.
+    """
+
+    cfg: Any  # Any: the TaskConfig that built it; subclasses declare its type
     model: VisionLanguageModel
+    writes_predictions: bool = False
+    """Whether :meth:`evaluate` returns predictions."""
+    can_draw: bool = False
+    """Whether :meth:`draw` is implemented."""
 
     @abstractmethod
-    def forward(self, batch: Any) -> TaskOutput:  # Any: what its config's collate gives
-        """Learn: gives the loss of one batch."""
+    def forward(self, batch: Any) -> TaskOutput:  # Any: what cfg.collate returns
+        """Return the loss of one batch."""
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return next(self.parameters()).device
 
-class TaskConfig(Protocol):
-    """Anything frozen that reads samples in a loader worker and builds a task on the device."""
+    @torch.inference_mode()
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Return named numbers for a set; by default the mean over batches of the values logged in training.
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-        """Turn one sample into one row; raises ``BrokenSample`` for one that cannot be used."""
-        ...
+        Random draws of ``cfg.read`` depend on the number of the sample alone.
+        """
+        run, sums, batches = Evaluation(self, data, plan), dict[str, float](), 0
+        for batch in run.batches(self.cfg.read, self.cfg.collate, what="samples"):
+            for name, value in self(batch).log.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+            batches += 1
+        return run.result({name: total / batches for name, total in sums.items()}, f"{len(data.samples)} samples")
 
-    def collate(self, rows: Sequence[Any]) -> Batch:  # Any: what read gives
-        """Put rows together to a batch, padded to the longest of them."""
-        ...
+    def draw(self, data: EvaluationData, path: Path) -> None:
+        """Draw predictions for the first images of a set into an image file."""
+        raise DualfuseError(f"a {type(self).__name__} model draws nothing")
 
-    def build(self, model: Any) -> Task:  # Any: what the model's config builds
-        """Return the task with freshly initialised heads on ``model``."""
-        ...
+    def read_input(self, sample: Sample, processor: Processor) -> Any:  # Any: what predict takes
+        """Turn an image, a text or both into an input of :meth:`predict`, in any thread.
+
+        Raises DualfuseError with the reason if the task cannot take them.
+        """
+        raise DualfuseError(
+            f"a {type(self).__name__} model predicts nothing for an image and a text; use one trained for questions, "
+            "labels (entailment, NLVR2), pairs, masked words, or captions"
+        )
+
+    def predict(self, inputs: Sequence[Any], processor: Processor, top: int) -> list[Prediction]:
+        """Return a prediction with at most ``top`` answers for each result of :meth:`read_input`."""
+        raise NotImplementedError(f"{type(self).__name__} implements read_input without predict")
+
+    def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
+        """Return the answer for one text fused with each of its images, and the logit it has; used by ``explain``."""
+        raise DualfuseError(
+            f"the answers of a {type(self).__name__} model do not come from a fused image and text; use one trained "
+            "for questions, labels (entailment, NLVR2), or pairs with ITM"
+        )
+
+    @property
+    def can_search(self) -> bool:
+        """Whether the embeddings of :meth:`image_features` and :meth:`text_features` were trained (by ITC)."""
+        return False
+
+    @property
+    def can_match(self) -> bool:
+        """Whether :meth:`match_logit` was trained, so that pairs can be scored and candidates re-ranked."""
+        return False
+
+    def check_search(self) -> None:
+        """Raise DualfuseError if the task has no trained embeddings."""
+        if not self.can_search:
+            raise DualfuseError(
+                f"this {type(self).__name__} model was trained without ITC and cannot search: it has no embeddings to "
+                "compare; use one trained on pairs with ITC"
+            )
+
+    def image_features(self, image: Tokens) -> Tensor:
+        """Return unit embeddings (B, D), comparable with :meth:`text_features`; DualfuseError if they are untrained."""
+        self.check_search()
+        raise NotImplementedError
+
+    def text_features(self, text: Tokens) -> Tensor:
+        """Return unit embeddings (B, D), comparable with :meth:`image_features`; DualfuseError if they are untrained."""
+        self.check_search()
+        raise NotImplementedError
+
+    def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
+        """Return the log-odds (B,) that image and text match; DualfuseError if they are untrained."""
+        raise DualfuseError(f"this {type(self).__name__} model was trained without ITM and cannot re-rank")
+
+    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Return the score that orders candidates, from their cosines and match logits of the same shape."""
+        return match

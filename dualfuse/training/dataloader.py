@@ -17,13 +17,11 @@ from dualfuse.data.loader import Example, LoadedBatch, SampleReader, batch_posit
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
-from dualfuse.data.shards.shards import Shards
-from dualfuse.data.text.corpus import Corpus, pack_share
+from dualfuse.data.text.corpus import Corpus
 from dualfuse.data.text.padding import pad_to_buckets
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
-from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 from dualfuse.training.checkpoint import JSON
 
 logger = logging.getLogger(__name__)
@@ -38,7 +36,7 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
     """
     data, run = recipe.data, recipe.run
     if not data.train:
-        raise DualfuseError(f"no training data: give --data.train {_source_kind(recipe)}")
+        raise DualfuseError(f"no training data: give --data.train {recipe.task.training_data}")
     sets = open_sets(recipe, data.train)
     return training_batches(
         SampleReader(sets, partial(read_example, recipe), run.seed),
@@ -103,16 +101,8 @@ def check_data(recipe: Recipe) -> None:
 
 
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:
-    """Open the sets that a recipe reads: packed text for masked language modelling on text alone, shards otherwise.
-
-    All processes must call this: each packs its share of the text files.
-    """
-    if not isinstance(recipe.task, MaskedTextConfig):
-        return tuple(Shards.open(source) for source in sources)
-    for source in sources:
-        pack_share(source, recipe.data.text_transform, part=dist.rank(), of=dist.world_size())
-    dist.barrier()
-    return tuple(Corpus.open(source, recipe.data.text_transform) for source in sources)
+    """Open the sets that a recipe reads; all processes must call this."""
+    return recipe.task.open_data(sources, recipe.data.text_transform)
 
 
 def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:
@@ -121,11 +111,6 @@ def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:
     return MixtureSampler(
         lengths, batch_size=data.batch_size, seed=recipe.run.seed, weights=data.weights, block=data.shuffle_block
     )
-
-
-def _source_kind(recipe: Recipe) -> str:
-    is_text = isinstance(recipe.task, MaskedTextConfig)
-    return "TEXT (.txt, .jsonl, .parquet or .tar)" if is_text else "SHARDS (dualfuse prepare makes them)"
 
 
 def probe_batch(recipe: Recipe) -> Batch:

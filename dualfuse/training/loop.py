@@ -18,10 +18,9 @@ from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.card import write_card
 from dualfuse.config import trust
-from dualfuse.data.loader import LoadedBatch
+from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.evaluation.runner import evaluate
+from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training import checkpoint
@@ -41,7 +40,7 @@ from dualfuse.training.init_from import check_init_from, freeze, freeze_unused, 
 from dualfuse.training.memory import checkpoint_activations, compile_blocks, keep_big_blocks, uncompiled
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
-from dualfuse.training.prefetch import prefetch, to_device
+from dualfuse.training.prefetch import prefetch
 from dualfuse.training.resume_data import check_same_data, write_data
 from dualfuse.training.resume_recipe import BEST, CHECKPOINTS, FINAL, is_finished, write_recipe
 from dualfuse.training.run_log import Log, SkippedLog

@@ -8,16 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dualfuse.data.loader import LoadedBatch
-from dualfuse.tasks.base import Batch
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch to a device, asynchronously from pinned memory."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
-        for name, value in batch.items()
-    }
+from dualfuse.data.loader import LoadedBatch, to_device
 
 
 def prefetch(stream: Iterator[LoadedBatch], device: torch.device) -> Iterator[LoadedBatch]:

@@ -13,8 +13,8 @@ from tiny import MODEL, lines, png_image, shards, tokenizer
 from dualfuse import hub
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.answers import PredictedAnswer, evaluate_answers, write_answers
-from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.predictions import PredictedAnswer, write_predictions
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
@@ -90,14 +90,16 @@ def test_a_run_learns_and_its_model_answers(trained: tuple[str, Path, str]) -> N
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
     loaded = hub.load(run / "final")
     assert isinstance(loaded.task, Classification)
-    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(data), PLAN)
-    assert (found.labelled, len(found.answers), found.excluded) == (12, 12, ())
+    found = loaded.task.evaluate(EvaluationData(Shards.open(data), loaded.processor), PLAN)
+    assert (found.size, len(found.predictions), found.excluded) == ("12 questions, 12 of them labelled", 12, ())
     assert found.metrics["accuracy"] > 0.9
-    assert [answer.id for answer in found.answers] == list(range(100, 112))
+    assert [answer.id for answer in found.predictions] == list(range(100, 112))
     extra = {"vqa": "accuracy/small", "nlvr2": "consistency", "entailment": "accuracy/maybe"}
     assert extra[name] in found.metrics
-    others = evaluate_answers(loaded.task, loaded.processor, Shards.open(data), Plan(batch_size=12, num_workers=0))
-    assert [answer.answer for answer in others.answers] == [answer.answer for answer in found.answers]
+    others = loaded.task.evaluate(
+        EvaluationData(Shards.open(data), loaded.processor), Plan(batch_size=12, num_workers=0)
+    )
+    assert [answer.answer for answer in others.predictions] == [answer.answer for answer in found.predictions]
 
 
 def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_path: Path) -> None:
@@ -113,18 +115,18 @@ def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_pa
         else sample
         for sample in samples
     ]
-    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(shards(tmp_path, wrong)), PLAN)
+    found = loaded.task.evaluate(EvaluationData(Shards.open(shards(tmp_path, wrong)), loaded.processor), PLAN)
     assert found.metrics["accuracy"] == pytest.approx(4 / 6)
-    assert found.labelled == 6
+    assert found.size == "6 questions, 6 of them labelled"
 
 
 def test_a_test_set_is_answered_without_being_judged(trained: tuple[str, Path, str], tmp_path: Path) -> None:
     _, run, _ = trained
     loaded = hub.load(run / "final")
     unknown = [replace(sample, meta={"id": sample.meta["id"]}) for sample in content(3)]
-    found = evaluate_answers(loaded.task, loaded.processor, Shards.open(shards(tmp_path, unknown)), PLAN)
-    assert (found.metrics, found.labelled, len(found.answers)) == ({}, 0, 3)
-    assert all(0 < answer.probability <= 1 for answer in found.answers)
+    found = loaded.task.evaluate(EvaluationData(Shards.open(shards(tmp_path, unknown)), loaded.processor), PLAN)
+    assert (found.metrics, found.size, len(found.predictions)) == ({}, "3 questions, 0 of them labelled", 3)
+    assert all(0 < answer.probability <= 1 for answer in found.predictions)
 
 
 def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tmp_path: Path) -> None:
@@ -133,13 +135,13 @@ def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tm
     broken = [replace(sample, texts=()) if n == 1 else sample for n, sample in enumerate(content(3))]
     data = Shards.open(shards(tmp_path, [replace(sample, meta={}) for sample in broken]))
     with pytest.raises(BrokenSample, match="train-00000/001: it has 0 texts"):
-        evaluate_answers(loaded.task, loaded.processor, data, PLAN)
-    found = evaluate_answers(loaded.task, loaded.processor, data, replace(PLAN, exclude_broken=True))
+        loaded.task.evaluate(EvaluationData(data, loaded.processor), PLAN)
+    found = loaded.task.evaluate(EvaluationData(data, loaded.processor), replace(PLAN, exclude_broken=True))
     assert [skipped.key for skipped in found.excluded] == ["train-00000/001"]
-    assert [answer.id for answer in found.answers] == ["train-00000/000", "train-00000/002"]
+    assert [answer.id for answer in found.predictions] == ["train-00000/000", "train-00000/002"]
     loaded.task.train()
     with pytest.raises(ValueError, match=r"eval\(\)"):
-        evaluate_answers(loaded.task, loaded.processor, data, PLAN)
+        loaded.task.evaluate(EvaluationData(data, loaded.processor), PLAN)
 
 
 ANSWERS = (PredictedAnswer("a/1", 7, "yes", 0.5), PredictedAnswer("a/2", 8, 'a "dog", two', 0.25))
@@ -148,7 +150,7 @@ ANSWERS = (PredictedAnswer("a/1", 7, "yes", 0.5), PredictedAnswer("a/2", 8, 'a "
 def test_submissions(tmp_path: Path) -> None:
     files = {ending: tmp_path / f"answers{ending}" for ending in (".json", ".csv", ".jsonl")}
     for file in files.values():
-        write_answers(ANSWERS, file)
+        write_predictions(ANSWERS, file)
     assert json.loads(files[".json"].read_text()) == [
         {"question_id": 7, "answer": "yes"},
         {"question_id": 8, "answer": 'a "dog", two'},
@@ -160,10 +162,10 @@ def test_submissions(tmp_path: Path) -> None:
 
 def test_what_a_server_would_refuse(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="question ids are numbers"):
-        write_answers([replace(ANSWERS[0], id="seven")], tmp_path / "answers.json")
+        write_predictions([replace(ANSWERS[0], id="seven")], tmp_path / "answers.json")
     for name in ("answers.json", "answers.csv"):
         with pytest.raises(ValueError, match="more than once, such as 7"):
-            write_answers([ANSWERS[0], ANSWERS[0]], tmp_path / name)
+            write_predictions([ANSWERS[0], ANSWERS[0]], tmp_path / name)
     with pytest.raises(ValueError, match="should end in"):
-        write_answers(ANSWERS, tmp_path / "answers.txt")
+        write_predictions(ANSWERS, tmp_path / "answers.txt")
     assert not list(tmp_path.iterdir())

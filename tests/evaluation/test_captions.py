@@ -13,15 +13,14 @@ from torch import nn
 
 from dualfuse import hub
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.tokenizer import TextTransform
-from dualfuse.evaluation.captions import PredictedCaption, save_captions
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.evaluation.runner import check_outputs, evaluate
+from dualfuse.evaluation.predictions import PredictedCaption, write_predictions
+from dualfuse.evaluation.runner import Plan, check_outputs, evaluate
 from dualfuse.inference.predict import predict
 from dualfuse.metrics.captions import caption_metrics
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
 
 PLAN = Plan(batch_size=4, num_workers=0)
@@ -50,15 +49,15 @@ def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedMo
     images = numbered(6)
     found = evaluate(model, shards(tmp_path, images), PLAN)
     each = [predict(model, sample.image, top=5).answers for sample in images]
-    assert [caption.caption for caption in found.captions] == [answers[0].answer for answers in each]
-    assert [caption.probability for caption in found.captions] == pytest.approx(
+    assert [caption.caption for caption in found.predictions] == [answers[0].answer for answers in each]
+    assert [caption.probability for caption in found.predictions] == pytest.approx(
         [answers[0].probability for answers in each], rel=1e-4
     )
     assert all(len(answers) == 2 for answers in each)  # as many as the beam keeps
     wanted = caption_metrics([answers[0].answer for answers in each[:5]], [sample.texts for sample in images[:5]])
     assert found.metrics == pytest.approx(wanted) and wanted["BLEU-1"] > 0
-    assert found.size == "6 images, 5 of them with captions of people"
-    assert [caption.image_id for caption in found.captions] == [
+    assert found.size == "6 images, 5 of them with reference captions"
+    assert [caption.image_id for caption in found.predictions] == [
         "train-00000/000",
         7,
         9,
@@ -74,7 +73,7 @@ def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedMo
 
 def test_a_test_set_has_captions_and_no_metrics(model: hub.LoadedModel, tmp_path: Path) -> None:
     found = evaluate(model, shards(tmp_path, [replace(sample, texts=()) for sample in samples(3)]), PLAN)
-    assert len(found.captions) == 3 and found.metrics == {}
+    assert len(found.predictions) == 3 and found.metrics == {}
 
 
 def test_a_broken_picture_is_left_out_and_told(model: hub.LoadedModel, tmp_path: Path) -> None:
@@ -83,36 +82,36 @@ def test_a_broken_picture_is_left_out_and_told(model: hub.LoadedModel, tmp_path:
     with pytest.raises(ValueError, match="bad"):
         evaluate(model, data, PLAN)
     found = evaluate(model, data, replace(PLAN, exclude_broken=True))
-    assert len(found.captions) == 3 and [skipped.key for skipped in found.excluded] == ["train-00000/bad"]
+    assert len(found.predictions) == 3 and [skipped.key for skipped in found.excluded] == ["train-00000/bad"]
 
 
 def test_captions_are_written_as_cocos_server_takes_them(model: hub.LoadedModel, tmp_path: Path) -> None:
     check_outputs(model.task, answers=tmp_path / "a.json", save_image=None)
     found = evaluate(model, shards(tmp_path, numbered(4)), PLAN)
     found.write(tmp_path / "a.json")
-    captions = [caption.caption for caption in found.captions]
+    captions = [caption.caption for caption in found.predictions]
     assert json.loads((tmp_path / "a.json").read_text()) == [
         {"image_id": name, "caption": said}
         for name, said in zip(["train-00000/000", 7, 9, "train-00000/003"], captions, strict=True)
     ]
     found.write(tmp_path / "a.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert [PredictedCaption(**line) for line in lines] == list(found.captions)
+    assert [PredictedCaption(**line) for line in lines] == list(found.predictions)
 
 
 def test_what_a_server_would_refuse(tmp_path: Path) -> None:
     captions = [PredictedCaption("a", 7, "a cat", 0.5), PredictedCaption("b", 7, "a dog", 0.5)]
     with pytest.raises(ValueError, match="1 images have more than one caption, such as 7"):
-        save_captions(captions, tmp_path / "a.json")
-    with pytest.raises(ValueError, match=r"should end in \.json, COCO's form, or \.jsonl"):
-        save_captions(captions, tmp_path / "a.csv")
+        write_predictions(captions, tmp_path / "a.json")
+    with pytest.raises(ValueError, match=r"should end in \.json \(COCO\) or \.jsonl"):
+        write_predictions(captions, tmp_path / "a.csv")
 
 
 def test_what_captions_cannot_be_asked(model: hub.LoadedModel) -> None:
     for image, text, why in (
-        (samples(1)[0].image, "a cat", "writes captions and reads none; leave out the text"),
+        (samples(1)[0].image, "a cat", "writes captions and takes an image alone; omit the text"),
         (None, "", "there is no image"),
-        ((samples(1)[0].image,) * 2, "", "2 images are given, and this model looks at 1"),
+        ((samples(1)[0].image,) * 2, "", "2 images are given, but this model takes 1"),
     ):
         with pytest.raises(ValueError, match=why):
             predict(model, image, text)

@@ -13,10 +13,8 @@ from tiny import BRIDGETOWER, changed, lines, png_image, shards, weights
 from dualfuse import hub
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.fused_retrieval import evaluate_fused_retrieval
-from dualfuse.evaluation.gallery import retriever
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.evaluation.runner import evaluate
+from dualfuse.evaluation.retrieval import evaluate_fused_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan, evaluate
 from dualfuse.recipe import Recipe
 from dualfuse.search.index import Index
 from dualfuse.tasks.finetune.ranking import RankingConfig
@@ -75,10 +73,10 @@ def test_the_same_as_pair_by_pair(loaded: hub.LoadedModel, tmp_path: Path) -> No
     expected = naive(loaded, Shards.open(data))
     for batch in (3, 64):
         result = evaluate_fused_retrieval(
-            retriever(loaded.task), loaded.processor, Shards.open(data), Plan(batch_size=batch, num_workers=0)
+            loaded.task, EvaluationData(Shards.open(data), loaded.processor), Plan(batch_size=batch, num_workers=0)
         )
         assert result.metrics == {name: pytest.approx(value) for name, value in expected.items()}
-        assert 0 < result.metrics["text_to_image/R@5"] < 1 and (result.images, result.texts) == (8, 15)
+        assert 0 < result.metrics["text_to_image/R@5"] < 1 and result.size == "8 images, 15 texts"
     assert evaluate(loaded, data, Plan(num_workers=0)).metrics == result.metrics
 
 
@@ -86,7 +84,7 @@ def test_a_constant_score_finds_nothing(loaded: hub.LoadedModel, tmp_path: Path)
     with torch.no_grad():
         loaded.task.itm_head.weight.zero_()  # type: ignore[union-attr, operator]
     data = Shards.open(shards(tmp_path, 11, "test"))
-    metrics = evaluate_fused_retrieval(retriever(loaded.task), loaded.processor, data, Plan(num_workers=0)).metrics
+    metrics = evaluate_fused_retrieval(loaded.task, EvaluationData(data, loaded.processor), Plan(num_workers=0)).metrics
     assert set(metrics.values()) == {0.0}
 
 
@@ -101,7 +99,7 @@ def test_broken_samples_are_told(loaded: hub.LoadedModel, tmp_path: Path) -> Non
 
 def test_search_says_that_it_has_no_vectors(loaded: hub.LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png_image(0))
-    with pytest.raises(ValueError, match="ranks pairs, and has no vectors to search with"):
+    with pytest.raises(ValueError, match="has no embeddings to search with"):
         Index.build(loaded, tmp_path)
 
 

@@ -12,15 +12,15 @@ from PIL import Image
 
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.loader import Draw, sample_rng
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
-from dualfuse.evaluation.pairs import evaluate_pairs
-from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.shard_writer import ShardWriter
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 
 TINY = VLMoConfig(width=32, depth=2, heads=2, vl_expert_start=1, patch_size=8, image_size=(16, 16), text_length=12)
 PREP = Processor(ImageTransform((16, 16)), TextTransform(12))
@@ -89,7 +89,7 @@ def test_agrees_with_one_pair_at_a_time(tmp_path: Path, seed: int) -> None:
     samples = [(image(number), texts) for number, texts in enumerate(CAPTIONS)]
     samples += [(image(0), ("the same fish",)), (image(9), ("green tree",))]  # neither is a wrong pair
     shards, evaluated = write(tmp_path, samples), task(seed)
-    result = evaluate_pairs(evaluated, PREP, shards, PLAN)
+    result = evaluate_pairs(evaluated, EvaluationData(shards, PREP), PLAN).metrics
     expected = naive(evaluated, shards)
     assert {name: result[name] for name in expected} == pytest.approx(expected)
 
@@ -101,7 +101,7 @@ def test_masked_words_are_counted_beside_both_pictures(tmp_path: Path) -> None:
     evaluated = task()
     evaluated.mlm_head.decoder.weight.zero_()
     evaluated.mlm_head.decoder.bias.zero_()[int(PREP.text.encode("fish").ids[1])] = 1
-    result = evaluate_pairs(evaluated, PREP, shards, PLAN)
+    result = evaluate_pairs(evaluated, EvaluationData(shards, PREP), PLAN).metrics
     assert (result["mlm/accuracy"], result["mlm/accuracy_other_image"]) == pytest.approx((0.8, 0.8))
 
 
@@ -110,36 +110,41 @@ def test_random_pairs_are_wrong_ones(tmp_path: Path) -> None:
     """With two different images, one of them stored twice, the random wrong image can only be the hard one."""
     shards = write(tmp_path, [(image(0), ("one",)), (image(1), ("two",)), (image(0), ("three",))])
     for seed in range(6):
-        result = evaluate_pairs(task(seed), PREP, shards, PLAN)
+        result = evaluate_pairs(task(seed), EvaluationData(shards, PREP), PLAN).metrics
         assert result["itm/random_negative"] == result["itm/hard_negative"]
 
 
 def test_what_was_not_trained_is_not_judged(tmp_path: Path) -> None:
     shards = write(tmp_path, [(image(n), texts) for n, texts in enumerate(CAPTIONS)])
-    everything = evaluate_pairs(task(), PREP, shards, PLAN)
+    everything = evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics
     assert len(everything) == 6
-    only_words = evaluate_pairs(task(cfg=PairsConfig(itm_weight=0.0)), PREP, shards, PLAN)
+    only_words = evaluate_pairs(task(cfg=PairsConfig(itm_weight=0.0)), EvaluationData(shards, PREP), PLAN).metrics
     assert set(only_words) == {"mlm/accuracy", "mlm/accuracy_other_image"}
-    assert evaluate_pairs(task(cfg=PairsConfig(itm_weight=0.0, mlm_weight=0.0)), PREP, shards, PLAN) == {}
+    assert (
+        evaluate_pairs(
+            task(cfg=PairsConfig(itm_weight=0.0, mlm_weight=0.0)), EvaluationData(shards, PREP), PLAN
+        ).metrics
+        == {}
+    )
 
 
 def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
     good = [(image(number), texts) for number, texts in enumerate(CAPTIONS)]
     shards = write(tmp_path / "good", good)
-    before = evaluate_pairs(task(), PREP, shards, PLAN)
+    before = evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics
     for batch in (1, 2, 5):
-        after = evaluate_pairs(task(), PREP, shards, replace(PLAN, batch_size=batch))
+        after = evaluate_pairs(task(), EvaluationData(shards, PREP), replace(PLAN, batch_size=batch)).metrics
         after["mlm/accuracy_other_image"] = before["mlm/accuracy_other_image"]  # which other image depends on the batch
         assert json.dumps(after) == json.dumps(before)
     broken = write(tmp_path / "broken", [*good, (image(7)[:60], ("half an image",))])
     with pytest.raises(ValueError, match="set-00000/005"):
-        evaluate_pairs(task(), PREP, broken, PLAN)
-    left = evaluate_pairs(task(), PREP, broken, replace(PLAN, exclude_broken=True))
+        evaluate_pairs(task(), EvaluationData(broken, PREP), PLAN).metrics
+    left = evaluate_pairs(task(), EvaluationData(broken, PREP), replace(PLAN, exclude_broken=True)).metrics
     assert left["itm/positive"] == before["itm/positive"]
 
 
 @pytest.mark.parametrize("second", [(image(0), ("two",)), (image(1), ("one",))])
 def test_one_picture_or_one_text_cannot_be_matched(tmp_path: Path, second: tuple[bytes, tuple[str, ...]]) -> None:
     shards = write(tmp_path, [(image(0), ("one",)), second])
-    with pytest.raises(ValueError, match="2 pairs show one image or carry one text"):
-        evaluate_pairs(task(), PREP, shards, PLAN)
+    with pytest.raises(ValueError, match="2 pairs have one image or one text"):
+        evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics

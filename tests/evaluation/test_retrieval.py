@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from tiny import MODEL, caption, png_image, recipe, shards
 from torch import Tensor
 
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.layers.relative_bias import joint_index
 from dualfuse.metrics.recall import ranks, recall, reranked_ranks
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
@@ -135,27 +136,27 @@ def naive(evaluated: Pairs, processor: Processor, content: Shards, rerank: int) 
 @pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_a_loop_over_all_pairs(processor: Processor, content: Shards, seed: int) -> None:
     evaluated = task(seed=seed)
-    result = evaluate_retrieval(evaluated, processor, content, PLAN)
+    result = evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
     expected = naive(evaluated, processor, content, PLAN.rerank)
     assert result.metrics == pytest.approx(expected, abs=1e-6)
     for way in (TEXT_TO_IMAGE, IMAGE_TO_TEXT):
         assert any(expected[f"{way}/R@{k}"] != expected[f"{way}/reranked/R@{k}"] for k in (1, 5))
-    assert (result.images, result.texts, result.excluded) == (13, 25, ())
+    assert (result.size, result.excluded) == ("13 images, 25 texts", ())
 
 
 @pytest.mark.parametrize("plan", [Plan(1, 7, 0), Plan(4, 7, 1), Plan(64, 7, 2)], ids=str)
 def test_batches_and_workers_change_nothing(processor: Processor, content: Shards, plan: Plan) -> None:
     evaluated = task()
-    assert evaluate_retrieval(evaluated, processor, content, plan).metrics == pytest.approx(
-        evaluate_retrieval(evaluated, processor, content, PLAN).metrics
+    assert evaluate_retrieval(evaluated, EvaluationData(content, processor), plan).metrics == pytest.approx(
+        evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN).metrics
     )
 
 
 def test_more_candidates_than_there_are(processor: Processor, content: Shards) -> None:
     evaluated = task()
-    everything = evaluate_retrieval(evaluated, processor, content, replace(PLAN, rerank=99)).metrics
+    everything = evaluate_retrieval(evaluated, EvaluationData(content, processor), replace(PLAN, rerank=99)).metrics
     assert everything == pytest.approx(naive(evaluated, processor, content, 99), abs=1e-6)
-    without = evaluate_retrieval(evaluated, processor, content, replace(PLAN, rerank=0)).metrics
+    without = evaluate_retrieval(evaluated, EvaluationData(content, processor), replace(PLAN, rerank=0)).metrics
     assert without == {name: value for name, value in everything.items() if "reranked" not in name}
 
 
@@ -175,27 +176,27 @@ def test_each_picture_is_read_once_per_pass(
     verbs = (("image", "embed_image"), ("text", "embed_text"), ("pair", "fuse"))
     for name, verb in verbs:
         monkeypatch.setattr(evaluated.model, verb, counted(name, getattr(evaluated.model, verb)))
-    evaluate_retrieval(evaluated, processor, content, PLAN)
+    evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
     assert sum(seen["image"]) == 2 * 13
     assert sum(seen["pair"]) == 25 * 7 + 13 * 7
     assert max(map(max, seen.values())) <= PLAN.batch_size
 
 
 def test_without_matching_nothing_is_reranked(processor: Processor, content: Shards) -> None:
-    found = evaluate_retrieval(task(PairsConfig(itm_weight=0.0)), processor, content, PLAN).metrics
+    found = evaluate_retrieval(task(PairsConfig(itm_weight=0.0)), EvaluationData(content, processor), PLAN).metrics
     assert found and not any("reranked" in name for name in found)
 
 
 def test_a_task_in_training_is_refused(processor: Processor, content: Shards) -> None:
     with pytest.raises(ValueError, match=r"training mode; call eval\(\)"):
-        evaluate_retrieval(task().train(), processor, content, PLAN)
+        evaluate_retrieval(task().train(), EvaluationData(content, processor), PLAN)
 
 
 def test_judging_first_does_not_spoil_training(processor: Processor, content: Shards) -> None:
     """Whatever the layers keep for later was made in inference mode, and still has to serve a backward pass."""
     joint_index.cache_clear()
     evaluated = task()
-    evaluate_retrieval(evaluated, processor, content, PLAN)
+    evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
     rows = [evaluated.cfg.read(sample, processor, np.random.default_rng(0)) for sample in content[:4]]
     evaluated.train()(evaluated.cfg.collate(rows)).loss.backward()
 
@@ -207,10 +208,10 @@ def test_broken_samples(processor: Processor, tmp_path: Path, workers: int) -> N
     broken = Shards.open(shards(tmp_path / "broken", [*good[:2], torn, *good[3:6], silent, good[7]]))
     plan = replace(PLAN, batch_size=3, num_workers=workers)
     with pytest.raises(ValueError, match=r"train-00000/2: .*cannot be decoded"):
-        evaluate_retrieval(task(), processor, broken, plan)
-    result = evaluate_retrieval(task(), processor, broken, replace(plan, exclude_broken=True))
+        evaluate_retrieval(task(), EvaluationData(broken, processor), plan)
+    result = evaluate_retrieval(task(), EvaluationData(broken, processor), replace(plan, exclude_broken=True))
     assert [each.key for each in result.excluded] == ["train-00000/2", "train-00000/6"]
     assert result.excluded[1].reason == "it has no text"
     whole = Shards.open(shards(tmp_path / "whole", [*good[:2], *good[3:6], good[7]]))
-    assert result.metrics == pytest.approx(evaluate_retrieval(task(), processor, whole, plan).metrics)
-    assert result.images == 6
+    assert result.metrics == pytest.approx(evaluate_retrieval(task(), EvaluationData(whole, processor), plan).metrics)
+    assert result.size.startswith("6 images")

@@ -335,8 +335,8 @@ def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "text", "message"),
     [
-        (PairsConfig(itm_weight=0), TEXT, "questions, labels or matching"),
-        (MaskedTextConfig(), TEXT, "looks at no image"),
+        (PairsConfig(itm_weight=0), TEXT, "for questions, labels .* or pairs with ITM"),
+        (MaskedTextConfig(), TEXT, "takes no image"),
         (PairsConfig(), "a [MASK]", r"has a \[MASK\]"),
         (EntailmentConfig(), "", "no text"),
     ],

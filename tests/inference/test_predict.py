@@ -22,9 +22,7 @@ from dualfuse.cli import predict as predict_command
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
-from dualfuse.evaluation.answers import evaluate_answers
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.inference.fill_mask import read_masked
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.inference.predict import predict
 from dualfuse.inference.table import predict_table
 from dualfuse.models.base import ModelConfig
@@ -35,6 +33,7 @@ from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.segmentation import SegmentationConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
+from dualfuse.tasks.pretrain.fill_mask import read_masked
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedText, MaskedTextConfig
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -64,10 +63,10 @@ def test_answers_are_those_of_evaluation(tmp_path: Path, task: TaskConfig, model
     samples = [
         Sample(f"{n}", png_image(n), (QUESTION,), other_images=(png_image(n + 9),)[: number - 1]) for n in range(4)
     ]
-    evaluated = evaluate_answers(
-        loaded.task, loaded.processor, Shards.open(shards(tmp_path, samples)), Plan(num_workers=0)
+    evaluated = loaded.task.evaluate(
+        EvaluationData(Shards.open(shards(tmp_path, samples)), loaded.processor), Plan(num_workers=0)
     )
-    for sample, answer in zip(samples, evaluated.answers, strict=True):
+    for sample, answer in zip(samples, evaluated.predictions, strict=True):
         images = (sample.image, *sample.other_images)
         said = predict(loaded, images if number == 2 else images[0], QUESTION, top=2).answers
         assert len(said) == 2
@@ -145,7 +144,7 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
     made.save(str(tmp_path / "tokenizer.json"))
     blanks = read_masked("a <mask> c", TextTransform(9, str(tmp_path / "tokenizer.json")))
     assert blanks.ids.tolist() == [0, 4, 3, 5, 6, 1]
-    assert blanks.places.tolist() == [2]
+    assert blanks.positions.tolist() == [2]
 
 
 @pytest.mark.parametrize(
@@ -153,14 +152,14 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
     [
         (VQAConfig(answers=ANSWERS), None, QUESTION, "no image"),
         (VQAConfig(answers=ANSWERS), png_image(1), " ", "no text"),
-        (VQAConfig(answers=ANSWERS), (png_image(1), png_image(2)), QUESTION, "2 images are given, .* looks at 1"),
+        (VQAConfig(answers=ANSWERS), (png_image(1), png_image(2)), QUESTION, "2 images are given, .* takes 1"),
         (VQAConfig(answers=ANSWERS), b"GIF", QUESTION, "no image in one of the formats"),
         (NLVR2Config(), png_image(1), QUESTION, "1 images of the 2"),
         (PairsConfig(), png_image(1), "", "no text"),
-        (PairsConfig(mlm_weight=0), png_image(1), "a [MASK]", "without masked words"),
-        (PairsConfig(itm_weight=0, itc_weight=0), png_image(1), QUESTION, "only fills in words"),
+        (PairsConfig(mlm_weight=0), png_image(1), "a [MASK]", "without MLM"),
+        (PairsConfig(itm_weight=0, itc_weight=0), png_image(1), QUESTION, "only fills masks"),
         (PairsConfig(), png_image(1), "a " * 10 + "[MASK]", "token 11 .* reads 10"),
-        (MaskedTextConfig(), png_image(1), "a [MASK]", "looks at no image"),
+        (MaskedTextConfig(), png_image(1), "a [MASK]", "takes no image"),
         (MaskedTextConfig(), None, "a", "put .MASK."),
         (
             SegmentationConfig(labels=("sky", "sea"), feature_layers=(1, 2, 2, 2)),
@@ -168,7 +167,7 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
             "",
             "class of every pixel.* --save-image",
         ),
-        (MaskedImageConfig(), png_image(1), "", "a MaskedImage model answers nothing"),
+        (MaskedImageConfig(), png_image(1), "", "a MaskedImage model predicts nothing"),
     ],
 )
 def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
@@ -208,14 +207,14 @@ def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig)
     assert "cannot be decoded" in problems[5] or "no image" in problems[5]
     assert problems[10] == "its image cannot be read: No such file or directory"
     assert "no text" in problems[11]
-    assert answers[9].asked == {"id": "200", "image": "none.png", "text": QUESTION}
+    assert answers[9].inputs == {"id": "200", "image": "none.png", "text": QUESTION}
     assert problems[12] == "the row cannot be read"
     for answer in answers:
         if answer.prediction is None:
             continue
-        alone = predict(loaded, tmp_path / str(answer.asked["image"]), str(answer.asked["text"]), top=2)
+        alone = predict(loaded, tmp_path / str(answer.inputs["image"]), str(answer.inputs["text"]), top=2)
         assert flat(answer.prediction.record()) == pytest.approx(flat(alone.record()), abs=1e-5)
-        assert answer.asked["id"] == str(99 + answer.row)
+        assert answer.inputs["id"] == str(99 + answer.row)
 
 
 def flat(record: dict[str, object]) -> dict[str, object]:

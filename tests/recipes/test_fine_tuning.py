@@ -44,7 +44,9 @@ def test_a_recipe_is_whole(place: str) -> None:
     assert made_for == data.image_size
     assert model.image_slots == (2 if isinstance(recipe.task, NLVR2Config) else 1)
     assert data.batch_size % (recipe.run.micro_batch or 1) == 0
-    ratio = recipe.run.steps * data.batch_size  # samples that are seen: of every task more than 2 and less than 20 millions
+    ratio = (
+        recipe.run.steps * data.batch_size
+    )  # samples that are seen: of every task more than 2 and less than 20 millions
     assert 8e5 < ratio < 2e7
     with torch.device("meta"):
         task = recipe.task.build(model.build())

@@ -19,8 +19,7 @@ from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.answers import evaluate_answers
-from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import vlmo_classification
 from dualfuse.tasks.finetune.image_classification import ImageClassification
@@ -109,11 +108,13 @@ def test_learns_classes_and_is_judged(small: Recipe, tmp_path: Path) -> None:
     last = read_log(tmp_path / "run")[-1]
     assert last["validation/accuracy"] > 0.9 and last["validation/accuracy/top5"] == 1.0
     loaded = hub.load(tmp_path / "run" / "final")
-    found = evaluate_answers(
-        loaded.task, loaded.processor, Shards.open(small.data.validation), Plan(batch_size=5, num_workers=0)
+    found = loaded.task.evaluate(
+        EvaluationData(Shards.open(small.data.validation), loaded.processor), Plan(batch_size=5, num_workers=0)
     )
-    assert found.labelled == 12 and found.metrics["accuracy"] == last["validation/accuracy"]
-    assert found.answers[0].answer.startswith("colour ")
+    assert (
+        found.size == "12 questions, 12 of them labelled" and found.metrics["accuracy"] == last["validation/accuracy"]
+    )
+    assert found.predictions[0].answer.startswith("colour ")
 
 
 def test_a_run_that_goes_on_mixes_as_one_that_never_stopped(small: Recipe, tmp_path: Path) -> None:

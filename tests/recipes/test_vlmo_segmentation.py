@@ -24,8 +24,7 @@ from dualfuse.data.image.transform import decode
 from dualfuse.data.loader import Skipped
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.retrieval import Plan
-from dualfuse.evaluation.runner import check_outputs, evaluate
+from dualfuse.evaluation.runner import Plan, check_outputs, evaluate
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.prepare.shard_writer import write_shards
@@ -151,8 +150,8 @@ def test_numbers_are_those_of_what_is_predicted(trained: Path, data: Path) -> No
     for sample in Shards.open(data / "val-*.tar"):
         truth, image = decode_labels(sample.label_map), decode(sample.image)
         assert (truth[:, :EDGE] == 0).all()
-        row = model.task.cfg.read_whole(sample, model.processor)
-        assert min(row["image"].shape[1:]) == 32 and row["truth"].shape == image.shape[1:]
+        row = model.task.cfg.read_whole(sample, model.processor, None)
+        assert min(row["image"].shape[1:]) == 32 and row["target"].shape == image.shape[1:]
         with torch.no_grad():
             said = model.task.segment(row["image"], (32, 32), tuple(truth.shape))
         right += int((said + 1 == truth).sum())
@@ -185,7 +184,7 @@ def test_what_has_no_label_map_is_named(trained: Path, data: Path, tmp_path: Pat
     assert isinstance(found.excluded[1], Skipped)
     wanted = "its label map has the number 9; the task has 4 classes, numbered from 1 on, and 255 for none"
     assert found.excluded[1].reason == wanted
-    with pytest.raises(ValueError, match="Segmentation model answers no questions"):
+    with pytest.raises(ValueError, match="Segmentation model predicts neither answers"):
         check_outputs(model.task, answers=Path("a.csv"), save_image=None)
 
 

@@ -16,6 +16,7 @@ import torch
 from dualfuse import hub
 from dualfuse.data.shards.shards import Shards
 from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes import small_pairs
@@ -149,7 +150,7 @@ def test_numbers_agree_with_the_results(setup: run.Setup, results: DemoResults) 
     assert {number.name for number in results.fusion} >= {"itm/hard_negative", "mlm/accuracy"}
     joint = hub.load(setup.out / "pairs" / "final")
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    again = evaluate_retrieval(joint.task, joint.processor, test, run.PLAN).metrics
+    again = evaluate_retrieval(joint.task, EvaluationData(test, joint.processor), run.PLAN).metrics
     assert found.joint.text_to_image == tuple(again[f"text_to_image/R@{k}"] for k in (1, 5, 10))
     assert found.reranked.image_to_text == tuple(again[f"image_to_text/reranked/R@{k}"] for k in (1, 5, 10))
     assert (found.images, found.texts) == (20, sum(len(sample.texts) for sample in test))

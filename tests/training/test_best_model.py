@@ -14,8 +14,8 @@ from tiny import at_step, changed, interrupt, lines, shards
 
 from dualfuse import hub
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.gallery import retriever
-from dualfuse.evaluation.retrieval import Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint, loop
 from dualfuse.training.best_model import BestModel, headline
@@ -62,7 +62,7 @@ def test_its_weights_are_those_of_the_best_step(evaluated: Recipe, straight: Pat
     assert 1 < assert_best(straight) < 8  # else keeping the first or the last one would do
     model = hub.load(straight / "best")
     found = evaluate_retrieval(
-        retriever(model.task), model.processor, Shards.open(evaluated.data.validation), Plan(num_workers=0)
+        model.task, EvaluationData(Shards.open(evaluated.data.validation), model.processor), Plan(num_workers=0)
     ).metrics
     assert sum(found.values()) / 6 == pytest.approx(best_of_log(straight)[1])
     assert (straight / "best" / "README.md").is_file()

@@ -15,13 +15,14 @@ import dualfuse
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.pairs import evaluate_pairs
-from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, Plan, evaluate_retrieval
+from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.hub import LoadedModel
 from dualfuse.report.demo.masked import masked_words
 from dualfuse.report.demo.queries import queries
 from dualfuse.report.demo.results import ImageResult, Machine, MaskedWord, Number, Queries, Recall, Retrieval
 from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 
 AT = (1, 5, 10)
 
@@ -29,8 +30,8 @@ AT = (1, 5, 10)
 def judge_retrieval(joint: LoadedModel, control: LoadedModel, test: Shards, plan: Plan) -> Retrieval:
     """Search ``test`` with both models, and re-ranks ``plan.rerank`` candidates with the joint one."""
     counts = [len(sample.texts) for sample in test]
-    both = evaluate_retrieval(_pairs(joint), joint.processor, test, plan).metrics
-    alone = evaluate_retrieval(_pairs(control), control.processor, test, replace(plan, rerank=0)).metrics
+    both = evaluate_retrieval(joint.task, EvaluationData(test, joint.processor), plan).metrics
+    alone = evaluate_retrieval(control.task, EvaluationData(test, control.processor), replace(plan, rerank=0)).metrics
     return Retrieval(
         images=len(counts),
         texts=sum(counts),
@@ -44,13 +45,13 @@ def judge_retrieval(joint: LoadedModel, control: LoadedModel, test: Shards, plan
 
 def judge_fusion(joint: LoadedModel, test: Shards, plan: Plan) -> tuple[Number, ...]:
     """Return what :func:`pair_accuracy` says about the joint model."""
-    accuracies = evaluate_pairs(_pairs(joint), joint.processor, test, plan)
+    accuracies = evaluate_pairs(_pairs(joint), EvaluationData(test, joint.processor), plan).metrics
     return tuple(Number(name, value) for name, value in accuracies.items())
 
 
 def show_queries(joint: LoadedModel, test: Shards, plan: Plan) -> Queries:
     """Draw example queries."""
-    return queries(_pairs(joint), joint.processor, test, plan)
+    return queries(joint.task, joint.processor, test, plan)
 
 
 def show_masked(joint: LoadedModel, test: Shards) -> tuple[MaskedWord, ...]:

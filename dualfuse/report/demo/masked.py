@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from dualfuse.data.processor import Processor
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.masking import word_positions
-from dualfuse.evaluation.gallery import TextBatch
+from dualfuse.evaluation.retrieval import TextBatch
 from dualfuse.report.demo.results import Guess, MaskedWord
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.pairs import Pairs
 
 SHOWN = 9

@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualfuse.data.processor import Processor
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.gallery import Gallery, Retriever
-from dualfuse.evaluation.retrieval import GalleryReader, Plan
+from dualfuse.evaluation.retrieval import Gallery, Retriever
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.metrics.recall import nearest, ranks, reranked_ranks
 from dualfuse.report.demo.results import Found, Queries, Query
-from dualfuse.tasks.base import Processor
 
 SHOWN = 5
 EACH = 6
@@ -25,7 +25,7 @@ def queries(task: Retriever, processor: Processor, shards: Shards, plan: Plan) -
 
     Whether an image came first is judged after re-ranking. Broken samples raise.
     """
-    gallery = GalleryReader(task, Gallery(processor), shards, plan)
+    gallery = Gallery(task, EvaluationData(shards, processor), plan)
     image, text, texts, owner = gallery.features()
     numbers = torch.arange(len(image), device=image.device)
     before = ranks(text, image, owner, numbers)

@@ -19,7 +19,7 @@ from dualfuse import hub
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import Plan
 from dualfuse.io import write_json
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe

@@ -1,10 +1,10 @@
-"""Captions: words that see the image and the words before them, trained by masking (UniLM; BEiT-3, section 3.2)."""
+"""Captioning: masked tokens predicted from the image and earlier tokens (UniLM; BEiT-3, section 3.2)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -12,20 +12,29 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.loader import Batch
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.masking import apply_mask
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.predictions import PredictedCaption
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import MLMHead
+from dualfuse.metrics.captions import caption_metrics
 from dualfuse.models.base import Tokens, VisionLanguageModel, generation_error, seq2seq_attention_mask
-from dualfuse.tasks.base import Processor, Task, TaskOutput
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.finetune.beam_search import Beam, beam_search
+from dualfuse.tasks.prediction import Prediction, ScoredAnswer, check_images
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+
+COCO_IDS = ("image_id", "cocoid")
+"""Keys of COCO's image number in the json of a sample."""
 
 
 class CaptionExample(TypedDict):
-    """An image (3, H, W), its caption with words masked (T,), and their labels (T,), -100 at all others."""
+    """An image (3, H, W), its caption with masked tokens (T,), and their labels (T,), -100 elsewhere."""
 
     image: Tensor
     ids: np.ndarray
@@ -33,7 +42,7 @@ class CaptionExample(TypedDict):
 
 
 class CaptionBatch(TypedDict):
-    """B of them: image (B, 3, H, W); ids, mask (B, T); ``positions`` (B, R), ``targets`` as for masked words of pairs."""
+    """B examples: image (B, 3, H, W); ids, mask (B, T); ``positions`` and ``targets`` (B, R) of masked tokens."""
 
     image: Tensor
     ids: Tensor
@@ -42,70 +51,98 @@ class CaptionBatch(TypedDict):
     targets: Tensor
 
 
+class ReferenceExample(TypedDict):
+    """An image (3, H, W), its number and key, and its reference captions."""
+
+    image: Tensor
+    key: str
+    image_id: str | int
+    references: tuple[str, ...]
+
+
 @dataclass(frozen=True)
-class CaptioningConfig:
-    """How captions are trained and searched for; the defaults are BEiT-3's published command."""
+class CaptioningConfig(TaskConfig):
+    """Training loss and beam search of captions; the defaults are BEiT-3's published command."""
+
+    pipeline_tag: ClassVar[str] = "image-to-text"
+    example: ClassVar[str] = 'print(predict(model, image="a.jpg"))'
 
     mask_probability: float = 0.7
-    """Share of a caption's tokens that is masked; the end counts, the start is never masked."""
+    """Share of the tokens of a caption that is masked; the end token counts, the start token is never masked."""
     label_smoothing: float = 0.1
-    """Share of the probability that is wanted elsewhere than at the right word."""
+    """Share of the target probability that is spread over all tokens."""
     beam: int = 3
-    """Beginnings that are kept while a caption is searched for."""
+    """Width of the beam search."""
     length_penalty: float = 0.6
-    """Captions are compared by log-probability / length ** this."""
+    """Exponent of the length that log-probabilities are divided by; 0: no penalty."""
     init_std: float = 0.02
-    """Standard deviation of the head's first weights, where the start has none; see ``Initial.std`` of the model."""
+    """Standard deviation of the initial weights of the MLM head, unless ``start_from`` has one."""
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> CaptionExample:
-        """Draw one of the captions, masks words, and transforms the image."""
+        """Draw one of the captions, mask tokens, and transform the image."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no caption")
         words = processor.text.encode(sample.texts[rng.integers(len(sample.texts))])
-        chosen = mask_caption(words, self.mask_probability, rng)
-        ids, labels = apply_mask(words.ids, chosen, processor.text.vocab_size, processor.text.mask_id, rng)
+        masked = mask_caption(words, self.mask_probability, rng)
+        ids, labels = apply_mask(words.ids, masked, processor.text.vocab_size, processor.text.mask_id, rng)
         return {"image": processor.image(sample.image, rng), "ids": ids, "labels": labels}
 
-    def collate(self, rows: Sequence[CaptionExample]) -> CaptionBatch:
-        """Pad the captions to the longest of them."""
-        ids, mask = pad_texts([row["ids"] for row in rows])
-        places, targets = mlm_positions([row["labels"] for row in rows])
+    def collate(self, examples: Sequence[CaptionExample]) -> CaptionBatch:
+        """Pad the captions to the longest one."""
+        ids, mask = pad_texts([example["ids"] for example in examples])
+        positions, targets = mlm_positions([example["labels"] for example in examples])
         return {
-            "image": torch.stack([row["image"] for row in rows]),
+            "image": torch.stack([example["image"] for example in examples]),
             "ids": ids,
             "mask": mask,
-            "positions": places,
+            "positions": positions,
             "targets": targets,
         }
 
     def build(self, model: VisionLanguageModel) -> Captioning:
-        """Return the task with a fresh head; ``DualfuseError`` for a model whose words cannot see earlier ones alone."""
+        """Return the task with a fresh head; DualfuseError for a model that cannot generate text."""
         return Captioning(self, model)
 
 
 def mask_caption(words: EncodedText, share: float, rng: np.random.Generator) -> list[int]:
-    """Return the positions to mask: round(share x tokens), one at least; never the start, nor the end of a cut text."""
+    """Return the positions to mask: round(share x tokens), at least one; never the start, or the end of a cut text."""
     number = len(words.ids)
     most = number - 1 - words.truncated
     return (1 + rng.permutation(most)[: max(1, int(number * share + 0.5))]).tolist()
 
 
+def read_references(sample: Sample, processor: Processor, rng: np.random.Generator) -> ReferenceExample:
+    """Return the image and all its captions; there may be none."""
+    ids = (sample.meta[name] for name in COCO_IDS if isinstance(sample.meta.get(name), int))
+    image_id = next((number for number in ids if isinstance(number, int)), sample.key)
+    image = processor.image(sample.image, rng)
+    return {"image": image, "key": sample.key, "image_id": image_id, "references": sample.texts}
+
+
+def collate_references(examples: Sequence[ReferenceExample]) -> Batch:
+    """Stack the images; the examples stay a tuple."""
+    return {"image": torch.stack([example["image"] for example in examples]), "examples": tuple(examples)}
+
+
 @dataclass(frozen=True)
 class Caption:
-    """A caption, and the probability that the model writes just this."""
+    """A caption and its probability."""
 
     text: str
     probability: float
 
 
 class Captioning(Task):
-    """Predicts masked words of a caption from the image and earlier words; writes by asking for one mask at a time.
+    """Predicts masked tokens of a caption from the image and earlier tokens; generates by appending one mask at a time.
 
-    The word head is the one that pre-training on pairs has trained.
+    The MLM head is that of pre-training on pairs.
     """
 
+    cfg: CaptioningConfig
+    writes_predictions = True
+
     def __init__(self, cfg: CaptioningConfig, model: VisionLanguageModel) -> None:
-        """Refuse a model whose images see whole texts."""
+        """Raise DualfuseError for a model that cannot generate text."""
         super().__init__()
         if not model.capabilities.generation:
             raise generation_error(model)
@@ -113,49 +150,81 @@ class Captioning(Task):
         self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
 
     def forward(self, batch: CaptionBatch) -> TaskOutput:
-        """Return the mean loss over the masked words of all processes."""
+        """Return the mean loss over the masked tokens of all processes."""
         image = self.model.embed_image(batch["image"])
         text = self.model.embed_text(batch["ids"], batch["mask"])
         attention_mask = seq2seq_attention_mask(text.mask.shape[1], image.mask.shape[1], text.device)
         states = self.model.fuse(image, text, positions=batch["positions"], attention_mask=attention_mask).text
         is_masked = batch["targets"] != -100
-        logits, wanted = self.mlm_head(states[is_masked]).float(), batch["targets"][is_masked]
+        logits, targets = self.mlm_head(states[is_masked]).float(), batch["targets"][is_masked]
         number = dist.all_reduce_mean(is_masked.sum().float()).clamp(min=1)
-        loss = F.cross_entropy(logits, wanted, reduction="sum", label_smoothing=self.cfg.label_smoothing) / number
-        return TaskOutput(loss, {"loss": loss.detach(), "accuracy/mlm": (logits.argmax(1) == wanted).sum() / number})
+        loss = F.cross_entropy(logits, targets, reduction="sum", label_smoothing=self.cfg.label_smoothing) / number
+        return TaskOutput(loss, {"loss": loss.detach(), "accuracy/mlm": (logits.argmax(1) == targets).sum() / number})
+
+    @torch.inference_mode()
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Caption every image, and compare the captions of images that have references.
+
+        A set without any, such as a test set, gives predictions and no metrics.
+        """
+        run = Evaluation(self, data, plan)
+        captions, references = list[PredictedCaption](), list[tuple[str, ...]]()
+        for batch in run.batches(read_references, collate_references, what="captions"):
+            generated = self.generate(batch["image"], data.processor.text)
+            for example, (best, *_) in zip(batch["examples"], generated, strict=True):
+                captions.append(PredictedCaption(example["key"], example["image_id"], best.text, best.probability))
+                references.append(example["references"])
+        pairs = [(caption.caption, texts) for caption, texts in zip(captions, references, strict=True) if texts]
+        metrics = caption_metrics([caption for caption, _ in pairs], [texts for _, texts in pairs])
+        return run.result(metrics, f"{len(captions)} images, {len(pairs)} of them with reference captions", captions)
+
+    def read_input(self, sample: Sample, processor: Processor) -> Tensor:
+        """Read one image (3, H, W)."""
+        check_images(sample)
+        if sample.texts:
+            raise DualfuseError("this model writes captions and takes an image alone; omit the text")
+        return processor.image(sample.image, np.random.default_rng(0))
+
+    def predict(self, inputs: Sequence[Tensor], processor: Processor, top: int) -> list[Prediction]:
+        """Return the best captions, at most as many as the beam is wide."""
+        images = torch.stack(list(inputs)).to(self.device)
+        return [
+            Prediction(tuple(ScoredAnswer(caption.text, caption.probability) for caption in captions[:top]))
+            for captions in self.generate(images, processor.text)
+        ]
 
     @torch.inference_mode()
     def generate(self, images: Tensor, text: TextTransform) -> list[tuple[Caption, ...]]:
         """Return the best captions of each image (B, 3, H, W), best first, at most ``beam``, no longer than ``text``.
 
-        ``DualfuseError`` in training mode, where words are dropped by chance.
+        Raises DualfuseError in training mode, where dropout makes captions random.
         """
         if self.training:
-            raise DualfuseError("the task is in training mode; call eval() on it before it writes")
-        names = load_tokenizer(text.tokenizer)
-        beam = Beam(self.cfg.beam, self.cfg.length_penalty, text.length, start=names.start, end=names.end)
-        writer = CaptionDecoder(self, self.model.embed_image(images), text)
+            raise DualfuseError("the task is in training mode; call eval() on it before it generates")
+        loaded = load_tokenizer(text.tokenizer)
+        beam = Beam(self.cfg.beam, self.cfg.length_penalty, text.length, start=loaded.start, end=loaded.end)
+        decoder = CaptionDecoder(self, self.model.embed_image(images), text)
         return [
-            tuple(Caption(text.decode(each.ids), float(np.exp(each.log_probability))) for each in found)
-            for found in beam_search(writer, len(images), beam, images.device)
+            tuple(Caption(text.decode(each.ids), float(np.exp(each.log_probability))) for each in hypotheses)
+            for hypotheses in beam_search(decoder, len(images), beam, images.device)
         ]
 
 
 class CaptionDecoder:
-    """What comes next, by what is remembered of images and earlier words."""
+    """Computes the probabilities of the next token, with a cache of images and earlier tokens."""
 
     def __init__(self, task: Captioning, image: Tokens, text: TextTransform) -> None:
-        """Read the images."""
-        names = load_tokenizer(text.tokenizer)
-        self.task, self.mask = task, names.mask_id
+        """Fill the cache with the images."""
+        loaded = load_tokenizer(text.tokenizer)
+        self.task, self.mask = task, loaded.mask_id
         self.cache = task.model.prefill(image, text.length)
-        allowed = torch.arange(task.model.vocab_size) < names.vocab_size  # published tables have rows of no word
-        allowed[[names.start, names.pad_id, names.mask_id]] = False
+        allowed = torch.arange(task.model.vocab_size) < loaded.vocab_size  # published tables have unused rows
+        allowed[[loaded.start, loaded.pad_id, loaded.mask_id]] = False
         self.allowed = allowed.to(image.device)
 
     def __call__(self, ids: Tensor, origin: Tensor) -> Tensor:
-        """Return log-probabilities (R, V) of the word behind ids (R, t), which begin with the rows ``origin`` (R,)."""
-        asked = torch.cat([ids, ids.new_full((len(ids), 1), self.mask)], dim=1)
-        text = self.task.model.embed_text(asked, torch.ones_like(asked))
+        """Return log-probabilities (R, V) of the token after ids (R, t), which extend the rows ``origin`` (R,)."""
+        masked = torch.cat([ids, ids.new_full((len(ids), 1), self.mask)], dim=1)
+        text = self.task.model.embed_text(masked, torch.ones_like(masked))
         state, self.cache = self.task.model.decode_step(self.cache.take(origin), text)
         return self.task.mlm_head(state).float().where(self.allowed, float("-inf")).log_softmax(-1)

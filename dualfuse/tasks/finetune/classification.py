@@ -1,88 +1,134 @@
-"""Answers with one of several names: what all such tasks share, and those with a text about one or more images."""
+"""Tasks that answer with one of several names, and those that read a text beside one or more images."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, NotRequired, Protocol, TypedDict
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from tyro.constructors import PrimitiveConstructorSpec
 
-from dualfuse.data.loader import Batch, Example
+from dualfuse.data.loader import Batch, Example, to_device
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.predictions import PredictedAnswer
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.io import listing
 from dualfuse.layers.heads import ClassificationHead
 from dualfuse.metrics.accuracy import Accuracy, Metric, Question
-from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Processor, Task, TaskOutput
+from dualfuse.metrics.vqa import read_vocabulary
+from dualfuse.models.base import Fused, VisionLanguageModel
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
+from dualfuse.tasks.prediction import Prediction, ScoredAnswer, check_images, text_of
+
+Names = Annotated[
+    tuple[str, ...],
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FILE",
+        instance_from_str=lambda words: read_vocabulary(Path(words[0])),
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda names: [f"{len(names)} names"],
+    ),
+]
+"""Names of classes or answers; on the command line a file with one name per line, in config.json the names."""
 
 
 class QuestionExample(TypedDict):
-    """Images (P, 3, H, W) and one text (T,), who asked; and to be trained its ``target``: a number, or scores (C,)."""
+    """Images (P, 3, H, W), one text (T,), and the question; in training also ``target``: an index, or scores (C,)."""
 
     images: Tensor
     ids: np.ndarray
-    asked: Question
+    question: Question
     target: NotRequired[Tensor]
 
 
 class QuestionBatch(TypedDict):
     """B questions: images (B, P, 3, H, W); ids, mask (B, T).
 
-    To be trained they come with ``target``, label numbers (B,) or scores (B, C); to be answered, with who ``asked``.
+    In training with ``target``, class indices (B,) or scores (B, C); otherwise with the ``questions``.
     """
 
     images: Tensor
     ids: Tensor
     mask: Tensor
     target: NotRequired[Tensor]
-    asked: NotRequired[tuple[Question, ...]]
+    questions: NotRequired[tuple[Question, ...]]
 
 
-class QuestionConfig(Protocol):
-    """The config of a task that answers: it also reads what is only to be answered."""
+class QuestionConfig(TaskConfig):
+    """A config that also reads unlabelled samples."""
 
+    @abstractmethod
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-        """Turn a sample into a row with who "asked" and without target, whether or not its answer is known."""
-        ...
+        """Return an example with its "question" and without target, whether or not the sample is labelled."""
 
-    def collate(self, rows: Sequence[Any]) -> Batch:  # Any: what ask gives
-        """Put rows together to a batch; "asked" is a tuple."""
-        ...
+
+class PairQuestionConfig(QuestionConfig):
+    """Reads ``num_images`` images, one text, and a label; a base class of frozen dataclasses."""
+
+    labels: tuple[str, ...]
+    num_images: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        """Validate the labels."""
+        check_names(self.labels)
+
+    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
+        """Read images and text, and the label if there is one."""
+        return read_question(sample, label_of(sample, self.labels), processor, rng, self.num_images)
+
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
+        """Read images, text and label; every image is augmented independently."""
+        example = self.read_question(sample, processor, rng)
+        if not example["question"].target:
+            raise BrokenSample(sample.key, 'it has no "label" in its json')
+        return with_target(example, torch.tensor(self.labels.index(example["question"].target[0])))
+
+    def collate(self, examples: Sequence[QuestionExample]) -> QuestionBatch:
+        """Pad the texts to the longest one."""
+        return collate_questions(examples)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raise DualfuseError for fewer than two names, and for duplicates."""
+    if len(set(names)) < max(2, len(names)):
+        raise DualfuseError(f"{len(names)} names of classes, {len(set(names))} of them different; give two or more")
 
 
 def read_question(
-    sample: Sample, truth: tuple[str, ...], processor: Processor, rng: np.random.Generator, num_images: int = 1
+    sample: Sample, target: tuple[str, ...], processor: Processor, rng: np.random.Generator, num_images: int = 1
 ) -> QuestionExample:
-    """Return the first ``num_images`` images, each varied by itself, and the text; ``BrokenSample`` if one is missing."""
+    """Return the first ``num_images`` images and the text; ``BrokenSample`` if one is missing."""
     if len(sample.texts) != 1:
         raise BrokenSample(sample.key, f"it has {len(sample.texts)} texts; one is needed, so write a sample for each")
     if 1 + len(sample.other_images) < num_images:
-        raise BrokenSample(
-            sample.key, f"it has {1 + len(sample.other_images)} images of the {num_images} that are compared"
-        )
+        raise BrokenSample(sample.key, f"it has {1 + len(sample.other_images)} images of the {num_images} needed")
     images = [processor.image(image, rng) for image in (sample.image, *sample.other_images)[:num_images]]
     return {
         "images": torch.stack(images),
         "ids": processor.text.encode(sample.texts[0]).ids,
-        "asked": question_of(sample, truth),
+        "question": question_of(sample, target),
     }
 
 
-def question_of(sample: Sample, truth: tuple[str, ...]) -> Question:
-    """Return what is known of a sample's question and its right answer; the text may be missing."""
+def question_of(sample: Sample, target: tuple[str, ...]) -> Question:
+    """Return the question of a sample, whose text may be missing."""
     name = sample.meta.get("id", sample.key)
     if not isinstance(name, str | int):
         raise BrokenSample(sample.key, f'its "id" is a {type(name).__name__}; a string or a number is needed')
-    return Question(sample.key, name, "".join(sample.texts[:1]), truth, str(sample.meta.get("answer_type", "")))
+    return Question(sample.key, name, "".join(sample.texts[:1]), target, str(sample.meta.get("answer_type", "")))
 
 
 def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
-    """Return the label in the sample's json, by name or number, or none; ``BrokenSample`` if it is not of ``labels``."""
+    """Return the "label" of a sample, by name or index; empty if it has none, ``BrokenSample`` if it is unknown."""
     label = sample.meta.get("label")
     if label is None:
         return ()
@@ -93,74 +139,111 @@ def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
     raise BrokenSample(sample.key, f"its label is {label!r}; the labels of the task are {listing(labels, 20)}")
 
 
-def with_label(row: QuestionExample, labels: Sequence[str]) -> QuestionExample:
-    """Return a row to learn from; ``BrokenSample`` if its label is not known."""
-    asked = row["asked"]
-    if not asked.target:
-        raise BrokenSample(asked.key, 'it has no "label" in its json')
-    return with_target(row, torch.tensor(labels.index(asked.target[0])))
+def with_target(example: QuestionExample, target: Tensor) -> QuestionExample:
+    """Return a training example."""
+    labelled = example.copy()
+    labelled["target"] = target
+    return labelled
 
 
-def with_target(row: QuestionExample, target: Tensor) -> QuestionExample:
-    """Return a row to learn from."""
-    trained = row.copy()
-    trained["target"] = target
-    return trained
-
-
-def collate_questions(rows: Sequence[QuestionExample]) -> QuestionBatch:
-    """Make a batch of rows that are all to be trained or all to be answered; texts are padded to the longest."""
-    ids, mask = pad_texts([row["ids"] for row in rows])
+def collate_questions(examples: Sequence[QuestionExample]) -> QuestionBatch:
+    """Return a batch of examples that all have a target, or all have none; texts are padded to the longest one."""
+    ids, mask = pad_texts([example["ids"] for example in examples])
     batch: QuestionBatch = {
-        "images": torch.stack([row["images"] for row in rows]),
+        "images": torch.stack([example["images"] for example in examples]),
         "ids": ids,
         "mask": mask,
     }
-    targets = [row["target"] for row in rows if "target" in row]
+    targets = [example["target"] for example in examples if "target" in example]
     if targets:
         batch["target"] = torch.stack(targets)
     else:
-        batch["asked"] = tuple(row["asked"] for row in rows)
+        batch["questions"] = tuple(example["question"] for example in examples)
     return batch
 
 
 class Classification(Task):
     """Answers with one of ``names``."""
 
+    cfg: QuestionConfig
+    writes_predictions = True
     top_k = 1
-    """How many of the best names :meth:`metric` looks at."""
+    """The number of best names that :meth:`metric` needs."""
 
     def __init__(self, cfg: QuestionConfig, model: VisionLanguageModel, names: tuple[str, ...]) -> None:
-        """What answers is built by the tasks."""
+        """Store the parts; subclasses build the head."""
         super().__init__()
         self.cfg, self.model, self.names = cfg, model, names
 
     @abstractmethod
-    def logits(self, batch: Any) -> Tensor:  # Any: what its config's collate gives
-        """Return (B, C) float32."""
+    def logits(self, batch: Any) -> Tensor:  # Any: what its config's collate returns
+        """Return logits (B, C) in float32."""
 
-    def forward(self, batch: Any) -> TaskOutput:  # Any: what its config's collate gives
-        """Learn from targets."""
-        assert "target" in batch, "a batch of ask() has no targets to learn from"
+    def forward(self, batch: Any) -> TaskOutput:  # Any: what its config's collate returns
+        """Return the loss of a batch with targets."""
+        assert "target" in batch, "a batch of read_question() has no targets"
         return self.loss(self.logits(batch), batch["target"])
 
     def loss(self, logits: Tensor, target: Tensor) -> TaskOutput:
-        """Return the cross-entropy of logits (B, C) against the numbers (B,) of the right names."""
+        """Return the cross-entropy of logits (B, C) and class indices (B,)."""
         loss = F.cross_entropy(logits, target)
-        right = (logits.argmax(1) == target).float().mean()
-        return TaskOutput(loss, {"loss": loss.detach(), "accuracy": right})
+        accuracy = (logits.argmax(1) == target).float().mean()
+        return TaskOutput(loss, {"loss": loss.detach(), "accuracy": accuracy})
 
-    def probabilities(self, batch: Any) -> Tensor:  # Any: what its config's collate gives
+    def probabilities(self, batch: Any) -> Tensor:  # Any: what its config's collate returns
         """Return the probability (B, C) of each name."""
         return self.logits(batch).softmax(1)
 
     def metric(self) -> Metric:
-        """Return a fresh counter of what is right."""
+        """Return a metric with zero counts."""
         return Accuracy()
+
+    @torch.inference_mode()
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Answer every sample, and compute the metrics of :meth:`metric` over labelled ones.
+
+        An unlabelled set, such as a test set, gives predictions and no metrics. Annotators' answers beyond the task's
+        vocabulary count: no prediction can match them.
+        """
+        run = Evaluation(self, data, plan)
+        metric, predictions, labelled = self.metric(), list[PredictedAnswer](), 0
+        for batch in run.batches(self.cfg.read_question, self.cfg.collate, what="questions"):
+            for question, answers in zip(batch["questions"], self._best(batch, self.top_k), strict=True):
+                predictions.append(
+                    PredictedAnswer(question.key, question.id, answers[0].answer, answers[0].probability)
+                )
+                if question.target:
+                    metric.add(question, [each.answer for each in answers])
+                    labelled += 1
+        size = f"{len(predictions)} questions, {labelled} of them labelled"
+        return run.result(metric.result(), size, predictions)
+
+    def read_input(self, sample: Sample, processor: Processor) -> Example:
+        """Read an image, and no text."""
+        check_images(sample)
+        if sample.texts:
+            raise DualfuseError("this model takes an image alone; omit the text")
+        return self.cfg.read_question(sample, processor, np.random.default_rng(0))
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[Any], processor: Processor, top: int) -> list[Prediction]:
+        """Return the most probable names."""
+        batch = to_device(self.cfg.collate(inputs), self.device)
+        return [
+            Prediction(answers, is_cut=processor.text.encode(example["question"].text).truncated)
+            for example, answers in zip(inputs, self._best(batch, top), strict=True)
+        ]
+
+    def _best(self, batch: Batch, top: int) -> list[tuple[ScoredAnswer, ...]]:
+        best = self.probabilities(batch).topk(min(top, len(self.names)), dim=1)
+        return [
+            tuple(ScoredAnswer(self.names[index], value) for value, index in zip(values, indices, strict=True))
+            for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
 
 
 class PairClassification(Classification):
-    """Fuses each image with the text, and classifies what stands for all pairs."""
+    """Fuses each image with the text, and classifies the concatenated pooled states."""
 
     def __init__(
         self,
@@ -172,14 +255,14 @@ class PairClassification(Classification):
         images: int = 1,
         dropout: float = 0.0,
     ) -> None:
-        """The head is ``hidden_scale`` times as wide inside as one pair's vector; ``dropout`` comes before it."""
+        """The hidden layer of the head has ``hidden_scale`` times the width of one pooled state."""
         super().__init__(cfg, model, names)
-        width = model.fused_width
+        self.images, width = images, model.fused_width
         self.dropout = nn.Dropout(dropout)
         self.classifier = ClassificationHead(images * width, round(width * hidden_scale), len(names))
 
     def logits(self, batch: QuestionBatch) -> Tensor:
-        """Return (B, C) float32; the text is embedded once, whatever the number of images."""
+        """Return logits (B, C) in float32; the text is embedded once."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
         no_states = batch["ids"].new_zeros(len(text), 0)
         pairs = [
@@ -187,3 +270,15 @@ class PairClassification(Classification):
             for slot, images in enumerate(batch["images"].unbind(1))
         ]
         return self.classifier(self.dropout(torch.cat(pairs, dim=1))).float()
+
+    def read_input(self, sample: Sample, processor: Processor) -> Example:
+        """Read the images and the text."""
+        check_images(sample, self.images)
+        text_of(sample)
+        return self.cfg.read_question(sample, processor, np.random.default_rng(0))
+
+    def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
+        """Return the best answer and its logit."""
+        logits = self.classifier(torch.cat([each.pooled for each in fused], dim=1))[0]
+        best = int(logits.argmax())
+        return self.names[best], logits[best]

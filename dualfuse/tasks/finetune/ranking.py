@@ -1,4 +1,4 @@
-"""Retrieval trained by ranking: an image's text among false ones (METER, arXiv 2111.02387; BridgeTower's irtr)."""
+"""Retrieval by ranking the text of an image among negatives (METER, arXiv 2111.02387; BridgeTower's irtr)."""
 
 from __future__ import annotations
 
@@ -10,36 +10,39 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.retrieval import evaluate_fused_retrieval
+from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import init_linear
 from dualfuse.losses.grad_cache import grad_cache
 from dualfuse.losses.hard_negatives import gumbel
 from dualfuse.losses.itc import find_positives
 from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.base import Tokens, VisionLanguageModel
-from dualfuse.tasks.base import Processor, Task, TaskOutput, detached
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, content_id, pad_to_global_length
 
 
 @dataclass(frozen=True)
-class RankingConfig:
-    """How many false texts an image is ranked against; the default is the published one."""
+class RankingConfig(TaskConfig):
+    """Number of negatives and memory; the default is the published one."""
 
     num_negatives: int = 15
-    """For each image, drawn from the texts of the (micro-)batch of all processes: fewer where there are fewer."""
+    """Negative texts per image, drawn from the (micro-)batches of all processes: fewer where there are fewer."""
     grad_cache_chunk: int = 0
-    """Pairs that are fused at a time; 0: all. A small number costs a third more work and saves much memory."""
+    """Pairs per fusion pass with gradient caching, which needs less memory and about a third more compute; 0: all."""
     init_std: float = 0.02
-    """Standard deviation of the head's first weights, where the start has no match head."""
+    """Standard deviation of the initial weights of the head, unless ``start_from`` has an ITM head."""
 
     def __post_init__(self) -> None:
-        """Refuse to rank a text among none."""
+        """Validate the number of negatives."""
         if self.num_negatives < 1:
-            raise DualfuseError(f"false_texts is {self.num_negatives}; a text is ranked among at least 1 false one")
+            raise DualfuseError(f"num_negatives is {self.num_negatives}; it should be at least 1")
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
-        """Draw one of the captions, and transforms the image."""
+        """Draw one of the captions, and transform the image."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no text")
         caption = sample.texts[rng.integers(len(sample.texts))]
@@ -48,15 +51,15 @@ class RankingConfig:
             "image": processor.image(sample.image, rng),
             "ids": ids,
             "masked_ids": ids,
-            "labels": np.full_like(ids, -100),  # no word is masked
+            "labels": np.full_like(ids, -100),  # no token is masked
             "image_id": content_id(sample.image),
             "text_id": content_id(caption.casefold().encode()),
             "source": sample.source,
         }
 
-    def collate(self, rows: Sequence[PairExample]) -> PairBatch:
-        """Pad the texts to the longest of them."""
-        return collate_pairs(rows)
+    def collate(self, examples: Sequence[PairExample]) -> PairBatch:
+        """Pad the texts to the longest one."""
+        return collate_pairs(examples)
 
     def build(self, model: VisionLanguageModel) -> Ranking:
         """Return the task with a fresh head."""
@@ -64,66 +67,63 @@ class RankingConfig:
 
 
 class Ranking(Task):
-    """Scores pairs with the fusion path alone; there are no vectors, so every pair that is compared is fused."""
+    """Scores pairs with the fusion encoder alone; there are no embeddings, so every pair that is compared is fused."""
 
-    can_search = False
-    can_match = True
+    cfg: RankingConfig
 
     def __init__(self, cfg: RankingConfig, model: VisionLanguageModel) -> None:
-        """The rank is the second row of a match head, so that it begins as that of the start, and as published."""
+        """The score is the second output of an ITM head, so that it is initialised from one, as published."""
         super().__init__()
         self.cfg, self.model = cfg, model
         self.itm_head = nn.Linear(model.fused_width, 2)
         init_linear(self.itm_head, cfg.init_std)
 
     def forward(self, batch: PairBatch) -> TaskOutput:
-        """Rank each text among false ones, which are of no pair with the same image, and are no text of its own."""
+        """Rank the text of each image among negatives: texts that belong to no pair with the same image or text."""
         batch = pad_to_global_length(batch)
         positives = find_positives(batch["image_id"], batch["text_id"])
         own = torch.arange(len(batch["image"]), device=batch["ids"].device) + dist.rank() * len(batch["image"])
-        noise = gumbel(dist.draw_shared(), own, len(own) * dist.world_size())  # another process would draw the same
-        false, drawn = sample_texts(~positives.texts_of_images, self.cfg.num_negatives, noise)
+        noise = gumbel(dist.draw_shared(), own, len(own) * dist.world_size())  # equal on all processes
+        negatives, drawn = sample_texts(~positives.texts_of_images, self.cfg.num_negatives, noise)
         image = self.model.embed_image(batch["image"])
-        scores = self.scores(image, batch["ids"], batch["mask"], torch.cat([own[:, None], false], dim=1))
-        loss, right = rank_loss(scores, drawn)
-        log = {"loss": loss, "accuracy/rank": right, "negatives": drawn.sum(1).float().mean()}
+        scores = self.scores(image, batch["ids"], batch["mask"], torch.cat([own[:, None], negatives], dim=1))
+        loss, accuracy = rank_loss(scores, drawn)
+        log = {"loss": loss, "accuracy/rank": accuracy, "negatives": drawn.sum(1).float().mean()}
         avoided = positives.texts_of_images.sum() - len(own)
         return TaskOutput(loss, detached(log | {"count/false_negatives_avoided": avoided}))
 
     def scores(self, image: Tokens, ids: Tensor, mask: Tensor, texts: Tensor) -> Tensor:
-        """Return the ranks (B, C) of the ``texts`` (B, C) for each image, numbers among those of all processes.
+        """Return the scores (B, C) of each image with its ``texts`` (B, C), indices into the texts of all processes.
 
-        Of these texts ``ids`` and ``mask`` (M, T) are this process's. Every one that is used is embedded once.
+        ``ids`` and ``mask`` (M, T) are the texts of this process. Each text that occurs is embedded once.
         """
-        different, row = texts.flatten().unique(return_inverse=True)
-        text = self.model.embed_text(dist.fetch_examples(ids, different), dist.fetch_examples(mask, different))
-        column = torch.arange(len(image), device=row.device).repeat_interleave(texts.shape[1])
+        unique, text_index = texts.flatten().unique(return_inverse=True)
+        text = self.model.embed_text(dist.fetch_examples(ids, unique), dist.fetch_examples(mask, unique))
+        image_index = torch.arange(len(image), device=text_index.device).repeat_interleave(texts.shape[1])
 
-        def fuse(images: Tensor, words: Tensor) -> tuple[Tensor]:
-            return (self.match_logit(image.take(images), text.take(words)),)
+        def fuse(images: Tensor, texts: Tensor) -> tuple[Tensor]:
+            return (self.match_logit(image.take(images), text.take(texts)),)
 
-        [found] = grad_cache(fuse, self.cfg.grad_cache_chunk, column, row)
-        return found.view(texts.shape)
+        [scores] = grad_cache(fuse, self.cfg.grad_cache_chunk, image_index, text_index)
+        return scores.view(texts.shape)
+
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Return recall at 1, 5 and 10 in both directions, by fusing all pairs of the set."""
+        return evaluate_fused_retrieval(self, data, plan)
+
+    @property
+    def can_match(self) -> bool:
+        """Scores of pairs are what this task trains."""
+        return True
 
     def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the rank (B,) of each pair, higher for one that belongs together; only differences mean something."""
-        nothing = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
-        return self.itm_head(self.model.fuse(image, text, positions=nothing).pooled).float()[:, 1]
+        """Return the score (B,) of each pair, higher for matching pairs; only differences have a meaning."""
+        no_states = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
+        return self.itm_head(self.model.fuse(image, text, positions=no_states).pooled).float()[:, 1]
 
-    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
-        """Return the rank, which was trained without a dual encoder beside it."""
-        return match
-
-    def image_features(self, image: Tokens) -> Tensor:
-        """Raise ``DualfuseError``: there are no vectors."""
-        raise DualfuseError(_NO_VECTORS)
-
-    def text_features(self, text: Tokens) -> Tensor:
-        """Raise ``DualfuseError``: there are no vectors."""
-        raise DualfuseError(_NO_VECTORS)
-
-
-_NO_VECTORS = (
-    "this model ranks pairs, and has no vectors to search with: it would fuse every image with the query. Judge it "
-    "with dualfuse evaluate; to search, fine-tune with contrast (coco-bridgetower-base, coco-vlmo-base)"
-)
+    def check_search(self) -> None:
+        """Raise DualfuseError: there are no embeddings."""
+        raise DualfuseError(
+            "this model ranks pairs, and has no embeddings to search with: it would fuse every image with the query. "
+            "Evaluate it with dualfuse evaluate; to search, fine-tune with ITC (coco-bridgetower-base, coco-vlmo-base)"
+        )

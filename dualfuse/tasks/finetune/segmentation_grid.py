@@ -1,4 +1,4 @@
-"""Draws images beside what is in them and what a model sees in them, a colour for each class."""
+"""Grid of images beside their target and predicted classes, one colour per class."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from dualfuse.data.image.image_grid import INK, PAPER, Tile, image_grid
 from dualfuse.data.image.joint_crop import IGNORE_LABEL
 
 CELL, MARGIN, LINE = 256, 8, 24
-GOLDEN = 0.618034  # of a turn of the colour wheel: neighbours look unlike
+GOLDEN = 0.618034  # turn of the colour wheel between classes, so that neighbours differ
 
 
-class Segmented(NamedTuple):
-    """An image file, and for each of its pixels (H, W) the true class and the one that was predicted."""
+class SegmentedImage(NamedTuple):
+    """An image file, and the target and predicted class (H, W) of its pixels."""
 
     file: bytes
-    truth: Tensor
+    target: Tensor
     predicted: Tensor
 
 
-def segmentation_grid(shown: Sequence[Segmented], names: Sequence[str], heading: str = "") -> Image.Image:
-    """Return a row for each image: as it is, its true classes, the predicted ones; then the colours' names.
+def segmentation_grid(images: Sequence[SegmentedImage], names: Sequence[str], heading: str = "") -> Image.Image:
+    """Return a row per image: the image, its target classes, the predicted ones; then a legend of the colours.
 
-    What is of no class is black.
+    Pixels without a class are black.
     """
     colours = palette(len(names))
-    tiles = [tile for each in shown for tile in _row(each, colours)]
+    tiles = [tile for each in images for tile in _row(each, colours)]
     grid = image_grid(tiles, columns=3, cell=CELL, heading=heading)
-    seen = {int(number) for each in shown for labels in (each.truth, each.predicted) for number in labels.unique()}
-    legend = _legend([(names[number], colours[number]) for number in sorted(seen - {IGNORE_LABEL})], grid.width)
-    whole = Image.new("RGB", (grid.width, grid.height + legend.height), PAPER)
-    whole.paste(grid, (0, 0))
-    whole.paste(legend, (0, grid.height))
-    return whole
+    classes = {int(number) for each in images for labels in (each.target, each.predicted) for number in labels.unique()}
+    legend = _legend([(names[number], colours[number]) for number in sorted(classes - {IGNORE_LABEL})], grid.width)
+    combined = Image.new("RGB", (grid.width, grid.height + legend.height), PAPER)
+    combined.paste(grid, (0, 0))
+    combined.paste(legend, (0, grid.height))
+    return combined
 
 
 def palette(classes: int) -> np.ndarray:
-    """Return a colour (C + 1, 3) uint8 for each class; the last, black, is for none."""
+    """Return a colour (C + 1, 3) uint8 for each class, and black for none at the end."""
     turns = ((GOLDEN * number % 1, 0.9 - 0.4 * (number % 2), 1 - 0.3 * (number // 2 % 2)) for number in range(classes))
     colours = [colorsys.hsv_to_rgb(*turn) for turn in turns]
     return (255 * np.array([*colours, (0, 0, 0)])).round().astype(np.uint8)
 
 
-def _row(each: Segmented, colours: np.ndarray) -> tuple[Tile, Tile, Tile]:
-    known = each.truth != IGNORE_LABEL
-    right = float((each.truth == each.predicted)[known].float().mean()) if known.any() else 0.0
-    truth, predicted = (colours[labels.numpy()] for labels in (each.truth, each.predicted))  # IGNORE_LABEL is the last
-    return Tile(each.file, ""), Tile(truth, "truth"), Tile(predicted, f"prediction, {100 * right:.1f} % right")
+def _row(each: SegmentedImage, colours: np.ndarray) -> tuple[Tile, Tile, Tile]:
+    is_labelled = each.target != IGNORE_LABEL
+    correct = float((each.target == each.predicted)[is_labelled].float().mean()) if is_labelled.any() else 0.0
+    target, predicted = (colours[labels.numpy()] for labels in (each.target, each.predicted))  # IGNORE_LABEL is the last
+    return Tile(each.file, ""), Tile(target, "target"), Tile(predicted, f"prediction, {100 * correct:.1f} % correct")
 
 
 def _legend(entries: Sequence[tuple[str, np.ndarray]], width: int) -> Image.Image:

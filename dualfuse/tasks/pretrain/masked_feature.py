@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -18,17 +19,20 @@ from torch.nn import functional as F
 
 from dualfuse import distributed as dist
 from dualfuse.data.image.block_mask import BlockMask
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Processor, TaskOutput
+from dualfuse.tasks.base import TaskConfig, TaskOutput
 from dualfuse.tasks.frozen_model import FrozenModel, load_frozen
 from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, MaskedImageConfig, MaskedImageExample
 
 
 @dataclass(frozen=True)
-class MaskedFeatureConfig:
+class MaskedFeatureConfig(TaskConfig):
     """Which patches are hidden, and whose features of them are predicted."""
+
+    pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     teacher: str = ""
     """A model folder: a VLMo, which a BEiT becomes by convert, or a model with CLIP's image encoder."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -14,12 +14,13 @@ from torch.nn import functional as F
 from dualfuse import distributed as dist
 from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.image.two_views import two_views
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.padding import pad_arrays
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Processor, Task, TaskOutput
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer
 
 STD = 0.02
@@ -46,8 +47,10 @@ class MaskedImageBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class MaskedImageConfig:
+class MaskedImageConfig(TaskConfig):
     """Which patches are hidden, and who names them; the defaults are BEiT's."""
+
+    pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     tokenizer: str = ""
     """What names the patches: the name of an earlier recipe of the same tuple, the folder of a tokenizer trained here,

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TypedDict
+from dataclasses import dataclass, replace
+from typing import ClassVar, TypedDict
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from dualfuse import distributed as dist
+from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.text.corpus import Corpus, pack_share
 from dualfuse.data.text.masking import mask_words
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import MLMHead
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Processor, Task, TaskOutput
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
+from dualfuse.tasks.prediction import Prediction, text_of
+from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, MaskedQueryBatch, fill_masks, read_masked
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 
 
@@ -39,13 +49,24 @@ class MaskedTextBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class MaskedTextConfig:
-    """How many words are masked, always whole ones."""
+class MaskedTextConfig(TaskConfig):
+    """Share of the words that is masked, and initialisation of the head."""
+
+    training_data: ClassVar[str] = "TEXT (.txt, .jsonl, .parquet or .tar)"
+    pipeline_tag: ClassVar[str] = "fill-mask"
+    example: ClassVar[str] = 'print(predict(model, text="a red [MASK] on a table"))'
 
     mlm_probability: float = 0.15
-    """Share of the words that is masked."""
+    """Share of the words that is masked; always whole words."""
     init_std: float = 0.02
-    """Standard deviation of the head's first weights; see ``Initial.std`` of the model."""
+    """Standard deviation of the initial weights of the MLM head."""
+
+    def open_data(self, sources: Sequence[str], text: TextTransform) -> tuple[MapDataset, ...]:
+        """Pack the texts of each source; every process packs its share of the files."""
+        for source in sources:
+            pack_share(source, text, part=dist.rank(), of=dist.world_size())
+        dist.barrier()
+        return tuple(Corpus.open(source, text) for source in sources)
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> TextExample:
         """Mask words of the text; an image beside it is not looked at."""
@@ -69,6 +90,8 @@ class MaskedTextConfig:
 class MaskedText(Task):
     """Predicts masked words from the words around them; parts of the model for images never run."""
 
+    cfg: MaskedTextConfig
+
     def __init__(self, cfg: MaskedTextConfig, model: VisionLanguageModel) -> None:
         """The word head is the one that pre-training on pairs goes on with."""
         super().__init__()
@@ -81,3 +104,37 @@ class MaskedText(Task):
         states = self.model.token_states(text, batch["positions"])
         loss, accuracy = mlm_loss(self.mlm_head, states, batch["targets"])
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy/mlm": accuracy})
+
+    @torch.inference_mode()
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Return "mlm/accuracy" and "mlm/loss", averaged over all masked tokens.
+
+        Masks are the same in every evaluation. Lines that cannot be read were reported when the corpus was packed,
+        and are excluded. Every process evaluates the whole set.
+        """
+        run = Evaluation(self, data, replace(plan, exclude_broken=True))
+        correct, loss, number = 0.0, 0.0, 0
+        for batch in run.batches(self.cfg.read, self.cfg.collate, what="texts"):
+            masked = int((batch["targets"] != -100).sum())
+            output = self(batch)
+            correct += float(output.log["accuracy/mlm"]) * masked
+            loss += float(output.loss) * masked
+            number += masked
+        metrics = {"mlm/accuracy": correct / max(1, number), "mlm/loss": loss / max(1, number)}
+        return run.result(metrics, f"{len(data.samples)} packed texts")
+
+    def read_input(self, sample: Sample, processor: Processor) -> MaskedQuery:
+        """Read a text with masks."""
+        if sample.image:
+            raise DualfuseError("this model was trained on text alone and takes no image; omit it")
+        text = read_masked(text_of(sample), processor.text)
+        if not len(text.positions):
+            raise DualfuseError("this model only fills masks; put [MASK] in place of a word")
+        return text
+
+    @torch.inference_mode()
+    def predict(self, inputs: Sequence[MaskedQuery], processor: Processor, top: int) -> list[Prediction]:
+        """Return the most probable tokens of each mask."""
+        batch = MaskedQueryBatch.of(inputs, self.device)
+        states = self.model.token_states(self.model.embed_text(batch.ids, batch.mask), batch.positions)
+        return fill_masks(inputs, self.mlm_head(states), processor.text, top)

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.masking import MASKING_RULES
 from dualfuse.data.text.padding import pad_arrays, pad_texts
-from dualfuse.tasks.base import Processor
 
 Masking = Literal["whole_word", "token", "official"]
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
 from dualfuse.losses.grad_cache import Embeddings, LazyEmbeddings, grad_cache, materialize
 from dualfuse.losses.hard_negatives import NegativeSource, negative_groups, sample_hard_negatives, split_pairs
@@ -26,8 +29,9 @@ from dualfuse.losses.itc import (
 )
 from dualfuse.losses.itm import itm_accuracy, itm_loss
 from dualfuse.losses.mlm import mlm_loss
-from dualfuse.models.base import Tokens, VisionLanguageModel
-from dualfuse.tasks.base import Processor, Task, TaskOutput, detached
+from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
+from dualfuse.tasks.prediction import Prediction
 from dualfuse.tasks.pretrain.pair_batch import (
     Masking,
     PairBatch,
@@ -36,12 +40,17 @@ from dualfuse.tasks.pretrain.pair_batch import (
     pad_to_global_length,
     read_pair,
 )
+from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
+from dualfuse.tasks.pretrain.pairs_prediction import PairInput, predict_pairs, read_pair_input
 from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, drop_patches
 
 
 @dataclass(frozen=True)
-class PairsConfig:
+class PairsConfig(TaskConfig):
     """Weights and options of ITC, ITM and MLM; the defaults are those of the VLMo paper."""
+
+    pipeline_tag: ClassVar[str] = "feature-extraction"
+    example: ClassVar[str] = 'print(predict(model, image="a.jpg", text="a red apple on a table"))'
 
     itc_weight: float = 1.0
     """Weight of image-text contrast in the loss; 0: not computed."""
@@ -109,6 +118,8 @@ class PairsConfig:
 
 class Pairs(Task):
     """ITC, ITM and MLM on one batch of image-text pairs."""
+
+    cfg: PairsConfig
 
     def __init__(self, cfg: PairsConfig, model: VisionLanguageModel) -> None:
         """Build an ITC head per ITC feature of the model, the ITM head and the MLM head."""
@@ -271,6 +282,30 @@ class Pairs(Task):
         needs_pooled = self.cfg.itm_weight or self.needs_fused_features
         return fused.pooled if needs_pooled else fused.text.new_empty(len(tokens), 0), fused.text
 
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Return recall in both directions; without ITC, or with ``plan.all_metrics``, also ITM and MLM accuracies."""
+        if not self.can_search:
+            return evaluate_pairs(self, data, plan)
+        result = evaluate_retrieval(self, data, plan)
+        if not plan.all_metrics:
+            return result
+        return replace(result, metrics={**result.metrics, **evaluate_pairs(self, data, plan).metrics})
+
+    def read_input(self, sample: Sample, processor: Processor) -> PairInput:
+        """Read one image and one text, which may have masks."""
+        return read_pair_input(self, sample, processor)
+
+    def predict(self, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
+        """Return whether image and text match, or the ``top`` tokens of the masks of a text that has some."""
+        return predict_pairs(self, inputs, processor, top)
+
+    def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
+        """Return the ITM probability as text, and the ITM log-odds."""
+        if not self.can_match:
+            return super().explained_logit(fused)
+        negative, positive = self.itm_head(fused[0].pooled)[0]
+        return f"match {100 * torch.sigmoid(positive - negative).item():.1f} %", positive - negative
+
     @property
     def can_search(self) -> bool:
         """Whether the task trains ITC."""
@@ -285,8 +320,7 @@ class Pairs(Task):
         return self._search_features(self.feature_heads[0].text, text)
 
     def _search_features(self, projection: nn.Module, tokens: Tokens) -> Tensor:
-        if not self.can_search:
-            raise DualfuseError("this model was trained without ITC and cannot embed for search; fine-tune it with ITC")
+        self.check_search()
         return normalize(projection(self.model.encode(tokens)))
 
     @property

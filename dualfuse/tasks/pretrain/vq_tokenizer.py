@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypedDict
 
 import numpy as np
@@ -13,10 +14,15 @@ from torch.nn import functional as F
 
 from dualfuse import distributed as dist
 from dualfuse.data.image.two_views import tokenizer_view
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, Plan
 from dualfuse.layers.vq.autoencoder import Autoencoder
 from dualfuse.layers.vq.codebook import count, perplexity
-from dualfuse.tasks.base import Processor, Task, TaskOutput
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
+from dualfuse.tasks.pretrain.codebook_grid import codebook_grid
+
+DRAWN = 256  # images whose codes are counted in a grid
 
 
 class ViewExample(TypedDict):
@@ -32,7 +38,7 @@ class ViewBatch(TypedDict):
 
 
 @dataclass(frozen=True)
-class VQTokenizerConfig:
+class VQTokenizerConfig(TaskConfig):
     """What the two sides of the loss weigh."""
 
     commitment: float = 0.25
@@ -54,13 +60,15 @@ class VQTokenizerConfig:
 class VQTokenizer(Task):
     """The squared error of images drawn from their codes."""
 
-    model: Autoencoder
+    cfg: VQTokenizerConfig
+    model: Autoencoder  # pyright: ignore[reportIncompatibleVariableOverride]  it learns from images alone
+    can_draw = True
 
     def __init__(self, cfg: VQTokenizerConfig, model: Autoencoder) -> None:
         """All weights are the model's."""
         super().__init__()
         self.cfg = cfg
-        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride]  it learns from images alone
+        self.model = model
 
     def forward(self, batch: ViewBatch) -> TaskOutput:
         """Draw images from their codes.
@@ -75,3 +83,8 @@ class VQTokenizer(Task):
         log = {"loss": loss, "error": error, "commitment": drawn.commitment}
         log |= {"codes/used": (counts > 0).float().mean(), "codes/perplexity": perplexity(counts)}
         return TaskOutput(loss, {name: value.detach() for name, value in log.items()})
+
+    def draw(self, data: EvaluationData, path: Path) -> None:
+        """Draw the first images of a set beside their reconstructions, and how often each code is used."""
+        run = Evaluation(self, data, Plan(batch_size=DRAWN, num_workers=0, exclude_broken=True))
+        codebook_grid(self.model, next(run.batches(self.cfg.read, self.cfg.collate))["view"]).save(path)

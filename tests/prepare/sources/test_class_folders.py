@@ -14,11 +14,11 @@ from PIL import Image
 
 from dualfuse.cli import main as cli
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 
 BY_FOLDER = PrepareOptions(label_column="folder", num_workers=1)
@@ -69,7 +69,9 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     assert found[f"val/{IDS[3]}/ILSVRC2012_val_00000130.JPEG"] == called[3]
 
     small = "--model.width 32 --model.depth 2 --model.both-from 1 --model.image-size 32 32 --data.image-size 32 32"
-    quick = "--data.batch-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
+    quick = (
+        "--data.batch-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
+    )
     learn = ["train", "vlmo-nano-classes", "--out", str(tmp_path / "run"), "--task.labels", str(out / "labels.txt")]
     assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *quick.split()]) == 0
     numbers = tmp_path / "numbers.json"

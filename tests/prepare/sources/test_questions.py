@@ -17,6 +17,7 @@ from rich.console import Console
 from tiny import lines, png_image, recipe, tokenizer
 
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
@@ -30,7 +31,6 @@ from dualfuse.prepare.sources.label_names import truth_of
 from dualfuse.prepare.sources.questions import vqav2
 from dualfuse.prepare.summary import Summary
 from dualfuse.recipe import Run
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.classification import QuestionExample
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
@@ -192,8 +192,8 @@ def test_vqav2_is_read_by_its_task(tmp_path: Path, processor: Processor) -> None
     task = VQAConfig(answers=read_vocabulary(out / "answers.txt"))
     row: QuestionExample = task.read(samples(out, "train")[3000], processor, RNG)
     assert "target" in row and row["target"].tolist() == pytest.approx([0.9, 0, 0])
-    assert (row["asked"].id, row["asked"].kind) == (3000, "other")
-    asked = task.read_question(samples(out, "test")[11000], processor, RNG)["asked"]
+    assert (row["question"].id, row["question"].kind) == (3000, "other")
+    asked = task.read_question(samples(out, "test")[11000], processor, RNG)["question"]
     assert (asked.id, asked.target) == (11000, ())
 
 
@@ -389,7 +389,7 @@ def test_snli_ve(tmp_path: Path, processor: Processor, spelling: str) -> None:
     }  # fmt: skip
     assert summary.tally.noted == {"the same text about the same image came before": 1}
     row_read = EntailmentConfig().read(samples(out, "train")["1.jpg#1r1n"], processor, RNG)
-    assert "target" in row_read and row_read["target"].item() == 0 and row_read["asked"].text == "a dog"
+    assert "target" in row_read and row_read["target"].item() == 0 and row_read["question"].text == "a dog"
     one = source / "snli_ve_dev.jsonl"
     assert recognise(one) == ("snli-ve", one)
 

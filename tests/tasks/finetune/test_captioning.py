@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
 from dualfuse.models.base import seq2seq_attention_mask
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.beam_search import Beam, beam_search
 from dualfuse.tasks.finetune.captioning import CaptionDecoder, Captioning, CaptioningConfig, mask_caption
 from dualfuse.tasks.pretrain.pairs import PairsConfig

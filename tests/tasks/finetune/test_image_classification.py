@@ -18,12 +18,12 @@ from torch.testing import assert_close
 from dualfuse.config import from_json, to_json
 from dualfuse.data.image.mixup import Mixup
 from dualfuse.data.image.transform import Augment, ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.metrics.accuracy import Question, TopAccuracy
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig, VLMo
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 from dualfuse.training.init_from import freeze
 
@@ -69,10 +69,10 @@ def test_learns_by_heart(model: str, features: Any, processor: Processor) -> Non
         optimizer.step()
     assert losses[-1] < 0.2 * losses[0]
     task.eval()
-    asked = cfg.collate([cfg.read_question(sample(n), processor, rng()) for n in range(6)])
-    shares = task.probabilities(asked)
+    batch = cfg.collate([cfg.read_question(sample(n), processor, rng()) for n in range(6)])
+    shares = task.probabilities(batch)
     assert_close(shares.sum(1), torch.ones(6))
-    assert [(ANIMALS[n],) for n in shares.argmax(1).tolist()] == [one.target for one in asked["asked"]]
+    assert [(ANIMALS[n],) for n in shares.argmax(1).tolist()] == [one.target for one in batch["questions"]]
 
 
 @torch.no_grad()
@@ -105,24 +105,26 @@ def test_the_head_begins_small() -> None:
 @pytest.mark.parametrize(("label", "wanted"), [("dog", 1), (2, 2), (0, 0)])
 def test_labels_by_name_and_number(label: object, wanted: int, processor: Processor) -> None:
     assert CFG.read(sample(label=label), processor, rng())["target"] == wanted
-    assert CFG.read_question(sample(label=label), processor, rng())["asked"] == Question(
+    assert CFG.read_question(sample(label=label), processor, rng())["question"] == Question(
         "0", "0", "", (ANIMALS[wanted],)
     )
 
 
 def test_labels_that_are_none(processor: Processor) -> None:
-    with pytest.raises(BrokenSample, match=r"'cow'; the task knows cat, dog, fish, or"):
+    with pytest.raises(BrokenSample, match=r"'cow'; the labels of the task are cat, dog, fish"):
         CFG.read_question(sample(label="cow"), processor, rng())
     with pytest.raises(BrokenSample, match=r"label is 'cow'; the task knows 0, 1, .* 19 and 980 more, or"):
         ImageClassificationConfig().read(sample(label="cow"), processor, rng())
     with pytest.raises(BrokenSample, match='no "label"'):
         CFG.read(Sample("x", png_image(0)), processor, rng())
-    assert CFG.read_question(Sample("x", png_image(0)), processor, rng())["asked"].target == ()
+    assert CFG.read_question(Sample("x", png_image(0)), processor, rng())["question"].target == ()
 
 
-@pytest.mark.parametrize("changes", [{"num_classes": 1}, {"labels": ("a", "a")}, {"label_smoothing": 1.0}, {"random_erasing": 2.0}])
+@pytest.mark.parametrize(
+    "changes", [{"num_classes": 1}, {"labels": ("a", "a")}, {"label_smoothing": 1.0}, {"random_erasing": 2.0}]
+)
 def test_what_makes_no_task(changes: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"different; give two|both are shares"):
+    with pytest.raises(ValueError, match=r"different; give two|label_smoothing is"):
         ImageClassificationConfig(**changes)
 
 

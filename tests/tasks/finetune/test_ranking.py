@@ -18,12 +18,12 @@ from torch.testing import assert_close
 from dualfuse.convert.formats.bridgetower_official import KINDS, rank_to_itm
 from dualfuse.convert.rename import import_tensors
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune import ranking
 from dualfuse.tasks.finetune.ranking import Ranking, RankingConfig
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
@@ -156,10 +156,10 @@ def test_it_learns_which_text_belongs(processor: Processor) -> None:
 
 
 def test_what_it_cannot_do_is_said(processor: Processor) -> None:
-    with pytest.raises(ValueError, match="false_texts is 0"):
+    with pytest.raises(ValueError, match="num_negatives is 0"):
         RankingConfig(num_negatives=0)
     with pytest.raises(BrokenSample, match="no text"):
         RankingConfig().read(Sample("a", png_image(0)), processor, np.random.default_rng(0))
     made = task(RankingConfig())
-    with pytest.raises(ValueError, match=r"ranks pairs, and has no vectors .* dualfuse evaluate"):
+    with pytest.raises(ValueError, match=r"ranks pairs, and has no embeddings .* dualfuse evaluate"):
         made.image_features(made.model.embed_image(torch.zeros(1, 3, 32, 32)))

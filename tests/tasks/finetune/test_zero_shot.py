@@ -13,15 +13,14 @@ from tiny import MODEL, png_image, shards, tokenizer
 from torch.testing import assert_close
 
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
-from dualfuse.evaluation.answers import evaluate_answers
-from dualfuse.evaluation.retrieval import Plan
+from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.models.vlmo import InitConfig
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
-from dualfuse.tasks.finetune.zero_shot import CLIP, PLAIN, ZeroShot, class_names, read_templates, zero_shot
+from dualfuse.tasks.finetune.zero_shot import CLIP, PLAIN, ZeroShot, class_embeddings
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 NAMES = ("red cat", "blue dog", "green fish that runs")
@@ -51,11 +50,13 @@ def test_vectors_against_one_sentence_at_a_time(task: Pairs, processor: Processo
             vector = task.itc_heads[0].text(task.model.encode(task.model.embed_text(ids, torch.ones_like(ids))))[0]
             total = total + vector / vector.square().sum().sqrt()
         wanted.append(total / total.square().sum().sqrt())
-    found = zero_shot(task, processor, NAMES, templates)
+    found = class_embeddings(task, processor, NAMES, templates)
     assert_close(found, torch.stack(wanted), atol=1e-5, rtol=1e-5)
-    many = zero_shot(task, processor, NAMES * 20, templates)  # more than are encoded at once
+    many = class_embeddings(task, processor, NAMES * 20, templates)  # more than are encoded at once
     assert_close(many, found.repeat(20, 1), atol=1e-5, rtol=1e-5)
-    assert_close(zero_shot(task, processor, NAMES), zero_shot(task, processor, NAMES, ("a photo of a {}.",)))
+    assert_close(
+        class_embeddings(task, processor, NAMES), class_embeddings(task, processor, NAMES, ("a photo of a {}.",))
+    )
     assert len(CLIP) == 8 and CLIP[:1] == PLAIN
 
 
@@ -69,57 +70,37 @@ def test_answers_of_what_contrast_learnt(task: Pairs, processor: Processor, tmp_
         optimizer.zero_grad()
         task(batch).loss.backward()
         optimizer.step()
-    able = ZeroShot(task, zero_shot(task, processor, NAMES, ("a {}",)), ("cat", "dog", "fish")).eval()
-    asked: Any = able.cfg.collate([able.cfg.read_question(sample, processor, rng) for sample in samples])
-    shares = able.probabilities(asked)
-    assert [able.names[number] for number in shares.argmax(1).tolist()] == [one.target[0] for one in asked["asked"]]
+    able = ZeroShot(task, class_embeddings(task, processor, NAMES, ("a {}",)), ("cat", "dog", "fish")).eval()
+    batch: Any = able.cfg.collate([able.cfg.read_question(sample, processor, rng) for sample in samples])
+    shares = able.probabilities(batch)
+    assert [able.names[number] for number in shares.argmax(1).tolist()] == [one.target[0] for one in batch["questions"]]
     with torch.no_grad():
-        image = task.image_features(task.model.embed_image(asked["image"]))
+        image = task.image_features(task.model.embed_image(batch["image"]))
         wanted = task.itc_heads[0].scale * image @ able.embeddings.T
-    assert_close(able.logits(asked).detach(), wanted)
+    assert_close(able.logits(batch).detach(), wanted)
     folder = shards(tmp_path, [*samples, Sample("9", png_image(9))])
-    found = evaluate_answers(able, processor, Shards.open(folder), Plan(batch_size=4, num_workers=0))
-    assert found.metrics == {"accuracy": 1.0, "accuracy/top5": 1.0} and (found.labelled, len(found.answers)) == (6, 7)
+    found = able.evaluate(EvaluationData(Shards.open(folder), processor), Plan(batch_size=4, num_workers=0))
+    assert found.metrics == {"accuracy": 1.0, "accuracy/top5": 1.0} and found.size == "7 questions, 6 of them labelled"
 
 
 def test_what_cannot_be_told_apart(task: Pairs, processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"'a photo' has no \{\} for the name"):
-        zero_shot(task, processor, NAMES, ("a photo",))
+        class_embeddings(task, processor, NAMES, ("a photo",))
     with pytest.raises(ValueError, match="0 names and 1 templates"):
-        zero_shot(task, processor, ())
-    with pytest.raises(ValueError, match="3 vectors of classes and 2 labels"):
-        ZeroShot(task, zero_shot(task, processor, NAMES), ("a", "b"))
+        class_embeddings(task, processor, ())
+    with pytest.raises(ValueError, match="3 embeddings of classes for 2 labels"):
+        ZeroShot(task, class_embeddings(task, processor, NAMES), ("a", "b"))
     with pytest.raises(ValueError, match=r"call eval\(\)"):
-        zero_shot(task.train(), processor, NAMES)
+        class_embeddings(task.train(), processor, NAMES)
     matching = PairsConfig(itc_weight=0.0, itc_features="unimodal").build(MODEL.build()).eval()
-    with pytest.raises(ValueError, match="trained without contrast"):
-        zero_shot(matching, processor, NAMES)
-    with pytest.raises(ValueError, match="PairClassification cannot search"):
-        zero_shot(EntailmentConfig().build(MODEL.build()).eval(), processor, NAMES)
-
-
-def test_names_in_a_file_in_a_folder_of_shards_or_in_words(tmp_path: Path) -> None:
-    (tmp_path / "labels.txt").write_text("red cat\ndog, brown\n")
-    for said in (str(tmp_path), str(tmp_path / "labels.txt")):
-        assert class_names(said) == ("red cat", "dog, brown")
-    assert class_names("red cat, dog,fish ,") == ("red cat", "dog", "fish")
-    for said, match in (
-        ("names.txt", r"'names.txt' names no classes: give a file with one name a line, the folder .* labels.txt"),
-        (str(tmp_path.parent), "names no classes"),
-        ("cat, cat", "has 2 names, 1 of them different; give two or more"),
-        ("cat,", "has 1 names"),
-    ):
-        with pytest.raises(ValueError, match=match):
-            class_names(said)
-    (tmp_path / "templates.txt").write_text("a {} here\nsee the {}\n")
-    assert read_templates(str(tmp_path / "templates.txt")) == ("a {} here", "see the {}")
-    assert (read_templates(""), read_templates("clip")) == (PLAIN, CLIP)
-    with pytest.raises(ValueError, match=r"there is no file gone\.txt; give one with sentences such as"):
-        read_templates("gone.txt")
+    with pytest.raises(ValueError, match="trained without ITC"):
+        class_embeddings(matching, processor, NAMES)
+    with pytest.raises(ValueError, match="this PairClassification model was trained without ITC"):
+        class_embeddings(EntailmentConfig().build(MODEL.build()).eval(), processor, NAMES)
 
 
 def test_braces_in_names_are_letters(task: Pairs, processor: Processor) -> None:
-    assert zero_shot(task, processor, ("cat {0}", "{"), ("a {}",)).isfinite().all()
+    assert class_embeddings(task, processor, ("cat {0}", "{"), ("a {}",)).isfinite().all()
 
 
 @torch.no_grad()
@@ -132,5 +113,7 @@ def test_five_best_of_nine_by_hand(task: Pairs, processor: Processor, tmp_path: 
     ahead = [int((row > row[n % 9]).sum()) for n, row in enumerate(logits)]
     wanted = {"accuracy": ahead.count(0) / 45, "accuracy/top5": sum(number < 5 for number in ahead) / 45}
     assert 0 < wanted["accuracy"] < wanted["accuracy/top5"] < 1
-    found = evaluate_answers(able, processor, Shards.open(shards(tmp_path, samples)), Plan(batch_size=7, num_workers=0))
+    found = able.evaluate(
+        EvaluationData(Shards.open(shards(tmp_path, samples)), processor), Plan(batch_size=7, num_workers=0)
+    )
     assert found.metrics == pytest.approx(wanted)

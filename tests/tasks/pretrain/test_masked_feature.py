@@ -14,12 +14,12 @@ from tiny import BRIDGETOWER, MODEL, changed, png_image, recipe
 from dualfuse import hub
 from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Recipe
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.pretrain.masked_feature import MaskedFeature, MaskedFeatureConfig, patch_states
 from dualfuse.training.loop import train

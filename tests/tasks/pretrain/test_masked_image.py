@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from dualfuse import hub
 from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.image.transform import Augment, ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.layers.vq.autoencoder import Autoencoder, AutoencoderConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Optim, Recipe, Run
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.codebook_grid import codebook_grid
 from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageConfig
 from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer

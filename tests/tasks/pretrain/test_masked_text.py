@@ -15,10 +15,10 @@ from tiny import WORDS, tokenizer
 from torch import multiprocessing
 
 from dualfuse.data.image.transform import ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.masked_text import MaskedText, MaskedTextConfig
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 

@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 
 from dualfuse.data.image.transform import Augment, ImageTransform
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.models.vlmo import VLMoConfig
-from dualfuse.tasks.base import Processor
 from dualfuse.tasks.pretrain.pair_batch import content_id, mlm_positions
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 

@@ -14,11 +14,13 @@ from tiny import BRIDGETOWER, MODEL, png_image, shards, tokenizer
 from dualfuse import hub
 from dualfuse.cli import main as cli
 from dualfuse.data.sample import Sample
+from dualfuse.inference.zero_shot import class_names, read_templates
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
+from dualfuse.tasks.finetune.zero_shot import CLIP, PLAIN
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 NAMES = ("red", "blue", "green", "small cat", "big cat", "dog", "tree", "house", "fish")
@@ -84,13 +86,13 @@ def test_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     wanted = [f"{100 * shares[n] / shares.sum():6.1f} %  {NAMES[n]}" for n in best]
     assert capsys.readouterr().out.splitlines() == wanted
     assert cli.main([*ask, "--text", "a cat"]) == 2
-    assert "looks at the image alone; leave out the text" in capsys.readouterr().err
+    assert "takes an image alone; omit the text" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--templates", "clip"), "--templates clip are sentences about names; give --zero-shot NAMES, too"),
+        (("--templates", "clip"), "--templates clip needs the names of the classes: give --zero-shot NAMES, too"),
         (("--zero-shot", "names.txt"), "'names.txt' names no classes"),
         (("--zero-shot", "cat,dog", "--templates", "gone.txt"), "there is no file gone.txt"),
     ],
@@ -106,8 +108,28 @@ def test_what_is_missing_is_said(
 def test_models_that_cannot_search(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for task, said in (
         (EntailmentConfig(), "cannot search"),
-        (PairsConfig(itc_weight=0.0), "trained without contrast"),
+        (PairsConfig(itc_weight=0.0), "trained without ITC"),
     ):
         saved(tmp_path, task, VLMO)
         assert cli.main(["evaluate", str(tmp_path / "model"), "no.tar", "--zero-shot", "cat,dog"]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_names_in_a_file_in_a_folder_of_shards_or_in_words(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("red cat\ndog, brown\n")
+    for said in (str(tmp_path), str(tmp_path / "labels.txt")):
+        assert class_names(said) == ("red cat", "dog, brown")
+    assert class_names("red cat, dog,fish ,") == ("red cat", "dog", "fish")
+    for said, match in (
+        ("names.txt", r"'names.txt' names no classes: give a file with one name per line, the folder .* labels.txt"),
+        (str(tmp_path.parent), "names no classes"),
+        ("cat, cat", "has 2 names, 1 of them different; give two or more"),
+        ("cat,", "has 1 names"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            class_names(said)
+    (tmp_path / "templates.txt").write_text("a {} here\nsee the {}\n")
+    assert read_templates(str(tmp_path / "templates.txt")) == ("a {} here", "see the {}")
+    assert (read_templates(""), read_templates("clip")) == (PLAIN, CLIP)
+    with pytest.raises(ValueError, match=r"there is no file gone\.txt; give one with sentences such as"):
+        read_templates("gone.txt")

@@ -1,0 +1,86 @@
+"""Predictions for the samples of a set, and the files that evaluation servers take."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write, write_json, write_text
+
+
+@dataclass(frozen=True)
+class PredictedAnswer:
+    """The most probable answer to the question of one sample."""
+
+    key: str
+    """Key of the sample."""
+    id: str | int
+    """Identifier of the question in its data set."""
+    answer: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class PredictedCaption:
+    """The best caption of one image."""
+
+    key: str
+    """Key of the sample."""
+    image_id: str | int
+    """COCO's number of the image, or the key of the sample."""
+    caption: str
+    probability: float
+    """Probability of the whole caption."""
+
+
+SetPrediction = PredictedAnswer | PredictedCaption
+
+
+def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
+    """Write predictions in the format of the suffix of ``path``.
+
+    - ".json": the list that evaluation servers take, of {"question_id", "answer"} (VQA) or {"image_id", "caption"} (COCO).
+    - ".csv": lines IDENTIFIER,ANSWER (NLVR2); answers only.
+    - ".jsonl": one object per line, with key and probability.
+
+    Raises DualfuseError for another suffix, and for what a server would refuse: two predictions with one identifier,
+    or a VQA question whose identifier is not a number.
+    """
+    answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
+    captions = [each for each in predictions if isinstance(each, PredictedCaption)]
+    if path.suffix == ".jsonl":
+        lines = (json.dumps(vars(each), ensure_ascii=False) for each in predictions)
+        write_text(path, "".join(f"{line}\n" for line in lines))
+    elif path.suffix == ".json" and captions:
+        _check_unique([caption.image_id for caption in captions], "images have more than one caption")
+        entries = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
+        write_text(path, json.dumps(entries, ensure_ascii=False) + "\n")
+    elif path.suffix == ".json":
+        ids = _check_unique([answer.id for answer in answers], "questions are answered more than once")
+        if strings := [name for name in ids if isinstance(name, str)]:
+            raise DualfuseError(
+                f'VQA\'s question ids are numbers, not {strings[0]!r}; samples need an "id" in their json'
+            )
+        entries = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
+        write_json(path, entries, indent=None)
+    elif path.suffix == ".csv" and not captions:
+        _check_unique([answer.id for answer in answers], "questions are answered more than once")
+        with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file, lineterminator="\n").writerows((answer.id, answer.answer) for answer in answers)
+    else:
+        formats = (
+            ".json (COCO) or .jsonl (all fields)" if captions else ".json (VQA), .csv (NLVR2) or .jsonl (all fields)"
+        )
+        raise DualfuseError(f"{path} should end in {formats}")
+
+
+def _check_unique(ids: Sequence[str | int], problem: str) -> Sequence[str | int]:
+    repeated = [name for name, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise DualfuseError(f"{len(repeated)} {problem}, such as {repeated[0]!r}; check the shards")
+    return ids
