@@ -44,7 +44,7 @@ SetPrediction = PredictedAnswer | PredictedCaption
 def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
     """Write predictions in the format of the suffix of ``path``.
 
-    - ".json": the list that evaluation servers take, of {"question_id", "answer"} (VQA) or {"image_id", "caption"} (COCO).
+    - ".json": the list that servers take, of {"question_id", "answer"} (VQA) or {"image_id", "caption"} (COCO).
     - ".csv": lines IDENTIFIER,ANSWER (NLVR2); answers only.
     - ".jsonl": one object per line, with key and probability.
 

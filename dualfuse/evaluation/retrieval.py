@@ -1,4 +1,4 @@
-"""Retrieval over a whole set: text to image and image to text, by the dual encoder, re-ranked, or by fusing all pairs."""
+"""Retrieval over a whole set, in both directions: by the dual encoder, re-ranked, or by fusing all pairs."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class Gallery(Evaluation):
         return torch.empty_like(embeddings).index_copy_(0, order.to(self.device), embeddings)
 
     def pair_scores(self, images_of: Tensor, texts_of: Tensor, texts: TextBatch) -> tuple[Tensor, Tensor]:
-        """Return the ITM scores of the candidate images of each text (M, k) and the candidate texts of each image (N, l).
+        """Return the ITM scores of candidate images of each text (M, k) and of candidate texts of each image (N, l).
 
         All pairs of one batch of images are scored together, so that each image is read and embedded once.
         """

@@ -18,7 +18,8 @@ NAMES_FILE = "labels.txt"
 def with_zero_shot(model: LoadedModel, names: str = "", templates: str = "") -> LoadedModel:
     """Return the model as :func:`zero_shot_model` does, or unchanged without ``names``.
 
-    ``names`` is read by :func:`class_names`, ``templates`` by :func:`read_templates`; DualfuseError for templates alone.
+    ``names`` is read by :func:`class_names`, ``templates`` by :func:`read_templates`. Raises DualfuseError for
+    templates without names.
     """
     if names:
         return zero_shot_model(model, class_names(names), read_templates(templates))

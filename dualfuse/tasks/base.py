@@ -144,12 +144,12 @@ class Task(nn.Module, ABC):
             )
 
     def image_features(self, image: Tokens) -> Tensor:
-        """Return unit embeddings (B, D), comparable with :meth:`text_features`; DualfuseError if they are untrained."""
+        """Return unit embeddings (B, D), comparable with :meth:`text_features`; DualfuseError if untrained."""
         self.check_search()
         raise NotImplementedError
 
     def text_features(self, text: Tokens) -> Tensor:
-        """Return unit embeddings (B, D), comparable with :meth:`image_features`; DualfuseError if they are untrained."""
+        """Return unit embeddings (B, D), comparable with :meth:`image_features`; DualfuseError if untrained."""
         self.check_search()
         raise NotImplementedError
 

@@ -124,7 +124,7 @@ def test_two_processes_rank_as_one(ranker: Recipe, tmp_path: Path, rows: int) ->
     assert start(2, lambda: print(loop.train((ranker,), together))) == [0, 0]
     for here, there in zip(lines(together), lines(tmp_path / "alone"), strict=True):
         assert here == pytest.approx(there, abs=1e-5, rel=1e-4)
-    assert lines(together)[-1]["count/negatives"] == 3 and lines(together)[-1]["count/false_negatives_avoided"] > 0
+    assert lines(together)[-1]["negatives"] == 3 and lines(together)[-1]["count/false_negatives_avoided"] > 0
     expected = weights(tmp_path / "alone")
     for name, tensor in weights(together).items():
         torch.testing.assert_close(tensor, expected[name], atol=1e-5, rtol=0)

@@ -138,7 +138,7 @@ def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
         assert json.dumps(after) == json.dumps(before)
     broken = write(tmp_path / "broken", [*good, (image(7)[:60], ("half an image",))])
     with pytest.raises(ValueError, match="set-00000/005"):
-        evaluate_pairs(task(), EvaluationData(broken, PREP), PLAN).metrics
+        evaluate_pairs(task(), EvaluationData(broken, PREP), PLAN)
     left = evaluate_pairs(task(), EvaluationData(broken, PREP), replace(PLAN, exclude_broken=True)).metrics
     assert left["itm/positive"] == before["itm/positive"]
 
@@ -147,4 +147,4 @@ def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
 def test_one_picture_or_one_text_cannot_be_matched(tmp_path: Path, second: tuple[bytes, tuple[str, ...]]) -> None:
     shards = write(tmp_path, [(image(0), ("one",)), second])
     with pytest.raises(ValueError, match="2 pairs have one image or one text"):
-        evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics
+        evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN)

@@ -96,8 +96,8 @@ class SegmentationConfig(TaskConfig):
         check_names(self.names)
         if not (self.auxiliary_weight >= 0 and 0 <= self.dropout < 1 and 0 < self.stride <= 1):
             raise DualfuseError(
-                f"auxiliary_weight is {self.auxiliary_weight}, dropout {self.dropout}, stride {self.stride}; they should "
-                "be at least 0, at least 0 and below 1, above 0 and at most 1"
+                f"auxiliary_weight is {self.auxiliary_weight}, dropout {self.dropout}, stride {self.stride}; they "
+                "should be at least 0, at least 0 and below 1, above 0 and at most 1"
             )
 
     @cached_property

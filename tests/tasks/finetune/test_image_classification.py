@@ -113,7 +113,7 @@ def test_labels_by_name_and_number(label: object, wanted: int, processor: Proces
 def test_labels_that_are_none(processor: Processor) -> None:
     with pytest.raises(BrokenSample, match=r"'cow'; the labels of the task are cat, dog, fish"):
         CFG.read_question(sample(label="cow"), processor, rng())
-    with pytest.raises(BrokenSample, match=r"label is 'cow'; the task knows 0, 1, .* 19 and 980 more, or"):
+    with pytest.raises(BrokenSample, match=r"label is 'cow'; .* 0, 1, .* 19, and 980 more"):
         ImageClassificationConfig().read(sample(label="cow"), processor, rng())
     with pytest.raises(BrokenSample, match='no "label"'):
         CFG.read(Sample("x", png_image(0)), processor, rng())
@@ -131,7 +131,7 @@ def test_what_makes_no_task(changes: dict[str, Any]) -> None:
 def test_labels_are_a_file_on_the_command_line_and_travel_with_the_model(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\n".join(ANIMALS), encoding="utf-8")
-    cfg = tyro.cli(ImageClassificationConfig, args=["--labels", str(file), "--mix.cut", "1.0"])
+    cfg = tyro.cli(ImageClassificationConfig, args=["--labels", str(file), "--mixup.cutmix-alpha", "1.0"])
     assert cfg == ImageClassificationConfig(labels=ANIMALS, mixup=Mixup(cutmix_alpha=1.0))
     assert from_json(to_json(cfg)) == cfg
 

@@ -85,7 +85,7 @@ def test_the_loss_is_that_of_pairs_fused_one_by_one(
             ranks.append(pooled[0] @ made.itm_head.weight[1] + made.itm_head.bias[1])
         losses.append(-torch.stack(ranks).log_softmax(0)[0])
     assert_close(output.loss, torch.stack(losses).mean(), atol=1e-5, rtol=1e-5)
-    assert output.log["count/negatives"] == 2
+    assert output.log["negatives"] == 2
 
 
 def test_neither_its_own_text_nor_one_of_its_picture_is_false(processor: Processor) -> None:
@@ -112,7 +112,7 @@ def test_where_there_are_fewer_only_those_count(processor: Processor) -> None:
     made = task(RankingConfig())
     pairs = batch(processor, (0, 1, 2, 2))
     output = made(pairs)
-    assert output.log["count/negatives"] == (3 + 3 + 2 + 2) / 4
+    assert output.log["negatives"] == (3 + 3 + 2 + 2) / 4
     image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], pairs["mask"])
     every = torch.stack([made.match_logit(image.take(torch.full((4,), n)), text) for n in range(4)])
     every[2, 3] = every[3, 2] = float("-inf")
