@@ -1,4 +1,4 @@
-"""What holds for every test: one thread, and no network."""
+"""Settings of every test: one thread, no network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ torch.set_num_threads(1)
 
 
 def is_local(host: object) -> bool:
-    """Whether a host, by name or number, is this machine; other kinds of address (Unix sockets) are."""
+    """Return whether a host name or address is this machine; addresses that are not text (Unix sockets) are."""
     if host in (None, "", "localhost", socket.gethostname()) or not isinstance(host, str):
         return True
     try:
@@ -35,7 +35,7 @@ def is_local(host: object) -> bool:
 
 @pytest.fixture(autouse=True, scope="session")
 def no_network() -> Iterator[None]:
-    """Fails a test that looks up or connects to another machine."""
+    """Fail a test that looks up another machine or connects to it."""
     connect, lookup = socket.socket.connect, socket.getaddrinfo
 
     def guarded_connect(self: socket.socket, address: object) -> None:

@@ -1,4 +1,4 @@
-"""docs/command-line.md says what the commands say about themselves."""
+"""docs/command-line.md is the help of the commands."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def writer() -> ModuleType:
     return module
 
 
-def test_the_page_is_current(writer: ModuleType):
+def test_page_is_current(writer: ModuleType):
     assert writer.page() == writer.PAGE.read_text(encoding="utf-8"), "run .venv/bin/python scripts/write_command_line"
 
 
-def test_the_surroundings_do_not_matter(writer: ModuleType, monkeypatch: pytest.MonkeyPatch):
+def test_help_does_not_depend_on_the_terminal(writer: ModuleType, monkeypatch: pytest.MonkeyPatch):
     before = writer.help_of("search", "--help")
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert writer.help_of("search", "--help") == before
 
 
-def test_python_m_dualfuse_says_the_same(writer: ModuleType):
+def test_python_m_dualfuse_prints_the_same_help(writer: ModuleType):
     done = subprocess.run(
         [sys.executable, "-m", "dualfuse", "search", "--help"],
         env=os.environ | writer.SURROUNDINGS | {"PYTHONIOENCODING": "utf-8"},

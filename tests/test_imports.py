@@ -1,4 +1,4 @@
-"""What importing does, and what may be imported where (the rest is import-linter's, in pyproject.toml)."""
+"""Importing is quick, and torch.distributed has one place (import-linter checks the layers, see pyproject.toml)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def module_name(path: Path) -> str:
 
 
 def modules_loaded_by(*arguments: str | Path) -> set[str]:
-    """Every module that ``python ARGUMENTS`` imports, from the interpreter's own list."""
+    """Return every module that ``python ARGUMENTS`` imports, as the interpreter lists them."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *arguments], capture_output=True, text=True, check=False, timeout=60
     )
@@ -33,7 +33,7 @@ def modules_loaded_by(*arguments: str | Path) -> set[str]:
 
 
 @pytest.mark.parametrize("name", [module_name(path) for path in FILES if path.stem != "__main__"])
-def test_every_module_imports(name: str):
+def test_every_module_can_be_imported(name: str):
     importlib.import_module(name)
 
 
@@ -43,16 +43,17 @@ def test_every_module_imports(name: str):
         (("-c", "import dualfuse"), "dualfuse"),
         (("-m", "dualfuse", "--help"), "dualfuse.cli.main"),
         ((COMMAND, "--help"), "dualfuse.cli.main"),
+        ((COMMAND, "search", "--help"), "dualfuse.cli.search"),
     ],
-    ids=["import dualfuse", "python -m dualfuse --help", "dualfuse --help"],
+    ids=["import dualfuse", "python -m dualfuse --help", "dualfuse --help", "dualfuse search --help"],
 )
-def test_help_is_quick_because_torch_stays_out(arguments: tuple[str | Path, ...], expected: str):
+def test_help_does_not_import_torch(arguments: tuple[str | Path, ...], expected: str):
     loaded = modules_loaded_by(*arguments)
     assert expected in loaded
     assert "torch" not in loaded
 
 
-def test_folders_are_packages_or_import_linter_would_not_see_them():
+def test_every_folder_is_a_package_that_import_linter_finds():
     folders = {path.parent for path in FILES}
     assert [folder for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
 
@@ -75,6 +76,6 @@ def imports_distributed(path: Path) -> bool:
     return False
 
 
-def test_only_dist_imports_torch_distributed():
-    speaking = {module_name(path) for path in FILES if imports_distributed(path)}
-    assert speaking and all(name.startswith("dualfuse.distributed.") for name in speaking)
+def test_only_distributed_imports_torch_distributed():
+    importing = {module_name(path) for path in FILES if imports_distributed(path)}
+    assert importing and all(name.startswith("dualfuse.distributed.") for name in importing)

@@ -1,4 +1,4 @@
-"""The guard of conftest.py: other machines fail the test, this one does not."""
+"""The network guard of conftest.py: a connection to another machine fails the test."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import urllib.request
 
 import pytest
 
-ELSEWHERE = "dualfuse.invalid"  # a name that is guaranteed never to exist (RFC 2606)
+REMOTE = "dualfuse.invalid"  # a name that never exists (RFC 2606)
 
 
-def test_a_request_to_another_machine_fails_the_test():
+def test_request_to_another_machine_fails():
     with pytest.raises(pytest.fail.Exception, match="looks up dualfuse"):
-        urllib.request.urlopen(f"http://{ELSEWHERE}/")
+        urllib.request.urlopen(f"http://{REMOTE}/")
 
 
-def test_a_connection_to_another_machine_fails_the_test():
+def test_connection_to_another_machine_fails():
     with socket.socket() as client, pytest.raises(pytest.fail.Exception, match="connects to dualfuse"):
-        client.connect((ELSEWHERE, 80))
+        client.connect((REMOTE, 80))
 
 
-def test_this_machine_can_be_reached():
+def test_connection_to_this_machine_works():
     with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()):
         pass

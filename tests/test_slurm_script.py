@@ -1,4 +1,4 @@
-"""The Slurm script of the documentation, filled in, with stand-ins for Slurm's own two commands."""
+"""The Slurm script of docs/many-gpus.md, run with substitutes for srun and scontrol."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ done
 exit $status
 """
 SCONTROL = """#!/bin/bash
-if [ "$1 $2" = "show hostnames" ]; then echo localhost; else echo "$@" >> "$ASKED"; fi
+if [ "$1 $2" = "show hostnames" ]; then echo localhost; else echo "$@" >> "$REQUESTS"; fi
 """
 
 
 def script(shared: Path) -> str:
-    """What stands in docs/many-gpus.md, with names filled in and a recipe of seconds."""
-    (found,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs/many-gpus.md").read_text(), re.DOTALL)
+    """Return the script of docs/many-gpus.md with its placeholders filled in and a recipe of a few seconds."""
+    (text,) = re.findall(r"```bash\n(#!/bin/bash\n.*?)```", (ROOT / "docs/many-gpus.md").read_text(), re.DOTALL)
     filled = {
         "/YOUR/SHARED/FOLDER": str(shared),
         "source /YOUR/VIRTUAL/ENVIRONMENT/bin/activate": f"PATH={Path(sys.executable).parent}:$PATH",
@@ -43,22 +43,22 @@ def script(shared: Path) -> str:
         "--data.num-workers 6": "--data.num-workers 1",
     }
     for name, value in filled.items():
-        assert found.count(name) == 1, name
-        found = found.replace(name, value)
-    return found
+        assert text.count(name) == 1, name
+        text = text.replace(name, value)
+    return text
 
 
 @pytest.mark.slow
-def test_stopped_and_put_into_the_queue_again(tmp_path: Path) -> None:
-    """Slurm's signal comes after some steps: a checkpoint, 143, the queue; the second run ends."""
+def test_signaled_job_is_requeued_and_resumes(tmp_path: Path) -> None:
+    """The signal of Slurm leads to a checkpoint, status 143 and a requeue; the second run finishes."""
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("train.sbatch", script(tmp_path))):
         (tmp_path / name).write_text(text)
         (tmp_path / name).chmod(0o755)
     (tmp_path / "pairs").symlink_to(ROOT / "examples/openpics-mini")
-    asked, out = tmp_path / "asked", tmp_path / "runs/base"
+    requests, out = tmp_path / "requests", tmp_path / "runs/base"
     environment = os.environ | {
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
-        "ASKED": str(asked),
+        "REQUESTS": str(requests),
         "SLURM_JOB_NODELIST": "node[1-1]",
         "SLURM_JOB_ID": str(os.getpid()),
     }
@@ -68,8 +68,8 @@ def test_stopped_and_put_into_the_queue_again(tmp_path: Path) -> None:
         time.sleep(0.1)
     subprocess.run(["pkill", "-TERM", "-g", str(first.pid), "-f", "srun"], check=True)
     assert first.wait(120) == 143
-    assert asked.read_text() == f"requeue {os.getpid()}\n"
+    assert requests.read_text() == f"requeue {os.getpid()}\n"
     assert list((out / "checkpoints").glob("step-*")) and not (out / "final").exists()
     again = subprocess.run(["bash", tmp_path / "train.sbatch"], env=environment, check=False)
     assert again.returncode == 0 and (out / "final/model.safetensors").exists()
-    assert asked.read_text().count("\n") == 1
+    assert requests.read_text().count("\n") == 1

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -15,8 +16,10 @@ from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
 from dualfuse.errors import DualfuseError
-from dualfuse.search.collection import Collection
 from dualfuse.tasks.base import Task
+
+if TYPE_CHECKING:
+    from dualfuse.search.collection import Collection
 
 
 @dataclass(frozen=True)
