@@ -15,10 +15,12 @@ from dualfuse.convert.rename import matches
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.errors import DualfuseError
-from dualfuse.recipe import Recipe
+from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Task
 from dualfuse.tensor_files import Weights, find_weights, read_json, read_weights
 
+BATCH_SIZE, RUN = 64, Run(steps=2000)
+"""Training settings of the recipe of a third-party checkpoint."""
 HEADS = ("itc_heads.0.", "itc_heads.1.", "itm_head.", "mlm_head.", "classifier.")
 """Prefixes of the dualfuse heads that a checkpoint may lack altogether."""
 
@@ -143,7 +145,7 @@ def build_seeded(recipe: Recipe) -> Task:
         return recipe.build()
 
 
-def check_storable(format_name: str, obstacles: Mapping[str, bool]) -> None:
+def reject_any(format_name: str, obstacles: Mapping[str, bool]) -> None:
     """Raise ``DualfuseError`` that lists the properties of a model, of ``obstacles``, that a format cannot store."""
     if present := [obstacle for obstacle, is_present in obstacles.items() if is_present]:
         raise DualfuseError(f"{format_name} has no {', no '.join(present)}: this model cannot be written for it")

@@ -16,7 +16,7 @@ from dualfuse.convert.formats.clip import import_clip
 from dualfuse.convert.formats.roberta import import_roberta
 from dualfuse.convert.rename import ImportedTensors
 from dualfuse.convert.report import Report, shapes
-from dualfuse.convert.tokenizer import FILE, check_tokenizer, find_roberta, find_tokenizer
+from dualfuse.convert.tokenizer import ROBERTA, check_tokenizer, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import resize_positions
@@ -63,7 +63,7 @@ def from_clip_and_roberta(image: Path, text: Path, recipe: Recipe | None = None,
         new=shapes({name: tensor for name, tensor in expected.items() if name not in tensors}),
         notes=("names of used tensors are dualfuse's",),
     )
-    path = find_roberta(tokenizer, text if text.is_dir() else None, model.text.width)
+    path = find_tokenizer(tokenizer, text if text.is_dir() else None, ROBERTA)
     recipe = replace(recipe, data=replace(recipe.data, tokenizer=path))
     check_tokenizer(recipe.data.text_transform, task.model.vocab_size)
     return Converted(task.eval(), recipe, words.kept, report)
@@ -93,7 +93,7 @@ def with_bert(checkpoint: ThirdPartyCheckpoint, text: Path, tokenizer: str) -> T
     )
     encoder = {name: tensor for name, tensor in checkpoint.tensors.items() if name.startswith("model.")}
     vocab_size = len(imported.tensors["model.words.word.weight"])
-    path = find_tokenizer(tokenizer, text, "") if tokenizer or (text / FILE).is_file() else ""
+    path = find_tokenizer(tokenizer, text)
     notes = (*_other_notes(checkpoint), "language experts are BERT's feed-forward parts; its attention is unused")
     if len(encoder) < len(checkpoint.tensors):
         notes = (*notes, "BEiT's head, and what belongs to it, is unused: the task is masked language modeling")

@@ -46,6 +46,8 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
         raise DualfuseError(_unknown(source))
     except (DualfuseError, OSError):  # whose messages suffice
         raise
+    except KeyError as error:
+        raise DualfuseError(f"{path} has no {error.args[0]} (a name of dualfuse), so it is not complete") from error
     except Exception as error:  # a damaged file can lead to any
         message = f"{type(error).__name__}: {error}"
         raise DualfuseError(f"{path} looks like a supported checkpoint, but is damaged ({message})") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
 
-Table = Mapping[str, str]
+Table = dict[str, str]
 """Third-party name to dualfuse name; {} stands for an index, which is the same on both sides."""
 
 

@@ -46,12 +46,6 @@ def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     )
 
 
-def require(tensors: Mapping[str, Tensor], *names: str) -> None:
-    """Raise ``DualfuseError`` if one of the tensors that determine the size of a model is missing."""
-    if missing := [name for name in names if name not in tensors]:
-        raise DualfuseError(f"the file has no {', no '.join(missing)} (names of dualfuse), so it is not complete")
-
-
 def integer(hyper_parameters: Mapping[str, object], name: str, default: int = 0) -> int:
     """Return a hyper-parameter that a checkpoint stores, or ``default`` if it is missing or not an integer."""
     value = hyper_parameters.get(name, default)

@@ -12,19 +12,15 @@ from dualfuse.data.text.tokenizer import TextTransform, roberta_tokenizer
 from dualfuse.errors import DualfuseError
 
 FILE, PARTS = "tokenizer.json", ("vocab.json", "merges.txt")
-ROBERTA = {768: "roberta-base", 1024: "roberta-large"}
-"""Tokenizers of published checkpoints by the width of the text tower; both are the same."""
+ROBERTA = "roberta-base"
+"""The tokenizer of the published BridgeTowers of both sizes, on the hub."""
 
 
-def find_roberta(tokenizer: str, folder: Path | None, width: int) -> str:
-    """Return :func:`find_tokenizer` for a RoBERTa text tower of ``width`` channels."""
-    return find_tokenizer(tokenizer, folder, ROBERTA.get(width, ROBERTA[768]))
-
-
-def find_tokenizer(tokenizer: str, folder: Path | None, default: str) -> str:
+def find_tokenizer(tokenizer: str, folder: Path | None = None, default: str = "") -> str:
     """Return the path of a tokenizer.json: of ``tokenizer``, else in ``folder``, else of ``default`` on the hub.
 
-    ``tokenizer`` is a file, a folder or a name on the Hugging Face hub. Raises ``DualfuseError`` if there is none.
+    ``tokenizer`` is a file, a folder or a name on the Hugging Face hub. Without any the result is empty, which stands
+    for the BERT tokens of this package. Raises ``DualfuseError`` if the default cannot be fetched.
     """
     if tokenizer:
         path = Path(tokenizer)
@@ -33,6 +29,8 @@ def find_tokenizer(tokenizer: str, folder: Path | None, default: str) -> str:
         return _tokenizer_in(path if path.is_dir() else hub.download(tokenizer, hub.TOKENIZERS))
     if folder and ((folder / FILE).is_file() or all((folder / part).is_file() for part in PARTS)):
         return _tokenizer_in(folder)
+    if not default:
+        return ""
     try:
         return _tokenizer_in(hub.download(default, hub.TOKENIZERS))
     except (ValueError, ImportError, OSError) as error:

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.convert import shapes as sizes
-from dualfuse.convert.checkpoint import (
-    Converted,
-    Format,
-    Source,
-    ThirdPartyCheckpoint,
-    WrittenCheckpoint,
-    check_storable,
-)
+from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint, reject_any
 from dualfuse.convert.formats.beit_config import SHARED_TABLE, TABLE_OF_LAYER, TEXT_LENGTH, recipe_of
 from dualfuse.convert.formats.clip import concatenate
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
@@ -108,7 +101,7 @@ def official_layout(names: Collection[str]) -> Layout:
     """Return the names in a file of microsoft/unilm, or of timm, which lacks the indices."""
     classifier = _CLASSIFIER if "head.weight" in names else {}
     unused = ("*relative_position_index", "blocks.*.attn.k_bias", "fc_norm.*", "head.*", "fpn*")
-    return Layout({**_NAMES, **classifier}, unused=unused)
+    return Layout(_NAMES | classifier, unused=unused)
 
 
 def hugging_face_layout(prefix: str, names: Collection[str]) -> Layout:
@@ -195,7 +188,7 @@ def read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     else:  # timm uses the names of the official code
         imported = import_tensors(tensors, official_layout(tensors.keys()))
     heads = config.get("num_attention_heads", 0) if config.get("model_type") == "beit" else 0
-    path = find_tokenizer(tokenizer, None, "") if tokenizer else ""
+    path = find_tokenizer(tokenizer)
     recipe = recipe_of(imported.tensors, source.path.stem, tokenizer=path, heads=heads)
     if SHARED_TABLE in imported.tensors:
         notes.append("the bias table that all layers share was copied to each layer")
@@ -225,7 +218,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     """
     model, task = converted.recipe.model, converted.task
     assert isinstance(model, VLMoConfig) and isinstance(task, ImageClassification)  # _stores
-    check_storable(
+    reject_any(
         "the official BEiT",
         {
             "experts that all modalities share": model.experts == "shared",

@@ -8,10 +8,11 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from dualfuse.convert import shapes
+from dualfuse.convert.checkpoint import BATCH_SIZE, RUN
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
-from dualfuse.recipe import Data, Recipe, Run
+from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
@@ -25,7 +26,6 @@ TEXT_LENGTH = 196
 """Longest text of the new positions, as in the official stage two."""
 CROP_FRACTION, LARGE_SIZE = 224 / 256, 384
 """BEiT is evaluated on the central 224 of 256 pixels; images of 384 pixels and more are not cropped further."""
-BATCH_SIZE, RUN = 64, Run(steps=2000)
 
 
 def recipe_of(tensors: Mapping[str, Tensor], name: str, *, tokenizer: str, heads: int = 0) -> Recipe:
@@ -52,12 +52,6 @@ def recipe_of(tensors: Mapping[str, Tensor], name: str, *, tokenizer: str, heads
 
 def model_of(tensors: Mapping[str, Tensor], *, vocab_size: int, heads: int) -> VLMoConfig:
     """Return the config of the model, without vision-language experts; ``DualfuseError`` if VLMo has no such model."""
-    shapes.require(
-        tensors,
-        "model.patches.class_token",
-        "model.patches.projection.weight",
-        "model.blocks.0.experts.image.up.weight",
-    )
     width, patch = (tensors["model.patches.projection.weight"].shape[axis] for axis in (0, -1))
     depth = shapes.count(tensors, "model.blocks.")
     table = tensors.get(SHARED_TABLE, tensors.get(TABLE_OF_LAYER.format(0)))

@@ -8,11 +8,10 @@ from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
-from dualfuse.recipe import Optim, Run
+from dualfuse.recipe import Optim
 
 OPTIM = Optim(lr=1e-5, warmup=0.1, head_lr_mult=5.0, fusion_lr_mult=5.0)
-BATCH_SIZE, RUN = 64, Run(steps=2000)
-"""Training settings of the recipe of a converted checkpoint: BridgeTower's learning rates for retrieval."""
+"""Optimizer settings of a converted checkpoint: BridgeTower's learning rates for retrieval."""
 
 _CROSS_LAYER = LAYER | weight_and_bias(
     {

@@ -8,13 +8,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint
+from dualfuse.convert.checkpoint import (
+    BATCH_SIZE,
+    RUN,
+    Converted,
+    Format,
+    Source,
+    ThirdPartyCheckpoint,
+    WrittenCheckpoint,
+)
 from dualfuse.convert.formats import clip, roberta
-from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN, storable_towers
+from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
 from dualfuse.convert.formats.bridgetower_hf_config import LAYER_NORM_EPS, read_config, write_config, write_processor
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
-from dualfuse.convert.tokenizer import find_roberta
+from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
@@ -55,7 +63,7 @@ def layout(bridge: str, prefix: str = PREFIX) -> Layout:
         if bridge in _SCALES
     }
     return Layout(
-        names=add_prefixes(_MODEL | dict(scales), prefix, "") | _HEADS,
+        names=add_prefixes(_MODEL | scales, prefix, "") | _HEADS,
         kept=add_prefixes(roberta.POOLER, prefix + "text_model.", ""),
         unused=(
             f"{prefix}text_model.embeddings.position_ids",
@@ -82,7 +90,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
         image_size=config.model.image.image_size,
         preprocess=config.preprocess,
         text_length=config.text_length,
-        tokenizer=find_roberta(tokenizer, source.path, config.model.text.width),
+        tokenizer=find_tokenizer(tokenizer, source.path, ROBERTA),
         batch_size=BATCH_SIZE,
     )
     has_itc = "itc_heads.0.image.weight" in tensors

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from dualfuse.convert.checkpoint import check_storable
+from dualfuse.convert.checkpoint import reject_any
 from dualfuse.convert.formats.bridgetower import storable_towers
 from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
 from dualfuse.errors import DualfuseError
@@ -61,20 +61,12 @@ _IMAGE: Json = {
 _DEFAULTS = {"": _TOP, "text_config.": _TEXT, "vision_config.": _IMAGE}
 """The defaults of transformers."""
 
-_SUPPORTED: Json = {
-    "hidden_act": "gelu",
-    "layer_norm_eps": LAYER_NORM_EPS,
-    "share_link_tower_layers": False,
-    "text_config.hidden_act": "gelu",
-    "text_config.layer_norm_eps": LAYER_NORM_EPS,
-    "text_config.type_vocab_size": 1,
-    "text_config.is_decoder": False,
-    "text_config.add_cross_attention": False,
-    "vision_config.layer_norm_eps": LAYER_NORM_EPS,
-    "vision_config.num_channels": 3,
-    "vision_config.share_layernorm": True,
+_FIXED = {
+    "": ("hidden_act", "layer_norm_eps", "share_link_tower_layers"),
+    "text_config.": ("hidden_act", "layer_norm_eps", "type_vocab_size", "is_decoder", "add_cross_attention"),
+    "vision_config.": ("layer_norm_eps", "num_channels", "share_layernorm"),
 }
-"""The only supported values: others fail in transformers, have no effect there, or have never been published."""
+"""Fields whose default is the only supported value: others fail there, have no effect, or have never been published."""
 
 _OLD_FIELDS: Json = {
     "link_tower_shared": ("share_link_tower_layers", False),
@@ -143,7 +135,7 @@ def read_config(config: Json, processor: Json) -> HuggingFaceConfig:
 def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int, text_length: int) -> dict[str, Any]:
     """Return the config.json of a model; ``DualfuseError`` lists what transformers does not have."""
     image, text = storable_towers("transformers' BridgeTower", model)
-    check_storable(
+    reject_any(
         "transformers' BridgeTower",
         {
             f"bridge {model.bridge!r} (it has {', '.join(BRIDGES)})": model.bridge not in BRIDGES,
@@ -159,15 +151,13 @@ def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int,
         },
     )
     return {
+        **_TOP,
         "architectures": [architecture],
         "model_type": "bridgetower",
         "hidden_size": model.width,
         "num_attention_heads": model.heads,
         "num_hidden_layers": model.layers,
-        "hidden_act": "gelu",
-        "layer_norm_eps": LAYER_NORM_EPS,
         "link_tower_type": model.bridge,
-        "share_link_tower_layers": False,
         "share_cross_modal_transformer_layers": model.shared_transform,
         "init_layernorm_from_vision_encoder": False,
         "tie_word_embeddings": False,
@@ -228,10 +218,11 @@ def _check(config: Json, fields: Json) -> None:
                 f"config.json has {old} {config[old]!r}, a field of the first revisions that transformers does not "
                 f"read any more; it reads {new}. Take a newer revision of these files"
             )
-    for name, supported in _SUPPORTED.items():
-        if fields[name] != supported:
+    for prefix, name in ((prefix, name) for prefix, names in _FIXED.items() for name in names):
+        value, supported = fields[prefix + name], _DEFAULTS[prefix][name]
+        if value != supported:
             raise DualfuseError(
-                f"config.json has {name} {fields[name]!r}; only {supported!r} works in transformers or here"
+                f"config.json has {prefix}{name} {value!r}; only {supported!r} works in transformers or here"
             )
     if fields["link_tower_type"] not in BRIDGES:
         raise DualfuseError(

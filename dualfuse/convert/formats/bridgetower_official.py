@@ -11,18 +11,20 @@ from torch import Tensor
 
 from dualfuse.convert import shapes as sizes
 from dualfuse.convert.checkpoint import (
+    BATCH_SIZE,
+    RUN,
     Converted,
     Format,
     Source,
     ThirdPartyCheckpoint,
     WrittenCheckpoint,
-    check_storable,
+    reject_any,
 )
 from dualfuse.convert.formats import clip, roberta
-from dualfuse.convert.formats.bridgetower import BATCH_SIZE, CROSS_MODAL, ITC, ITM, MLM, OPTIM, RUN, storable_towers
+from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
-from dualfuse.convert.tokenizer import find_roberta
+from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
@@ -79,7 +81,7 @@ class Kind:
     def layout(self) -> Layout:
         """The names of its tensors."""
         kept = add_prefixes(roberta.POOLER, "text_transformer.", "")
-        return Layout(dict(MODEL) | dict(self.heads), kept, _UNUSED + self.unused, scalars=("temperature",))
+        return Layout(MODEL | self.heads, kept, _UNUSED + self.unused, scalars=("temperature",))
 
 
 PAIRS = Kind("pairs", PairsConfig, "", MLM | ITM | ITC | {"temperature": "itc_heads.0.temperature"})
@@ -117,17 +119,6 @@ def itm_to_rank(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig:
     """Return the config of the model; ``heads`` 0: heads of 64 channels, as in every published one."""
-    sizes.require(
-        tensors,
-        "model.types.weight",
-        "model.image_tower.positions",
-        "model.image_tower.projection.weight",
-        "model.text_tower.words.word.weight",
-        "model.text_tower.words.position.weight",
-        "model.text_tower.words.token_type.weight",
-        "model.text_tower.layers.0.up.weight",
-        "model.layers.text.0.up.weight",
-    )
     types, width = tensors["model.types.weight"].shape
     text_width = tensors["model.text_tower.words.word.weight"].shape[1]
     image, text = sizes.image_tower(tensors), sizes.text_tower(tensors, heads if text_width == width else 0)
@@ -153,7 +144,6 @@ def task_of(tensors: Mapping[str, Tensor], kind: Kind) -> TaskConfig:
         return _pairs(tensors)
     if kind.config is RankingConfig:
         return RankingConfig()
-    sizes.require(tensors, "classifier.0.weight", "classifier.3.weight")
     scale = len(tensors["classifier.0.weight"]) / (2 * tensors["model.types.weight"].shape[1])
     if kind.config is VQAConfig:
         return VQAConfig(num_answers=len(tensors["classifier.3.weight"]), hidden_scale=scale)
@@ -199,7 +189,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
         image_size=model.image.image_size,
         preprocess=OFFICIAL_BLIP if is_blip else OFFICIAL_CLIP,
         text_length=min(length, model.text.text_length),
-        tokenizer=find_roberta(tokenizer, None, model.text.width),
+        tokenizer=find_tokenizer(tokenizer, None, ROBERTA),
         batch_size=BATCH_SIZE,
     )
     recipe = Recipe(source.path.stem, model, task_of(tensors, kind), data, OPTIM, RUN)
@@ -219,7 +209,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     image, _ = storable_towers("the official BridgeTower", model)
     kind = next(kind for kind in (PAIRS, *KINDS) if isinstance(task, kind.config))
     head = task.itc_head if isinstance(task, PairsConfig) and task.itc_weight else None
-    check_storable(
+    reject_any(
         "the official BridgeTower",
         {
             f"bridge {model.bridge!r}": model.bridge not in ("add", "none"),

@@ -8,14 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dualfuse.convert.checkpoint import (
-    Converted,
-    Format,
-    Source,
-    ThirdPartyCheckpoint,
-    WrittenCheckpoint,
-    check_storable,
-)
+from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint, reject_any
 from dualfuse.convert.formats.vlmo_official_config import GRID_INDEX, Kind, recipe_of
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
@@ -123,7 +116,7 @@ def layout(kind: Kind, *, relative: bool) -> Layout:
     """
     is_fine_tuned = kind in FINE_TUNED
     classifier = {f"{kind}_classifier.{index}": f"classifier.{index}" for index in (0, 1, 3)}
-    names = dict(MODEL) | weight_and_bias(classifier) if is_fine_tuned else dict(PAIRS)
+    names = MODEL | weight_and_bias(classifier) if is_fine_tuned else dict(PAIRS)
     kept = dict(_KEPT)
     if relative:
         kept[WORD_POSITIONS] = "word_positions"
@@ -141,7 +134,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     kind = kind_of(source.tensors)
     imported = import_tensors(source.tensors, layout(kind, relative="relative_position_bias_table" in source.tensors))
     recipe = recipe_of(imported.tensors, imported.kept, kind, source.weights.hyper_parameters, source.path.stem)
-    path = find_tokenizer(tokenizer, None, "") if tokenizer else ""
+    path = find_tokenizer(tokenizer)
     recipe = replace(recipe, data=replace(recipe.data, tokenizer=path))
     return ThirdPartyCheckpoint(recipe, imported.tensors, imported.kept, import_report(str(source.path), imported, []))
 
@@ -194,7 +187,7 @@ def _check(model: VLMoConfig, task: TaskConfig) -> None:
             "ITC with fused embeddings": head.fused,
             f"ITC projections to a width of {head.width}": head.width not in (0, model.width),
         }
-    check_storable("the official VLMo", obstacles)
+    reject_any("the official VLMo", obstacles)
 
 
 def _buffers(model: VLMoConfig, text: int) -> dict[str, Tensor]:

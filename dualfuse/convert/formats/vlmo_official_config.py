@@ -10,10 +10,11 @@ from typing import Literal
 from torch import Tensor
 
 from dualfuse.convert import shapes as sizes
+from dualfuse.convert.checkpoint import BATCH_SIZE, RUN
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.vlmo import VL, InitConfig, VLMoConfig
-from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.recipe import Data, Optim, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.vqa import VQAConfig
@@ -29,7 +30,6 @@ OPTIM: dict[Kind, Optim] = {
     "nlvr2": Optim(lr=5e-5, warmup=0.1),
 }
 """Optimizer settings of a converted checkpoint: the official ones of the base size, for pairs those of retrieval."""
-BATCH_SIZE, RUN = 64, Run(steps=2000)
 HEADS = {544: 16, 768: 12, 1024: 16}
 """Attention heads of the published sizes by width: without relative positions no shape tells them."""
 RELATIVE_TEXT_LENGTH = 196
@@ -43,13 +43,6 @@ def model_of(
     tensors: Mapping[str, Tensor], kept: Mapping[str, Tensor], hyper_parameters: Mapping[str, object]
 ) -> VLMoConfig:
     """Return the config of the model; ``DualfuseError`` if the file does not determine it."""
-    sizes.require(
-        tensors,
-        "model.types.weight",
-        "model.patches.projection.weight",
-        "model.words.word.weight",
-        "model.blocks.0.attention.shared.qkv.weight",
-    )
     types, width = tensors["model.types.weight"].shape
     depth, patch = sizes.count(tensors, "model.blocks."), tensors["model.patches.projection.weight"].shape[-1]
     drop_path = hyper_parameters.get("drop_path_rate")
@@ -68,7 +61,6 @@ def model_of(
         side, text = relative_sizes(len(table), kept, hyper_parameters)
         size = (side * patch, side * patch)
         return replace(common, heads=table.shape[1] // depth, image_size=size, text_length=text)
-    sizes.require(tensors, "model.patches.position", "model.words.position.weight")
     rows, columns = _grid(tensors["model.patches.position"].shape[1] - 1, hyper_parameters, patch)
     return replace(
         common,
@@ -111,7 +103,6 @@ def task_of(tensors: Mapping[str, Tensor], kind: Kind) -> TaskConfig:
             mlm_weight=0.25 * ("mlm_head.dense.weight" in tensors),
             itc_features="all" if "itc_heads.1.image.weight" in tensors else "unimodal",
         )
-    sizes.require(tensors, "classifier.0.weight", "classifier.3.weight")
     scale = len(tensors["classifier.0.weight"]) / tensors["model.types.weight"].shape[1]
     if kind == "vqa":
         return VQAConfig(num_answers=len(tensors["classifier.3.weight"]), hidden_scale=scale)
