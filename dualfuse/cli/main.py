@@ -106,8 +106,8 @@ def _command(arguments: Sequence[str]) -> tuple[str, list[str]]:
     parser = argparse.ArgumentParser(
         prog="dualfuse",
         usage="dualfuse [--help] [--version] COMMAND ...",
-        description="Train, evaluate and serve vision-language models whose single set of weights works as a dual "
-        "encoder and as a fusion encoder.",
+        description="Train, evaluate and serve vision-language models whose single set of weights works as a\n"
+        "dual encoder and as a fusion encoder.",
         epilog="commands, each with its own --help:\n"
         + "\n".join(f"  {name:{width}}  {summary}" for name, summary in summaries.items())
         + f"\n\n{COMMON}\n\nexamples:\n  dualfuse demo\n  dualfuse train ten-seconds\n  dualfuse search --help",

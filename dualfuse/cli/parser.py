@@ -39,7 +39,7 @@ Templates = Annotated[
     arg(
         metavar="FILE",
         help="with --zero-shot: file with one sentence per line, {} standing for the name; clip: eight templates of "
-        "CLIP; empty: the name alone",
+        "CLIP; empty: 'a photo of a {}.'",
     ),
 ]
 
@@ -84,7 +84,7 @@ def parse(
             return tyro.cli(target, args=list(words), prog=prog, registry=_documented(), **options)
     except SystemExit as end:
         if not end.code:  # after --help
-            print(help_end(examples))
+            print(f"\n{help_end(examples)}")
         else:
             _refuse_old_flags(words)
             print(errors.getvalue(), end="", file=sys.stderr)
@@ -143,7 +143,7 @@ def _field_docs(kind: type) -> dict[str, str]:
             for statement, following in pairwise(definition.body if isinstance(definition, ast.ClassDef) else ()):
                 match statement, following:
                     case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                        docs[name] = " ".join(text.split())
+                        docs[name] = " ".join(text.replace("``", "").split())
                     case _:
                         pass
     return docs

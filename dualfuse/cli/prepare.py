@@ -12,7 +12,7 @@ from dualfuse.prepare.options import PrepareOptions
 EXAMPLES = """
 dualfuse prepare photos data/photos --split val=0.05,test=0.05
 dualfuse prepare captions.csv data/captions --image file --text caption title
-dualfuse prepare flowers data/flowers --label folder --images-only
+dualfuse prepare flowers data/flowers --label folder
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 from collections.abc import Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ def run(words: Sequence[str]) -> None:
     """
     parser = argparse.ArgumentParser(
         prog="dualfuse train",
-        description=f"{run.__doc__}\nThe flags depend on the recipe: dualfuse train NAME --help lists them.",
+        description=f"{inspect.getdoc(run)}\n\nThe flags depend on the recipe: dualfuse train NAME --help lists them.",
         epilog=help_end(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

@@ -16,7 +16,7 @@ dualfuse upload runs/demo/pairs/final OWNER/NAME --no-private
 def run(
     model: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder, of dualfuse or transformers")],
     name: Annotated[Positional[str], arg(metavar="OWNER/NAME", help="repository on the Hugging Face hub")],
-    private: Annotated[bool, arg(help="visibility of a repository that does not exist yet")] = True,
+    private: Annotated[bool, arg(help="whether a new repository is private")] = True,
 ) -> None:
     """Upload a model folder to the Hugging Face hub.
 
