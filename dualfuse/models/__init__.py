@@ -1,1 +1,1 @@
-"""The networks: four verbs each."""
+"""Vision-language models and the contract that they share."""

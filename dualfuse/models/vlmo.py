@@ -60,8 +60,7 @@ class VLMoConfig:
     """Average the per-layer tables of relative positions, so that all layers share one, as in BEiT; a later stage can
     continue with a table per layer."""
     separate_attention_until: int = 0
-    """Layers below this have one attention per modality, within that modality (Table 7, where it is
-    ``vl_expert_start``)."""
+    """Layers below this have one attention per modality, to itself alone (Table 7, there ``vl_expert_start``)."""
     stem: Stem = "linear"
     """Patch embedding: one linear map, or "convolution", which trains faster at small scale (not in the paper)."""
     image_slots: int = 1
@@ -91,7 +90,7 @@ class VLMo(VisionLanguageModel):
         """Initialize weights by the rule of the official code (std 0.02; the relative bias starts at zero)."""
         super().__init__()
         self.width = self.fused_width = self.text_width = cfg.width
-        self.vocab_size = cfg.vocab_size
+        self.vocab_size, self.share_relative_bias = cfg.vocab_size, cfg.share_relative_bias
         self.vl_expert_start, self.separate_attention_until = cfg.vl_expert_start, cfg.separate_attention_until
         if cfg.separate_attention_until > min(cfg.vl_expert_start, cfg.depth - 1):
             raise DualfuseError(
@@ -104,20 +103,15 @@ class VLMo(VisionLanguageModel):
         relative = cfg.positions == "relative"
         # relative positions index whole grids of patches
         self.capabilities = Capabilities(generation=True, patch_dropout=not relative, unimodal_states=True)
-        self.patches = PatchEmbedding(
-            cfg.width, patch=cfg.patch_size, stem=cfg.stem, positions=None if relative else window
-        )
+        grid, text_positions = (None, 0) if relative else (window, cfg.text_length)
+        self.patches = PatchEmbedding(cfg.width, patch=cfg.patch_size, stem=cfg.stem, positions=grid)
         self.words = TextEmbedding(
-            cfg.width,
-            vocabulary=cfg.vocab_size,
-            positions=0 if relative else cfg.text_length,
-            dropout=cfg.drop_path,
+            cfg.width, vocabulary=cfg.vocab_size, positions=text_positions, dropout=cfg.drop_path
         )
         self.types = nn.Embedding(1 + cfg.image_slots, cfg.width)  # row 0 text, then one row per image
         self.relative_bias = (
             RelativeBias(window=window, text=cfg.text_length, layers=cfg.depth, heads=cfg.heads) if relative else None
         )
-        self.share_relative_bias = cfg.share_relative_bias
         self.blocks = nn.ModuleList(_blocks(cfg))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
         self.pooler = nn.Linear(cfg.width, cfg.width)
@@ -209,11 +203,11 @@ class VLMo(VisionLanguageModel):
         last = len(self.blocks) - 1
         if positions is None:
             x = self.norm(self.blocks[last](x, self._route(last, text, image), mask=mask, bias=_layer(bias, last)))
-            return Fused(x[:, :length], x[:, length:], lambda: self.pool(x[:, 0]))
+            return Fused(x[:, :length], x[:, length:], lambda: torch.tanh(self.pooler(x[:, 0])))
         positions = torch.cat([positions.new_zeros(len(positions), 1), positions], dim=1)
         route = one_expert(VL if last >= self.vl_expert_start else TEXT, positions)
         x = self.norm(self.blocks[last](x, route, mask=mask, bias=_layer(bias, last), positions=positions))
-        return Fused(x[:, 1:], x[:, :0], lambda: self.pool(x[:, 0]))
+        return Fused(x[:, 1:], x[:, :0], lambda: torch.tanh(self.pooler(x[:, 0])))
 
     def prefill(self, image: Tokens, max_length: int) -> KVCache:
         """Run images with the experts of fusion, and return the cache for texts of up to ``max_length`` tokens."""
@@ -239,10 +233,6 @@ class VLMo(VisionLanguageModel):
         for attention in blocks[self.separate_attention_until :]:
             x = flow.attend(attention.get_submodule(SHARED), x)
         return x[: len(text)], x[len(text) :]
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Return tanh(W x + b)."""
-        return torch.tanh(self.pooler(x))
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         """Return the blocks."""

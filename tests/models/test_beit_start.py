@@ -1,4 +1,4 @@
-"""What is BEiT's about a VLMo: one bias for all layers while it learns from images, and how weights begin."""
+"""The options that follow BEiT: one relative bias shared by all layers, and its initial weights."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ TINY = VLMoConfig(
 )
 
 
-def stirred(cfg: VLMoConfig) -> VLMo:
+def randomized(cfg: VLMoConfig) -> VLMo:
     torch.manual_seed(0)
     model = cfg.build().double().eval()
     for parameter in model.parameters():
@@ -31,11 +31,11 @@ def stirred(cfg: VLMoConfig) -> VLMo:
     return model
 
 
-def test_layers_that_are_share_relative_bias_stay_so() -> None:
-    model = stirred(TINY)
+def test_a_shared_relative_bias_stays_shared_in_training() -> None:
+    model = randomized(TINY)
     table = model.get_parameter("relative_bias.table")
     mean = table.detach().unflatten(1, (3, 2)).mean(1).repeat(1, 3)
-    each = stirred(replace(TINY, share_relative_bias=False))
+    each = randomized(replace(TINY, share_relative_bias=False))
     state = each.state_dict()
     state["relative_bias.table"] = mean
     each.load_state_dict(state)
@@ -50,7 +50,7 @@ def test_layers_that_are_share_relative_bias_stay_so() -> None:
     assert table.any() and all(torch.equal(layers[0], layer) for layer in layers)
 
 
-def test_beits_first_weights() -> None:
+def test_initial_weights_of_beit() -> None:
     torch.manual_seed(0)
     cfg = VLMoConfig(width=48, depth=4, heads=4, vl_expert_start=2, patch_size=8, image_size=(32, 32), vocab_size=50)
     cfg = replace(cfg, positions="absolute", init=InitConfig(std=0.05, layer_scale=0.1, rule="beit"))
@@ -58,13 +58,13 @@ def test_beits_first_weights() -> None:
     for number, block in enumerate(model.blocks, start=1):
         full = (block.attention["shared"].qkv, block.experts["image"].up)
         divided = (block.attention["shared"].projection, block.experts["image"].down)
-        for layer, most in (
+        for layer, bound in (
             *((layer, 0.05) for layer in full),
             *((layer, 0.05 / (2 * number) ** 0.5) for layer in divided),
         ):
-            assert 0.99 * most < layer.weight.abs().max() <= most * 1.0001
+            assert 0.99 * bound < layer.weight.abs().max() <= bound * 1.0001
             assert not (layer.bias is not None and layer.bias.any())
-        assert block.experts["text"].down.weight.abs().max() > 0.1  # languages begin as they did
+        assert block.experts["text"].down.weight.abs().max() > 0.1  # text experts keep the rule of VLMo
     for weight in (model.patches.projection.weight, model.patches.class_token, model.patches.position):
         assert 0.04 < weight.abs().max() <= 0.0501
     assert not model.patches.projection.bias.any()

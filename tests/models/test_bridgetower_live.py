@@ -1,4 +1,4 @@
-"""BridgeTower against the installed transformers, on weights and images that no file holds, in float64."""
+"""BridgeTower against the installed transformers, on random weights and images, in float64."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 LINKS = ("add", "scaled_add", "interpolate")
 SIZES = ((32, 32), (16, 40))
-PAD, LENGTHS, LONGEST = 1, (9, 4, 2, 7), 9
-CONTRAST_WIDTH = 12
+PAD, LENGTHS, TEXT_LENGTH = 1, (9, 4, 2, 7), 9
+ITC_WIDTH = 12
 
 
 def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
@@ -41,7 +41,7 @@ def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
         num_hidden_layers=2,
         link_tower_type=link,
         share_cross_modal_transformer_layers=shared,
-        contrastive_hidden_size=CONTRAST_WIDTH,
+        contrastive_hidden_size=ITC_WIDTH,
         logit_scale_init_value=2.6592,
         text_config={
             "vocab_size": 60,
@@ -57,45 +57,45 @@ def config(link: str, *, shared: bool = True) -> transformers.BridgeTowerConfig:
 
 @cache
 def theirs(kind: type[PreTrainedModel], link: str, *, shared: bool = True) -> PreTrainedModel:
-    """Return a model of transformers whose every parameter is far from its first value."""
+    """Return a model of transformers with every parameter random."""
     torch.manual_seed(3)
-    made = kind(config(link, shared=shared)).double().eval()
-    for name, parameter in made.named_parameters():
+    model = kind(config(link, shared=shared)).double().eval()
+    for name, parameter in model.named_parameters():
         is_factor = parameter.ndim < 2 and name.endswith(("weight", "scale"))
         nn.init.normal_(parameter, mean=float(is_factor), std=0.2)
-    return made
+    return model
 
 
 @cache
 def ours(model: PreTrainedModel, **weights: float) -> Pairs:
-    """Return a task with the weights of a model of transformers; heads that it lacks keep their own."""
+    """Return a task with the weights of a model of transformers; heads that it lacks keep their initial weights."""
     cfg = read_config(model.config.to_dict(), {}).model
     prefix = "" if isinstance(model, BridgeTowerModel) else PREFIX
-    found = import_tensors(model.state_dict(), layout(cfg.bridge, prefix))
-    assert not found.unexpected
-    projection = ITCHeadConfig(CONTRAST_WIDTH, bias=True, fused=bool(weights.get("itc_weight")))
+    imported = import_tensors(model.state_dict(), layout(cfg.bridge, prefix))
+    assert not imported.unexpected
+    projection = ITCHeadConfig(ITC_WIDTH, bias=True, fused=bool(weights.get("itc_weight")))
     cfg_of_task = PairsConfig(
         itc_features="unimodal", itc_head=projection, **({"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0} | weights)
     )
     task = cfg_of_task.build(cfg.build()).double().eval()
-    lacking = task.load_state_dict(found.tensors, strict=False)
-    assert not lacking.unexpected_keys
-    assert not any(name.startswith("model.") for name in lacking.missing_keys)
+    incompatible = task.load_state_dict(imported.tensors, strict=False)
+    assert not incompatible.unexpected_keys
+    assert not any(name.startswith("model.") for name in incompatible.missing_keys)
     return task
 
 
 def same(one: Tensor, other: Tensor, inputs: dict[str, Any]) -> None:
-    """To rounding; positions for other images than square ones are resized in float32."""
+    """Compare up to rounding; positions of images that are not square are resized in float32."""
     tolerance = 1e-10 if inputs["pixel_values"].shape[2:] == SIZES[0] else 2e-6
     assert_close(one, other, atol=tolerance, rtol=tolerance)
 
 
 @pytest.fixture(params=SIZES, ids=str)
 def inputs(request: pytest.FixtureRequest) -> dict[str, Any]:
-    """What transformers is called with: square images and others, texts of several lengths."""
+    """The inputs of transformers: square images or others, texts of several lengths."""
     generator = torch.Generator().manual_seed(4)
-    mask = torch.arange(LONGEST) < torch.tensor(LENGTHS)[:, None]
-    ids = torch.randint(3, 60, (len(LENGTHS), LONGEST), generator=generator)
+    mask = torch.arange(TEXT_LENGTH) < torch.tensor(LENGTHS)[:, None]
+    ids = torch.randint(3, 60, (len(LENGTHS), TEXT_LENGTH), generator=generator)
     return {
         "input_ids": ids.masked_fill(~mask, PAD),
         "attention_mask": mask.long(),
@@ -110,14 +110,14 @@ def tokens(task: Pairs, inputs: dict[str, Any]) -> tuple[Tokens, Tokens]:
 
 
 def batch(inputs: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
-    rows, targets = mlm_positions(list(labels.numpy()))
+    positions, targets = mlm_positions(list(labels.numpy()))
     numbers = torch.arange(len(labels))
     return {
         "image": inputs["pixel_values"],
         "ids": inputs["input_ids"],
         "mask": inputs["attention_mask"].bool(),
         "masked_ids": inputs["input_ids"],
-        "positions": rows,
+        "positions": positions,
         "targets": targets,
         "image_id": numbers,
         "text_id": numbers,
@@ -127,63 +127,63 @@ def batch(inputs: dict[str, Any], labels: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("shared", [True, False], ids=["one transform", "one for each layer"])
 @pytest.mark.parametrize("link", LINKS)
 @torch.no_grad()
-def test_model(link: str, shared: bool, inputs: dict[str, Any]) -> None:
+def test_states_equal_those_of_transformers(link: str, shared: bool, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerModel, link, shared=shared)
-    task, wanted = ours(model), model(**inputs)
+    task, expected = ours(model), model(**inputs)
     fused = task.model.fuse(*tokens(task, inputs))
-    same(fused.text, wanted.text_features, inputs)
-    same(fused.image, wanted.image_features, inputs)
-    same(fused.pooled, wanted.pooler_output, inputs)
+    same(fused.text, expected.text_features, inputs)
+    same(fused.image, expected.image_features, inputs)
+    same(fused.pooled, expected.pooler_output, inputs)
 
 
 @pytest.mark.parametrize("link", LINKS)
 @torch.no_grad()
-def test_masked_words(link: str, inputs: dict[str, Any]) -> None:
+def test_mlm_equals_that_of_transformers(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForMaskedLM, link)
     task = ours(model, mlm_weight=1.0)
     labels = torch.full_like(inputs["input_ids"], -100)
     for row, column in ((0, 1), (0, 8), (1, 3), (3, 2)):
         labels[row, column] = 7 * row + column
-    wanted = model(**inputs, labels=labels)
-    same(task.mlm_head(task.model.fuse(*tokens(task, inputs)).text), wanted.logits, inputs)
-    assert_close(task(batch(inputs, labels)).loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)  # a loss is float32
+    expected = model(**inputs, labels=labels)
+    same(task.mlm_head(task.model.fuse(*tokens(task, inputs)).text), expected.logits, inputs)
+    assert_close(task(batch(inputs, labels)).loss.double(), expected.loss, atol=1e-6, rtol=1e-6)  # a loss is float32
 
 
 @pytest.mark.parametrize("link", LINKS)
 @torch.no_grad()
-def test_matching(link: str, inputs: dict[str, Any]) -> None:
+def test_itm_equals_that_of_transformers(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForImageAndTextRetrieval, link)
     task = ours(model, itm_weight=1.0)
-    labels = torch.tensor([1, 1, 0, 0])  # right pairs first, as ours stand
-    wanted = model(**inputs, labels=labels)
+    labels = torch.tensor([1, 1, 0, 0])  # positives first, as in ours
+    expected = model(**inputs, labels=labels)
     pooled = task.model.fuse(*tokens(task, inputs)).pooled
-    same(task.itm_head(pooled), wanted.logits, inputs)
-    log_odds = (wanted.logits[:, 1] - wanted.logits[:, 0]).float()
+    same(task.itm_head(pooled), expected.logits, inputs)
+    log_odds = (expected.logits[:, 1] - expected.logits[:, 0]).float()
     assert_close(task.match_logit(*tokens(task, inputs)), log_odds, atol=1e-5, rtol=1e-5)
     loss = itm_loss(task.itm_head(pooled), torch.ones(2, dtype=torch.bool))
-    assert_close(loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
+    assert_close(loss.double(), expected.loss, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("link", LINKS)
 @torch.no_grad()
-def test_contrast(link: str, inputs: dict[str, Any]) -> None:
+def test_itc_equals_that_of_transformers(link: str, inputs: dict[str, Any]) -> None:
     model = theirs(BridgeTowerForContrastiveLearning, link)
     task = ours(model, itc_weight=1.0)
-    wanted = model(**inputs, return_loss=True)
+    expected = model(**inputs, return_loss=True)
     [similarities] = task.similarities(*tokens(task, inputs))
-    same(similarities.image, wanted.image_embeds, inputs)
-    same(similarities.text, wanted.text_embeds, inputs)
+    same(similarities.image, expected.image_embeds, inputs)
+    same(similarities.text, expected.text_embeds, inputs)
     image, text = tokens(task, inputs)
-    same(task.image_features(image), wanted.image_embeds, inputs)
-    same(task.text_features(text), wanted.text_embeds, inputs)
+    same(task.image_features(image), expected.image_embeds, inputs)
+    same(task.text_features(text), expected.text_embeds, inputs)
     labels = torch.full_like(inputs["input_ids"], -100)
-    assert_close(task(batch(inputs, labels)).loss.double(), wanted.loss, atol=1e-6, rtol=1e-6)
+    assert_close(task(batch(inputs, labels)).loss.double(), expected.loss, atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("change", [lambda x: x.flip(0), lambda x: x.flip(-1)], ids=["order", "mirror"])
 @torch.no_grad()
 def test_inputs_matter(change: Callable[[Tensor], Tensor], inputs: dict[str, Any]) -> None:
-    """Otherwise the equalities above could hold of constants."""
+    """Check that the outputs compared above depend on the images."""
     task = ours(theirs(BridgeTowerModel, "add"))
     before = task.model.fuse(*tokens(task, inputs)).pooled
     after = task.model.fuse(*tokens(task, inputs | {"pixel_values": change(inputs["pixel_values"])})).pooled

@@ -1,4 +1,4 @@
-"""The published sizes of BridgeTower, by their number of parameters, and against transformers at full size."""
+"""The published sizes of BridgeTower: numbers of parameters, and one full-size comparison with transformers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def count(modules: Iterable[nn.Module]) -> int:
 
 
 def unused_pooler(width: int) -> int:
-    """Part of the published text towers, and not of ours: nothing reads what it computes."""
+    """Return the parameters of the published text towers' pooler, which ours lack because nothing reads it."""
     return width * width + width
 
 
@@ -74,14 +74,14 @@ def test_parameters_of_the_published_sizes(
         count([head]),
     )
     assert counts == parts
-    whole = count([model]) + unused_pooler(cfg.text.width)
-    assert whole == sum(parts[:-1])  # and nothing else
-    assert round(whole / 1e6, 2) == without_head
-    assert round((whole + count([head])) / 1e6, 2) == with_head
+    total = count([model]) + unused_pooler(cfg.text.width)
+    assert total == sum(parts[:-1])  # nothing is left
+    assert round(total / 1e6, 2) == without_head
+    assert round((total + count([head])) / 1e6, 2) == with_head
 
 
-def test_bridges_are_all_that_separates_it_from_meter() -> None:
-    """18.4 thousand numbers, says the paper: two LayerNorms before the first layers and ten bridges of one each."""
+def test_meter_is_bridgetower_without_bridges() -> None:
+    """The paper counts 18.4 thousand parameters: two LayerNorms before the first layers and ten bridges of one each."""
     with torch.device("meta"):
         ours, meter = (count([BridgeTowerConfig(bridge=kind).build()]) for kind in ("add", "none"))
     assert ours - meter == 12 * 2 * 768 == 18_432
@@ -90,7 +90,7 @@ def test_bridges_are_all_that_separates_it_from_meter() -> None:
 @pytest.mark.slow
 @torch.no_grad()
 def test_base_size_against_transformers() -> None:
-    """Drawn weights, an image of 288 pixels and one of 288 x 192, and texts of 50 and 7 tokens."""
+    """Compare on random weights, images of 288 x 288 and 288 x 192 pixels, and texts of 50 and 7 tokens."""
     torch.manual_seed(0)
     theirs = transformers.BridgeTowerModel(transformers.BridgeTowerConfig()).eval()
     for name, parameter in theirs.named_parameters():
@@ -104,9 +104,9 @@ def test_base_size_against_transformers() -> None:
     ids = torch.randint(3, 50_265, (2, 50)).masked_fill(~mask, 1)
     for size in ((288, 288), (288, 192)):
         images = torch.randn(2, 3, *size)
-        wanted = theirs(ids, mask.long(), pixel_values=images, interpolate_pos_encoding=True)
+        expected = theirs(ids, mask.long(), pixel_values=images, interpolate_pos_encoding=True)
         fused = model.fuse(model.embed_image(images), model.embed_text(ids, mask))
-        assert (fused.text - wanted.text_features).abs().max() < 1e-4
-        assert (fused.image - wanted.image_features).abs().max() < 1e-4
-        assert (fused.pooled - wanted.pooler_output).abs().max() < 1e-4
+        assert (fused.text - expected.text_features).abs().max() < 1e-4
+        assert (fused.image - expected.image_features).abs().max() < 1e-4
+        assert (fused.pooled - expected.pooler_output).abs().max() < 1e-4
         assert fused.pooled.std() > 0.1

@@ -18,7 +18,7 @@ from dualfuse.models.vlmo import InitConfig, VLMo, VLMoConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.testing import check_model
 
-SIZE, LONGEST = (16, 24), 9  # the sizes that all models here are built for
+SIZE, TEXT_LENGTH = (16, 24), 9  # the sizes that all models here are built for
 VLMO = VLMoConfig(
     width=16,
     depth=3,
@@ -32,7 +32,7 @@ VLMO = VLMoConfig(
 )
 BRIDGETOWER = BridgeTowerConfig(
     image=CLIPViTConfig(width=64, depth=3, patch_size=8, image_size=SIZE),
-    text=RobertaConfig(width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=LONGEST, pad_id=0),
+    text=RobertaConfig(width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=TEXT_LENGTH, pad_id=0),
     width=16,
     heads=2,
     feed_forward=32,
@@ -81,8 +81,8 @@ def images(number: int = 4) -> Tensor:
     return torch.randn(number, 3, *SIZE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def texts(lengths: tuple[int, ...] = LENGTHS, width: int = LONGEST) -> tuple[Tensor, Tensor]:
-    """Ids and mask; what stands in the padding is arbitrary."""
+def texts(lengths: tuple[int, ...] = LENGTHS, width: int = TEXT_LENGTH) -> tuple[Tensor, Tensor]:
+    """Return ids and mask; the ids of padding are arbitrary."""
     ids = torch.randint(50, (len(lengths), width), generator=torch.Generator().manual_seed(2))
     return ids, torch.arange(width) < torch.tensor(lengths)[:, None]
 
@@ -97,7 +97,7 @@ def same(one: Tensor, other: Tensor) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_contract(name: str) -> None:
-    check_model(MODELS[name], image_size=SIZE, text_length=LONGEST)
+    check_model(MODELS[name], image_size=SIZE, text_length=TEXT_LENGTH)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (24, 16), (40, 8), (32, 48)])
@@ -112,7 +112,7 @@ def test_images_of_other_sizes(model: VisionLanguageModel, size: tuple[int, int]
 
 
 def test_a_text_longer_than_the_positions_is_refused(model: VisionLanguageModel) -> None:
-    ids, mask = torch.ones(1, LONGEST + 1, dtype=torch.long), torch.ones(1, LONGEST + 1, dtype=torch.bool)
+    ids, mask = torch.ones(1, TEXT_LENGTH + 1, dtype=torch.long), torch.ones(1, TEXT_LENGTH + 1, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"a text of 10 tokens is longer than the 9"):
         model.encode(model.embed_text(ids, mask))
     with pytest.raises(ValueError, match=r"a text of 10 tokens is longer than the 9"):
@@ -156,39 +156,39 @@ def vlmo(request: pytest.FixtureRequest) -> VLMo:
 
 
 def test_token_states_at_positions_equal_those_of_all_positions(vlmo: VLMo) -> None:
-    """Against the blocks run one by one, on all rows."""
-    rows = torch.tensor([[3, 0], [1, 1], [0, 0], [5, 2]])
+    """Compare with the last block run on all positions."""
+    positions = torch.tensor([[3, 0], [1, 1], [0, 0], [5, 2]])
     last = vlmo.blocks[-1]
     for tokens in both(vlmo):
         inputs = []
-        handle = last.register_forward_pre_hook(lambda *given, into=inputs: into.extend(given[1:]), with_kwargs=True)
-        some = vlmo.token_states(tokens, rows)
+        handle = last.register_forward_pre_hook(lambda *args, into=inputs: into.extend(args[1:]), with_kwargs=True)
+        some = vlmo.token_states(tokens, positions)
         handle.remove()
-        (x, _), known = inputs
-        whole = vlmo.norm(last(x, ((tokens.modality, x.shape[1]),), mask=known["mask"], bias=known["bias"]))
-        same(some, torch.stack([states[index] for states, index in zip(whole, rows, strict=True)]))
-        same(vlmo.encode(tokens), whole[:, 0])
-        assert vlmo.token_states(tokens, rows[:, :0]).shape == (4, 0, vlmo.width)
+        (x, _), arguments = inputs
+        every = vlmo.norm(last(x, ((tokens.modality, x.shape[1]),), mask=arguments["mask"], bias=arguments["bias"]))
+        same(some, torch.stack([states[index] for states, index in zip(every, positions, strict=True)]))
+        same(vlmo.encode(tokens), every[:, 0])
+        assert vlmo.token_states(tokens, positions[:, :0]).shape == (4, 0, vlmo.width)
 
 
 def test_padding_does_not_change_a_token_state(vlmo: VLMo) -> None:
     ids, mask = texts()
-    rows = torch.tensor([[2, 0, 1]])
-    text = vlmo.token_states(vlmo.embed_text(ids, mask), rows.expand(4, -1))
-    alone = vlmo.token_states(vlmo.embed_text(ids[:1, :3], mask[:1, :3]), rows)
+    positions = torch.tensor([[2, 0, 1]])
+    text = vlmo.token_states(vlmo.embed_text(ids, mask), positions.expand(4, -1))
+    alone = vlmo.token_states(vlmo.embed_text(ids[:1, :3], mask[:1, :3]), positions)
     same(text[:1], alone)
 
 
 def test_pixels_of_hidden_patches_are_not_read(vlmo: VLMo) -> None:
     token = torch.randn(1, 1, 16, dtype=torch.float64)
-    pixels_given, other = images(), images().clone()
+    plain, other = images(), images().clone()
     pixels = HIDDEN.view(4, 1, 2, 3).repeat_interleave(8, 2).repeat_interleave(8, 3).expand(4, 3, *SIZE)
     other[pixels] += 5.0
-    first = vlmo.embed_masked_image(pixels_given, MaskedPatches(HIDDEN, token))
+    first = vlmo.embed_masked_image(plain, MaskedPatches(HIDDEN, token))
     second = vlmo.embed_masked_image(other, MaskedPatches(HIDDEN, token))
     assert torch.equal(first.states[0], second.states[0])
     assert (first.modality, first.grid) == ("image", (2, 3)) and first.mask.all()
-    changed = vlmo.embed_masked_image(pixels_given, MaskedPatches(HIDDEN, token + 1)).states[0] - first.states[0]
+    changed = vlmo.embed_masked_image(plain, MaskedPatches(HIDDEN, token + 1)).states[0] - first.states[0]
     same(changed[:, 1:], HIDDEN[..., None].double().expand(-1, -1, 16))
     assert not changed[:, 0].any()
 

@@ -1,4 +1,4 @@
-"""The published sizes, by their number of parameters: nothing is allocated."""
+"""The numbers of parameters of the published sizes, counted on the meta device."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def millions(modules: Iterable[nn.Module]) -> float:
 
 
 @pytest.mark.parametrize(
-    ("cfg", "readme", "backbone", "vl_expert_init", "pretraining"),
+    ("cfg", "readme", "backbone", "vl_experts", "pretraining"),
     [
         pytest.param(BASE, 175, 175.4, 9.45, 202.4, id="base"),
         pytest.param(BASE_PLUS, 167, 166.6, 7.11, 185.0, id="base_plus"),
@@ -26,9 +26,9 @@ def millions(modules: Iterable[nn.Module]) -> float:
     ],
 )
 def test_parameters_of_the_published_sizes(
-    cfg: VLMoConfig, readme: int, backbone: float, vl_expert_init: float, pretraining: float
+    cfg: VLMoConfig, readme: int, backbone: float, vl_experts: float, pretraining: float
 ) -> None:
-    """Counted on the official code, whose figures leave out all heads and count the pooler as one.
+    """Counted on the official code, whose figures exclude all heads, the pooler among them.
 
     With relative positions its base and large also hold 40 absolute text positions that nothing reads (0.03 and 0.04
     million); ours do not, and the rounded figures are the same.
@@ -40,6 +40,6 @@ def test_parameters_of_the_published_sizes(
     assert round(without_head, 1) == backbone
     assert abs(without_head - readme) < 0.6
     assert round(millions([task]), 1) == pretraining
-    both = [block.experts["vl"] for block in model.blocks if "vl" in block.experts]
-    assert len(both) == cfg.depth - cfg.vl_expert_start
-    assert round(millions(both), 2) == vl_expert_init
+    experts = [block.experts["vl"] for block in model.blocks if "vl" in block.experts]
+    assert len(experts) == cfg.depth - cfg.vl_expert_start
+    assert round(millions(experts), 2) == vl_experts

@@ -1,4 +1,4 @@
-"""The towers by themselves: sizes, what is refused, and work that nobody needs, which is not done."""
+"""The towers: sizes, configs that are refused, and layers that are not run because nothing reads them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def layers(calls: Counter[str], prefix: str) -> list[int]:
 
 @pytest.mark.parametrize("rows", [torch.tensor([[1], [2]]), torch.zeros(2, 0, dtype=torch.long)], ids=["words", "none"])
 @torch.no_grad()
-def test_who_predicts_words_alone_pays_for_no_picture(rows: Tensor) -> None:
+def test_without_pooled_the_last_image_layer_is_not_run(rows: Tensor) -> None:
     model = built(MODEL)
     image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     calls = counted(model)
@@ -62,8 +62,8 @@ def test_who_predicts_words_alone_pays_for_no_picture(rows: Tensor) -> None:
 
 
 @torch.no_grad()
-def test_the_last_layer_computes_what_is_wanted() -> None:
-    """The first token, for the pooler, and the wanted ones; of the image its class token alone."""
+def test_the_last_layer_computes_the_requested_positions() -> None:
+    """The first token, for the pooler, and the requested ones; of the image its class token alone."""
     model = built(MODEL)
     image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     lengths: dict[str, int] = {}
@@ -88,25 +88,25 @@ def test_towers_run_once_however_often_their_tokens_are_fused() -> None:
     assert calls["layers.text.2"] == 2
 
 
-@pytest.mark.parametrize("wanted", [(1,), (0, 2), (2, 0)])
+@pytest.mark.parametrize("requested", [(1,), (0, 2), (2, 0)])
 @torch.no_grad()
-def test_layers_above_the_last_wanted_one_are_not_run(wanted: tuple[int, ...]) -> None:
-    """And what is wanted comes in the order in which it was asked for."""
+def test_layers_above_the_highest_requested_one_are_not_run(requested: tuple[int, ...]) -> None:
+    """States come in the order of the request."""
     image, text = CLIPViT(IMAGE).eval(), Roberta(TEXT, dropout=0.1).eval()
     all_images, grid = (output := image(IMAGES, range(4))).states, output.grid
     all_texts = text(IDS, MASK, range(4)).states
     assert grid == (2, 3) and len(all_images) == len(all_texts) == 4
     image_calls, text_calls = counted(image), counted(text)
-    images, texts = image(IMAGES, wanted).states, text(IDS, MASK, wanted).states
-    assert layers(image_calls, "blocks.") == layers(text_calls, "layers.") == list(range(1 + max(wanted)))
-    assert image_calls["norm_after"] == len(wanted)
-    for place, number in enumerate(wanted):
-        assert torch.equal(images[place], all_images[number])
-        assert torch.equal(texts[place], all_texts[number])
+    images, texts = image(IMAGES, requested).states, text(IDS, MASK, requested).states
+    assert layers(image_calls, "blocks.") == layers(text_calls, "layers.") == list(range(1 + max(requested)))
+    assert image_calls["norm_after"] == len(requested)
+    for index, number in enumerate(requested):
+        assert torch.equal(images[index], all_images[number])
+        assert torch.equal(texts[index], all_texts[number])
 
 
 @torch.no_grad()
-def test_what_a_tower_gives_is_normalised_and_what_goes_on_is_not() -> None:
+def test_returned_image_states_are_normalized_and_passed_on_states_are_not() -> None:
     tower = CLIPViT(IMAGE).eval()
     nn.init.constant_(tower.norm_after.bias, 3.0)
     x, _ = tower.embed(IMAGES)
@@ -117,8 +117,8 @@ def test_what_a_tower_gives_is_normalised_and_what_goes_on_is_not() -> None:
 
 
 @torch.no_grad()
-def test_a_tower_of_eleven_blocks() -> None:
-    """METER's: its top is what feeds, whatever the depth of the text tower."""
+def test_towers_of_different_depth() -> None:
+    """The top layer of each tower feeds METER, whose published image tower has 11 blocks."""
     model = built(replace(METER, image=replace(IMAGE, depth=3)))
     calls = counted(model)
     image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
@@ -136,8 +136,8 @@ def test_a_tower_of_eleven_blocks() -> None:
 
 
 @torch.no_grad()
-def test_feeds_choose_the_layers_of_the_towers() -> None:
-    """Counted down from the top; the top itself is always run, for the vectors of contrast."""
+def test_tower_layers_choose_the_layers_that_feed() -> None:
+    """They are counted down from the top; the top itself always runs, for ITC."""
     model = built(replace(MODEL, tower_layers=(3, 1)))
     image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
     images = model.image_tower(IMAGES, (0, 2, 3)).states
@@ -146,14 +146,14 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
         alone, *fed = tokens.states
         assert torch.equal(alone, states[2][:, :1])
         assert len(fed) == 2
-        for given, state in zip(fed, states, strict=False):
-            assert_close(given, model.transforms[tokens.modality](state) + model.types.weight[row])
+        for feed, state in zip(fed, states, strict=False):
+            assert_close(feed, model.transforms[tokens.modality](state) + model.types.weight[row])
     assert len(model.bridges["text"]) == len(model.bridges["image"]) == 1
     assert BridgeTowerConfig().resolved_tower_layers == (5, 4, 3, 2, 1, 0) and METER.resolved_tower_layers == (0,)
 
 
 @pytest.mark.parametrize(
-    ("cfg", "changes", "sentence"),
+    ("cfg", "changes", "message"),
     [
         (IMAGE, {"width": 96}, "width is 96, depth 4; give a multiple of 64, and 1 to 1000"),
         (IMAGE, {"depth": 0}, "width is 64, depth 0; give a multiple of 64, and 1 to 1000"),
@@ -186,12 +186,12 @@ def test_feeds_choose_the_layers_of_the_towers() -> None:
         ),
     ],
 )
-def test_numbers_that_make_no_model_are_refused(cfg: Any, changes: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(ValueError, match=sentence):
+def test_impossible_configs_are_refused(cfg: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         replace(cfg, **changes)
 
 
-def test_a_slot_that_the_model_does_not_have_is_refused() -> None:
+def test_a_slot_beyond_image_slots_is_refused() -> None:
     with pytest.raises(ValueError, match="slot 1: image_slots of this model is 1"):
         built(MODEL).embed_image(IMAGES, slot=1)
 
@@ -206,15 +206,15 @@ def test_a_text_longer_than_the_positions_is_refused() -> None:
 
 
 @pytest.mark.parametrize("size", [(16, 20), (12, 24), (4, 8)])
-def test_a_picture_that_cannot_be_cut_is_refused(size: tuple[int, int]) -> None:
+def test_an_image_that_is_not_a_multiple_of_the_patch_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} pixels cannot be cut .* multiples of 8"):
         CLIPViT(IMAGE).embed(torch.zeros(1, 3, *size))
 
 
 @pytest.mark.parametrize("pad", [0, 1, 7])
 @torch.no_grad()
-def test_positions_count_tokens(pad: int) -> None:
-    """From pad + 1 on, and padding has the position pad, wherever it stands."""
+def test_positions_number_the_tokens(pad: int) -> None:
+    """They start at pad + 1; padding has the position pad everywhere."""
     words = RobertaEmbeddings(replace(TEXT, pad_id=pad), dropout=0.1).eval()
     assert words.position.num_embeddings == TEXT.text_length + pad + 1
     ids = torch.tensor([[10, 11, pad, pad], [pad, 12, pad, 13]])
@@ -222,13 +222,13 @@ def test_positions_count_tokens(pad: int) -> None:
     for row in range(2):
         for column in range(4):
             summed = words.word.weight[ids[row, column]] + words.position.weight[positions[row][column]]
-            wanted = words.norm(summed + words.token_type.weight[0])
-            assert_close(words(ids)[row, column], wanted)
+            expected = words.norm(summed + words.token_type.weight[0])
+            assert_close(words(ids)[row, column], expected)
 
 
 @torch.no_grad()
-def test_patches_stand_row_by_row_behind_the_class() -> None:
-    """A patch by itself: its pixels times the projection, plus its position, normalised."""
+def test_patches_follow_the_class_token_row_by_row() -> None:
+    """A patch embedding is its pixels times the projection, plus its position, normalized."""
     tower = CLIPViT(IMAGE).eval()
     x, grid = tower.embed(IMAGES)
     assert grid == (2, 3) and x.shape == (2, 7, 64)
@@ -237,12 +237,12 @@ def test_patches_stand_row_by_row_behind_the_class() -> None:
         top, left = 8 * (number // 3), 8 * (number % 3)
         pixels = IMAGES[1, :, top : top + 8, left : left + 8]
         patch = tower.projection.weight.flatten(1) @ pixels.flatten()
-        wanted = tower.norm_before(patch + tower.positions[1 + number])
-        assert_close(x[1, 1 + number], wanted, atol=1e-5, rtol=1e-5)
+        expected = tower.norm_before(patch + tower.positions[1 + number])
+        assert_close(x[1, 1 + number], expected, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
-def test_pictures_of_other_sizes_read_resized_positions() -> None:
+def test_images_of_other_sizes_use_resized_positions() -> None:
     tower = CLIPViT(IMAGE).eval()
     x, grid = tower.embed(torch.zeros(1, 3, 32, 16))
     assert grid == (4, 2)
@@ -252,7 +252,7 @@ def test_pictures_of_other_sizes_read_resized_positions() -> None:
 
 
 @torch.no_grad()
-def test_convolutions_instead_of_one_matrix() -> None:
+def test_a_tower_with_a_convolutional_stem() -> None:
     model = built(replace(MODEL, image=replace(IMAGE, stem="convolution")))
     image = model.embed_image(IMAGES)
     assert image.grid == (2, 3) and model.fuse(image, model.embed_text(IDS, MASK)).pooled.isfinite().all()
