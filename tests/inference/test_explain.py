@@ -1,4 +1,4 @@
-"""Heat maps: what is recorded is the attention, rollout by its matrices, and models that are made to look somewhere."""
+"""Heat maps: recorded attention, rollout as a product of matrices, and models whose attention is set by hand."""
 
 from __future__ import annotations
 
@@ -84,30 +84,30 @@ def fuse(model: VisionLanguageModel) -> Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_answers_stay_what_they_are(name: str) -> None:
+def test_recording_does_not_change_outputs(name: str) -> None:
     model = built(MODELS[name])
     plain = fuse(model)
-    with record_attention(model) as found:
+    with record_attention(model) as recorded:
         assert_close(fuse(model), plain, rtol=1e-4, atol=1e-5)
-    number = sum(map(len, found.values()))
+    number = sum(map(len, recorded.values()))
     fuse(model)
-    assert sum(map(len, found.values())) == number > 0  # nothing is recorded behind the with
+    assert sum(map(len, recorded.values())) == number > 0  # nothing is recorded after the context
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    for probabilities in (each for runs in found.values() for each in runs):
+    for probabilities in (each for runs in recorded.values() for each in runs):
         assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:-1]))
 
 
 @pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
 def test_recorded_is_softmax_of_queries_and_keys(name: str) -> None:
-    """Head by head and row by row, of a layer where words and patches meet, with padding (and VLMo's bias)."""
+    """Compare head by head for a layer of fusion, with padding (and VLMo's relative bias)."""
     model, inputs = built(MODELS[name]), []
     module = model.get_submodule("blocks.1.attention.shared" if name == "vlmo" else "layers.image.0.cross_attention")
     module.register_forward_pre_hook(lambda _, given: inputs.append(given))
-    with torch.no_grad(), record_attention(model) as found:
+    with torch.no_grad(), record_attention(model) as recorded:
         fuse(model)
     x, context, mask, bias = unpacked(module, inputs[0])
     query, key = projected(module, x, context)
-    [probabilities] = found[module]
+    [probabilities] = recorded[module]
     size = query.shape[-1] // 2
     for row in range(2):
         for head in range(2):
@@ -149,9 +149,9 @@ def followed(model: VisionLanguageModel, recorded: Recorded) -> tuple[Tensor, Te
 @pytest.mark.parametrize("name", MODELS)
 def test_rollout_rows_sum_to_one(name: str) -> None:
     model = built(MODELS[name])
-    with torch.no_grad(), record_attention(model) as found:
+    with torch.no_grad(), record_attention(model) as recorded:
         fuse(model)
-    text, image = followed(model, found)
+    text, image = followed(model, recorded)
     assert text.shape == (WORDS, WORDS + PATCHES)
     assert image.shape == (PATCHES, WORDS + PATCHES)
     relevance = torch.cat([text, image])
@@ -163,17 +163,17 @@ def test_rollout_rows_sum_to_one(name: str) -> None:
 def test_rollout_is_a_product_of_matrices() -> None:
     model = built(MODELS["vlmo"])
     assert isinstance(model, VLMo)
-    with torch.no_grad(), record_attention(model) as found:
+    with torch.no_grad(), record_attention(model) as recorded:
         fuse(model)
     product = np.eye(WORDS + PATCHES)
     for block in model.blocks:
-        attention = found[block.get_submodule("attention.shared")][0][0].double().numpy().mean(0)
+        attention = recorded[block.get_submodule("attention.shared")][0][0].double().numpy().mean(0)
         product = (0.5 * attention + 0.5 * np.eye(len(attention))) @ product
-    text, image = followed(model, found)
+    text, image = followed(model, recorded)
     assert_close(torch.cat([text, image]), torch.tensor(product, dtype=torch.float32))
 
 
-def test_training_is_refused() -> None:
+def test_training_mode_is_refused() -> None:
     model = built(replace(BRIDGETOWER, dropout=0.5)).train()
     with record_attention(model), pytest.raises(ValueError, match="training mode"):
         fuse(model)
@@ -185,7 +185,7 @@ def direction(x: Tensor, wanted: int) -> Tensor:
 
 
 def captured(model: hub.LoadedModel, module: nn.Module, number: int) -> Tensor:
-    """Return the states (N, D) that a module reads when it explains the image."""
+    """Return the states (N, D) that a module reads while the image is explained."""
     given: list[Tensor] = []
     handle = module.register_forward_pre_hook(lambda _, inputs: given.append(inputs[number].detach()))
     explain(model, png_image(1), TEXT)
@@ -194,8 +194,8 @@ def captured(model: hub.LoadedModel, module: nn.Module, number: int) -> Tensor:
 
 
 @torch.no_grad()
-def look_at(module: nn.Module, vector: Tensor) -> None:
-    """Make every query of every head look along ``vector``."""
+def attend_along(module: nn.Module, vector: Tensor) -> None:
+    """Make every query of every head attend along ``vector``."""
     if hasattr(module, "qkv"):
         width = len(vector)
         query, key, bias = module.qkv.weight[:width], module.qkv.weight[width : 2 * width], module.q_bias
@@ -209,8 +209,8 @@ def look_at(module: nn.Module, vector: Tensor) -> None:
         bias[first], key[first] = 1.0, 100 * vector
 
 
-def narrow(task: TaskConfig, folder: Path, name: str) -> tuple[hub.LoadedModel, nn.Module]:
-    """One layer where words and patches meet, wide enough that every token has a direction of its own."""
+def one_layer(task: TaskConfig, folder: Path, name: str) -> tuple[hub.LoadedModel, nn.Module]:
+    """Return a model with one fusion layer, wide enough that every token has its own direction, and its attention."""
     if name == "vlmo":
         cfg = replace(VLMO, width=64, depth=1, vl_expert_start=0, positions="absolute")
         loaded = saved(folder, task, cfg)
@@ -226,43 +226,43 @@ def hottest(heat: Tensor) -> int:
 
 @pytest.mark.parametrize("patch", [0, 6, 15])
 @pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
-def test_rollout_shows_the_patch_that_all_words_look_at(tmp_path: Path, name: str, patch: int) -> None:
-    loaded, module = narrow(EntailmentConfig(), tmp_path, name)
-    context, before = (0, WORDS) if name == "vlmo" else (1, 0)  # VLMo's patches stand behind the words
-    look_at(module, direction(captured(loaded, module, context), before + 1 + patch))
+def test_rollout_highlights_the_attended_patch(tmp_path: Path, name: str, patch: int) -> None:
+    loaded, module = one_layer(EntailmentConfig(), tmp_path, name)
+    context, before = (0, WORDS) if name == "vlmo" else (1, 0)  # VLMo's patches follow the text
+    attend_along(module, direction(captured(loaded, module, context), before + 1 + patch))
     [explanation] = explain(loaded, png_image(1), TEXT, method="rollout")
     assert explanation.words == (WHOLE, "the", "red", "cat")
     assert explanation.heat.shape == (4, SIDE, SIDE)
     for heat in explanation.heat:
         assert hottest(heat) == patch
-        assert heat.flatten()[patch] > 0.24  # half of what is looked at, of which BridgeTower's tower has mixed in half
+        assert heat.flatten()[patch] > 0.24  # half of the attention, of which BridgeTower's tower mixes in half
         assert heat.sum() < 1
 
 
 @pytest.mark.parametrize("name", ["vlmo", "bridgetower"])
-def test_gradient_shows_the_patch_that_speaks_for_the_answer(tmp_path: Path, name: str) -> None:
-    """All patches are looked at alike, and one alone says anything; turned round, it speaks against the answer."""
+def test_gradient_highlights_the_patch_that_supports_the_answer(tmp_path: Path, name: str) -> None:
+    """All patches get equal attention and one alone has a value; with its sign flipped it opposes the answer."""
     patch = 9
-    loaded, module = narrow(EntailmentConfig(labels=("no", "yes")), tmp_path, name)
+    loaded, module = one_layer(EntailmentConfig(labels=("no", "yes")), tmp_path, name)
     context, before = (0, WORDS) if name == "vlmo" else (1, 0)
     states = captured(loaded, module, context)
-    look_at(module, torch.zeros(states.shape[-1]))
+    attend_along(module, torch.zeros(states.shape[-1]))
     shown = []
     for sign in (1.0, -1.0):
-        says_only(module, 1e-3 * sign * direction(states, before + 1 + patch))
+        set_values(module, 1e-3 * sign * direction(states, before + 1 + patch))
         [explanation] = explain(loaded, png_image(1), TEXT)
         shown.append(explanation.heat[0].flatten())
-    speaks_for, against = sorted(shown, key=lambda heat: -heat[patch].item())
-    assert hottest(speaks_for) == patch
-    assert speaks_for[patch] > 100 * speaks_for[[n for n in range(16) if n != patch]].max()
-    assert against[patch] < 0.1 * speaks_for[patch]
+    supports, opposes = sorted(shown, key=lambda heat: -heat[patch].item())
+    assert hottest(supports) == patch
+    assert supports[patch] > 100 * supports[[n for n in range(16) if n != patch]].max()
+    assert opposes[patch] < 0.1 * supports[patch]
     [plain] = explain(loaded, png_image(1), TEXT, method="rollout")
-    assert plain.heat[0].flatten()[patch] < 1.5 * plain.heat[0].median()  # rollout does not know what values say
+    assert plain.heat[0].flatten()[patch] < 1.5 * plain.heat[0].median()  # rollout ignores values
 
 
 @torch.no_grad()
-def says_only(module: nn.Module, vector: Tensor) -> None:
-    """Make the values of all tokens zero but along ``vector``."""
+def set_values(module: nn.Module, vector: Tensor) -> None:
+    """Make the values of all tokens zero except along ``vector``."""
     if hasattr(module, "qkv"):
         module.qkv.weight[2 * len(vector) :] = vector
         module.v_bias.zero_()
@@ -271,9 +271,9 @@ def says_only(module: nn.Module, vector: Tensor) -> None:
         module.value.bias.zero_()
 
 
-def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
-    """One layer: what a word's row gains is its attention times the slope of the answer, measured by small steps."""
-    loaded, module = narrow(EntailmentConfig(), tmp_path, "vlmo")
+def test_gradient_maps_equal_finite_differences(tmp_path: Path) -> None:
+    """In one layer a map is attention times the slope of the answer's logit, measured by small steps."""
+    loaded, module = one_layer(EntailmentConfig(), tmp_path, "vlmo")
     task = loaded.task
     assert isinstance(task, PairClassification)
     [explanation] = explain(loaded, png_image(1), TEXT)
@@ -284,7 +284,7 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
     size = 32
 
     def logit(head: int, patch: int, step: float) -> float:
-        """Add step times the value of a patch to what the first word takes in a head, in front of the projection."""
+        """Return the logit after adding step times the value of a patch to a head's output for the first token."""
 
         def more(module: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor]:
             part = slice(head * size, (head + 1) * size)
@@ -297,13 +297,13 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
         handle.remove()
         return task.classifier(pooled)[0, best].item()
 
-    with torch.no_grad(), record_attention(task.model) as found:
+    with torch.no_grad(), record_attention(task.model) as recorded:
         inputs: list[Tensor] = []
         handle = module.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
         task.model.fuse(task.model.embed_image(image), task.model.embed_text(ids, ids > -1))
         handle.remove()
         values = inputs[0] @ module.qkv.weight[2 * 64 :].T + module.v_bias
-        attention = found[module][0][0]
+        attention = recorded[module][0][0]
         for patch in range(16):
             expected = 0.0
             for head in range(2):
@@ -314,7 +314,7 @@ def test_gradient_is_that_of_the_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", [VLMO, BRIDGETOWER], ids=["vlmo", "bridgetower"])
 @pytest.mark.parametrize("method", ["rollout", "gradient"])
-def test_two_pictures_have_maps_of_their_own(tmp_path: Path, model: ModelConfig, method: str) -> None:
+def test_two_images_have_separate_maps(tmp_path: Path, model: ModelConfig, method: str) -> None:
     loaded = saved(tmp_path, NLVR2Config(), model)
     first, second = explain(loaded, (png_image(1), png_image(2)), TEXT, method=method)
     other_first, other_second = explain(loaded, (png_image(1), png_image(3)), TEXT, method=method)
@@ -325,7 +325,7 @@ def test_two_pictures_have_maps_of_their_own(tmp_path: Path, model: ModelConfig,
         assert_close(first.heat, other_first.heat)
 
 
-def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
+def test_an_itm_model_explains_the_match(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig(), BRIDGETOWER)
     [explanation] = explain(loaded, png_image(1), TEXT)
     assert explanation.answer.startswith("match ")
@@ -341,7 +341,7 @@ def test_a_match_is_explained_by_its_own_name(tmp_path: Path) -> None:
         (EntailmentConfig(), "", "no text"),
     ],
 )
-def test_what_cannot_be_explained(tmp_path: Path, task: TaskConfig, text: str, message: str) -> None:
+def test_unsupported_tasks_and_texts_are_refused(tmp_path: Path, task: TaskConfig, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         explain(saved(tmp_path, task, VLMO), png_image(1), text)
 
@@ -378,7 +378,7 @@ def test_a_model_or_tower_without_a_flow_is_refused(monkeypatch: pytest.MonkeyPa
         model.attention_flow(flow, identity[:1], identity[1:])
 
 
-def test_the_hottest_patch_is_drawn_where_it_is() -> None:
+def test_the_hottest_patch_is_drawn_in_its_position() -> None:
     heat = torch.zeros(2, 2, 4)
     heat[0, 1, 3] = 1.0
     pixels = np.full((96, 192, 3), (0, 0, 255), dtype=np.uint8)
@@ -390,7 +390,7 @@ def test_the_hottest_patch_is_drawn_where_it_is() -> None:
     assert (hot[2][:, :, 0] < 33).all()  # nothing stands out
 
 
-def test_the_command_draws_a_sheet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_draws_a_grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = saved(tmp_path, EntailmentConfig(labels=("no", "yes")), VLMO)
     (tmp_path / "a.png").write_bytes(png_image(1))
     grid = tmp_path / "new" / "explain.png"

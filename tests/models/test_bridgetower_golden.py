@@ -24,35 +24,35 @@ from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower"
 CASES = json.loads((GOLDEN / "manifest.json").read_text())["cases"]
 LOSSES = {"mlm": {"mlm_weight": 1.0}, "itm": {"itm_weight": 1.0}, "itc": {"itc_weight": 1.0}}
-NOTHING = 1e-6  # norms below it are not compared, says the manifest
+ROUNDING = 1e-6  # the manifest compares no smaller norms
 
 
 class Golden:
-    """One case: the recorded weights under our names, its inputs, and what must come out."""
+    """One case: the recorded weights under our names, the inputs and the expected outputs."""
 
     def __init__(self, case: str) -> None:
         folder = GOLDEN / case
-        self.said = read_config(json.loads((folder / "config.json").read_text()), {})
+        self.loaded = read_config(json.loads((folder / "config.json").read_text()), {})
         self.inputs = load_file(folder / "inputs.safetensors")
         self.outputs = load_file(folder / "outputs.safetensors")
         self.norms = json.loads((folder / "grad_norms.json").read_text())
         self.recorded = CASES[case]["outputs"]
-        self.layout = layout(self.said.model.bridge)
+        self.layout = layout(self.loaded.model.bridge)
         self.weights = import_tensors(load_file(folder / "state_dict.safetensors"), self.layout)
-        self.has_contrast = "itc" in self.norms
+        self.has_itc = "itc" in self.norms
 
     def task(self, **weights: float) -> Pairs:
-        """Return the task that learns the named objectives alone."""
-        projection = ITCHeadConfig(self.said.itc_width, bias=True, fused=self.has_contrast)
+        """Return the task with the given loss weights; the other losses are off."""
+        projection = ITCHeadConfig(self.loaded.itc_width, bias=True, fused=self.has_itc)
         cfg = PairsConfig(
             itc_features="unimodal",
             itc_head=projection,
             **({"itc_weight": 0, "itm_weight": 0, "mlm_weight": 0} | weights),
         )
-        task = cfg.build(self.said.model.build()).eval()
-        lacking = task.load_state_dict(self.weights.tensors, strict=False)
-        assert not lacking.unexpected_keys
-        assert all(name.startswith("itc_heads.") and not self.has_contrast for name in lacking.missing_keys)
+        task = cfg.build(self.loaded.model.build()).eval()
+        incompatible = task.load_state_dict(self.weights.tensors, strict=False)
+        assert not incompatible.unexpected_keys
+        assert all(name.startswith("itc_heads.") and not self.has_itc for name in incompatible.missing_keys)
         return task
 
     def image(self, task: Pairs, name: str = "pixel_values") -> Tokens:
@@ -65,29 +65,29 @@ class Golden:
 
     def batch(self) -> dict[str, Tensor]:
         numbers = torch.arange(len(self.inputs["input_ids"]))
-        rows, targets = mlm_positions(list(self.inputs["mlm_labels"].numpy()))
+        positions, targets = mlm_positions(list(self.inputs["mlm_labels"].numpy()))
         return {
             "image": self.inputs["pixel_values"],
             "ids": self.inputs["input_ids"],
             "mask": self.inputs["attention_mask"].bool(),
             "masked_ids": self.inputs["mlm_input_ids"],
-            "positions": rows,
+            "positions": positions,
             "targets": targets,
             "image_id": numbers,
             "text_id": numbers,
         }
 
     def loss(self, objective: str) -> tuple[Pairs, Tensor]:
-        """Return a task that learns one objective, and the loss of the recorded batch."""
+        """Return a task with one loss, and the loss of the recorded batch."""
         task = self.task(**LOSSES[objective])
         if objective != "itm":
             return task, task(self.batch()).loss
-        # the recorded pairs are right or wrong as their labels say; ours stand in the order right, wrong
+        # the recorded pairs are positive or negative by their labels; ours are positives, then negatives
         order = self.inputs["itm_labels"].argsort(descending=True, stable=True)
-        nothing = torch.zeros(len(order), 0, dtype=torch.long)
-        pooled, _ = task.fuse([(self.text(task).take(order), self.image(task).take(order))], nothing)
-        number_of_wrong = int((self.inputs["itm_labels"] == 0).sum())
-        return task, itm_loss(task.itm_head(pooled), torch.ones(number_of_wrong, dtype=torch.bool))
+        no_positions = torch.zeros(len(order), 0, dtype=torch.long)
+        pooled, _ = task.fuse([(self.text(task).take(order), self.image(task).take(order))], no_positions)
+        negatives = int((self.inputs["itm_labels"] == 0).sum())
+        return task, itm_loss(task.itm_head(pooled), torch.ones(negatives, dtype=torch.bool))
 
 
 @pytest.fixture(scope="module", params=list(CASES))
@@ -101,7 +101,7 @@ def hooked(modules: list[nn.Module], states: list[Tensor]) -> None:
 
 
 def hidden_states(golden: Golden) -> dict[str, Tensor]:
-    """What every layer gives, on the way to the final states."""
+    """Return the states after each layer, and the final states."""
     task = golden.task(itm_weight=1.0)
     model = task.model
     towers = {
@@ -114,8 +114,8 @@ def hidden_states(golden: Golden) -> dict[str, Tensor]:
     for name, modules in towers.items():
         hooked(modules, states[name])
     fused = model.fuse(golden.image(task), golden.text(task))
-    found = {f"base.{name}.{layer}": state for name, each in states.items() for layer, state in enumerate(each)}
-    return found | {
+    outputs = {f"base.{name}.{layer}": state for name, each in states.items() for layer, state in enumerate(each)}
+    return outputs | {
         "base.text_features": fused.text,
         "base.image_features": fused.image,
         "base.pooler_output": fused.pooled,
@@ -123,15 +123,15 @@ def hidden_states(golden: Golden) -> dict[str, Tensor]:
 
 
 def other_inputs(golden: Golden) -> dict[str, Tensor]:
-    """Without mask, and with images that are not square; part of those was hidden by a mask that has no effect."""
+    """Return outputs without text mask, and for images that are not square, whose recorded pixel mask has no effect."""
     assert (golden.inputs["nonsquare_pixel_mask"] == 0).any()
     task = golden.task(itm_weight=1.0)
-    model, everything = task.model, torch.ones_like(golden.inputs["input_ids"], dtype=torch.bool)
+    model, no_padding = task.model, torch.ones_like(golden.inputs["input_ids"], dtype=torch.bool)
     image = golden.image(task, "nonsquare_pixel_values")
     fused = model.fuse(image, golden.text(task))
     tower = model.image_tower
     return {
-        "no_attention_mask.pooler_output": model.fuse(golden.image(task), golden.text(task, everything)).pooled,
+        "no_attention_mask.pooler_output": model.fuse(golden.image(task), golden.text(task, no_padding)).pooled,
         "nonsquare.text_features": fused.text,
         "nonsquare.image_features": fused.image,
         "nonsquare.pooler_output": fused.pooled,
@@ -140,29 +140,29 @@ def other_inputs(golden: Golden) -> dict[str, Tensor]:
 
 
 def heads(golden: Golden) -> dict[str, Tensor]:
-    """Logits, vectors and losses."""
+    """Return logits, ITC features and losses."""
     task = golden.task(itm_weight=1.0, mlm_weight=1.0)
     image, text = golden.image(task), golden.text(task)
     masked = task.model.embed_text(golden.inputs["mlm_input_ids"], golden.inputs["attention_mask"])
     pooled = task.model.fuse(image, text).pooled
-    found = {
+    outputs = {
         "mlm.logits": task.mlm_head(task.model.fuse(image, masked).text),
         "itm.logits": task.itm_head(pooled),
     } | {f"{objective}.loss": golden.loss(objective)[1] for objective in golden.norms}
-    if not golden.has_contrast:
-        return found
+    if not golden.has_itc:
+        return outputs
     [similarities] = task.similarities(image, text)
-    of_image, of_text = similarities.image, similarities.text
-    of_pair = normalize(task.feature_heads[0].fused(pooled))
-    return found | {
-        "itc.image_embeds": of_image,
-        "itc.text_embeds": of_text,
-        "itc.cross_embeds": of_pair,
-        "itc.logits": torch.stack([of_text, of_image, of_pair], dim=-2),
+    image_feature, text_feature = similarities.image, similarities.text
+    fused_feature = normalize(task.feature_heads[0].fused(pooled))
+    return outputs | {
+        "itc.image_embeds": image_feature,
+        "itc.text_embeds": text_feature,
+        "itc.cross_embeds": fused_feature,
+        "itc.logits": torch.stack([text_feature, image_feature, fused_feature], dim=-2),
     }
 
 
-def test_every_tensor_has_its_place(golden: Golden) -> None:
+def test_every_recorded_tensor_is_loaded(golden: Golden) -> None:
     assert not golden.weights.unexpected
     assert set(golden.weights.unused) == {f"bridgetower.text_model.pooler.dense.{part}" for part in ("weight", "bias")}
 
@@ -183,8 +183,8 @@ def test_every_recorded_output(golden: Golden) -> None:
 
 
 @torch.no_grad()
-def test_all_objectives_in_one_step() -> None:
-    """Each loss is what it is alone: pairs are told from masked ones, and right pairs from wrong ones."""
+def test_all_losses_in_one_step() -> None:
+    """Each loss equals the loss computed alone."""
     golden = Golden("add_shared")
     log = golden.task(itc_weight=1.0, itm_weight=1.0, mlm_weight=1.0)(golden.batch()).log
     for ours, theirs in (("loss/itc", "itc.loss"), ("loss/mlm", "mlm.loss")):
@@ -196,7 +196,7 @@ def test_all_objectives_in_one_step() -> None:
     [(case, name.partition(".")[0]) for case in CASES for name in CASES[case]["outputs"] if name.endswith(".loss")],
 )
 def test_gradients(case: str, objective: str) -> None:
-    """Their norms; where no gradient arrives there, none arrives here."""
+    """Norms of gradients are equal, and the same parameters have none."""
     golden = Golden(case)
     norms = rename(golden.norms[objective], golden.layout.names)
     assert all("text_model.pooler" in name and golden.norms[objective][name] is None for name in norms.unknown)
@@ -211,4 +211,4 @@ def test_gradients(case: str, objective: str) -> None:
             assert gradient is None or not gradient.any(), name
         else:
             assert gradient is not None, name
-            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=NOTHING), name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=ROUNDING), name

@@ -31,8 +31,8 @@ RECORDED = json.loads((GOLDEN / "manifest.json").read_text())["outputs"]
 NORMS = json.loads((GOLDEN / "grad_norms_mlm_plus_itm.json").read_text())
 OUTPUTS, INPUTS = (load_file(GOLDEN / f"{name}.safetensors") for name in ("outputs", "inputs"))
 STATE = load_file(GOLDEN / "state_dict.safetensors")
-NEAR = 2.5e-6
-NOTHING = 1e-6  # norms below it are rounding
+TOLERANCE = 2.5e-6
+ROUNDING = 1e-6  # smaller norms of gradients are not compared
 TASK = PairsConfig(
     mlm_weight=1.0,
     itc_features="unimodal",
@@ -52,8 +52,8 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same(name: str, value: Tensor) -> None:
-    """As near as recorded, and nearer: 5e-5 would hide an epsilon of 1e-5, which shifts the logits by that much."""
-    tolerance = min(RECORDED[name]["tolerance"] / 4, NEAR)
+    """Compare more closely than recorded: 5e-5 would hide an epsilon of 1e-5, which shifts the logits by that much."""
+    tolerance = min(RECORDED[name]["tolerance"] / 4, TOLERANCE)
     assert_close(value.detach(), OUTPUTS[name], atol=tolerance, rtol=0)
 
 
@@ -66,7 +66,7 @@ def weights(of: Kind = PAIRS) -> dict[str, Tensor]:
 
 
 def model(cfg: BridgeTowerConfig = OFFICIAL) -> BridgeTower:
-    """Return a model with the recorded weights; those that this one does not have are left out."""
+    """Return a model with those of the recorded weights that it has."""
     made, given = cfg.build().eval(), weights()
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
     return made
@@ -78,7 +78,7 @@ def task(cfg: PairsConfig = TASK) -> Pairs:
     return made
 
 
-def classified(of: str, pooled: Tensor) -> Tensor:
+def classification_logits(of: str, pooled: Tensor) -> Tensor:
     """Return the logits of a fine-tuning head."""
     tensors = weights(kind(of))
     given = {name.removeprefix("classifier."): tensor for name, tensor in tensors.items() if "classifier" in name}
@@ -89,25 +89,25 @@ def classified(of: str, pooled: Tensor) -> Tensor:
     return head(pooled)
 
 
-def pooled(of: BridgeTower, *, rows: Tensor | None = None, images: Tensor = INPUTS["pixel_values"]) -> Tensor:
-    return of.fuse(of.embed_image(images), of.embed_text(INPUTS["input_ids"], MASK), rows).pooled
+def pooled(of: BridgeTower, *, positions: Tensor | None = None, images: Tensor = INPUTS["pixel_values"]) -> Tensor:
+    return of.fuse(of.embed_image(images), of.embed_text(INPUTS["input_ids"], MASK), positions).pooled
 
 
 def batch(image_id: Tensor) -> dict[str, Tensor]:
-    rows, targets = mlm_positions(list(INPUTS["mlm_labels"].numpy()))
+    positions, targets = mlm_positions(list(INPUTS["mlm_labels"].numpy()))
     return {
         "image": INPUTS["pixel_values"],
         "ids": INPUTS["input_ids"],
         "mask": MASK,
         "masked_ids": INPUTS["mlm_input_ids"],
-        "positions": rows,
+        "positions": positions,
         "targets": targets,
         "image_id": image_id,
         "text_id": torch.arange(3),
     }
 
 
-def test_the_shapes_tell_the_model() -> None:
+def test_the_config_follows_from_the_shapes() -> None:
     without_gates = {name: tensor for name, tensor in weights().items() if "gates" not in name}
     assert model_of(without_gates, heads=4) == OFFICIAL
 
@@ -119,11 +119,11 @@ def test_states() -> None:
     same("infer.text_feats", fused.text)
     same("infer.image_feats", fused.image)
     same("infer.cls_feats", fused.pooled)
-    same("infer.cls_feats", pooled(made, rows=torch.zeros(3, 0, dtype=torch.long)))
+    same("infer.cls_feats", pooled(made, positions=torch.zeros(3, 0, dtype=torch.long)))
 
 
 @torch.no_grad()
-def test_masked_words() -> None:
+def test_mlm() -> None:
     made = task()
     masked = made.model.embed_text(INPUTS["mlm_input_ids"], MASK)
     states = made.model.fuse(made.model.embed_image(INPUTS["pixel_values"]), masked).text
@@ -131,28 +131,28 @@ def test_masked_words() -> None:
     same("mlm.loss", task(replace(TASK, itc_weight=0.0, itm_weight=0.0))(batch(torch.arange(3))).loss)
 
 
-def mixed_pictures() -> Tensor:
-    """Return the images of matching with random wrong ones, as the recorded draw put them."""
+def itm_images() -> Tensor:
+    """Return the images of ITM with the random negatives of the recorded draw."""
     is_own = OUTPUTS["itm.labels"].bool()[:, None, None, None]
     return torch.where(is_own, INPUTS["pixel_values"], INPUTS["false_pixel_values"])
 
 
-def loss_of_matching(made: Pairs) -> Tensor:
-    order = OUTPUTS["itm.labels"].argsort(descending=True, stable=True)  # right pairs first
-    is_wrong = OUTPUTS["itm.labels"][order] == 0
-    logits = made.itm_head(pooled(made.model, images=mixed_pictures())[order])
-    return itm_loss(logits, is_wrong[is_wrong])
+def itm_loss_of(made: Pairs) -> Tensor:
+    order = OUTPUTS["itm.labels"].argsort(descending=True, stable=True)  # positives first
+    is_negative = OUTPUTS["itm.labels"][order] == 0
+    logits = made.itm_head(pooled(made.model, images=itm_images())[order])
+    return itm_loss(logits, is_negative[is_negative])
 
 
 @torch.no_grad()
-def test_matching_against_random_pictures() -> None:
+def test_itm_with_random_negatives() -> None:
     made = task()
-    same("itm.logits", made.itm_head(pooled(made.model, images=mixed_pictures())))
-    same("itm.loss", loss_of_matching(made))
+    same("itm.logits", made.itm_head(pooled(made.model, images=itm_images())))
+    same("itm.loss", itm_loss_of(made))
 
 
 @torch.no_grad()
-def test_contrast() -> None:
+def test_itc() -> None:
     made = task()
     image = made.model.embed_image(INPUTS["pixel_values"])
     text = made.model.embed_text(INPUTS["input_ids"], MASK)
@@ -165,8 +165,8 @@ def test_contrast() -> None:
 @pytest.mark.parametrize(
     ("form", "image_id"), [("itm_itc", torch.arange(3)), ("irtr_itm_itc", INPUTS["img_index"])], ids=str
 )
-def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
-    """Pre-training, and retrieval, where texts of one image are all right for it."""
+def test_itc_and_hard_negatives(form: str, image_id: Tensor) -> None:
+    """In pre-training, and in retrieval, where all texts of an image are positives."""
     made, pairs = task(), batch(image_id)
     image, text = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["ids"], MASK)
     positives = find_positives(pairs["image_id"], pairs["text_id"])
@@ -182,11 +182,11 @@ def test_contrast_and_hard_negatives(form: str, image_id: Tensor) -> None:
     assert has_negative.all()
     assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(pairs_of_itm[0][0]) + [0] * len(has_negative)
 
-    whole = made(pairs)
-    same(f"{form}.itc_loss", whole.log["loss/itc"])
-    same(f"{form}.itm_loss", whole.log["loss/itm"])
-    same("mlm.loss", whole.log["loss/mlm"])
-    assert_close(whole.loss, whole.log["loss/itc"] + whole.log["loss/itm"] + whole.log["loss/mlm"])
+    output = made(pairs)
+    same(f"{form}.itc_loss", output.log["loss/itc"])
+    same(f"{form}.itm_loss", output.log["loss/itm"])
+    same("mlm.loss", output.log["loss/mlm"])
+    assert_close(output.loss, output.log["loss/itc"] + output.log["loss/itm"] + output.log["loss/mlm"])
 
 
 @torch.no_grad()
@@ -209,9 +209,9 @@ def test_positions_of_other_sizes(side: int) -> None:
 
 
 @torch.no_grad()
-def test_answers_and_entailment() -> None:
+def test_vqa_and_entailment() -> None:
     fused = pooled(model())
-    answers, entailment = classified("vqa", fused), classified("entailment", fused)
+    answers, entailment = classification_logits("vqa", fused), classification_logits("entailment", fused)
     same("vqa.logits", answers)
     same("vqa.loss", F.binary_cross_entropy_with_logits(answers, INPUTS["vqa_targets"]) * answers.shape[1])
     same("snli.logits", entailment)
@@ -219,22 +219,22 @@ def test_answers_and_entailment() -> None:
 
 
 @torch.no_grad()
-def test_two_pictures() -> None:
-    """Each pair of image and text by itself, the second one with a type of its own."""
+def test_nlvr2() -> None:
+    """Both images are fused with the text on their own; the second has its own type embedding."""
     made, given = replace(OFFICIAL, image_slots=2).build().eval(), weights()
     given["model.types.weight"] = STATE["nlvr2_token_type_embeddings"]
     made.load_state_dict({name: given[f"model.{name}"] for name in made.state_dict()})
     text = made.embed_text(INPUTS["input_ids"], MASK)
     pil_images = (INPUTS["pixel_values"], INPUTS["second_pixel_values"])
     both = [made.fuse(made.embed_image(images, slot), text).pooled for slot, images in enumerate(pil_images)]
-    logits = classified("nlvr2", torch.cat(both, dim=1))
+    logits = classification_logits("nlvr2", torch.cat(both, dim=1))
     same("nlvr2.logits", logits)
     same("nlvr2.loss", F.cross_entropy(logits, INPUTS["nlvr2_labels"]))
 
 
 @torch.no_grad()
 def test_ranking() -> None:
-    """The rank of a text for an image is the log-odds of the match head it becomes."""
+    """The ranking score of a text equals the ITM log-odds of the head that it is converted to."""
     made = replace(TASK, itc_weight=0.0, mlm_weight=0.0).build(OFFICIAL.build()).eval()
     given = rank_to_itm(weights(kind("ranking")))
     missing = made.load_state_dict({name: given[name] for name in made.state_dict() if name in given}, strict=False)
@@ -248,11 +248,11 @@ def test_ranking() -> None:
 
 
 def test_gradients() -> None:
-    """Their norms, of masked words and matching together; where none arrives there, none arrives here."""
+    """Norms of the gradients of MLM plus ITM are equal, and the same parameters have none."""
     made, pairs = task(), batch(torch.arange(3))
     image, masked = made.model.embed_image(pairs["image"]), made.model.embed_text(pairs["masked_ids"], MASK)
     states = made.model.fuse(image, masked, pairs["positions"]).text
-    (mlm_loss(made.mlm_head, states, pairs["targets"])[0] + loss_of_matching(made)).backward()
+    (mlm_loss(made.mlm_head, states, pairs["targets"])[0] + itm_loss_of(made)).backward()
     norms = rename(NORMS, PAIRS.layout.names)
     assert all(NORMS[name] is None for name in norms.unknown), norms.unknown
     gradients = {name: parameter.grad for name, parameter in made.named_parameters()}
@@ -264,4 +264,4 @@ def test_gradients() -> None:
             assert gradient is None or not gradient.any(), name
         else:
             assert gradient is not None, name
-            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=NOTHING), name
+            assert float(gradient.norm()) == pytest.approx(norm, rel=2.5e-4, abs=ROUNDING), name

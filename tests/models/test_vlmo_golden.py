@@ -43,7 +43,7 @@ CONFIGS = {
 
 
 class Golden:
-    """One variant: the task with the recorded weights, its inputs, and what must come out."""
+    """One variant: the task with the recorded weights, the inputs and the expected outputs."""
 
     def __init__(self, variant: str) -> None:
         self.variant = variant
@@ -103,11 +103,11 @@ def largest_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_every_official_tensor_is_placed(golden: Golden) -> None:
+def test_every_official_tensor_is_loaded(golden: Golden) -> None:
     assert {name.split(".")[0] for name in golden.unknown} == {"nlvr2", "nlvr2_classifier", "vqa_classifier"}
 
 
-def test_names_go_back(golden: Golden) -> None:
+def test_weights_export_to_the_official_names(golden: Golden) -> None:
     back = to_official_names(golden.task.state_dict())
     assert not back.unknown
     for name, tensor in back.tensors.items():
@@ -123,7 +123,7 @@ def hidden_states(golden: Golden, forward) -> torch.Tensor:
     return states
 
 
-def test_one_modality_alone(golden: Golden) -> None:
+def test_unimodal_states(golden: Golden) -> None:
     model, task = golden.task.model, golden.task
     for name, tokens in zip(("image", "text"), golden.tokens(), strict=True):
         golden.check(f"{name}.embed", tokens.states[0])
@@ -144,7 +144,7 @@ def test_one_modality_alone(golden: Golden) -> None:
             golden.close(f"{name}.hidden_vl_branch", value, expected[:, : value.shape[1]])
 
 
-def test_pairs(golden: Golden) -> None:
+def test_fusion(golden: Golden) -> None:
     image, text = golden.tokens()
     fused = golden.task.model.fuse(image, text)
     golden.check("fusion.pooled", fused.pooled)
@@ -164,7 +164,7 @@ def test_mlm_logits(golden: Golden) -> None:
     golden.check("mlm.logits", task.mlm_head(task.model.fuse(image, masked).text))
 
 
-def test_contrast_and_negatives(golden: Golden) -> None:
+def test_itc_and_hard_negatives(golden: Golden) -> None:
     task, batch = golden.task, golden.batch()
     image, text = golden.tokens()
     positive = torch.eye(4, dtype=torch.bool)
@@ -178,7 +178,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     golden.check("itc.loss", torch.stack([itc_loss(plain, positives), itc_loss(other, positives)]).mean())
     for head, name in zip(task.itc_heads, ("itc.logit_scale", "itc.logit_vl_scale"), strict=True):
         golden.check(name, head.scale[0])
-    # their weights are not renormalised after the diagonal is removed: the distribution is the same
+    # the recorded weights are not normalized again after the diagonal is removed
     for name, logits in (("i2t", plain.image_to_text), ("t2i", plain.text_to_image)):
         weights = golden.outputs[f"itm.weights_{name}"]
         ours = logits.masked_fill(positive, float("-inf")).softmax(1)
@@ -197,7 +197,7 @@ def test_contrast_and_negatives(golden: Golden) -> None:
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=2.5e-6, rtol=2.5e-6)
 
 
-def test_whole_step_with_gradients(golden: Golden) -> None:
+def test_losses_and_gradients(golden: Golden) -> None:
     task = golden.task
     task.zero_grad()
     output = task(golden.batch())
@@ -225,8 +225,8 @@ def test_relative_bias() -> None:
     golden.check("bias.fusion", bias(text=12, grid=(4, 4)))
     indices = {"text_imag": (12, (4, 4)), "text": (12, ()), "": (0, (4, 4))}
     for name, (text, grid) in indices.items():
-        wanted = golden.outputs[f"index.{name + '_' if name else ''}relative_position_index"]
-        assert torch.equal(joint_index(text, grid, (4, 4), 20), wanted.long())
+        expected = golden.outputs[f"index.{name + '_' if name else ''}relative_position_index"]
+        assert torch.equal(joint_index(text, grid, (4, 4), 20), expected.long())
 
 
 def test_resizing_of_absolute_positions() -> None:
