@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
@@ -14,6 +16,7 @@ ImageFile = Path | str | bytes
 """A path, or the bytes of an image file."""
 
 
+@torch.inference_mode()
 def predict(
     model: LoadedModel, image: ImageFile | Sequence[ImageFile] | None = None, text: str = "", *, top: int = 5
 ) -> Prediction:

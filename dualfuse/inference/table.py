@@ -12,6 +12,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
@@ -75,7 +77,8 @@ def _predictions(model: LoadedModel, table: Path, top: int, batch: int, workers:
     rows = (row for _, row in parallel_map(read, enumerate(read_rows(table), start=1), workers))
     while chunk := list(islice(rows, batch)):
         usable = [row.value for row in chunk if not row.problem]
-        predictions = iter(model.task.predict(usable, model.processor, top) if usable else ())
+        with torch.inference_mode():
+            predictions = iter(model.task.predict(usable, model.processor, top) if usable else ())
         for row in chunk:
             yield TablePrediction(row.number, row.inputs, None if row.problem else next(predictions), row.problem)
 

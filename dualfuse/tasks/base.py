@@ -115,7 +115,7 @@ class Task(nn.Module, ABC):
         )
 
     def predict(self, inputs: Sequence[Any], processor: Processor, top: int) -> list[Prediction]:
-        """Return a prediction with at most ``top`` answers for each result of :meth:`read_input`."""
+        """Return a prediction with at most ``top`` answers for each result of :meth:`read_input`; runs without grad."""
         raise NotImplementedError(f"{type(self).__name__} implements read_input without predict")
 
     def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:

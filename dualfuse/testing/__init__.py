@@ -2,5 +2,6 @@
 
 from dualfuse.testing.models import check_model
 from dualfuse.testing.stores import check_store
+from dualfuse.testing.tasks import check_task
 
-__all__ = ["check_model", "check_store"]
+__all__ = ["check_model", "check_store", "check_task"]

@@ -225,7 +225,6 @@ class Classification(Task):
             raise DualfuseError("this model takes an image alone; omit the text")
         return self.cfg.read_question(sample, processor, np.random.default_rng(0))
 
-    @torch.inference_mode()
     def predict(self, inputs: Sequence[Any], processor: Processor, top: int) -> list[Prediction]:
         """Return the most probable names."""
         batch = to_device(self.cfg.collate(inputs), self.device)

@@ -110,7 +110,10 @@ class SegmentationConfig(TaskConfig):
         image, labels = self._image_and_labels(sample)
         preprocess, size = processor.image.preprocess, processor.image.size
         image, labels = self.augment(image, labels, size, preprocess.resampling, rng)
-        return {"image": pad_to_size(preprocess.normalize(image), size, 0.0), "target": pad_to_size(labels, size, IGNORE_LABEL)}
+        return {
+            "image": pad_to_size(preprocess.normalize(image), size, 0.0),
+            "target": pad_to_size(labels, size, IGNORE_LABEL),
+        }
 
     def collate(self, examples: Sequence[CropExample]) -> CropBatch:
         """Stack the crops."""

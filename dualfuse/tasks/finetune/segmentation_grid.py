@@ -51,7 +51,9 @@ def palette(classes: int) -> np.ndarray:
 def _row(each: SegmentedImage, colours: np.ndarray) -> tuple[Tile, Tile, Tile]:
     is_labelled = each.target != IGNORE_LABEL
     correct = float((each.target == each.predicted)[is_labelled].float().mean()) if is_labelled.any() else 0.0
-    target, predicted = (colours[labels.numpy()] for labels in (each.target, each.predicted))  # IGNORE_LABEL is the last
+    target, predicted = (
+        colours[labels.numpy()] for labels in (each.target, each.predicted)
+    )  # IGNORE_LABEL is the last
     return Tile(each.file, ""), Tile(target, "target"), Tile(predicted, f"prediction, {100 * correct:.1f} % correct")
 
 

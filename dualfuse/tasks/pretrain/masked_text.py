@@ -132,7 +132,6 @@ class MaskedText(Task):
             raise DualfuseError("this model only fills masks; put [MASK] in place of a word")
         return text
 
-    @torch.inference_mode()
     def predict(self, inputs: Sequence[MaskedQuery], processor: Processor, top: int) -> list[Prediction]:
         """Return the most probable tokens of each mask."""
         batch = MaskedQueryBatch.of(inputs, self.device)

@@ -39,7 +39,6 @@ def read_pair_input(task: Pairs, sample: Sample, processor: Processor) -> PairIn
     return PairInput(processor.image(sample.image, np.random.default_rng(0)), text)
 
 
-@torch.inference_mode()
 def predict_pairs(task: Pairs, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
     """Return predictions, with texts with masks and those without in one batch each."""
     has_mask = [len(each.text.positions) > 0 for each in inputs]
