@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from dualfuse import pickles
 from dualfuse.tensor_files import find_weights, read_weights
 
 
@@ -214,3 +215,58 @@ def test_missing_files(tmp_path: Path) -> None:
         read_weights(tmp_path / "x.onnx")
     with pytest.raises(ValueError, match=r"has no weights: it holds x.onnx, and should hold one of model.safetensors"):
         find_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "name", ["torch.nn.modules.linear\nLinear", "torch._utils\n_rebuild_tensor_v2", "torch\ndevice"]
+)
+def test_pickle_cannot_change_what_it_names(name: str, tmp_path: Path) -> None:
+    """BUILD with a pair of dicts sets attributes of any object, such as a class or function."""
+    code = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\nN}X\x06\0\0\0marked\x88s\x86b."
+    torch.save(STATE, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive, zipfile.ZipFile(tmp_path / "bad.pt", "w") as bad:
+        for member in archive.namelist():
+            bad.writestr(member, code if member.endswith("data.pkl") else archive.read(member))
+    with pytest.raises(ValueError, match=r"bad\.pt"):
+        read_weights(tmp_path / "bad.pt")
+    assert same(read_weights(tmp_path / "x.pt").tensors)
+    assert not any(hasattr(value, "marked") for value in vars(pickles).values())
+
+
+def test_big_endian_archive_is_refused(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "x.pt")
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive, zipfile.ZipFile(tmp_path / "big.pt", "w") as big:
+        for name in archive.namelist():
+            big.writestr(name, b"big" if name.endswith("byteorder") else archive.read(name))
+    with pytest.raises(ValueError, match="its numbers are not little-endian"):
+        read_weights(tmp_path / "big.pt")
+
+
+def test_tensors_of_an_archive_are_mapped_and_private(tmp_path: Path) -> None:
+    torch.save(STATE, tmp_path / "x.pt")
+    read_weights(tmp_path / "x.pt").tensors["a.weight"].zero_()
+    assert same(read_weights(tmp_path / "x.pt").tensors)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_shared_and_strided_tensors(zipped: bool, tmp_path: Path) -> None:
+    base = torch.arange(24.0).reshape(4, 6)
+    tensors = {
+        "base": base,
+        "row": base[1],
+        "transposed": base.T,
+        "column": base[:, 2],
+        "parameter": nn.Parameter(base),
+    }
+    torch.save(tensors, tmp_path / "x.pt", _use_new_zipfile_serialization=zipped)
+    read = read_weights(tmp_path / "x.pt").tensors
+    assert same(read, {name: tensor.detach() for name, tensor in tensors.items()})
+    assert read["row"].untyped_storage().data_ptr() == read["base"].untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("name", ["module.pkl", "old.pkl"])
+@pytest.mark.filterwarnings("ignore:Couldn't retrieve source code")
+def test_pickled_module(name: str, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 1, bias=False)))
+    torch.save(module, tmp_path / name, _use_new_zipfile_serialization=name == "module.pkl")
+    assert same(read_weights(tmp_path / name).tensors, module.state_dict())

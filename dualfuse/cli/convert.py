@@ -28,8 +28,12 @@ def run(
     ],
     destination: Annotated[Positional[Path], arg(metavar="DEST", help="folder to write")],
     to: Annotated[
-        Literal["dualfuse", "huggingface", "official"],
-        arg(help="target format: model folder of dualfuse, transformers, or the official code"),
+        str,
+        arg(
+            metavar="FORMAT",
+            help="target format: dualfuse (a model folder), huggingface (transformers), official (the file of the "
+            "model's own code), or one of a plug-in",
+        ),
     ] = "dualfuse",
     text: Annotated[
         str, arg(help="checkpoint of the text encoder: RoBERTa for a CLIP source, BERT for a BEiT source")
@@ -47,8 +51,8 @@ def run(
 ) -> None:
     """Convert third-party checkpoints to model folders, and model folders to other formats.
 
-    Every tensor is accounted for as used, unused or new in DEST/conversion.json. Checkpoints are read without running
-    any of their code.
+    Every tensor is accounted for as used, unused, unexpected, new or dropped in DEST/conversion.json. Checkpoints are
+    read without running any of their code.
     """
     from dualfuse import recipes
     from dualfuse.convert.convert import convert

@@ -79,12 +79,12 @@ def write_checkpoint(converted: Converted, to: str) -> WrittenCheckpoint:
     """Return the content in the format of the target ``to`` that stores models and tasks of this class."""
     if to not in targets():
         raise DualfuseError(f"there is no target {to!r}; there are dualfuse, {', '.join(targets())}")
-    formats, recipe = [known for known in FORMATS if known.target == to], converted.recipe
-    for known in formats:
-        if known.stores(recipe):
-            return known.write(converted)
+    formats, recipe = [entry for entry in FORMATS if entry.target == to], converted.recipe
+    for entry in formats:
+        if entry.stores(recipe):
+            return entry.write(converted)
     raise DualfuseError(
-        f"--to {to} writes {', '.join(known.name for known in formats)}, none of which stores a "
+        f"--to {to} writes {', '.join(entry.name for entry in formats)}, none of which stores a "
         f"{type(recipe.model).__name__} for {type(recipe.task).__name__}"
     )
 

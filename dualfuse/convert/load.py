@@ -40,9 +40,9 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
         raise DualfuseError(f"{path} is not a model folder: it holds {_content(path)}, but should have a config.json")
     source = Source(path)
     try:
-        for known in FORMATS:
-            if known.recognize(source):
-                return known.read(source, tokenizer)
+        for entry in FORMATS:
+            if entry.recognize(source):
+                return entry.read(source, tokenizer)
         raise DualfuseError(_unknown(source))
     except (DualfuseError, OSError):  # whose messages suffice
         raise
@@ -75,7 +75,7 @@ def _unknown(source: Source) -> str:
     else:
         content = f"checkpoint with tensors such as {', '.join(list(source.tensors)[:4])}"
     return (
-        f"{source.path} holds a {content}; supported are {', '.join(known.name for known in FORMATS)}. Hugging Face "
+        f"{source.path} holds a {content}; supported are {', '.join(entry.name for entry in FORMATS)}. Hugging Face "
         "weights need their config.json: give the folder of both. To start from CLIP and RoBERTa, give CLIP, and "
         "RoBERTa with --text"
     )

@@ -81,14 +81,14 @@ def change(contrastive: Path) -> Callable[[str, Any], Path]:
     """Set a field of config.json, its path with dots; None removes it."""
 
     def set_field(name: str, value: Any) -> Path:
-        whole = inner = json.loads((contrastive / "config.json").read_text())
+        config = inner = json.loads((contrastive / "config.json").read_text())
         *above, last = name.split(".")
         for part in above:
             inner = inner[part]
         inner[last] = value
         if value is None:
             del inner[last]
-        (contrastive / "config.json").write_text(json.dumps(whole))
+        (contrastive / "config.json").write_text(json.dumps(config))
         return contrastive
 
     return set_field
@@ -116,9 +116,9 @@ def official(official_state: dict[str, Tensor], tmp_path: Path) -> Callable[...,
         if "link_tower" not in heads:  # METER
             bridges = ("cross_modal_text_layernorm", "cross_modal_image_layernorm", "temperature")
             state = {name: tensor for name, tensor in state.items() if not name.startswith(bridges)}
-        said = {"hyper_parameters": {"config": hyper_parameters}} if hyper_parameters else {}
+        stored = {"hyper_parameters": {"config": hyper_parameters}} if hyper_parameters else {}
         path = tmp_path / "official.ckpt"
-        torch.save({"state_dict": state, "epoch": 3} | said, path)
+        torch.save({"state_dict": state, "epoch": 3} | stored, path)
         return path
 
     return write

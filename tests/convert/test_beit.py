@@ -104,11 +104,11 @@ def test_tensors_equal_those_of_the_official_loader(tmp_path: Path) -> None:
     assert len(table) == rows + 2 * 196 + 2 and torch.equal(ours["model.relative_bias.table"], table)
     missing = set(renamed(dict.fromkeys(FACTS["beit_to_vlmo_missing"], zero)))
     # types start at zero; positions of words have no effect beside relative ones, so that there are none
-    known = {"model.types.weight", "model.words.position.weight"}
-    assert set(report.new) == {name for name in missing - known if name.startswith("model.")}
+    excluded = {"model.types.weight", "model.words.position.weight"}
+    assert set(report.new) == {name for name in missing - excluded if name.startswith("model.")}
     assert not zero.any() and "type embeddings of text and image are zero" in str(report)
-    left = {name for name in FACTS["beit_to_vlmo_unexpected"] if "fc_norm" not in name and "head" not in name}
-    assert {f"transformer.{name}" for name in report.unused} == left
+    unused = {name for name in FACTS["beit_to_vlmo_unexpected"] if "fc_norm" not in name and "head" not in name}
+    assert {f"transformer.{name}" for name in report.unused} == unused
     assert not report.unexpected
 
 
@@ -145,8 +145,8 @@ def test_self_supervised_with_its_head(tmp_path: Path) -> None:
     task = hub.load(tmp_path / "ours").task
     assert isinstance(task, MaskedImage) and task.cfg == replace(MaskedImageConfig(), codes=31, patch=8)
     hidden = OUTPUTS["in.mim_mask"]
-    rows = [1 + mask.nonzero()[:, 0] for mask in hidden]
-    padded = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    positions = [1 + mask.nonzero()[:, 0] for mask in hidden]
+    padded = nn.utils.rnn.pad_sequence(positions, batch_first=True)
     batch: Any = {"image": OUTPUTS["in.image"], "hidden": hidden, "positions": padded}
     with torch.no_grad():
         assert_close(task.logits(batch), OUTPUTS["beit_mim.logits_masked"], atol=2.5e-6, rtol=2.5e-6)
@@ -175,9 +175,9 @@ def hugging_face(tmp_path: Path) -> Callable[..., tuple[Any, Path]]:
     """Write a BEiT of transformers, every tensor random."""
 
     def write(kind: str, **changes: Any) -> tuple[Any, Path]:
-        make, said = KINDS[kind]
+        make, options = KINDS[kind]
         torch.manual_seed(3)
-        model = make(BeitConfig(**SIZES, vocab_size=11, **said, **changes)).eval()
+        model = make(BeitConfig(**SIZES, vocab_size=11, **options, **changes)).eval()
         with torch.no_grad():
             for parameter in model.parameters():
                 nn.init.normal_(parameter, std=0.2)
@@ -194,17 +194,17 @@ def test_transformers_live(kind: str, epsilon: float, hugging_face: Callable[...
     theirs, folder = hugging_face(kind, layer_norm_eps=epsilon)
     loaded = load(folder)
     images = torch.randn(2, 3, 32, 32)
-    found = theirs(images, output_hidden_states=True)
+    outputs = theirs(images, output_hidden_states=True)
     hidden = layers(model_of(loaded.task), images)
-    assert_close(hidden, torch.stack(found.hidden_states[1:]), atol=1e-5, rtol=1e-5)
+    assert_close(hidden, torch.stack(outputs.hidden_states[1:]), atol=1e-5, rtol=1e-5)
     if kind.startswith("classes"):
         assert isinstance(loaded.task, ImageClassification)
         assert loaded.task.features == ("first" if kind.endswith("first") else "patches")
-        assert_close(loaded.task.logits({"image": images}), found.logits, atol=1e-5, rtol=1e-5)
+        assert_close(loaded.task.logits({"image": images}), outputs.logits, atol=1e-5, rtol=1e-5)
     if kind in ("bare", "absolute"):
         tokens = loaded.task.model.embed_image(images)
         states = loaded.task.model.token_states(tokens, torch.arange(17).expand(2, -1))
-        assert_close(states, found.last_hidden_state, atol=1e-5, rtol=1e-5)
+        assert_close(states, outputs.last_hidden_state, atol=1e-5, rtol=1e-5)
     converted = read_checkpoint(folder)
     assert ("epsilon of the norms was 1e-12" in str(converted.report)) == (epsilon == 1e-12)
     assert not converted.report.unexpected
@@ -221,10 +221,10 @@ def test_masked_patches_of_transformers(hugging_face: Callable[..., tuple[Any, P
     assert isinstance(task, MaskedImage) and model_of(task).share_relative_bias
     images, hidden = torch.randn(2, 3, 32, 32), torch.zeros(2, 16, dtype=torch.bool)
     hidden[:, 3:9] = True
-    rows = (1 + torch.arange(3, 9)).expand(2, -1)
-    batch: Any = {"image": images, "hidden": hidden, "positions": rows}
-    wanted = theirs(images, bool_masked_pos=hidden).logits[hidden]
-    assert_close(task.logits(batch), wanted, atol=1e-5, rtol=1e-5)
+    positions = (1 + torch.arange(3, 9)).expand(2, -1)
+    batch: Any = {"image": images, "hidden": hidden, "positions": positions}
+    expected = theirs(images, bool_masked_pos=hidden).logits[hidden]
+    assert_close(task.logits(batch), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder"])
@@ -298,11 +298,11 @@ def test_language_experts_of_bert(
         assert_close(block.experts["text"](x), layer.output.dense(layer.intermediate(normed)), atol=1e-5, rtol=1e-5)
     ids = torch.randint(0, 30522, (2, 7))
     words = theirs.bert.embeddings
-    wanted = words.LayerNorm(words.word_embeddings(ids) + words.token_type_embeddings.weight[0])
-    assert_close(model.words(ids), wanted)
+    expected = words.LayerNorm(words.word_embeddings(ids) + words.token_type_embeddings.weight[0])
+    assert_close(model.words(ids), expected)
     assert_close(task.get_submodule("mlm_head")(x), theirs.cls(x), atol=1e-5, rtol=1e-5)
-    left = ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.4.output.dense.weight")
-    assert {*left, "bert.embeddings.position_embeddings.weight"} <= report.unused.keys() and not report.unexpected
+    unused = ("bert.encoder.layer.0.attention.self.query.weight", "bert.encoder.layer.4.output.dense.weight")
+    assert {*unused, "bert.embeddings.position_embeddings.weight"} <= report.unused.keys() and not report.unexpected
     assert not any(".experts." in name or name.startswith(("model.words.", "mlm_head.")) for name in report.new)
     assert "BERT's feed-forward parts" in str(report)
     assert "BEiT's head, and what belongs to it, is unused" in str(report)

@@ -107,18 +107,18 @@ def test_all_layouts_agree(clip_model: CLIPVisionModel, words: RobertaForMaskedL
     older = {"vision_model." + name: tensor for name, tensor in state.items()}
     save_file(older | {"vision_model.embeddings.position_ids": torch.arange(17)[None]}, tmp_path / "older.safetensors")
     for path in ("openai.pt", "both", "older.safetensors"):
-        made = from_clip_and_roberta(tmp_path / path, roberta)
-        assert not made.report.unexpected, path
-        ours = made.task.state_dict()
+        converted = from_clip_and_roberta(tmp_path / path, roberta)
+        assert not converted.report.unexpected, path
+        ours = converted.task.state_dict()
         assert all(torch.equal(expected[name], ours[name]) for name in expected), path
     bare = RobertaModel(RobertaConfig(**TEXT))
     bare.load_state_dict(words.roberta.state_dict(), strict=False)
     bare.save_pretrained(tmp_path / "bare")
-    made = from_clip_and_roberta(tmp_path / "clip", tmp_path / "bare", tokenizer=str(roberta))
-    ours = made.task.state_dict()
+    converted = from_clip_and_roberta(tmp_path / "clip", tmp_path / "bare", tokenizer=str(roberta))
+    ours = converted.task.state_dict()
     assert all(torch.equal(expected[name], ours[name]) for name in expected if "tower" in name)
-    assert made.kept.keys() == {"text_pooler.weight", "text_pooler.bias"}
-    assert not made.report.unexpected and "mlm_head.dense.weight" in made.report.new
+    assert converted.kept.keys() == {"text_pooler.weight", "text_pooler.bias"}
+    assert not converted.report.unexpected and "mlm_head.dense.weight" in converted.report.new
 
 
 def test_fuse_qkv() -> None:
@@ -143,7 +143,7 @@ def test_meter_recipe(clip_model: CLIPVisionModel, words: RobertaForMaskedLM, tm
     report = convert(tmp_path / "clip", tmp_path / "ours", text=str(tmp_path / "roberta"), recipe=recipe)
     assert report.unused["model.image_tower.blocks.2.norm_1.weight"] == (128,)
     task = hub.load(tmp_path / "ours").task
-    before, after = (made.state_dict()["model.image_tower.positions"] for made in (plain.task, task))
+    before, after = (converted.state_dict()["model.image_tower.positions"] for converted in (plain.task, task))
     assert after.shape == (37, 128) and torch.equal(after[0], before[0])
     for name in ("blocks.1.up.weight", "norm_after.weight"):
         name = f"model.image_tower.{name}"

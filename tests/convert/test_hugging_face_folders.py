@@ -70,8 +70,8 @@ def test_round_trip(
 
     back = convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
     assert same(tensors(theirs), tensors(tmp_path / "back")) and not back.new
-    model, found = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
-    assert not any(found.values()), found
+    model, info = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(info.values()), info
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (theirs, tmp_path / "back"))
     assert after["architectures"] == before["architectures"] == [kind.__name__]
     for part in ("text_config", "vision_config"):
@@ -82,7 +82,7 @@ def test_round_trip(
     assert model.config.link_tower_type == bridge
 
 
-def test_a_transform_for_each_layer(
+def test_transform_for_each_layer(
     config: Callable[..., BridgeTowerConfig], folder_of: Callable[..., Path], tmp_path: Path
 ) -> None:
     theirs = folder_of(BridgeTowerForMaskedLM(config(share_cross_modal_transformer_layers=False)))
@@ -100,13 +100,13 @@ def test_stored_models(case: str, tokenizer: str, tmp_path: Path) -> None:
     shutil.copy(GOLDEN / case / "config.json", theirs)
     shutil.copy(GOLDEN / case / "state_dict.safetensors", theirs / "model.safetensors")
     (small := tmp_path / "small").mkdir()
-    pieces = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
-    (small / "vocab.json").write_text(json.dumps(pieces))
+    tokens = {"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}
+    (small / "vocab.json").write_text(json.dumps(tokens))
     (small / "merges.txt").write_text("")
     convert(theirs, tmp_path / "ours", tokenizer=str(small))
     report = convert(tmp_path / "ours", tmp_path / "back", to="huggingface")
-    written, given = tensors(tmp_path / "back"), tensors(theirs)
-    assert same(given, written), (given.keys() ^ written.keys(), report)
+    written, original = tensors(tmp_path / "back"), tensors(theirs)
+    assert same(original, written), (original.keys() ^ written.keys(), report)
     with pytest.raises(ValueError, match=r"tokenizer has 261 tokens, the model only (120|90);"):
         convert(theirs, tmp_path / "other", tokenizer=tokenizer)
 
@@ -140,13 +140,13 @@ def test_shards_and_pickles(
     theirs = folder_of(BridgeTowerForMaskedLM(config()), max_shard_size="300KB")
     assert len(list(theirs.glob("model-*.safetensors"))) > 1
     in_parts = load(theirs).task.state_dict()
-    whole: dict[str, Tensor] = {}
+    merged: dict[str, Tensor] = {}
     for part in sorted(theirs.glob("model*")):
-        whole |= load_file(part) if part.suffix == ".safetensors" else {}
+        merged |= load_file(part) if part.suffix == ".safetensors" else {}
         part.unlink()
-    torch.save(whole, theirs / "pytorch_model.bin")
+    torch.save(merged, theirs / "pytorch_model.bin")
     assert same(in_parts, load(theirs).task.state_dict())
-    torch.save(whole, theirs / "pytorch_model.bin", _use_new_zipfile_serialization=False)
+    torch.save(merged, theirs / "pytorch_model.bin", _use_new_zipfile_serialization=False)
     assert same(in_parts, load(theirs).task.state_dict())
 
 
@@ -164,8 +164,8 @@ def test_unexpected_tensors_are_reported(contrastive: Path, tmp_path: Path) -> N
     assert "UNEXPECTED: 1 tensor, which this kind of model does not have" in str(report)
     assert "a_new.part 2 x 3" in str(report)
     assert {"itm_head.weight": (2, 128), "itm_head.bias": (2,)}.items() <= report.new.items()
-    said = json.loads((tmp_path / "ours" / FILE).read_text())
-    assert said["unexpected"] == {"a_new.part": [2, 3]} and len(said["used"]) == len(tensors(contrastive)) - 3
+    saved = json.loads((tmp_path / "ours" / FILE).read_text())
+    assert saved["unexpected"] == {"a_new.part": [2, 3]} and len(saved["used"]) == len(tensors(contrastive)) - 3
 
 
 @pytest.mark.parametrize("name", ["bridgetower.token_type_embeddings.weight", "itc_text_head.fc.bias", "logit_scale"])
@@ -196,7 +196,7 @@ def test_pooler_is_zero_without_the_kept_tensors(contrastive: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "said"),
+    ("field", "value", "message"),
     [
         ("share_link_tower_layers", True, "only False works"),
         ("vision_config.share_layernorm", False, "share_layernorm False; only True works"),
@@ -220,12 +220,12 @@ def test_pooler_is_zero_without_the_kept_tensors(contrastive: Path, tmp_path: Pa
     ],
 )
 def test_unsupported_configs_are_refused(
-    field: str, value: Any, said: str, change: Callable[[str, Any], Path], tmp_path: Path
+    field: str, value: Any, message: str, change: Callable[[str, Any], Path], tmp_path: Path
 ) -> None:
     folder = change(field, value)
     if field == "num_layers":
         folder = change("num_hidden_layers", None)
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         convert(folder, tmp_path / "ours")
 
 
@@ -252,10 +252,11 @@ def test_tied_word_embeddings(config: Callable[..., BridgeTowerConfig], folder_o
 
 
 @pytest.mark.parametrize(
-    ("said", "size", "length"), [({"size": 32, "max_text_len": 20}, 32, 20), ({"size": {"shortest_edge": 64}}, 32, 38)]
+    ("processor_config", "size", "length"),
+    [({"size": 32, "max_text_len": 20}, 32, 20), ({"size": {"shortest_edge": 64}}, 32, 38)],
 )
-def test_processor_config(said: dict[str, Any], size: int, length: int, contrastive: Path) -> None:
-    (contrastive / "preprocessor_config.json").write_text(json.dumps(said))
+def test_processor_config(processor_config: dict[str, Any], size: int, length: int, contrastive: Path) -> None:
+    (contrastive / "preprocessor_config.json").write_text(json.dumps(processor_config))
     processor = load(contrastive).processor
     assert processor.image.size == (size, size) and processor.text.length == length
 
@@ -296,5 +297,5 @@ def test_unsupported_models(contrastive: Path, tmp_path: Path) -> None:
     )
     assert "itc_heads.0.logit_scale" in report.dropped
     kind = BridgeTowerForImageAndTextRetrieval
-    _, found = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
-    assert not found["missing_keys"] and all(name.startswith("mlm_score.") for name in found["unexpected_keys"])
+    _, info = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not info["missing_keys"] and all(name.startswith("mlm_score.") for name in info["unexpected_keys"])

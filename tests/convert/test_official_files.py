@@ -23,9 +23,11 @@ from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
-SAID = {"num_heads": 4, "max_text_len": 12}
-DEAD = {"vit_model.ln_final.bias", "vit_model.ln_final.weight", "vit_model.positional_embedding"}
-DEAD |= {f"text_transformer.{name}" for name in ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")}
+HYPER_PARAMETERS = {"num_heads": 4, "max_text_len": 12}
+UNUSED = {"vit_model.ln_final.bias", "vit_model.ln_final.weight", "vit_model.positional_embedding"}
+UNUSED |= {
+    f"text_transformer.{name}" for name in ("embeddings.position_ids", "pooler.dense.weight", "pooler.dense.bias")
+}
 
 
 def tokens(folder: Path) -> str:
@@ -41,10 +43,10 @@ def read(path: Path) -> dict[str, Tensor]:
 
 
 def test_pre_training(official: Callable[..., Path], tmp_path: Path) -> None:
-    path = official("mlm_score", "itm_score", "link_tower", **SAID)
+    path = official("mlm_score", "itm_score", "link_tower", **HYPER_PARAMETERS)
     report = convert(path, tmp_path / "ours", tokenizer=tokens(tmp_path))
-    assert report.unused.keys() == DEAD and not report.unexpected
-    assert report.used.keys() == read(path).keys() - DEAD
+    assert report.unused.keys() == UNUSED and not report.unexpected
+    assert report.used.keys() == read(path).keys() - UNUSED
     assert {name.rpartition(".")[0] for name in report.new} == {"itc_heads.0.image", "itc_heads.0.text"}
     recipe = hub.load(tmp_path / "ours").recipe
     assert isinstance(recipe.model, BridgeTowerConfig) and isinstance(recipe.task, PairsConfig)
@@ -85,7 +87,7 @@ def test_retrieval_with_itc(official: Callable[..., Path], tmp_path: Path) -> No
 
 
 def test_retrieval_with_rank_output(official: Callable[..., Path], tmp_path: Path) -> None:
-    path = official("itm_score", "rank_output", **SAID)
+    path = official("itm_score", "rank_output", **HYPER_PARAMETERS)
     checkpoint = read_checkpoint(path, tokens(tmp_path))
     theirs = read(path)
     assert {"itm_score.fc.weight", "itm_score.fc.bias"} <= checkpoint.report.unused.keys()
@@ -100,7 +102,7 @@ def test_retrieval_with_rank_output(official: Callable[..., Path], tmp_path: Pat
 
 @pytest.mark.parametrize("gates", [(), ("_gate.",)])
 def test_meter(gates: tuple[str, ...], official: Callable[..., Path], tmp_path: Path) -> None:
-    path = official("mlm_score", "itm_score", *gates, **SAID)
+    path = official("mlm_score", "itm_score", *gates, **HYPER_PARAMETERS)
     content = torch.load(path, weights_only=True)
     last = "vit_model.visual.transformer.resblocks.3."
     content["state_dict"] = {name: value for name, value in content["state_dict"].items() if not name.startswith(last)}
@@ -127,14 +129,14 @@ HEADS = {
 def test_names_round_trip(kind: Kind, official: Callable[..., Path]) -> None:
     theirs = read(official(*HEADS[kind.name]))
     assert kind_of(theirs) == kind
-    found = import_tensors(theirs, kind.layout)
-    assert not found.unexpected and all(tensor.ndim for tensor in found.tensors.values())
-    ours = itm_to_rank(rank_to_itm(found.tensors)) if kind.name == "ranking" else found.tensors
-    back = export_tensors(ours, kind.layout, found.kept).tensors
-    dead = found.unused.keys() - back.keys()
-    assert back.keys() == theirs.keys() - dead
+    imported = import_tensors(theirs, kind.layout)
+    assert not imported.unexpected and all(tensor.ndim for tensor in imported.tensors.values())
+    ours = itm_to_rank(rank_to_itm(imported.tensors)) if kind.name == "ranking" else imported.tensors
+    back = export_tensors(ours, kind.layout, imported.kept).tensors
+    unused = imported.unused.keys() - back.keys()
+    assert back.keys() == theirs.keys() - unused
     assert all(back[name].shape == theirs[name].shape and torch.equal(back[name], theirs[name]) for name in back)
-    assert dead - DEAD <= {"temperature", "itm_score.fc.weight", "itm_score.fc.bias"}
+    assert unused - UNUSED <= {"temperature", "itm_score.fc.weight", "itm_score.fc.bias"}
 
 
 @pytest.mark.parametrize(
@@ -149,7 +151,7 @@ def test_fine_tuned(
     name: str, module: str, numbers: dict[str, float], official: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip(module, exc_type=ModuleNotFoundError)
-    loaded = load(official(*HEADS[name], **SAID), tokenizer=tokens(tmp_path))
+    loaded = load(official(*HEADS[name], **HYPER_PARAMETERS), tokenizer=tokens(tmp_path))
     assert numbers.items() <= vars(loaded.recipe.task).items()
     assert loaded.recipe.data.preprocess == OFFICIAL_BLIP
     model = loaded.recipe.model
@@ -180,23 +182,22 @@ def test_missing_tokenizer(official: Callable[..., Path], monkeypatch: pytest.Mo
 
 
 def test_official_to_hugging_face(official: Callable[..., Path], tmp_path: Path) -> None:
-    path = official("mlm_score", "itm_score", "itc_", "link_tower", **SAID)
+    path = official("mlm_score", "itm_score", "itc_", "link_tower", **HYPER_PARAMETERS)
     report = convert(path, tmp_path / "theirs", to="huggingface", tokenizer=tokens(tmp_path))
-    written, given = load_file(tmp_path / "theirs" / "model.safetensors"), read(path)
+    written, original = load_file(tmp_path / "theirs" / "model.safetensors"), read(path)
     for name in ("mlm_score.bias", "itm_score.fc.weight"):
-        assert torch.equal(written[name], given[name])
+        assert torch.equal(written[name], original[name])
     pooler = "pooler.dense.weight"
-    assert torch.equal(written[f"bridgetower.text_model.{pooler}"], given[f"text_transformer.{pooler}"])
-    said = str(report)
+    assert torch.equal(written[f"bridgetower.text_model.{pooler}"], original[f"text_transformer.{pooler}"])
     for note in ("the ITC head is dropped", "epsilon of the cross-modal layers was 1e-12", "resized by 'squash'"):
-        assert note in said
-    _, found = BridgeTowerForMaskedLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
-    assert not found["missing_keys"]
+        assert note in str(report)
+    _, info = BridgeTowerForMaskedLM.from_pretrained(tmp_path / "theirs", output_loading_info=True)
+    assert not info["missing_keys"]
 
 
 def test_new_tensors_are_reproducible(official: Callable[..., Path], tmp_path: Path) -> None:
     """New tensors are drawn with the recipe's seed, and the program's random state is not changed."""
-    path, small = official("itm_score", "link_tower", **SAID), tokens(tmp_path)
+    path, small = official("itm_score", "link_tower", **HYPER_PARAMETERS), tokens(tmp_path)
     torch.manual_seed(1)
     one = load(path, tokenizer=small).task.state_dict()
     after = torch.rand(1)

@@ -48,8 +48,8 @@ def test_search_train_and_convert(contrastive: Path, tmp_path: Path, capsys: pyt
     assert "text_to_image/reranked/R@1" in capsys.readouterr().out
 
     assert run("convert", trained / "final", theirs, "--to", "huggingface") == 0
-    model, said = BridgeTowerForContrastiveLearning.from_pretrained(theirs, output_loading_info=True)
-    assert not said["missing_keys"] and not said["mismatched_keys"]
+    model, info = BridgeTowerForContrastiveLearning.from_pretrained(theirs, output_loading_info=True)
+    assert not info["missing_keys"] and not info["mismatched_keys"]
     task, before = load(trained / "final").task, load(ours).task
     name = "itc_heads.0.text.weight"
     assert torch.equal(model.itc_text_head.fc.weight, task.state_dict()[name])

@@ -48,7 +48,7 @@ HEADS = {
     "text": (),
 }
 ALL_HEADS = ("mlm_score", "itm_score", "itc_", "logit_", "vqa_", "nlvr2")
-SAID = {"max_text_len": 12, "max_text_len_of_initckpt": 20, "num_heads": 4, "drop_path_rate": 0.2}
+HYPER_PARAMETERS = {"max_text_len": 12, "max_text_len_of_initckpt": 20, "num_heads": 4, "drop_path_rate": 0.2}
 
 
 def state(kind: str, variant: str = "rel") -> dict[str, Tensor]:
@@ -68,21 +68,24 @@ def state(kind: str, variant: str = "rel") -> dict[str, Tensor]:
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The recorded models know 101 tokens."""
-    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
-    made = Tokenizer(models.WordPiece({piece: number for number, piece in enumerate(pieces)}, unk_token="[UNK]"))
-    made.add_special_tokens(list(BERT_SPECIAL))
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]
+    tokenizer = Tokenizer(models.WordPiece({token: number for number, token in enumerate(tokens)}, unk_token="[UNK]"))
+    tokenizer.add_special_tokens(list(BERT_SPECIAL))
     path = tmp_path_factory.mktemp("words") / "tokenizer.json"
-    made.save(str(path))
+    tokenizer.save(str(path))
     return str(path)
 
 
 @pytest.fixture
 def official(tmp_path: Path) -> Callable[..., Path]:
-    """Write a checkpoint of Lightning, with what it says of its training."""
+    """Write a checkpoint of Lightning, with its hyper-parameters."""
 
-    def write(tensors: dict[str, Tensor], **said: Any) -> Path:
+    def write(tensors: dict[str, Tensor], **hyper_parameters: Any) -> Path:
         content: dict[str, Any] = {"state_dict": tensors, "epoch": 3}
-        torch.save(content | ({"hyper_parameters": {"config": said}} if said else {}), tmp_path / "official.ckpt")
+        torch.save(
+            content | ({"hyper_parameters": {"config": hyper_parameters}} if hyper_parameters else {}),
+            tmp_path / "official.ckpt",
+        )
         return tmp_path / "official.ckpt"
 
     return write
@@ -104,7 +107,7 @@ def test_round_trip(kind: str, variant: str, official: Callable[..., Path], toke
     if variant == "rel":
         sizes = zip(INDICES, (17, 12, 29), strict=True)
         theirs |= {name: torch.randint(0, 90, (size, size)) for name, size in sizes}
-    report = convert(official(theirs, **SAID), tmp_path / "ours", tokenizer=tokenizer)
+    report = convert(official(theirs, **HYPER_PARAMETERS), tmp_path / "ours", tokenizer=tokenizer)
     assert not report.unexpected
     unused = {"text_embeddings.position_ids", *INDICES, "text_embeddings.position_embeddings.weight"}
     assert set(report.unused) == (unused if variant == "rel" else {"text_embeddings.position_ids"})
@@ -113,10 +116,10 @@ def test_round_trip(kind: str, variant: str, official: Callable[..., Path], toke
     length = 20 if variant == "rel" else 12
     vl_expert_start = 4 if kind == "text" else 2
     slots = 2 if kind == "nlvr2" else 1
-    wanted = VLMoConfig(48, 4, 4, vl_expert_start, 8, (32, 32), 101, length, drop_path=0.2, image_slots=slots)
+    expected = VLMoConfig(48, 4, 4, vl_expert_start, 8, (32, 32), 101, length, drop_path=0.2, image_slots=slots)
     if variant == "abs":
-        wanted = replace(wanted, positions="absolute", init=InitConfig(layer_scale=0.0))
-    assert recipe.model == wanted and recipe.task == TASKS[kind]
+        expected = replace(expected, positions="absolute", init=InitConfig(layer_scale=0.0))
+    assert recipe.model == expected and recipe.task == TASKS[kind]
     assert recipe.data.text_length == 12 and recipe.data.image_size == (32, 32)
 
     assert not convert(tmp_path / "ours", tmp_path / "back", to="official").new
@@ -125,7 +128,7 @@ def test_round_trip(kind: str, variant: str, official: Callable[..., Path], toke
     for name, tensor in theirs.items():
         assert back[name].dtype == tensor.dtype and torch.equal(back[name], tensor), name
     again = read_checkpoint(tmp_path / "back" / "vlmo.ckpt", tokenizer)
-    assert again.recipe.model == wanted and again.recipe.data.text_length == 12
+    assert again.recipe.model == expected and again.recipe.data.text_length == 12
 
 
 def golden(variant: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -138,7 +141,7 @@ def golden(variant: str) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def test_embeddings_equal_the_official_code(
     kind: str, variant: str, official: Callable[..., Path], tokenizer: str
 ) -> None:
-    task = load(official(state(kind, variant), **SAID), tokenizer=tokenizer).task
+    task = load(official(state(kind, variant), **HYPER_PARAMETERS), tokenizer=tokenizer).task
     inputs, outputs = golden(variant)
     assert isinstance(task, Pairs) and task.can_search and task.can_match == (kind == "pairs")
     image = task.model.embed_image(inputs["in.image"])
@@ -151,7 +154,7 @@ def test_embeddings_equal_the_official_code(
 
 @torch.no_grad()
 def test_text_stage(official: Callable[..., Path], tokenizer: str) -> None:
-    loaded = load(official(state("text"), **SAID), tokenizer=tokenizer)
+    loaded = load(official(state("text"), **HYPER_PARAMETERS), tokenizer=tokenizer)
     task, outputs = loaded.task, load_file(VLMO / "beit_stage2_outputs.safetensors")
     assert isinstance(task, MaskedText) and loaded.recipe.optim.warmup == 2500
     hidden: list[Tensor] = []
@@ -190,15 +193,15 @@ def test_published_files_are_recognized_by_shapes(size: str, name: str, side: in
     if name == "stage2":
         model = replace(model, vl_expert_start=model.depth)
     with torch.device("meta"):
-        made = Converted(task.build(model.build()), Recipe(name, model, task), {}, Report("made", {}))
-        theirs = write_checkpoint(made, "official").tensors
+        converted = Converted(task.build(model.build()), Recipe(name, model, task), {}, Report("converted", {}))
+        theirs = write_checkpoint(converted, "official").tensors
     rows = {224: 1126, 384: 2606, 480: 3878}[side]
     assert (size == "base_plus") != (theirs.get("relative_position_bias_table", torch.empty(0)).shape[0] == rows)
     theirs = {name: tensor for name, tensor in theirs.items() if name not in INDICES}
     kind = kind_of(theirs)
-    found = import_tensors(theirs, layout(kind, relative=model.positions == "relative"))
-    assert not found.unexpected
-    recipe = recipe_of(found.tensors, {}, kind, {}, "read")
+    imported = import_tensors(theirs, layout(kind, relative=model.positions == "relative"))
+    assert not imported.unexpected
+    recipe = recipe_of(imported.tensors, {}, kind, {}, "read")
     assert (recipe.model, recipe.task) == (model, task)
     assert recipe.data.text_length == (196 if name == "stage2" else 40)
 
@@ -243,9 +246,9 @@ def test_written_file_has_the_buffers_of_the_official_loader(tmp_path: Path) -> 
 )
 def test_unsupported_models_are_refused(model: VLMoConfig, task: TaskConfig, message: str) -> None:
     with torch.device("meta"):
-        made = Converted(task.build(model.build()), Recipe("x", model, task), {}, Report("made", {}))
+        converted = Converted(task.build(model.build()), Recipe("x", model, task), {}, Report("converted", {}))
     with pytest.raises(ValueError, match=message):
-        write_checkpoint(made, "official")
+        write_checkpoint(converted, "official")
 
 
 def test_resized_tables_equal_the_official_loader() -> None:
@@ -288,7 +291,7 @@ def test_incomplete_files_are_refused(
 ) -> None:
     tensors = {name: tensor for name, tensor in (state(kind) | change).items() if tensor is not None}
     with pytest.raises(ValueError, match=message):
-        load(official(tensors, **SAID), tokenizer=tokenizer)
+        load(official(tensors, **HYPER_PARAMETERS), tokenizer=tokenizer)
 
 
 def test_unknown_number_of_heads(official: Callable[..., Path], tokenizer: str) -> None:
@@ -300,7 +303,7 @@ def test_unknown_number_of_heads(official: Callable[..., Path], tokenizer: str) 
 
 def test_unexpected_tensors_are_reported(official: Callable[..., Path], tokenizer: str, tmp_path: Path) -> None:
     tensors = state("vqa") | {"snli_classifier.0.weight": torch.zeros(2, 2), "itm_score.fc.weight": torch.zeros(2, 48)}
-    report = convert(official(tensors, **SAID), tmp_path / "ours", tokenizer=tokenizer)
+    report = convert(official(tensors, **HYPER_PARAMETERS), tmp_path / "ours", tokenizer=tokenizer)
     assert set(report.unexpected) == {"snli_classifier.0.weight"} and "itm_score.fc.weight" in report.unused
     assert "UNEXPECTED: 1 tensor" in str(report)
 

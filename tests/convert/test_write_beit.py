@@ -65,10 +65,10 @@ def test_trained_model_computes_the_same_after_the_round_trip(
         nn.init.normal_(parameter, std=0.3)
     written = write_checkpoint(Converted(task, recipe, {}, Report("x", {})), "official")
     torch.save({"model": written.tensors}, tmp_path / "beit.pth")
-    foreign = read_checkpoint(tmp_path / "beit.pth")
-    foreign = replace(foreign, recipe=replace(foreign.recipe, model=replace(foreign.recipe.model, heads=2)))
-    again = build(foreign).task
-    assert not foreign.report.unexpected and foreign.recipe.task == recipe.task
+    checkpoint = read_checkpoint(tmp_path / "beit.pth")
+    checkpoint = replace(checkpoint, recipe=replace(checkpoint.recipe, model=replace(checkpoint.recipe.model, heads=2)))
+    again = build(checkpoint).task
+    assert not checkpoint.report.unexpected and checkpoint.recipe.task == recipe.task
     images = torch.randn(3, 3, 32, 32)
     assert_close(again.logits({"image": images}), task.logits({"image": images}), atol=1e-4, rtol=1e-4)
     listed = {*written.report.used, *written.report.dropped}

@@ -12,11 +12,11 @@ FORMATS: list[Format] = [bridgetower_hf.FORMAT, bridgetower_official.FORMAT, vlm
 
 def register_format(new: Format) -> None:
     """Add a format, such as one of a plug-in; ``DualfuseError`` if its name is taken."""
-    if any(known.name == new.name for known in FORMATS):
+    if any(entry.name == new.name for entry in FORMATS):
         raise DualfuseError(f"there is a checkpoint format {new.name!r} already; give the new one another name")
     FORMATS.append(new)
 
 
 def targets() -> tuple[str, ...]:
     """Return the values of ``convert --to`` that write third-party formats."""
-    return tuple(dict.fromkeys(known.target for known in FORMATS if known.target))
+    return tuple(dict.fromkeys(entry.target for entry in FORMATS if entry.target))
