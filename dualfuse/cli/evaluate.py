@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.parser import ClassNames, Model, Templates
+from dualfuse.io import write_json
 
 EXAMPLES = """
 dualfuse evaluate runs/demo/pairs/final 'examples/openpics-mini/*-test-*.tar'
@@ -59,7 +59,7 @@ def run(
     evaluated = evaluate_model(loaded, data, Plan(batch_size, rerank, num_workers, exclude_broken, all_metrics=True))
     print("\n".join(evaluated.lines()))
     if out:
-        out.write_text(json.dumps(evaluated.metrics, indent=1) + "\n")
+        write_json(out, evaluated.metrics)
     if save_image:
         draw(loaded, data, save_image)
     if answers:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +15,6 @@ from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
     from dualfuse.hub import LoadedModel
-    from dualfuse.inference.table import TablePrediction
 
 EXAMPLES = """
 dualfuse predict runs/vqa/final --image photo.jpg --text "what colour is the car?"
@@ -76,36 +77,15 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
 def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: int, batch_size: int) -> None:
     from dualfuse.inference.table import predict_table, table_writer
 
-    answers = predict_table(model, table, top=top, batch=batch_size)
-    counts = _Counts()
-    if out:
-        with table_writer(out) as write:
-            for answer in answers:
-                write(counts.add(answer))
-    else:
-        for answer in answers:
-            print(counts.add(answer).line())
-    print("\n".join(counts.lines() + ([f"wrote {out}"] if out else [])), file=sys.stderr)
-
-
-class _Counts:
-    """Numbers of answered, truncated and unusable rows, and the first of the latter."""
-
-    def __init__(self) -> None:
-        self.answered = self.truncated = self.unusable = 0
-        self.first: list[TablePrediction] = []
-
-    def add(self, answer: TablePrediction) -> TablePrediction:
-        if answer.prediction is None:
-            self.unusable += 1
-            self.first += [answer] if len(self.first) < SHOWN else []
-        else:
-            self.answered += 1
-            self.truncated += answer.prediction.is_cut
-        return answer
-
-    def lines(self) -> list[str]:
-        lines = [f"{self.answered:,} rows answered, {self.unusable:,} unusable"]
-        lines += [f"  row {answer.row}: {answer.problem}" for answer in self.first]
-        lines += [f"  and {self.unusable - len(self.first):,} more"] if self.unusable > len(self.first) else []
-        return lines + ([f"{self.truncated:,} texts truncated to the model's text length"] if self.truncated else [])
+    counts, unusable = Counter[str](), list[str]()
+    with table_writer(out) if out else nullcontext(lambda answer: print(answer.line())) as write:
+        for answer in predict_table(model, table, top=top, batch_size=batch_size):
+            write(answer)
+            if answer.prediction is None:
+                unusable += [f"  row {answer.row}: {answer.problem}"] if len(unusable) < SHOWN else []
+            counts["unusable" if answer.prediction is None else "answered"] += 1
+            counts["truncated"] += answer.prediction is not None and answer.prediction.is_cut
+    lines = [f"{counts['answered']:,} rows answered, {counts['unusable']:,} unusable", *unusable]
+    lines += [f"  and {counts['unusable'] - SHOWN:,} more"] if counts["unusable"] > SHOWN else []
+    lines += [f"{counts['truncated']:,} texts truncated to the model's text length"] if counts["truncated"] else []
+    print("\n".join(lines + ([f"wrote {out}"] if out else [])), file=sys.stderr)

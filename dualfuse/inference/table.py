@@ -59,23 +59,25 @@ class TablePrediction:
 
 
 def predict_table(
-    model: LoadedModel, table: Path, *, top: int = 5, batch: int = 32, workers: int = 0
+    model: LoadedModel, table: Path, *, top: int = 5, batch_size: int = 32, num_workers: int = 0
 ) -> Iterator[TablePrediction]:
     """Yield a prediction for each row of a csv, tsv, json, jsonl or parquet table, in order, with a progress bar.
 
     Columns have the usual names, such as "image" and "text" or "question"; a second image is in "image_2". Paths of
-    images are relative to the table; parquet may hold the bytes. ``workers`` threads read images (0: one per
+    images are relative to the table; parquet may hold the bytes. ``num_workers`` threads read images (0: one per
     processor). Raises DualfuseError for a table without rows or without such a column; a row that cannot be used has a
     ``problem``.
     """
     total = sum(1 for _ in read_rows(table))
-    yield from track(_predictions(model, table, top, batch, workers), total=total, what="rows")
+    yield from track(_predictions(model, table, top, batch_size, num_workers), total=total, what="rows")
 
 
-def _predictions(model: LoadedModel, table: Path, top: int, batch: int, workers: int) -> Iterator[TablePrediction]:
+def _predictions(
+    model: LoadedModel, table: Path, top: int, batch_size: int, num_workers: int
+) -> Iterator[TablePrediction]:
     read = partial(_read, model, _row_reader(table))
-    rows = (row for _, row in parallel_map(read, enumerate(read_rows(table), start=1), workers))
-    while chunk := list(islice(rows, batch)):
+    rows = (row for _, row in parallel_map(read, enumerate(read_rows(table), start=1), num_workers))
+    while chunk := list(islice(rows, batch_size)):
         usable = [row.value for row in chunk if not row.problem]
         with torch.inference_mode():
             predictions = iter(model.task.predict(usable, model.processor, top) if usable else ())

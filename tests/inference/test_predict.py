@@ -200,7 +200,7 @@ def table(folder: Path, number: int = 9) -> Path:
 def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig) -> None:
     """In batches of four: texts of two lengths are padded, and broken rows lie between good ones."""
     loaded = saved(tmp_path, task)
-    answers = list(predict_table(loaded, table(tmp_path), top=2, batch=4, workers=2))
+    answers = list(predict_table(loaded, table(tmp_path), top=2, batch_size=4, num_workers=2))
     assert [answer.row for answer in answers] == list(range(1, 13))
     problems = {answer.row: answer.problem for answer in answers if answer.prediction is None}
     assert set(problems) == {5, 10, 11, 12}
@@ -228,7 +228,7 @@ def test_masked_and_whole_texts_in_one_table(tmp_path: Path) -> None:
     texts = ("the [MASK] cat", QUESTION, "a [MASK] [MASK]")
     lines = [json.dumps({"image": "a.png", "text": text}) for text in texts]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    said = [answer.prediction for answer in predict_table(loaded, tmp_path / "t.jsonl", batch=8)]
+    said = [answer.prediction for answer in predict_table(loaded, tmp_path / "t.jsonl", batch_size=8)]
     assert [len(each.words) for each in said if each] == [1, 0, 2]
     for each, text in zip(said, texts, strict=True):
         alone = predict(loaded, tmp_path / "a.png", text)
