@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from dualfuse.config import trust_module
 from dualfuse.errors import DualfuseError
@@ -37,6 +38,17 @@ def load(names: Sequence[str] = ()) -> None:
             logger.warning("entry point %s of %s: %s", point.name, GROUP, error)
     for name in names:
         load_module(name)
+
+
+def find(address: str) -> Any:  # Any: whatever a plug-in defines
+    """Return what a plug-in defines, by "module:name" or "path/file.py:name"; raises ``DualfuseError`` if absent."""
+    module_name, _, name = address.rpartition(":")
+    if not module_name:
+        raise DualfuseError(f"{address!r} names nothing; give MODULE:NAME or path/file.py:NAME")
+    module = load_module(module_name)
+    if not hasattr(module, name):
+        raise DualfuseError(f"{module_name} has no {name!r}")
+    return getattr(module, name)
 
 
 def load_module(name: str) -> ModuleType:

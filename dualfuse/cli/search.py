@@ -32,6 +32,14 @@ def run(
     top: Annotated[int, arg(help="number of hits")] = 10,
     rerank: Annotated[int, arg(help="candidates that fusion re-ranks, for text queries; 0: none")] = 0,
     save_image: Annotated[Path | None, arg(metavar="FILE", help="draw the hits, as .png or .jpg")] = None,
+    store: Annotated[
+        str,
+        arg(
+            metavar="MODULE:FUNCTION",
+            help="vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: "
+            "a file beside the images",
+        ),
+    ] = "",
 ) -> None:
     """Search images by text or by image.
 
@@ -39,7 +47,8 @@ def run(
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
-    from dualfuse.search.index import Index
+    from dualfuse.plugins import find
+    from dualfuse.search.index import Index, fingerprint
 
     question = _question(query)
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -47,7 +56,7 @@ def run(
     if rerank and isinstance(question, Path):
         raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
     loaded = load(model, device=dist.device())
-    index = Index.build(loaded, images)
+    index = Index.build(loaded, images, store=find(store)(fingerprint(loaded)) if store else None)
     print("\n".join(describe(index)), file=sys.stderr)
     if isinstance(question, str) and loaded.processor.text.encode(question).truncated:
         print(f"the query is truncated to {loaded.processor.text.length} tokens", file=sys.stderr)

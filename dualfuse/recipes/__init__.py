@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dualfuse import hub
+from dualfuse import hub, plugins
 from dualfuse.errors import DualfuseError
-from dualfuse.plugins import load_module
 from dualfuse.recipe import Recipe
 
 NAMES = {
@@ -109,15 +108,14 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     if (Path(name) / hub.CONFIG).is_file():
         return (_starting_from(Path(name)),)
     address = NAMES.get(name, name)
-    module_name, _, function = address.rpartition(":")
-    if not module_name:
+    if ":" not in address:
         names = "\n  ".join(NAMES)
         raise DualfuseError(
             f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {names}"
         )
-    make = getattr(load_module(module_name), function, None)  # reason for getattr: the name is the user's
+    make = plugins.find(address)
     if not callable(make):
-        raise DualfuseError(f"{module_name} has no function {function!r} that returns a recipe")
+        raise DualfuseError(f"{address} is a {type(make).__name__}, not a function that returns a recipe")
     made = make()
     recipes: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # Any: the function is the user's
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
@@ -132,5 +130,4 @@ def _starting_from(folder: Path) -> Recipe:
 
 def summary(name: str) -> str:
     """Return the first line of the docstring of a listed recipe."""
-    module_name, _, function = NAMES[name].rpartition(":")
-    return (inspect.getdoc(getattr(load_module(module_name), function)) or "").splitlines()[0]
+    return (inspect.getdoc(plugins.find(NAMES[name])) or "").splitlines()[0]
