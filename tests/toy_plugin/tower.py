@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from dualfuse.models.towers.base import Tower, TowerOutput
+from dualfuse.models.towers.base import TextTowerConfig, Tower, TowerOutput
 
 
 @dataclass(frozen=True)
-class ToyTextConfig:
+class ToyTextConfig(TextTowerConfig):
     width: int = 64
     depth: int = 2
     vocab_size: int = 19
+    text_length: int = 12
 
     def build(self, dropout: float) -> ToyTextTower:
         return ToyTextTower(self)
