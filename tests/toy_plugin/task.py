@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from dualfuse import Processor, Sample, Task, TaskConfig, TaskOutput, Tokens, VisionLanguageModel
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.evaluation.runner import Evaluation
+from dualfuse.tasks.prediction import Prediction
 from toy_plugin.metric import own_text_first
 
 
@@ -44,7 +46,9 @@ class ToyTask(Task):
 
     def forward(self, batch: dict[str, Tensor]) -> TaskOutput:
         similarities = self.similarities(batch)
-        loss = F.cross_entropy(self.cfg.scale * similarities, torch.arange(len(similarities), device=similarities.device))
+        loss = F.cross_entropy(
+            self.cfg.scale * similarities, torch.arange(len(similarities), device=similarities.device)
+        )
         return TaskOutput(loss, {"loss": loss.detach()})
 
     def image_features(self, image: Tokens) -> Tensor:
@@ -54,9 +58,7 @@ class ToyTask(Task):
         return F.normalize(self.model.encode(text), dim=1)
 
     @torch.inference_mode()
-    def evaluate(self, data, plan):
-        from dualfuse.evaluation.runner import Evaluation
-
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         run = Evaluation(self, data, plan)
         values = [own_text_first(self.similarities(batch)) for batch in run.batches(self.cfg.read, self.cfg.collate)]
         return run.result({"toy/own_text_first": sum(values) / len(values)}, f"{len(data.samples)} pairs")
@@ -65,8 +67,6 @@ class ToyTask(Task):
         return self.cfg.read(sample, processor, np.random.default_rng(0))
 
     @torch.inference_mode()
-    def predict(self, inputs: Sequence[dict[str, Any]], processor: Processor, top: int):
-        from dualfuse.tasks.prediction import Prediction
-
+    def predict(self, inputs: Sequence[dict[str, Any]], processor: Processor, top: int) -> list[Prediction]:
         batch = self.cfg.collate(inputs)
         return [Prediction(cosine=value) for value in self.similarities(batch).diagonal().tolist()]
