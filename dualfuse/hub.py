@@ -98,8 +98,9 @@ def recipe_to_json(recipe: Recipe) -> dict[str, JSON]:
     """Return a recipe as JSON values; they name the plug-ins that define its classes, if there are any."""
     data = to_json(recipe)
     assert isinstance(data, dict)
-    plugins: list[JSON] = list(third_party(data))
-    return data | ({PLUGINS: plugins} if plugins else {})
+    if plugins := third_party(data):
+        data[PLUGINS] = list(plugins)
+    return data
 
 
 def recipe_from_file(path: Path) -> Recipe:

@@ -162,7 +162,8 @@ def _parse(table: str) -> dict[str, Renamed]:
     classes: dict[str, Renamed] = {}
     for line in table.strip().splitlines():
         if line.startswith(" "):
-            classes[next(reversed(classes))].fields.update(pair.split("=") for pair in line.split())
+            names = (pair.partition("=") for pair in line.split())
+            classes[next(reversed(classes))].fields.update({old: new for old, _, new in names})
         else:
             old, _, new = line.partition(" = ")
             classes[f"dualfuse.{old}"] = Renamed(f"dualfuse.{new or old}")
@@ -191,13 +192,13 @@ def config(data: JSON) -> JSON:
     return {"is": renamed.address} | new
 
 
-def _value(name: str, value: JSON) -> JSON:
-    if name not in VALUES:
-        return value
-    values: Any = VALUES[name]
+def _value(name: str, value: Any) -> JSON:  # Any: JSON; a damaged file may hold values of any type
+    values = VALUES.get(name, {})
     try:
-        return values(value) if callable(values) else values.get(value, value)
-    except TypeError as error:  # a number where a list was expected, or a list where a word was
+        if callable(values):
+            return values(value)
+        return values[value] if isinstance(value, str) and value in values else value
+    except TypeError as error:
         raise DualfuseError(f"{name} cannot be {value!r}") from error
 
 

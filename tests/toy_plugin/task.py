@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from dualfuse import Processor, Sample, Task, TaskConfig, TaskOutput, Tokens, VisionLanguageModel
 from dualfuse.data.text.padding import pad_texts
-from dualfuse.evaluation.runner import Evaluation
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.tasks.prediction import Prediction
 from toy_plugin.metric import own_text_first
 
