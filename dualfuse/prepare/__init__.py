@@ -1,1 +1,1 @@
-"""Turning what users have into indexed shards."""
+"""Conversion of data sets of many formats to indexed shards."""

@@ -1,4 +1,4 @@
-"""Decides about one item of a source: which split and which bytes go into a shard, or why it is left out."""
+"""Checks of single items: the split and the bytes that go into a shard, or the reason for skipping the item."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_l
 from dualfuse.data.image.transform import decode
 from dualfuse.data.split import Shares, split_by_content
 from dualfuse.errors import DualfuseError
-from dualfuse.prepare.sources.item import Item, Slice
+from dualfuse.prepare.sources.source import Item, Slice
 
 MISSING = "missing image"
 
 
 @dataclass(frozen=True)
 class PreparedItem:
-    """An image that goes into a shard of ``split``."""
+    """An item that is written to a shard of ``split``."""
 
     image: ConvertedImage
     texts: tuple[str, ...]
     split: str
     other_images: tuple[ConvertedImage, ...] = ()
     label_map: bytes = b""
-    """As large as the image; empty: there is none."""
+    """Of the size of the image; empty: none."""
 
 
 @dataclass(frozen=True)
 class SkippedItem:
-    """Why an item goes into none: the reason, which is counted, and what is to say about this item."""
+    """The reason for skipping an item, which is counted, and details about this item."""
 
     reason: str
     detail: str = ""
@@ -37,30 +37,28 @@ class SkippedItem:
 
 @dataclass(frozen=True)
 class ItemChecker:
-    """Reads, decodes and judges items; safe to call from many threads."""
+    """Function that reads, decodes and checks an item; thread-safe."""
 
     shares: Shares = ()
-    """Shares to set apart by a hash of the image; empty: all items whose source names no split are for training."""
+    """Shares of splits, assigned by a hash of the image; empty: items without a split are for training."""
     longest_side: int = 0
     images_only: bool = False
 
     def __call__(self, item: Item) -> PreparedItem | SkippedItem:
-        """Return what to write, or why not; raises ``DualfuseError`` if shares are wanted of a source with splits."""
+        """Return what to write, or the reason for skipping; raises ``DualfuseError`` if both give a split."""
         if item.split and self.shares:
-            raise DualfuseError(
-                f"the source puts {item.name} into {item.split}: it has splits already; leave out --split"
-            )
+            raise DualfuseError(f"{item.name} is in split {item.split}: the source has splits already; remove --split")
         if item.problem:
             return SkippedItem(item.problem)
         if not _is_unicode(item):
-            return SkippedItem("half a character", "what is said about it cannot be written as UTF-8")
+            return SkippedItem("invalid Unicode", "its name, texts or fields cannot be encoded as UTF-8")
         texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
         if not texts and not self.images_only and not item.label_map:
             return SkippedItem("no caption")
         images = []
         for source in (item.image, *item.other_images):
             data = _bytes(source)
-            image = data if isinstance(data, SkippedItem) else self._judge(data)
+            image = data if isinstance(data, SkippedItem) else self._convert(data)
             if isinstance(image, SkippedItem):
                 return image
             images.append((data, image))
@@ -71,7 +69,7 @@ class ItemChecker:
             return label_map
         return PreparedItem(first, texts, split, tuple(image for _, image in rest), label_map)
 
-    def _judge(self, data: bytes) -> ConvertedImage | SkippedItem:
+    def _convert(self, data: bytes) -> ConvertedImage | SkippedItem:
         try:
             return convert_image(data, self.longest_side)
         except TooLarge as error:
@@ -81,24 +79,24 @@ class ItemChecker:
 
 
 def _label_map(source: Slice | bytes, data: bytes, image: ConvertedImage) -> bytes | SkippedItem:
-    """Return a label map of the size that the image in ``data`` has in the shard, or why it cannot be used."""
-    found = _bytes(source)
-    if isinstance(found, SkippedItem):
-        return SkippedItem("unreadable label map", found.detail)
+    """Return a label map of the size of the converted ``image``, or the reason for skipping the item."""
+    encoded = _bytes(source)
+    if isinstance(encoded, SkippedItem):
+        return SkippedItem("unreadable label map", encoded.detail)
     try:
-        labels = decode_labels(found)
+        labels = decode_labels(encoded)
     except ValueError as error:
         return SkippedItem("unreadable label map", str(error))
     size = image.height, image.width
-    before = tuple(decode(data).shape[1:]) if image.change else size
-    if labels.shape != before:
-        sizes = (" x ".join(map(str, shape)) for shape in (labels.shape, before))
+    original = tuple(decode(data).shape[1:]) if image.change else size
+    if labels.shape != original:
+        sizes = (" x ".join(map(str, shape)) for shape in (labels.shape, original))
         return SkippedItem("label map of another size", "{} pixels, the image {}".format(*sizes))
-    return found if before == size else encode_labels(resize_labels(labels, size))
+    return encoded if original == size else encode_labels(resize_labels(labels, size))
 
 
 def _is_unicode(item: Item) -> bool:
-    """False for half of a surrogate pair, which json can hold and no file can."""
+    """Return whether an item can be encoded as UTF-8; JSON may contain half of a surrogate pair."""
     try:
         json.dumps((item.name, item.texts, {**item.meta, **item.label}), ensure_ascii=False).encode()
     except UnicodeEncodeError:
@@ -111,6 +109,6 @@ def _bytes(source: Slice | bytes) -> bytes | SkippedItem:
         data = source if isinstance(source, bytes) else source.read()
     except FileNotFoundError:
         return SkippedItem(MISSING, str(source))
-    except (OSError, ValueError) as error:  # ValueError: for a name that no file can have
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
         return SkippedItem("unreadable image", str(error))
     return data or SkippedItem(MISSING if source == b"" else "unreadable image", "empty")

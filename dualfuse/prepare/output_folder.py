@@ -1,4 +1,4 @@
-"""The folder that ``prepare`` writes: shards, what was left out, and how far it has come."""
+"""The output folder of ``prepare``: shards, the list of skipped items, and the progress."""
 
 from __future__ import annotations
 
@@ -16,58 +16,59 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.shard_writer import ShardWriter
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.source import Item
 from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally
 
-SAVE_EVERY = 1000  # items; what was done since the last save is done again after a stop
-PATIENCE = 100  # items; if so many lack their image before one has it, the folder of the images is wrong
+SAVE_EVERY = 1000  # items; work since the last save is repeated after an interruption
+MAX_MISSING = 100  # items; if so many images are missing before the first is found, the folder of images is wrong
 
 
 class PreparedFolder:
-    """Takes the items of a source in their order, goes on where an earlier process stopped.
+    """The writer of the items of a source, in order; it resumes what an earlier process wrote.
 
-    A stop, even by a signal or a power cut, leaves at worst some bytes that were not yet counted in ``progress.json``;
-    the next run cuts them off.
+    An interruption, even by a signal or a power failure, leaves at most some bytes beyond those in ``progress.json``,
+    which the next run removes.
     """
 
     def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
-        """``request`` says what is prepared, and how; raises ``DualfuseError`` if ``folder`` holds something else."""
+        """``request`` is the source and the options; raises ``DualfuseError`` if ``folder`` holds something else."""
         self.folder, self._limit = folder, limit
         upgrade.rename_skipped(folder, "skipped.jsonl")
         finished = load_tally(folder / "prepared.json")
-        begun = finished or load_tally(folder / "progress.json")
-        if begun is None and any(folder.glob("*.tar")):
-            raise DualfuseError(f"{folder} holds tar files that this command did not write; give another folder")
-        if begun is not None:
-            _compare(begun.request, request, folder)
-        self.tally = begun or Tally(request, _version())
+        earlier = finished or load_tally(folder / "progress.json")
+        if earlier is None and any(folder.glob("*.tar")):
+            raise DualfuseError(f"{folder} contains tar files that this command did not write; give another folder")
+        if earlier is not None:
+            _compare(earlier.request, request, folder)
+        self.tally = earlier or Tally(request, _version())
         self.is_finished = finished is not None
         self._writers: dict[str, ShardWriter] = {}
         if self.is_finished:
-            self._look_for_shards()
+            self._check_shards()
         else:
             self._open()
 
-    def skip(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Return the items that were not taken yet; raises ``DualfuseError`` if those before are no longer the same."""
+    def skip_done(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Skip the items that were written earlier; raises ``DualfuseError`` if they have changed since."""
         listing = ""
         for _ in range(self.tally.consumed):
             item = next(items, None)
             listing = extend_listing(listing, item) if item else ""
-        if listing != self.tally.listing:
+        if listing != (self.tally.listing or listing):  # earlier versions hashed other words for problems
             raise self._changed()
+        self.tally.listing = listing
         return items
 
-    def put(self, files: Mapping[str, str], remarks: Iterable[str]) -> None:
-        """Write texts by name beside the shards, where they do not lie there already, and keeps what is to remark."""
+    def write_files(self, files: Mapping[str, str], remarks: Iterable[str]) -> None:
+        """Write text files, by name, beside the shards unless they exist already, and store the remarks."""
         for name, text in files.items():
             path = self.folder / name
             if not path.is_file() or path.read_text(encoding="utf-8") != text:
                 write_text(path, text)
         self.tally.remarks = list(remarks)
 
-    def take(self, item: Item, outcome: PreparedItem | SkippedItem) -> None:
-        """Write one item into the shards of its split, or into the list of those left out."""
+    def add(self, item: Item, outcome: PreparedItem | SkippedItem) -> None:
+        """Write an item into a shard of its split, or into the list of skipped items."""
         if self.is_finished:
             raise self._changed()
         tally = self.tally
@@ -75,16 +76,16 @@ class PreparedFolder:
         tally.consumed += 1
         tally.listing = extend_listing(tally.listing, item)
         if isinstance(outcome, SkippedItem):
-            self._leave_out(key, item, outcome)
+            self._skip(key, item, outcome)
         else:
             self._write(key, item, outcome)
         if tally.consumed % SAVE_EVERY == 0:
             self._save()
 
     def finish(self) -> Summary:
-        """Complete all shards and writes ``prepared.json``; raises ``DualfuseError`` if there is not one sample."""
+        """Complete all shards and write ``prepared.json``; raises ``DualfuseError`` if there is no sample."""
         if not self.is_finished:
-            self._mark()
+            self._update_splits()
             if not self.tally.samples:
                 raise self._nothing()
             for writer in self._writers.values():
@@ -97,7 +98,7 @@ class PreparedFolder:
         return Summary(self.folder, self.tally)
 
     def close(self) -> None:
-        """Let go of all files, complete or not."""
+        """Close all files."""
         if not self.is_finished:
             self._skipped.close()
             for writer in self._writers.values():
@@ -128,55 +129,56 @@ class PreparedFolder:
             tally.changed[change] = tally.changed.get(change, 0) + 1
         tally.keep(item)
 
-    def _leave_out(self, key: str, item: Item, why: SkippedItem) -> None:
+    def _skip(self, key: str, item: Item, why: SkippedItem) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
         self._skipped.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
-        self.tally.leave_out(item.title, why.reason)
-        if self.tally.skipped.get(MISSING) == PATIENCE and not self._writers:
+        self.tally.skip(item.title, why.reason)
+        if self.tally.skipped.get(MISSING) == MAX_MISSING and not self._writers:
             raise self._nothing()
 
-    def _mark(self) -> None:
+    def _update_splits(self) -> None:
         self.tally.splits = {name: writer.mark() for name, writer in self._writers.items()}
 
     def _save(self) -> None:
-        self._mark()
+        self._update_splits()
         self._skipped.flush()
         os.fsync(self._skipped.fileno())
         self.tally.skipped_size = self._skipped.tell()
         save_tally(self.folder / "progress.json", self.tally)
 
-    def _look_for_shards(self) -> None:
+    def _check_shards(self) -> None:
         for name, mark in self.tally.splits.items():
             for number in range(mark.shards):
                 shard = self.folder / f"{name}-{number:05d}.tar"
                 if not shard.is_file():
-                    raise DualfuseError(f"{shard} has gone; remove the folder {self.folder} to write all shards again")
+                    raise DualfuseError(
+                        f"{shard} is missing; remove the folder {self.folder} to write all shards again"
+                    )
 
-    def _changed(self) -> ValueError:
-        return ValueError(
-            f"the source has changed since {self.folder} was written from it; give another folder for the output, or "
-            "remove this one to start again"
+    def _changed(self) -> DualfuseError:
+        return DualfuseError(
+            f"the source has changed since {self.folder} was written; give another folder for the output, or remove "
+            "this one to start again"
         )
 
-    def _nothing(self) -> ValueError:
-        (self.folder / "progress.json").unlink()  # nothing was written: other options are welcome
+    def _nothing(self) -> DualfuseError:
+        (self.folder / "progress.json").unlink()  # nothing was written, so other options can be tried
         tally, first = self.tally, self.tally.examples.get(MISSING, [""])[0]
         reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.skipped.items()) or "it is empty"
         hints = {
-            MISSING: f"say with --images where the images lie, so that {first} is found below it",
-            "no caption": "name the column of the captions with --text, put .txt files beside the images, or keep "
-            "images without a caption with --images-only",
+            MISSING: f"give the folder of images with --images, so that {first} is found below it",
+            "no caption": "give the caption column with --text, put .txt files beside the images, or use --images-only",
         }
-        hint = hints.get(max(tally.skipped, key=tally.skipped.__getitem__, default=""), "look into skipped.jsonl")
-        return ValueError(f"none of the first {tally.consumed} items can be used ({reasons}); {hint}")
+        hint = hints.get(max(tally.skipped, key=tally.skipped.__getitem__, default=""), "see skipped.jsonl")
+        return DualfuseError(f"none of the first {tally.consumed} items is usable ({reasons}); {hint}")
 
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
-    """Raise ``DualfuseError`` that names what differs between two requests."""
+    """Raise ``DualfuseError`` with the differences between two requests."""
     before = {
         name: old.get(name, type(value)()) for name, value in new.items()
-    }  # an older version lacks options: empty
+    }  # options that an earlier version did not have: empty
     different = [f"{name} was {before[name]!r}, is {value!r}" for name, value in new.items() if before[name] != value]
     if different:
         raise DualfuseError(

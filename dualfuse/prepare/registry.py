@@ -1,4 +1,4 @@
-"""Tells by looking what kind of data set lies at a path."""
+"""Recognition of the format of a data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
@@ -21,9 +22,9 @@ FORMATS = {
     "folder": "a folder of images, each with a .txt of captions beside it (also the files output of img2dataset), "
     "or, with --label folder, with a sub-folder for each class",
     "table": "a .csv, .tsv, .jsonl, .json or .parquet table with an image and a caption in each row, or parquet files",
-    "karpathy": "a json of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
-    "captions": "a json of COCO captions such as annotations/captions_train2017.json, or the folder around several",
-    "vqav2": "the folder of v2_OpenEnded_mscoco_train2014_questions.json and its like, with the annotations",
+    "karpathy": "JSON of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
+    "captions": "JSON of COCO captions such as annotations/captions_train2017.json, or the folder around several",
+    "vqav2": "the folder of v2_OpenEnded_mscoco_*_questions.json, with the annotations",
     "visual-genome": "question_answers.json of Visual Genome, or the folder around it",
     "nlvr2": "train.json, dev.json, test1.json of NLVR2, or the folder around them",
     "snli-ve": "snli_ve_train.jsonl and so on, or the folder around them",
@@ -32,28 +33,28 @@ FORMATS = {
     "tar": "tar shards in the WebDataset layout (also what img2dataset writes)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
-_MANY = 100_000
+_MAX_FILES = 100_000
 
 
-def recognise(source: Path) -> tuple[str, Path]:
+def recognize(source: Path) -> tuple[str, Path]:
     """Return the format of ``source``, one of ``FORMATS``, and the file or folder to read.
 
-    That is ``source`` itself, or the one table in a folder of images that have no texts beside them. Raises
-    ``DualfuseError`` that says what was found and what is possible.
+    The latter is ``source`` itself, or the only table in a folder of images without text files. Raises
+    ``DualfuseError`` with the contents of ``source`` and the known formats.
     """
     if not source.exists():
-        raise DualfuseError(f"there is nothing at {source}; give a file or a folder:\n{_possible()}")
+        raise DualfuseError(f"{source} does not exist; give a file or a folder:\n{_known_formats()}")
     return _published(source) or (_folder(source) if source.is_dir() else (_file(source), source))
 
 
 def _published(source: Path) -> tuple[str, Path] | None:
-    """Return the data set, known by the names of its files, that is, or lies in, ``source``; None: there is none.
+    """Return the published data set in ``source``, recognized by its file names; None if there is none.
 
     Raises ``DualfuseError`` if there are several.
     """
     in_folder = source.is_dir()
     genome = source / "question_answers.json" if in_folder else source
-    found = {
+    paths = {
         "captions": source if in_folder and caption_files(source) else None,
         "vqav2": source if in_folder and question_files(source) else None,
         "visual-genome": genome if genome.suffix == ".json" and is_visual_genome(genome) else None,
@@ -61,8 +62,8 @@ def _published(source: Path) -> tuple[str, Path] | None:
         "snli-ve": source if pair_files(source) else None,
         "easy-vqa": easy_vqa_folder(source),
     }
-    found["label-maps"] = source if in_folder and has_label_maps(source) else None
-    kinds = [(kind, path) for kind, path in found.items() if path]
+    paths["label-maps"] = source if in_folder and has_label_maps(source) else None
+    kinds = [(kind, path) for kind, path in paths.items() if path]
     if len(kinds) > 1:
         names = ", ".join(kind for kind, _ in kinds)
         raise DualfuseError(f"{source} holds several data sets: {names}; put each into a folder of its own")
@@ -77,11 +78,11 @@ def _file(path: Path) -> str:
         return _json(path)
     if suffix in _TABLES or (suffix == ".txt" and _has_header(path)):
         return "table"
-    raise DualfuseError(f"{path} is of no format that is known; possible are:\n{_possible()}")
+    raise DualfuseError(f"the format of {path} is unknown; known formats are:\n{_known_formats()}")
 
 
 def _has_header(path: Path) -> bool:
-    """True for a .txt that is a csv under another name, such as the captions.txt of Flickr8k."""
+    """Return whether a .txt file is a csv table, such as the captions.txt of Flickr8k."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         return file.readline().strip().lower().startswith(("image,", "image_name,", "image\t", "image_name|"))
 
@@ -90,7 +91,9 @@ def _json(path: Path) -> str:
     try:
         content = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise DualfuseError(f"{path} is no json file ({error}); for one json object a line call it .jsonl") from None
+        raise DualfuseError(
+            f"{path} is not a JSON file ({error}); name a file with one JSON object per line .jsonl"
+        ) from None
     match content:
         case {"images": [{"sentences": _}, *_]}:
             return "karpathy"
@@ -99,14 +102,16 @@ def _json(path: Path) -> str:
         case [{**row}, *_] if any(isinstance(cell, str) for cell in row.values()):
             return "table"
         case {**keys}:
-            found = f"an object with {', '.join(list(keys)[:8]) or 'nothing'}"
+            content_type = f"an object with {listing(keys)}"
         case _:
-            found = f"a {type(content).__name__}"
-    raise DualfuseError(f"{path} holds {found}, which is no caption json that is known; possible are:\n{_possible()}")
+            content_type = f"a {type(content).__name__}"
+    raise DualfuseError(
+        f"{path} contains {content_type}, which is not a known JSON format; known formats are:\n{_known_formats()}"
+    )
 
 
 def _folder(folder: Path) -> tuple[str, Path]:
-    endings, texts = _look(folder)
+    endings, texts = _count_files(folder)
     if endings[".tar"]:
         return "tar", folder
     tables = [
@@ -118,12 +123,14 @@ def _folder(folder: Path) -> tuple[str, Path]:
         return "folder", folder
     if endings[".parquet"]:
         return "table", folder
-    found = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
-    raise DualfuseError(f"{folder} holds {found}: no data set that is known; point at one of these:\n{_possible()}")
+    files = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
+    raise DualfuseError(
+        f"{folder} contains {files}, which is not a known data set; known formats are:\n{_known_formats()}"
+    )
 
 
-def _look(folder: Path) -> tuple[Counter[str], bool]:
-    """Return how many files have which ending, and whether any image has a text beside it; stops after many files."""
+def _count_files(folder: Path) -> tuple[Counter[str], bool]:
+    """Return the number of files by suffix, and whether any image has a .txt file; stops after many files."""
     endings: Counter[str] = Counter()
     has_texts = False
     for _, folders, files in os.walk(folder, followlinks=True):
@@ -131,10 +138,10 @@ def _look(folder: Path) -> tuple[Counter[str], bool]:
         stems = {Path(file).stem for file in files if is_image_name(file)}
         has_texts |= any(file.endswith(".txt") and file[:-4] in stems for file in files)
         endings.update("images" if is_image_name(file) else Path(file).suffix.lower() for file in files)
-        if endings.total() > _MANY:
+        if endings.total() > _MAX_FILES:
             break
     return endings, has_texts
 
 
-def _possible() -> str:
+def _known_formats() -> str:
     return "\n".join(f"  {text}" for text in FORMATS.values())

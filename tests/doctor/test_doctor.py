@@ -18,7 +18,7 @@ from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.sample import Sample
 from dualfuse.doctor.examine import examine, find_tars, split_of
 from dualfuse.doctor.findings import Report
-from dualfuse.doctor.fingerprint import COLOUR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
+from dualfuse.doctor.fingerprint import COLOR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
 from dualfuse.prepare.shard_writer import write_shards
 
 
@@ -175,7 +175,7 @@ def test_near_pairs_are_those_of_a_double_loop() -> None:
 
     def is_near(one: int, other: int) -> bool:
         gap = np.abs(colours[one].astype(int) - colours[other].astype(int)).max()
-        return bin(int(hashes[one]) ^ int(hashes[other])).count("1") <= HASH_DISTANCE and gap <= COLOUR_DISTANCE
+        return bin(int(hashes[one]) ^ int(hashes[other])).count("1") <= HASH_DISTANCE and gap <= COLOR_DISTANCE
 
     expected = {pair for pair in combinations(range(60), 2) if is_near(*pair)}
     assert len(expected) > 5

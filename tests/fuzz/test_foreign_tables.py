@@ -18,9 +18,8 @@ from tiny import png_image
 from dualfuse.prepare.checks import ItemChecker
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import _open, prepare
-from dualfuse.prepare.registry import recognise
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.source import of_others, readable
+from dualfuse.prepare.registry import recognize
+from dualfuse.prepare.sources.source import Item, foreign_errors, readable
 
 ROWS = [
     {"image": "a.png", "caption": "a cat", "split": "train"},
@@ -79,8 +78,8 @@ def columns() -> bytes:
 
 def read(path: Path) -> list[object]:
     """Go the way of ``prepare`` up to the judgement on each item."""
-    kind, place = recognise(path)
-    with of_others(place, kind):
+    kind, place = recognize(path)
+    with foreign_errors(place, kind):
         opened = _open(kind, place, PrepareOptions())
     check = ItemChecker()
 
@@ -137,7 +136,7 @@ def test_half_a_character_costs_one_row(tmp_path: Path) -> None:
         "\n".join(map(json.dumps, [half, name, {"image": "./a.png", "caption": "a cat"}]))
     )
     summary = prepare(tmp_path / "t.jsonl", tmp_path / "out", PrepareOptions(num_workers=1))
-    assert summary.tally.samples == 1 and summary.tally.skipped == {"half a character": 2}
+    assert summary.tally.samples == 1 and summary.tally.skipped == {"invalid Unicode": 2}
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert [line["name"] for line in skipped] == ["a.png", "\udc00.png"]
 

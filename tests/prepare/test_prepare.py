@@ -25,8 +25,8 @@ from dualfuse.prepare import output_folder as prepared_folder
 from dualfuse.prepare.checks import PreparedItem, SkippedItem
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
-from dualfuse.prepare.registry import recognise
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.registry import recognize
+from dualfuse.prepare.sources.source import Item
 
 ONE = PrepareOptions(num_workers=1)
 
@@ -108,12 +108,12 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "prepared.json").read_text())["skipped"] == summary.tally.skipped
     console = Console(record=True, width=200, file=io.StringIO())
     console.print(summary)
-    assert "3 left out: unreadable image, such as bad.jpg, cut.jpg, empty.png" in console.export_text()
+    assert "3 skipped: unreadable image, such as bad.jpg, cut.jpg, empty.png" in console.export_text()
 
 
 def test_pictures_without_captions_are_kept_on_demand(tmp_path: Path) -> None:
     source = images(tmp_path / "mine", captions=False)
-    with pytest.raises(ValueError, match=r"3 items can be used \(no caption: 3\).*--images-only"):
+    with pytest.raises(ValueError, match=r"3 items is usable \(no caption: 3\).*--images-only"):
         prepare(source, tmp_path / "out", ONE)
     prepare(source, tmp_path / "out", replace(ONE, images_only=True))
     assert texts(tmp_path / "out") == {"00.jpg": (), "01.jpg": (), "02.jpg": ()}
@@ -131,7 +131,7 @@ def test_other_formats_become_png_and_large_pictures_small_on_demand(tmp_path: P
     summary = prepare(source, tmp_path / "small", replace(ONE, longest_side=15))
     small = {name: Image.open(io.BytesIO(sample.image)) for name, sample in samples(tmp_path / "small").items()}
     assert {(image.format, image.size) for image in small.values()} == {("JPEG", (15, 5))}
-    assert summary.tally.changed == {"made smaller, as JPEG": 2}
+    assert summary.tally.changed == {"resized, as JPEG": 2}
 
 
 def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], delimiter: str = ",") -> Path:
@@ -151,7 +151,7 @@ def test_separated_tables_with_several_rows_a_picture(tmp_path: Path, name: str,
     assert texts(tmp_path / "out") == {"00.jpg": ('a, "b"', "d")}
     assert texts(tmp_path / "out", "val") == {"01.jpg": ("c",)}
     assert skipped(tmp_path / "out") == {"9.jpg": "missing image"}
-    assert recognise(source) == ("table", path)  # the folder means the one table in it
+    assert recognize(source) == ("table", path)  # the folder means the one table in it
 
 
 def test_jsonl_with_numbered_captions_other_folder_and_bad_lines(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_json_list_and_columns_by_name(tmp_path: Path) -> None:
     assert texts(tmp_path / "out") == {"00.jpg": ("a", "b", "c")}
     with pytest.raises(ValueError, match="no column 'fr'; its columns are photo, en, de, text"):
         prepare(source, tmp_path / "b", replace(ONE, image_column="photo", text_columns=("fr",)))
-    with pytest.raises(ValueError, match=r"none of the columns.*photo, en, de, text; name it with --image"):
+    with pytest.raises(ValueError, match=r"no column of .*photo, en, de, text; give its name with --image"):
         prepare(source, tmp_path / "c", ONE)
 
 
@@ -228,7 +228,7 @@ def test_karpathy_splits(tmp_path: Path, has_folders: bool) -> None:
         entry = {"filename": f"{number}.jpg", "split": split, "sentences": sentences, "imgid": number}
         entries.append(entry | ({"filepath": "val2014"} if has_folders else {}))
     source = put(tmp_path / "dataset_coco.json", json.dumps({"images": entries, "dataset": "coco"}))
-    assert recognise(source) == ("karpathy", source)
+    assert recognize(source) == ("karpathy", source)
     prepare(source, tmp_path / "out", replace(ONE, images=tmp_path / "images"))
     counts = {
         split: [len(text) for text in texts(tmp_path / "out", split).values()] for split in ("train", "val", "test")
@@ -299,13 +299,13 @@ def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_known_is_said_with_all_that_is(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"nothing at .*gone"):
-        recognise(tmp_path / "gone")
+    with pytest.raises(ValueError, match=r"gone does not exist"):
+        recognize(tmp_path / "gone")
     put(tmp_path / "odd" / "a.doc", "x")
-    with pytest.raises(ValueError, match=r"holds 1 \.doc(.|\n)*\.jsonl(.|\n)*Karpathy(.|\n)*tar shards"):
-        recognise(tmp_path / "odd")
+    with pytest.raises(ValueError, match=r"contains 1 \.doc(.|\n)*\.jsonl(.|\n)*Karpathy(.|\n)*tar shards"):
+        recognize(tmp_path / "odd")
     with pytest.raises(ValueError, match="an object with licenses, info"):
-        recognise(put(tmp_path / "instances.json", '{"licenses": [], "info": {}}'))
+        recognize(put(tmp_path / "instances.json", '{"licenses": [], "info": {}}'))
 
 
 def test_wrong_picture_folder_is_noticed_early(tmp_path: Path) -> None:
@@ -331,11 +331,11 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monke
         moments.append(tmp_path / f"moment{len(moments)}")
         shutil.copytree(out, moments[-1])
 
-    take, save = prepared_folder.PreparedFolder.take, prepared_folder.save_tally
+    take, save = prepared_folder.PreparedFolder.add, prepared_folder.save_tally
     with monkeypatch.context() as patch:
         patch.setattr(prepared_folder, "SAVE_EVERY", 4)
         patch.setattr(prepared_folder, "save_tally", lambda *args: (freeze(), save(*args)))
-        patch.setattr(prepared_folder.PreparedFolder, "take", lambda *args: (freeze(), take(*args)))
+        patch.setattr(prepared_folder.PreparedFolder, "add", lambda *args: (freeze(), take(*args)))
         prepare(source, out, STOPPED)
     assert len(moments) > 20
     for moment in moments:
@@ -344,7 +344,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monke
 
 
 def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, out, take = many(tmp_path / "mine"), tmp_path / "out", prepared_folder.PreparedFolder.take
+    source, out, take = many(tmp_path / "mine"), tmp_path / "out", prepared_folder.PreparedFolder.add
 
     def interrupt(self: prepared_folder.PreparedFolder, item: Item, outcome: PreparedItem | SkippedItem) -> None:
         take(self, item, outcome)
@@ -353,7 +353,7 @@ def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytes
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepared_folder, "SAVE_EVERY", 4)
-        patch.setattr(prepared_folder.PreparedFolder, "take", interrupt)
+        patch.setattr(prepared_folder.PreparedFolder, "add", interrupt)
         prepare(source, out, STOPPED)
     assert json.loads((out / "progress.json").read_text())["consumed"] == 8
     put(source / "09.jpg", encode(9)), put(source / "15.jpg", encode(15))  # what was left out meanwhile is mended
@@ -402,7 +402,7 @@ def test_source_that_has_grown_or_lost_shards_is_noticed(tmp_path: Path) -> None
         prepare(source, out, STOPPED)
     (source / "99.jpg").unlink()
     (out / "train-00000.tar").unlink()
-    with pytest.raises(ValueError, match=r"train-00000\.tar has gone"):
+    with pytest.raises(ValueError, match=r"train-00000\.tar is missing"):
         prepare(source, out, STOPPED)
 
 

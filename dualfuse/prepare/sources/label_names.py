@@ -1,4 +1,4 @@
-"""Rows of a table with a label: each text is trained by itself."""
+"""Labels in tables: each text of a row becomes an item."""
 
 from __future__ import annotations
 
@@ -6,42 +6,42 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.source import Item
 
 NUMBER = re.compile(r"0|[1-9]\d*")
+DUPLICATE = "the same row came before"
 
 
-class Labelled:
-    """Makes items of rows, and notices those that come twice."""
+class LabelledRows:
+    """Converter from rows with a label to items, which detects duplicates."""
 
     def __init__(self) -> None:
-        """No row was seen yet."""
-        self._seen: dict[int, Mapping[str, object]] = {}
+        """Start without any rows."""
+        self._first: dict[int, Mapping[str, object]] = {}
 
     def items(self, row: Item, cell: object) -> Iterator[Item]:
-        """Return an item for each text of ``row`` (one without text if there is none), with the label in ``cell``.
+        """Yield an item for each text of ``row`` (one without text if there is none), with the label in ``cell``.
 
-        A row that comes again with the same label is a problem; with another label it is kept and noted.
+        A duplicate row with the same label is skipped; with another label it is kept and noted.
         """
-        truth = truth_of(cell)
+        label = parse_label(cell)
         for text in row.texts or ("",):
-            first = self._seen.setdefault(hash((row.split, row.name, text)), truth) if truth else truth
-            problem, note = _said_before(first, truth) if first is not truth else ("", "")
-            if not truth:
-                problem = "no label" if cell in (None, "", []) else "its label is no text, no number, no list of texts"
+            first = self._first.setdefault(hash((row.split, row.name, text)), label) if label else label
+            problem = note = ""
+            if first is not label:
+                problem, note = (DUPLICATE, "") if first == label else ("", f"{DUPLICATE} with another label")
+            if not label:
+                problem = (
+                    "no label" if cell in (None, "", []) else "its label is not a text, a number or a list of texts"
+                )
             texts = (text,) if text else ()
-            yield replace(row, texts=texts, label=truth, problem=row.problem or problem, note=note)
+            yield replace(row, texts=texts, label=label, problem=row.problem or problem, note=note)
 
 
-def _said_before(first: Mapping[str, object], now: Mapping[str, object]) -> tuple[str, str]:
-    """Return the problem and the note of a row that came before, with what is ``first``."""
-    return ("the same row came before", "") if first == now else ("", "the same row came before with another label")
+def parse_label(cell: object) -> dict[str, object]:
+    """Return the ``label`` in a cell, or ``answers`` for a list of texts; empty for other values.
 
-
-def truth_of(cell: object) -> dict[str, object]:
-    """Return what a cell holds: a ``label``, or ``answers`` where it is a list of texts; nothing if neither.
-
-    Labels that are written as whole numbers become such, so that they can mean the number of a label, too.
+    Whole numbers become integers, so that they can be the index of a label.
     """
     match cell:
         case float() if cell.is_integer():

@@ -1,4 +1,4 @@
-"""Reads the rows of csv, tsv, json, jsonl and parquet tables, one after the other."""
+"""Readers of csv, tsv, json, jsonl and parquet tables, row by row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TableRow = Mapping[str, object]
 
 
 def read_rows(path: Path) -> Iterator[TableRow | None]:
-    """Return the rows of the table at ``path``, by its ending; None for a line that cannot be read."""
+    """Yield the rows of the table at ``path``, by its suffix; None for a line that cannot be read."""
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
             return json_lines(path)
@@ -36,15 +36,15 @@ def _separated(path: Path) -> Iterator[TableRow | None]:
                 row = next(rows)
             except StopIteration:
                 return
-            except csv.Error:  # a field of more than 128 KB, above all where a quotation mark is left open
+            except csv.Error:  # a field of more than 128 KB, usually because of an unclosed quotation mark
                 yield None
                 continue
-            has_all = None not in row and None not in row.values()
-            yield row if has_all else None
+            is_complete = None not in row and None not in row.values()
+            yield row if is_complete else None
 
 
 def json_lines(path: Path) -> Iterator[TableRow | None]:
-    """Return the json objects of a file that has one a line, whatever it is called; None for any other line."""
+    """Yield the JSON objects of a file with one per line; None for other lines."""
     with path.open("rb") as file:
         for line in filter(None, map(bytes.strip, file)):
             try:
@@ -63,5 +63,5 @@ def _parquet(path: Path) -> Iterator[TableRow]:
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(batch_size=256):
                 yield from batch.to_pylist()
-    except Exception as error:  # pyarrow lets out whatever a damaged file makes it raise
-        raise DualfuseError(f"{path} is no Parquet file, or is damaged: {error}") from error
+    except Exception as error:  # pyarrow raises all kinds of errors for damaged files
+        raise DualfuseError(f"{path} is not a Parquet file, or is damaged: {error}") from error

@@ -1,4 +1,4 @@
-"""A source that was opened: its items, and what belongs to it as a whole."""
+"""Sources: their items, and files and remarks that belong to the whole."""
 
 from __future__ import annotations
 
@@ -8,42 +8,93 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.prepare.sources.item import Item
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif")
+"""Suffixes of image files; files that cannot be decoded are reported."""
+
+
+@dataclass(frozen=True)
+class Slice:
+    """Some bytes of a file: a complete image file, or one member of a tar."""
+
+    path: Path
+    offset: int = 0
+    size: int = -1
+    """Number of bytes; -1: up to the end of the file."""
+
+    def read(self) -> bytes:
+        """Return the bytes; raises ``OSError`` if there is no such file."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(self.size)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image of a source with its captions, or with one question; the image is read later."""
+
+    name: str
+    """Name of the image in its source, such as ``val2014/COCO_val2014_000000391895.jpg``."""
+    image: Slice | bytes
+    """Location of the image, or its bytes if the source has no random access (parquet)."""
+    texts: tuple[str, ...] = ()
+    split: str = ""
+    """train, val, test, ...; empty: unknown."""
+    meta: Mapping[str, object] = field(default_factory=dict)
+    problem: str = ""
+    """Reason for which the reader of the source skips the item; empty: none."""
+    other_images: tuple[Slice | bytes, ...] = ()
+    """Further images that the text refers to."""
+    label: Mapping[str, object] = field(default_factory=dict)
+    """Target, stored in the meta: a ``label``, or ``answers``, or one certain ``answer``."""
+    note: str = ""
+    """Remark about an item that is kept; counted like a problem."""
+    label_map: Slice | bytes = b""
+    """PNG with a class number for each pixel; empty: none."""
+
+    @property
+    def title(self) -> str:
+        """The name, and the ``id`` of the meta, which distinguishes items that share an image."""
+        return f"{self.name} ({self.meta['id']})" if "id" in self.meta else self.name
+
+
+def captions_of(meta: Mapping[str, object]) -> tuple[str, ...]:
+    """Return the captions in the JSON object of an image: a list ``captions``, a ``caption`` or a ``text``."""
+    value = meta.get("captions") or meta.get("caption") or meta.get("text")
+    captions = value if isinstance(value, list) else [value]
+    return tuple(text for text in captions if isinstance(text, str) and text.strip())
 
 
 @dataclass(frozen=True)
 class Source:
-    """Everything that is prepared from one file or folder."""
+    """The content of one file or folder."""
 
     items: Iterator[Item]
     total: int | None = None
-    """How many items there are, where that is known before they are read."""
+    """Number of items, if known in advance."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Texts that are written beside the shards, by name."""
+    """Text files that are written beside the shards, by name."""
     remarks: tuple[str, ...] = ()
-    """What people should know of the source, such as parts that are not there."""
+    """Remarks about the source, such as missing parts."""
 
 
 @contextmanager
-def of_others(path: Path, kind: str) -> Iterator[None]:
-    """Turn what a file of somebody else makes its reader stumble over into a ``DualfuseError`` that names the file."""
+def foreign_errors(path: Path, kind: str) -> Iterator[None]:
+    """Convert errors of a reader that are caused by a malformed file to ``DualfuseError`` with the path."""
     try:
         yield
-    except (DualfuseError, OSError):  # these say what is wrong
+    except (DualfuseError, OSError):  # these have a message for the user
         raise
     except Exception as error:
         raise DualfuseError(
-            f"{path} looks like the kind {kind!r}, but is damaged or another version of it ({type(error).__name__}: "
-            f"{error}); download it again, or look at the entry"
+            f"{path} has the format {kind!r}, but is damaged or another version of it ({type(error).__name__}: "
+            f"{error}); download it again, or check that entry"
         ) from error
 
 
 def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:
-    """Return the items of a file of somebody else; ``DualfuseError`` where it is not what it seems.
-
-    A caption that is no text is none.
-    """
-    with of_others(path, kind):
+    """Yield the items of a source, without captions that are not strings; see :func:`foreign_errors`."""
+    with foreign_errors(path, kind):
         for item in items:
             texts = tuple(text for text in item.texts if isinstance(text, str))
             yield item if len(texts) == len(item.texts) else replace(item, texts=texts)

@@ -58,22 +58,21 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     source, out = imagenet(tmp_path / "imagenet"), tmp_path / "shards"
     names = "\n".join(f"{name} {called}" for name, called in zip(IDS, NAMES, strict=True))
     (tmp_path / "synsets.txt").write_text("n00000000 nothing of this\n" + names)
-    flags = ("--label", "folder", "--names", str(tmp_path / "synsets.txt"))
+    flags = ("--label", "folder", "--class-names", str(tmp_path / "synsets.txt"))
     assert cli.main(["prepare", str(source), str(out), *flags]) == 0
     said = capsys.readouterr().out
-    assert "several classes are called crane: their labels say the folder, too" in said and "6 labels: " in said
+    assert "several classes are called crane: their labels include the folder" in said and "6 labels: " in said
     called = [*NAMES[:2], f"crane ({IDS[2]})", f"crane ({IDS[3]})", *NAMES[4:]]
     assert (out / "labels.txt").read_text().splitlines() == called
     found = labels(out, "val-*.tar")
     assert len(found) == 12 and len(labels(out, "train-*.tar")) == 48
     assert found[f"val/{IDS[3]}/ILSVRC2012_val_00000130.JPEG"] == called[3]
 
-    small = "--model.width 32 --model.depth 2 --model.both-from 1 --model.image-size 32 32 --data.image-size 32 32"
-    quick = (
-        "--data.batch-size 24 --data.num-workers 0 --optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
-    )
+    small = "--model.width 32 --model.depth 2 --model.vl-expert-start 1 --model.image-size 32 32"
+    data = "--data.image-size 32 32 --data.batch-size 24 --data.num-workers 0"
+    quick = "--optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
     learn = ["train", "vlmo-nano-classes", "--out", str(tmp_path / "run"), "--task.labels", str(out / "labels.txt")]
-    assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *quick.split()]) == 0
+    assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *data.split(), *quick.split()]) == 0
     numbers = tmp_path / "numbers.json"
     judge = ["evaluate", str(tmp_path / "run" / "final"), str(out / "val-*.tar"), "--out", str(numbers)]
     assert cli.main([*judge, "--num-workers", "0", "--answers", str(tmp_path / "answers.jsonl")]) == 0
@@ -91,7 +90,7 @@ def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
     put(tmp_path / "a" / "solution.csv", b"ImageId,PredictionString\n1,bus\n")  # a table beside classes is none of them
     summary = prepare(tmp_path / "a", tmp_path / "out", BY_FOLDER)
     assert labels(tmp_path / "out", "train-*.tar") == {"bus/deep/1.jpg": "bus", "test/deep/1.jpg": "test"}
-    assert summary.tally.skipped == {"in no folder of a class": 1}
+    assert summary.tally.skipped == {"not in a folder of a class": 1}
     assert (tmp_path / "out" / "labels.txt").read_text() == "bus\ntest\n"
 
     for name in ("train/0/1.jpg", "validation/1/2.jpg", "test/3.jpg"):
@@ -100,7 +99,7 @@ def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
     summary = prepare(tmp_path / "b", tmp_path / "split", BY_FOLDER)
     assert labels(tmp_path / "split", "train-*.tar") == {"train/0/1.jpg": 0}
     assert labels(tmp_path / "split", "val-*.tar") == {"validation/1/2.jpg": 1}
-    assert summary.tally.skipped == {"in no folder of a class": 1}
+    assert summary.tally.skipped == {"not in a folder of a class": 1}
     assert Shards.open(tmp_path / "split" / "train-*.tar")[0].texts == ("a cat",)
 
 
@@ -121,9 +120,9 @@ def test_numbers_that_a_published_head_knows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"names": "short.txt"}, "says of 5 folders not what they are called, such as n01440761, n01440762, n01440763"),
+        ({"class_names": "short.txt"}, "has no names for 5 folders: n01440761, n01440762, n01440763, and 2 more"),
         ({"label_column": "verdict"}, "--label verdict names a column of a table.*give --label folder"),
-        ({"label_column": "", "names": "short.txt"}, "--names says what folders of classes are called"),
+        ({"label_column": "", "class_names": "short.txt"}, "--class-names names the folders of classes"),
         ({"text_columns": ("a",)}, "are for tables"),
         ({"split": "val=0.5"}, "has splits already"),
     ],
@@ -131,7 +130,7 @@ def test_numbers_that_a_published_head_knows(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], match: str) -> None:
     source = imagenet(tmp_path / "imagenet", each=1)
     (tmp_path / "short.txt").write_text(f"{IDS[0]}\ttench\n")
-    paths = {"names": tmp_path / "short.txt"} if "names" in changes else {}
+    paths = {"class_names": tmp_path / "short.txt"} if "class_names" in changes else {}
     with pytest.raises(ValueError, match=match):
         prepare(source, tmp_path / "out", replace(BY_FOLDER, **(changes | paths)))
     put(tmp_path / "flat" / "1.jpg", coloured(0, 0))

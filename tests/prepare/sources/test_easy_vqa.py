@@ -13,7 +13,7 @@ from dualfuse.cli import main as cli
 from dualfuse.data.shards.shards import Shards
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
-from dualfuse.prepare.registry import FORMATS, recognise
+from dualfuse.prepare.registry import FORMATS, recognize
 
 ANSWERS = ("circle", "green", "yes", "no")
 ASKED = (("what color is the shape?", "green"), ("what is the green shape?", "circle"), ("is there a circle?", "yes"))
@@ -64,7 +64,7 @@ def test_its_questions(tmp_path: Path) -> None:
         assert sample.image == png_image(image if number < 90 else 100 + image)
         assert (sample.meta["answers"], sample.meta["answer_type"]) == ([answer], kinds[number % 3])
     assert (out / "answers.txt").read_text() == "circle\ngreen\nyes\nno\n"
-    assert summary.tally.remarks[0].startswith("answers.txt: 4 answers, as given; val: a tenth")
+    assert summary.tally.remarks[0].startswith("answers.txt: 4 answers, as in the source; val: a tenth")
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
@@ -76,25 +76,25 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     (data / "test").rename(tmp_path / "test")
     summary = prepare(data, out, ONE)
     assert summary.tally.skipped == {"its answer is not in answers.txt": 1, "missing image": 3}
-    assert summary.tally.remarks[1:] == ["not there: test"]
+    assert summary.tally.remarks[1:] == ["missing: test"]
 
 
 @pytest.mark.parametrize("content", ['{"questions": []}', '[["what?", "circle"]]', '[["what?", 3, 0]]'])
 def test_other_questions_are_refused(tmp_path: Path, content: str) -> None:
     data = package(tmp_path) / "data"
     (data / "train" / "questions.json").write_text(content)
-    with pytest.raises(ValueError, match=r"questions\.json is no list of \[question, answer, number of the image\]"):
+    with pytest.raises(ValueError, match=r"questions\.json is not a list of \[question, answer, image number\]"):
         prepare(data, tmp_path / "out", ONE)
 
 
-def test_it_is_recognised_by_its_layout(tmp_path: Path) -> None:
+def test_it_is_recognized_by_its_layout(tmp_path: Path) -> None:
     folder = package(tmp_path)
-    assert recognise(folder) == ("easy-vqa", folder / "data") == recognise(folder / "data")
+    assert recognize(folder) == ("easy-vqa", folder / "data") == recognize(folder / "data")
     assert "easy-vqa" in FORMATS
-    with pytest.raises(ValueError, match="of the kind 'easy-vqa', has images"):
+    with pytest.raises(ValueError, match="has the format 'easy-vqa', which includes images"):
         prepare(folder, tmp_path / "out", PrepareOptions(images=folder))
     (folder / "data" / "answers.txt").unlink()
-    assert recognise(folder / "data")[0] != "easy-vqa"
+    assert recognize(folder / "data")[0] != "easy-vqa"
 
 
 @pytest.mark.parametrize("recipe", ["demo-vqa", "demo-vqa-bridgetower"])
@@ -114,7 +114,7 @@ def test_from_the_package_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFix
         1,
         "--data.batch-size",
         8,
-        "--task.vocabulary",
+        "--task.answers",
         out / "answers.txt",
     )
     dualfuse("train", recipe, "--out", run, *data, *flags)

@@ -21,7 +21,7 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
-from dualfuse.prepare.registry import recognise
+from dualfuse.prepare.registry import recognize
 
 ONE = PrepareOptions(num_workers=1)
 
@@ -36,7 +36,7 @@ def skipped(out: Path) -> dict[str, str]:
 
 def test_ade20k(tmp_path: Path) -> None:
     source, out = ade20k(tmp_path / "ADEChallengeData2016", training=3, validation=2), tmp_path / "out"
-    assert recognise(source) == ("label-maps", source)
+    assert recognize(source) == ("label-maps", source)
     summary = prepare(source, out, ONE)
     assert {name: mark.samples for name, mark in summary.tally.splits.items()} == {"train": 3, "val": 2}
     sample = by_name(out, "val")["validation/ADE_00001001.jpg"]
@@ -71,7 +71,7 @@ def test_plain_folders_and_what_is_left_out(tmp_path: Path) -> None:
     }
     said = Console(file=io.StringIO(), width=200)
     said.print(summary)
-    assert "1 left out: missing label map, such as street/1.jpg" in said.file.getvalue()  # type: ignore[attr-defined]
+    assert "1 skipped: missing label map, such as street/1.jpg" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_smaller_pictures_have_smaller_label_maps(tmp_path: Path) -> None:
@@ -98,8 +98,8 @@ def test_coco_is_still_captions(tmp_path: Path) -> None:
     captions = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
     for folder in (source / "annotations", source):  # as COCO unpacks, and a folder of caption files
         (folder / "captions_train2017.json").write_text(json.dumps(captions))
-    assert recognise(source / "annotations")[0] == "captions"
-    assert recognise(source)[0] == "captions"
+    assert recognize(source / "annotations")[0] == "captions"
+    assert recognize(source)[0] == "captions"
 
 
 def test_equal_names_with_other_endings(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare import output_folder as prepared_folder
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
-from dualfuse.prepare.registry import recognise
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.label_names import truth_of
+from dualfuse.prepare.registry import recognize
+from dualfuse.prepare.sources.label_names import parse_label
 from dualfuse.prepare.sources.questions import vqav2
+from dualfuse.prepare.sources.source import Item
 from dualfuse.prepare.summary import Summary
 from dualfuse.recipe import Run
 from dualfuse.tasks.finetune.classification import QuestionExample
@@ -145,12 +145,12 @@ def vqa(root: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def few_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vqav2, "APART", 1)
+    monkeypatch.setattr(vqav2, "HELD_OUT", 1)
 
 
 def test_vqav2(tmp_path: Path) -> None:
     source, out = vqa(tmp_path / "coco" / "vqa"), tmp_path / "out"
-    assert recognise(source) == ("vqav2", source)
+    assert recognize(source) == ("vqav2", source)
     summary = prepare(source, out, ONE)
     assert read_vocabulary(out / "answers.txt") == ("no", "yes", "red")
     train_set = samples(out, "train")
@@ -166,14 +166,14 @@ def test_vqav2(tmp_path: Path) -> None:
     assert "answers" not in samples(out, "test")[11000].meta
     assert skipped(out) == {
         3001: "nobody answered it", 1000: "its id came before", 3002: vqav2.UNKNOWN, 9000: "missing image",
-        8000: "answers to no question",
+        8000: "answers without a question",
     }  # fmt: skip
     assert summary.tally.noted == {vqav2.UNKNOWN: 1, "the same text about the same image came before": 1}
     said = printed(summary)
-    assert "3 answers, those most common for 9 or more questions of train2014 and val2014\n" in said
-    assert "1 questions of test2015 are those of test-dev2015" in said
+    assert "3 answers, the most common answer of 9 or more questions of train2014 and val2014\n" in said
+    assert "1 questions of test2015 are also in test-dev2015" in said
     assert f"1 kept: {vqav2.UNKNOWN}, such as val2014/COCO_val2014_000000000007.jpg (7000)" in said
-    assert "1 left out: nobody answered it, such as train2014/COCO_train2014_000000000003.jpg (3001)" in said
+    assert "1 skipped: nobody answered it, such as train2014/COCO_train2014_000000000003.jpg (3001)" in said
 
 
 def test_a_picture_lies_once_beside_all_its_questions(tmp_path: Path) -> None:
@@ -214,16 +214,16 @@ def test_parts_of_vqav2_that_are_not_there_are_said(tmp_path: Path) -> None:
     for path in (*source.glob("*test*"), *source.glob("*val2014*")):
         path.unlink()
     said = printed(prepare(source, tmp_path / "out", ONE))
-    assert "1 answers, those most common for 9 or more questions of train2014; the published 3,129 need" in said
-    assert "not there: v2_OpenEnded_mscoco_val2014_questions.json, v2_OpenEnded_mscoco_test-dev2015" in said
+    assert "1 answers, the most common answer of 9 or more questions of train2014; the published 3,129 need" in said
+    assert "missing: v2_OpenEnded_mscoco_val2014_questions.json, v2_OpenEnded_mscoco_test-dev2015" in said
     (source / "v2_mscoco_train2014_annotations.json").unlink()
-    with pytest.raises(ValueError, match=r"train2014_questions\.json is there without v2_mscoco_train2014_annot"):
+    with pytest.raises(ValueError, match=r"train2014_questions\.json exists without v2_mscoco_train2014_annot"):
         prepare(source, tmp_path / "b", ONE)
     annotations_json(source, "train2014", [{"question_id": 1, "answers": []}])
     with pytest.raises(ValueError, match=r"annotations\.json has an entry without 'multiple_choice_answer'"):
         prepare(source, tmp_path / "c", ONE)
     put(source / "v2_mscoco_train2014_annotations.json", '{"annotations": [')
-    with pytest.raises(ValueError, match=r"annotations\.json is no json file, or is cut off"):
+    with pytest.raises(ValueError, match=r"annotations\.json is not a JSON file, or is truncated"):
         prepare(source, tmp_path / "d", ONE)
 
 
@@ -237,7 +237,7 @@ def test_a_vocabulary_of_ones_own_and_pictures_elsewhere(tmp_path: Path) -> None
     prepare(source, tmp_path / "out", options)
     assert list(samples(tmp_path / "out", "train")) == [3000, 3002]
     assert (tmp_path / "out" / "answers.txt").read_text() == "zebra\n"
-    with pytest.raises(ValueError, match=r"vocabulary was 'mine\.txt', is ''"):
+    with pytest.raises(ValueError, match=r"answers was 'mine\.txt', is ''"):
         prepare(source, tmp_path / "out", replace(options, answers=None))
 
 
@@ -252,7 +252,7 @@ def test_pictures_that_are_nowhere_are_noticed_among_other_problems(tmp_path: Pa
 def test_stopped_it_ends_with_the_same_bytes_and_changed_answers_are_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, out, take = vqa(tmp_path / "vqa"), tmp_path / "out", prepared_folder.PreparedFolder.take
+    source, out, take = vqa(tmp_path / "vqa"), tmp_path / "out", prepared_folder.PreparedFolder.add
     options = replace(ONE, shard_samples=4)
     prepare(source, tmp_path / "whole", options)
 
@@ -263,7 +263,7 @@ def test_stopped_it_ends_with_the_same_bytes_and_changed_answers_are_noticed(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(prepared_folder, "SAVE_EVERY", 7)
-        patch.setattr(prepared_folder.PreparedFolder, "take", interrupt)
+        patch.setattr(prepared_folder.PreparedFolder, "add", interrupt)
         prepare(source, out, options)
     assert json.loads((out / "progress.json").read_text())["consumed"] == 28
     first = prepare(source, out, options)
@@ -301,8 +301,8 @@ def genome(root: Path) -> Path:
 
 def test_visual_genome(tmp_path: Path, processor: Processor) -> None:
     source, out = genome(tmp_path / "vg"), tmp_path / "out"
-    assert recognise(source) == recognise(source.parent) == ("visual-genome", source)
-    with pytest.raises(ValueError, match=r"choose with --vocabulary answers\.txt"):
+    assert recognize(source) == recognize(source.parent) == ("visual-genome", source)
+    with pytest.raises(ValueError, match=r"give --answers answers\.txt"):
         prepare(source, out, ONE)
     known = replace(ONE, answers=put(tmp_path / "answers.txt", "red\nyes\nno\n"))
     prepare(source, out, known)
@@ -317,7 +317,7 @@ def test_visual_genome(tmp_path: Path, processor: Processor) -> None:
     assert "target" in row and row["target"].tolist() == [0, 1]
     source.with_name("image_data.json").unlink()
     said = printed(prepare(source.parent, tmp_path / "b", known))
-    assert "not there: image_data.json" in said and set(samples(tmp_path / "b", "train")) == {10, 21, 22}
+    assert "missing: image_data.json" in said and set(samples(tmp_path / "b", "train")) == {10, 21, 22}
 
 
 def nlvr2(root: Path) -> Path:
@@ -342,7 +342,7 @@ def nlvr2(root: Path) -> Path:
 
 def test_nlvr2(tmp_path: Path, processor: Processor) -> None:
     source, out = nlvr2(tmp_path / "nlvr"), tmp_path / "out"
-    assert recognise(source) == ("nlvr2", source)
+    assert recognize(source) == ("nlvr2", source)
     summary = prepare(source, out, ONE)
     first = samples(out, "train")["train-7-0-0"]
     assert (first.image, first.other_images, first.texts) == (png_image(0), (png_image(1),), ("a red cat",))
@@ -360,7 +360,7 @@ def test_nlvr2(tmp_path: Path, processor: Processor) -> None:
     row = NLVR2Config().read(samples(out, "train")["train-7-1-0"], processor, RNG)
     assert row["images"].shape == (2, 3, 32, 32) and "target" in row and row["target"].item() == 0
     one = source / "balanced" / "balanced_dev.json"
-    assert recognise(one) == ("nlvr2", one)
+    assert recognize(one) == ("nlvr2", one)
     prepare(one, tmp_path / "one", replace(ONE, images=tmp_path / "nlvr"))
     assert set(samples(tmp_path / "one", "balanced_dev")) == {"dev-1-0-0"}
 
@@ -379,7 +379,7 @@ def test_snli_ve(tmp_path: Path, processor: Processor, spelling: str) -> None:
     json_lines(source / "snli_ve_test.jsonl", [row(2, 2, "a house", "neutral")])
     for number in (1, 2):
         put(tmp_path / "flickr30k-images" / f"{number}.jpg", png_image(number))
-    assert recognise(source) == ("snli-ve", source)
+    assert recognize(source) == ("snli-ve", source)
     summary = prepare(source, out, ONE)
     assert list(samples(out, "train")) == ["1.jpg#0r1n", "1.jpg#1r1n", "1.jpg#2r1n"]
     assert list(samples(out, "val")) == ["2.jpg#1r1n"] and list(samples(out, "test")) == ["2.jpg#2r1n"]
@@ -391,7 +391,7 @@ def test_snli_ve(tmp_path: Path, processor: Processor, spelling: str) -> None:
     row_read = EntailmentConfig().read(samples(out, "train")["1.jpg#1r1n"], processor, RNG)
     assert "target" in row_read and row_read["target"].item() == 0 and row_read["question"].text == "a dog"
     one = source / "snli_ve_dev.jsonl"
-    assert recognise(one) == ("snli-ve", one)
+    assert recognize(one) == ("snli-ve", one)
 
 
 def tables(tmp_path: Path, rows: Sequence[dict[str, object]]) -> Iterator[Path]:
@@ -447,11 +447,11 @@ def test_a_table_with_questions_of_ones_own(tmp_path: Path, processor: Processor
     ],
 )  # fmt: skip
 def test_labels_in_cells(cell: object, truth: dict[str, object]) -> None:
-    assert truth_of(cell) == truth
+    assert parse_label(cell) == truth
 
 
 def test_a_column_that_is_no_label_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dualfuse.prepare.summary.MOST_LABELS", 2)
+    monkeypatch.setattr("dualfuse.prepare.summary.MAX_LABELS", 2)
     put(tmp_path / "a.jpg", png_image(1))
     rows = [{"image": "a.jpg", "text": f"{n}", "price": n} for n in range(3)]
     with pytest.raises(ValueError, match="more than 2 different labels"):
@@ -470,14 +470,14 @@ def test_several_data_sets_in_one_folder_and_options_that_do_not_fit(tmp_path: P
     source = vqa(tmp_path / "vqa")
     with pytest.raises(ValueError, match="--image, --text, --label and --split-column are for tables"):
         prepare(source, tmp_path / "out", replace(ONE, label_column="a"))
-    with pytest.raises(ValueError, match="--vocabulary is for VQAv2"):
+    with pytest.raises(ValueError, match="--answers is for VQAv2"):
         prepare(nlvr2(tmp_path / "nlvr"), tmp_path / "out", replace(ONE, answers=put(tmp_path / "a.txt", "a")))
     genome(source)
     with pytest.raises(ValueError, match="several data sets: vqav2, visual-genome; put each into a folder"):
-        recognise(source)
+        recognize(source)
     squad = put(tmp_path / "squad.json", {"data": [{"paragraphs": [{"qas": []}]}]})
-    with pytest.raises(ValueError, match="no caption json that is known"):
-        recognise(squad)
+    with pytest.raises(ValueError, match="not a known JSON format"):
+        recognize(squad)
 
 
 def test_what_an_older_version_prepared_is_still_complete(tmp_path: Path) -> None:
@@ -486,7 +486,7 @@ def test_what_an_older_version_prepared_is_still_complete(tmp_path: Path) -> Non
     content = json.loads((tmp_path / "out" / "prepared.json").read_text())
     for name in ("labels", "noted", "noted_examples", "remarks"):
         del content[name]
-    del content["request"]["label_column"], content["request"]["vocabulary"]
+    del content["request"]["label_column"], content["request"]["answers"]
     put(tmp_path / "out" / "prepared.json", content)
     assert prepare(tmp_path / "mine", tmp_path / "out", ONE).tally.samples == 1
     with pytest.raises(ValueError, match="longest_side was 0, is 9"):

@@ -1,4 +1,4 @@
-"""A folder with a sub-folder for each class, as ImageNet comes: FOLDER/CLASS/*, or FOLDER/train/CLASS/* and so on."""
+"""Folders of classes, as in ImageNet: FOLDER/CLASS/*, or FOLDER/train/CLASS/*, ..."""
 
 from __future__ import annotations
 
@@ -10,72 +10,71 @@ from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.errors import DualfuseError
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.label_names import truth_of
+from dualfuse.io import listing
+from dualfuse.prepare.sources.label_names import parse_label
 from dualfuse.prepare.sources.pairs import folder
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.source import Item, Source
 
 LABELS = "labels.txt"
-NAMED = re.compile(r"([^\t]+)\t\s*(.+)|([^\s,]+)[\s,]\s*(.+)")
-SHOWN = 3
+NAME = re.compile(r"([^\t]+)\t\s*(.+)|([^\s,]+)[\s,]\s*(.+)")
 
 
-def load(path: Path, names: Path | None) -> Source:
-    """Return the images below ``path``, each with the name of its class as label; texts beside them are kept.
+def load(path: Path, class_names: Path | None) -> Source:
+    """Return the images below ``path`` with the names of their classes as labels; texts beside them are kept.
 
-    The class is the first folder below ``path``, or below train, val and test where all folders are such. ``names`` is
-    a file that says in each line what a folder is called: "n01440764 tench". The labels, in the order of the folders'
-    names, become labels.txt. ``DualfuseError`` for a folder without a name.
+    The class is the first folder below ``path``, or below train, val and test if all folders are splits.
+    ``class_names`` is a file with a folder and its class per line: "n01440764 tench". The labels, sorted by folder, are
+    written to labels.txt. Raises ``DualfuseError`` for a folder without a name.
     """
     images = folder.image_names(path)
     tops = {name.partition("/")[0] for name in images if "/" in name}
     has_splits = bool(tops) and all(map(is_split_name, tops))
-    classes = sorted({found for name in images if (found := _class(name, has_splits))})
+    classes = sorted({folder_name for name in images if (folder_name := _class(name, has_splits))})
     if len(classes) < 2:
         raise DualfuseError(
             f"{path} has {len(classes)} folders of classes ({', '.join(classes)}); --label folder needs a sub-folder "
             "for each class, such as cat/1.jpg and dog/2.jpg, or train/cat/1.jpg and val/cat/2.jpg"
         )
-    called, remarks = _called(classes, names)
-    labels = "".join(f"{called[name]}\n" for name in classes)
-    items = _items(folder.read(path, images), called, has_splits)
+    labels_of, remarks = _labels(classes, class_names)
+    labels = "".join(f"{labels_of[name]}\n" for name in classes)
+    items = _items(folder.read(path, images), labels_of, has_splits)
     return Source(items, len(images), {LABELS: labels}, remarks)
 
 
-def _items(found: Iterator[Item], called: Mapping[str, str], has_splits: bool) -> Iterator[Item]:
-    for item in found:
+def _items(images: Iterator[Item], labels_of: Mapping[str, str], has_splits: bool) -> Iterator[Item]:
+    for item in images:
         split = split_name(item.name.partition("/")[0]) if has_splits and "/" in item.name else ""
-        label = called.get(_class(item.name, has_splits))
+        label = labels_of.get(_class(item.name, has_splits))
         if label is None:
-            yield replace(item, split=split, problem=item.problem or "in no folder of a class")
+            yield replace(item, split=split, problem=item.problem or "not in a folder of a class")
         else:
-            yield replace(item, split=split, label=truth_of(label))
+            yield replace(item, split=split, label=parse_label(label))
 
 
 def _class(name: str, has_splits: bool) -> str:
-    """Return the folder that stands for the class of an image; empty: it lies in none."""
+    """Return the folder of the class of an image; empty if there is none."""
     parts = name.split("/")[int(has_splits) : -1]
     return parts[0] if parts else ""
 
 
-def _called(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str], tuple[str, ...]]:
-    """Return what each class is called, each by another name, and what is to remark."""
+def _labels(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str], tuple[str, ...]]:
+    """Return the unique label of each folder, and remarks."""
     if file is None:
         return {name: name for name in classes}, ()
-    said = {first: name.strip() for first, name in _lines(file)}
-    if missing := [name for name in classes if name not in said]:
+    names = {first: name.strip() for first, name in _lines(file)}
+    if missing := [name for name in classes if name not in names]:
         raise DualfuseError(
-            f"{file} says of {len(missing)} folders not what they are called, such as {', '.join(missing[:SHOWN])}; "
-            'each line should be the name of a folder, a space, comma or tab, and the name: "n01440764 tench"'
+            f"{file} has no names for {len(missing)} folders: {listing(missing, 3)}; each line should be a folder, a "
+            'space, comma or tab, and the name of the class: "n01440764 tench"'
         )
-    times = Counter(said[name] for name in classes)
-    called = {name: said[name] if times[said[name]] == 1 else f"{said[name]} ({name})" for name in classes}
-    twice = sorted(name for name, count in times.items() if count > 1)
-    remark = f"several classes are called {', '.join(twice)}: their labels say the folder, too" if twice else ""
-    return called, (remark,) if remark else ()
+    counts = Counter(names[name] for name in classes)
+    labels = {name: names[name] if counts[names[name]] == 1 else f"{names[name]} ({name})" for name in classes}
+    shared = sorted(name for name, count in counts.items() if count > 1)
+    remark = f"several classes are called {', '.join(shared)}: their labels include the folder"
+    return labels, (remark,) if shared else ()
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
     for line in file.read_text(encoding="utf-8-sig").splitlines():
-        if match := NAMED.fullmatch(line.strip()):
+        if match := NAME.fullmatch(line.strip()):
             yield (match[1], match[2]) if match[1] else (match[3], match[4])

@@ -1,8 +1,8 @@
-"""Images with a class for each pixel: ``images/…/NAME.jpg`` and ``annotations/…/NAME.png``, as ADE20K comes.
+"""Images with label maps: ``images/…/NAME.jpg`` and ``annotations/…/NAME.png``, as in ADE20K.
 
 ADE20K (ADEChallengeData2016) has ``images/training``, ``images/validation`` and the same two under ``annotations``;
-data of your own need no sub-folders, or any. Names of classes are optional: ``objectInfo150.txt`` as ADE20K has it, or
-``labels.txt``, one a line.
+sub-folders are optional. Names of classes are optional, too: ADE20K's ``objectInfo150.txt``, or ``labels.txt`` with one
+per line.
 """
 
 from __future__ import annotations
@@ -11,16 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
-from dualfuse.prepare.sources.item import Item, Slice
 from dualfuse.prepare.sources.pairs.folder import image_names
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.source import Item, Slice, Source
 
 IMAGES, LABEL_MAPS = "images", "annotations"
 ADE20K_NAMES, NAMES = "objectInfo150.txt", "labels.txt"
 
 
 def has_label_maps(source: Path) -> bool:
-    """Whether ``source`` is a folder of images and label maps; COCO has a folder annotations too, with json files."""
+    """Return whether ``source`` is a folder of images and label maps; COCO's annotations are JSON files instead."""
     images, maps = source / IMAGES, source / LABEL_MAPS
     if not (images.is_dir() and maps.is_dir()) or any(maps.glob("*.json")):
         return False
@@ -28,13 +27,13 @@ def has_label_maps(source: Path) -> bool:
 
 
 def load(source: Path) -> Source:
-    """Return each image with its label map as an item; sub-folders that are all called as splits are splits.
+    """Return each image with its label map as an item; sub-folders are splits if all have the name of a split.
 
-    Images without a label map, and label maps without an image, come as items with that problem.
+    Images without a label map, and label maps without an image, are items with that problem.
     """
     images, maps = image_names(source / IMAGES), image_names(source / LABEL_MAPS)
     names = _class_names(source)
-    remarks = (f"{NAMES}: {len(names)} names of classes; give them to --task.labels",) if names else ()
+    remarks = (f"{NAMES}: {len(names)} names of classes, for --task.labels",) if names else ()
     files = {NAMES: "".join(f"{name}\n" for name in names)} if names else {}
     return Source(_items(source, images, maps), len(_stems(maps) | _stems(images)), files, remarks)
 
@@ -42,11 +41,11 @@ def load(source: Path) -> Source:
 def _items(source: Path, images: list[str], maps: list[str]) -> Iterator[Item]:
     tops = {name.partition("/")[0] if "/" in name else "" for name in images}
     has_splits = all(is_split_name(top) for top in tops)
-    there, done = {name for name in maps if name.endswith(".png")}, set[str]()
+    available, done = {name for name in maps if name.endswith(".png")}, set[str]()
     for name in images:
         stem = str(PurePosixPath(name).with_suffix(""))
         label_map = f"{stem}.png"
-        problem = "" if label_map in there else "missing label map"
+        problem = "" if label_map in available else "missing label map"
         yield Item(
             name,
             Slice(source / IMAGES / name),
@@ -65,9 +64,9 @@ def _stems(names: list[str]) -> set[str]:
 
 
 def _class_names(source: Path) -> tuple[str, ...]:
-    """Return the names of the classes in the order of their numbers, none where no file has them.
+    """Return the names of the classes in the order of their numbers; empty without a file of names.
 
-    Of the synonyms that ADE20K lists the first is taken, and all where another class has the same first.
+    Of ADE20K's synonyms the first is returned, or all if another class has the same first one.
     """
     if (source / NAMES).is_file():
         lines = (source / NAMES).read_text(encoding="utf-8-sig", errors="replace").splitlines()

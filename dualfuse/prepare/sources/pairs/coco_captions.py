@@ -1,4 +1,4 @@
-"""Caption json in the manner of COCO, such as ``captions_train2017.json``: one list of images, one of captions."""
+"""Caption files in the format of COCO, such as ``captions_train2017.json``: a list of images and one of captions."""
 
 from __future__ import annotations
 
@@ -10,32 +10,32 @@ from typing import Any
 
 from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.image_finder import ImageFinder
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.source import Item
 
 
 def read(path: Path, images: Path | None) -> Iterator[Item]:
-    """Return every image of the json at ``path`` (or of each ``captions_*.json`` in that folder) with its captions.
+    """Yield every image of the file at ``path`` (or of each ``captions_*.json`` in that folder) with its captions.
 
-    ``images`` is the folder of the images, or the folder around ``train2017`` and ``val2017``; without it they are
-    looked for beside the json and beside the folder of the json, as COCO unpacks.
+    ``images`` is the folder of the images, or the parent of ``train2017`` and ``val2017``; by default, these are
+    searched beside the file and beside its folder, as COCO unpacks.
     """
     for file in caption_files(path) if path.is_dir() else (path,):
         yield from _read_one(file, images)
 
 
 def caption_files(folder: Path) -> tuple[Path, ...]:
-    """Return the ``captions_*.json`` of a folder, in the order of their names."""
+    """Return the ``captions_*.json`` of a folder, sorted by name."""
     return tuple(sorted(folder.glob("captions_*.json")))
 
 
 def _read_one(path: Path, images: Path | None) -> Iterator[Item]:
-    content: Mapping[str, Any] = json.loads(path.read_bytes())  # a foreign file: its values are checked where used
+    content: Mapping[str, Any] = json.loads(path.read_bytes())  # Any: checked where used
     texts: dict[object, list[str]] = defaultdict(list)
     for annotation in content["annotations"]:
         texts[annotation["image_id"]].append(annotation["caption"])
     part = path.stem.removeprefix("captions_")  # train2017
-    around = (images,) if images else (path.parent, path.parent.parent)
-    find = ImageFinder(*(folder / part for folder in around), *around)
+    folders = (images,) if images else (path.parent, path.parent.parent)
+    find = ImageFinder(*(folder / part for folder in folders), *folders)
     for entry in content["images"]:
         yield Item(
             name=f"{part}/{entry['file_name']}",

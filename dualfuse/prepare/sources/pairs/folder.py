@@ -1,4 +1,4 @@
-"""A folder of images, each with a ``.txt`` file of captions beside it; also what img2dataset calls ``files``."""
+"""A folder of images with ``.txt`` files of captions beside them; also the ``files`` output of img2dataset."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
-from dualfuse.prepare.sources.item import IMAGE_SUFFIXES, Item, Slice, captions_of
+from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, captions_of
 
 
 def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
-    """Return the images called ``names`` (see ``image_names``) below ``folder``.
+    """Yield the images called ``names`` (see ``image_names``) below ``folder``.
 
-    The text file has one caption a line; a ``.json`` object beside it becomes the meta data. Sub-folders called train,
-    val or test are splits, unless there are images in other sub-folders too: then they are mere folders.
+    The text file has one caption per line; a ``.json`` object beside it becomes the meta data. Sub-folders called
+    train, val or test are splits, unless there are images in other sub-folders, too.
     """
     tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     has_splits = all(is_split_name(top) for top in tops)
@@ -33,7 +33,7 @@ def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Return the sorted names, relative to ``folder``, of all images below it; hidden files are none."""
+    """Return the sorted names, relative to ``folder``, of all images below it, without hidden files."""
     names = []
     for parent, folders, files in os.walk(folder, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -43,7 +43,7 @@ def image_names(folder: Path) -> list[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """True for the name of a visible file that ends as image files do."""
+    """Return whether ``name`` has the suffix of an image file and is not hidden."""
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from dualfuse.data.split import split_name
 from dualfuse.prepare.sources.image_finder import FLICKR, ImageFinder, around
-from dualfuse.prepare.sources.item import Item
+from dualfuse.prepare.sources.source import Item
 
 
 def read(path: Path, images: Path | None) -> Iterator[Item]:
-    """Return every image of the json at ``path`` with all its sentences, in the order of the json.
+    """Yield every image of the file at ``path`` with all its sentences, in file order.
 
-    ``images`` is the folder that holds ``val2014/COCO_val2014_000000391895.jpg`` or ``1000092795.jpg``; without it,
-    the images are looked for around the json, also in folders such as ``flickr30k-images``. ``restval`` joins
-    ``train``, as the published recipes have it.
+    ``images`` is the folder with ``val2014/COCO_val2014_000000391895.jpg`` or ``1000092795.jpg``; by default, images
+    are searched around the file, also in folders such as ``flickr30k-images``. ``restval`` joins ``train``, as in the
+    published recipes.
     """
     find = ImageFinder(*((images,) if images else around(path.parent, *FLICKR)))
     for entry in json.loads(path.read_bytes())["images"]:

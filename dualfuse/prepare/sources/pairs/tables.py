@@ -1,4 +1,4 @@
-"""A table of the user's own: csv, tsv, json, jsonl or parquet with an image and its text in each row."""
+"""Tables in csv, tsv, json, jsonl or parquet with an image and its text in each row."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dualfuse.data.split import split_in_name, split_name
-from dualfuse.prepare.sources.columns import Columns, choose, refuse_url
+from dualfuse.prepare.sources.columns import Columns, choose, url_error
 from dualfuse.prepare.sources.image_finder import ImageFinder
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.label_names import Labelled
+from dualfuse.prepare.sources.label_names import LabelledRows
 from dualfuse.prepare.sources.rows import TableRow, read_rows
+from dualfuse.prepare.sources.source import Item
 
 
 @dataclass
 class _Merged:
-    """All rows about one image."""
+    """The rows about one image, merged."""
 
     meta: TableRow
     texts: list[str] = field(default_factory=list)
 
 
-def read(path: Path, images: Path | None, wanted: Columns) -> Iterator[Item]:
-    """Return the images of the table at ``path``, or of all parquet files in that folder.
+def read(path: Path, images: Path | None, requested: Columns) -> Iterator[Item]:
+    """Yield the images of the table at ``path``, or of all parquet files in that folder.
 
-    Images are named relative to ``images``, or to the table; parquet may hold them as bytes. Rows about the same
-    image are merged into one item with several captions, at the place of the first of them; with a column of labels
-    each text of each row is an item of its own.
+    Image names are relative to ``images``, or to the table; parquet may contain the bytes. Rows about the same image
+    are merged into one item with several captions, in the order of their first rows; with a label column, each text of
+    each row is an item of its own.
     """
-    find = ImageFinder(*((images,) if images else _around(path)))
-    labelled = Labelled()
+    find = ImageFinder(*((images,) if images else _image_folders(path)))
+    labelled = LabelledRows()
     merged: dict[tuple[str, str], _Merged] = {}
     for table in sorted(path.rglob("*.parquet")) if path.is_dir() else (path,):
         columns: Columns | None = None
@@ -40,7 +40,7 @@ def read(path: Path, images: Path | None, wanted: Columns) -> Iterator[Item]:
             if row is None:
                 yield Item(where, b"", problem="unreadable row")
                 continue
-            columns = columns or choose(row, wanted, str(table))
+            columns = columns or choose(row, requested, str(table))
             split, texts = _split(row, columns, table), _texts(row, columns)
             name, image = _image(row.get(columns.image), where)
             if columns.label:
@@ -54,21 +54,21 @@ def read(path: Path, images: Path | None, wanted: Columns) -> Iterator[Item]:
         yield Item(name, find(name), tuple(entry.texts), split, entry.meta)
 
 
-def _around(path: Path) -> tuple[Path, ...]:
-    """Return the table's folder, and ``images`` in it as several data sets unpack."""
+def _image_folders(path: Path) -> tuple[Path, ...]:
+    """Return the table's folder, and ``images`` in it if it exists."""
     folder = path if path.is_dir() else path.parent
     return folder, *(folder / name for name in ("images", "Images") if (folder / name).is_dir())
 
 
 def _image(cell: object, where: str) -> tuple[str, bytes]:
-    """Return the name of an image, or its bytes; neither if the cell is empty."""
+    """Return the name of an image, or its bytes; both are empty for an empty cell."""
     match cell:
         case bytes():
             return "", cell
-        case {"bytes": bytes(data), **rest}:  # how Hugging Face data sets store images
+        case {"bytes": bytes(data), **rest}:  # the format of Hugging Face datasets
             return f"{where}/{rest.get('path') or ''}".rstrip("/"), data
         case str() if cell.lower().startswith(("http://", "https://")):
-            raise refuse_url(where)
+            raise url_error(where)
         case str():
             return cell.strip(), b""
         case _:
@@ -80,7 +80,7 @@ def _texts(row: TableRow, columns: Columns) -> tuple[str, ...]:
 
 
 def _cell_texts(cell: object) -> tuple[str, ...]:
-    """Return the captions in a cell: a text, a list of texts, or a list written as json (csv files of Flickr30k)."""
+    """Return the captions in a cell: a text, a list of texts, or a JSON list (csv files of Flickr30k)."""
     if isinstance(cell, str) and cell.startswith('["') and cell.endswith('"]'):
         try:
             cell = json.loads(cell)

@@ -1,4 +1,4 @@
-"""Tar shards that exist already (WebDataset layout), above all those that img2dataset writes."""
+"""Existing tar shards in the WebDataset layout, such as the output of img2dataset."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from pathlib import Path
 from dualfuse.data.shards.shards import parse_class
 from dualfuse.data.shards.tar_index import MAX_MEMBER
 from dualfuse.data.split import split_in_name
-from dualfuse.prepare.sources.item import Item, Slice, captions_of
 from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.prepare.sources.source import Item, Slice, captions_of
 
-Members = dict[str, tarfile.TarInfo]  # by ending: "jpg", "txt", "json"
+Members = dict[str, tarfile.TarInfo]  # by extension: "jpg", "txt", "json"
 
 
 def read(path: Path) -> Iterator[Item]:
-    """Return the samples of a tar, or of all tars below a folder, in the order in which they lie there.
+    """Yield the samples of a tar, or of all tars below a folder, in file order.
 
-    The split is taken from the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``). A member
-    ``.cls``, as ImageNet has in this layout, is the label: the number of a class, or its name.
+    The split is the one in the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``). A member
+    ``.cls``, as in ImageNet shards, is the label: a class number or name.
     """
     for tar in tar_files(path):
-        around = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
-        split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, around)), "")
-        name = "/".join((*around, tar.stem))
+        folders = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
+        split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, folders)), "")
+        name = "/".join((*folders, tar.stem))
         yield from _read_tar(tar, name, split)
 
 
 def tar_files(path: Path) -> tuple[Path, ...]:
-    """Return the tar at ``path``, or all below it in the order of their names."""
+    """Return the tar at ``path``, or all tars below it, sorted by name."""
     return (path,) if path.is_file() else tuple(sorted(path.rglob("*.tar")))
 
 
@@ -38,39 +38,39 @@ def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
     try:
         with tarfile.open(tar) as archive:
             for key, members in _samples(archive):
-                pil_image = next((info for ending, info in members.items() if is_image_name(f"x.{ending}")), None)
-                image = Slice(tar, pil_image.offset_data, pil_image.size) if pil_image else b""
+                member = next((info for extension, info in members.items() if is_image_name(f"x.{extension}")), None)
+                image = Slice(tar, member.offset_data, member.size) if member else b""
                 meta = _meta(archive, members.get("json"))
                 texts = _texts(archive, members.get("txt")) or captions_of(meta)
                 label = parse_class(_bytes(archive, members.get("cls")).decode(errors="replace"))
-                truth = {} if label == "" else {"label": label}
-                yield Item(f"{name}/{key}", image, texts, split, meta, label=truth)
-            # tarfile takes a damaged header for the end, which is marked by a block of zeros
-            is_whole = Slice(tar, archive.offset, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
-    except Exception:  # TarError, or whatever a hostile header or damaged compression makes of it
-        is_whole = False
-    if not is_whole:
+                labels = {} if label == "" else {"label": label}
+                yield Item(f"{name}/{key}", image, texts, split, meta, label=labels)
+            # tarfile stops at a damaged header; a complete tar ends with a block of zeros
+            is_complete = Slice(tar, archive.offset, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
+    except Exception:  # TarError, or any other error of a malicious header or damaged compression
+        is_complete = False
+    if not is_complete:
         yield Item(name, b"", split=split, problem="unreadable tar from here on")
 
 
 def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
-    """Return the members that follow one another and are called the same up to the first dot of the file name.
+    """Yield the key and the members of each sample: adjacent members with equal names up to the first dot.
 
-    In the place of a hard link stands the file that it names.
+    Hard links are replaced by the files that they refer to.
     """
     key, members, files = "", Members(), Members()
     for info in archive:
-        held = files.get(info.linkname) if info.islnk() else info
-        if held is None or not held.isfile():
+        target = files.get(info.linkname) if info.islnk() else info
+        if target is None or not target.isfile():
             continue
-        files[info.name] = held
+        files[info.name] = target
         folder, _, file = info.name.rpartition("/")
-        stem, _, ending = file.partition(".")
+        stem, _, extension = file.partition(".")
         if members and key != f"{folder}/{stem}":
             yield key.lstrip("/"), members
             members = Members()
         key = f"{folder}/{stem}"
-        members[ending.lower()] = held
+        members[extension.lower()] = target
     if members:
         yield key.lstrip("/"), members
 

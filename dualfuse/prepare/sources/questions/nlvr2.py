@@ -1,4 +1,4 @@
-"""NLVR2 as its owners publish it: json lines called ``train.json``, ``dev.json``, ``test1.json``, and images."""
+"""NLVR2, as published: JSON lines called ``train.json``, ``dev.json``, ``test1.json``, and images."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from pathlib import Path
 
 from dualfuse.data.split import split_name
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.json_files import head
-from dualfuse.prepare.sources.repeats import Repeats
+from dualfuse.prepare.sources.questions.common import DuplicateFinder, head
 from dualfuse.prepare.sources.rows import TableRow, json_lines
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.source import Item, Source
 
 NAME = re.compile(r"(\w+_)?(train|dev|test\d?)\.json")
 LABELS = ("True", "False")
 
 
 def sentence_files(source: Path) -> tuple[Path, ...]:
-    """Return the file at ``source`` if it is NLVR2's, or those in that folder; the training set comes first."""
+    """Return the NLVR2 file at ``source``, or those in that folder, the training set first."""
     files = source.iterdir() if source.is_dir() else (source,)
-    found = (path for path in files if NAME.fullmatch(path.name) and path.is_file() and _is_nlvr2(head(path)))
-    return tuple(sorted(found, key=lambda path: ("train" not in path.stem, path.name)))
+    matches = (path for path in files if NAME.fullmatch(path.name) and path.is_file() and _is_nlvr2(head(path)))
+    return tuple(sorted(matches, key=lambda path: ("train" not in path.stem, path.name)))
 
 
 def _is_nlvr2(first: bytes) -> bool:
@@ -33,38 +31,38 @@ def _is_nlvr2(first: bytes) -> bool:
 def load(source: Path, images: Path | None) -> Source:
     """Return each sentence with its two images as an item; dev is the split val, test1 is called test1.
 
-    ``images`` is the folder around ``train`` (or ``images/train``), ``dev`` and ``test1``; without it they are looked
-    for around the json files.
+    ``images`` is the parent of ``train`` (or ``images/train``), ``dev`` and ``test1``; by default, they are searched
+    around the JSON files.
     """
     files = sentence_files(source)
-    places = tuple(place / name for place in (images,) for name in (".", "images")) if images else ()
-    return Source(_items(files, ImageFinder(*(places or around(files[0].parent, "images")))))
+    folders = (images, images / "images") if images else around(files[0].parent, "images")
+    return Source(_items(files, ImageFinder(*folders)))
 
 
 def _items(files: tuple[Path, ...], find: ImageFinder) -> Iterator[Item]:
-    repeats = Repeats()
+    duplicates = DuplicateFinder()
     for path in files:
         for number, row in enumerate(json_lines(path), start=1):
             if row is None:
                 yield Item(f"{path.name}:{number}", b"", problem="unreadable row")
             else:
-                yield _item(row, split_name(path.stem), repeats, find)
+                yield _item(row, split_name(path.stem), duplicates, find)
 
 
-def _item(row: TableRow, split: str, repeats: Repeats, find: ImageFinder) -> Item:
+def _item(row: TableRow, split: str, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
     identifier, sentence = str(row.get("identifier", "")), str(row.get("sentence", ""))
     first, second = (_image(row, identifier, number) for number in (0, 1))
-    problem, note = repeats.look(identifier, first, sentence)
-    truth = {"label": str(row["label"])} if row.get("label") is not None else {}
-    if truth and truth["label"] not in LABELS:
+    problem, note = duplicates.check(identifier, first, sentence)
+    target = {"label": str(row["label"])} if row.get("label") is not None else {}
+    if target and target["label"] not in LABELS:
         problem = problem or "its label is neither True nor False"
     meta = {"id": identifier}
     texts, others = (sentence,), (find(second),)
-    return Item(first, find(first), texts, split, meta, problem, others, truth, note or ("" if truth else "no label"))
+    return Item(first, find(first), texts, split, meta, problem, others, target, note or ("" if target else "no label"))
 
 
 def _image(row: TableRow, identifier: str, number: int) -> str:
-    """Return train/39/train-10171-0-img0.png or dev/dev-850-0-img0.png; sentences share all but their last number."""
+    """Return train/39/train-10171-0-img0.png or dev/dev-850-0-img0.png; identifiers end with a sentence number."""
     pair, part = identifier.rpartition("-")[0], identifier.partition("-")[0]
     folder = f"{part}/{row['directory']}" if part == "train" and "directory" in row else part
     return f"{folder}/{pair}-img{number}.png"

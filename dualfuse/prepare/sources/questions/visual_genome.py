@@ -1,4 +1,4 @@
-"""Visual Genome's ``question_answers.json``, chosen as BridgeTower does to add them to VQAv2."""
+"""Visual Genome's ``question_answers.json``, filtered as in BridgeTower, to extend VQAv2."""
 
 from __future__ import annotations
 
@@ -12,40 +12,39 @@ from typing import Any
 from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import normalise
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.json_files import head, read_json
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.questions.common import head, read_json
+from dualfuse.prepare.sources.source import Item, Source
 
 FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def is_visual_genome(path: Path) -> bool:
-    """True for the json of questions and answers, by its first bytes."""
+    """Return whether a file has questions and answers of Visual Genome, by its first bytes."""
     first = head(path).lstrip() if path.is_file() else b""
     return first.startswith(b"[") and b'"qas"' in first
 
 
-def load(path: Path, images: Path | None, known: tuple[str, ...]) -> Source:
-    """Return each question as an item with its one answer, if that is ``known``; ``DualfuseError`` if no answer is.
+def load(path: Path, images: Path | None, answers: tuple[str, ...]) -> Source:
+    """Return each question as an item with its only answer; raises ``DualfuseError`` without ``answers``.
 
-    Left out are answers that are not known, questions to which several known answers were given, and of equal
-    questions of an image all but the first. ``images`` is the folder around ``VG_100K`` and ``VG_100K_2``; without it
-    they are looked for around the json. With ``image_data.json`` beside, images that are COCO's, too, are in the
-    split train_coco (VQAv2's validation shows some of them), all others in train.
+    Questions are skipped if their answer is not among ``answers``, if they have several of these, or if an equal
+    question about the image came before. ``images`` is the parent of ``VG_100K`` and ``VG_100K_2``; by default, they
+    are searched around the file. With ``image_data.json`` beside it, images that are also in COCO are in the split
+    train_coco (some of them are in VQAv2's validation set), all others in train.
     """
-    if not known:
-        raise DualfuseError(f"{path} has a million answers; choose with --vocabulary answers.txt, as written for VQAv2")
-    content: list[list[_Asked]] = read_json(path, _short)
-    pil_images, remark = _images(path.with_name("image_data.json"))
-    places = (images,) if images else around(path.parent, "images")
-    find = ImageFinder(*places, *(place / name for place in places for name in FOLDERS))
-    names = frozenset(known)
-    items = (item for asked in content for item in _of_image(asked, pil_images, names, find))
+    if not answers:
+        raise DualfuseError(f"{path} has a million answers; give --answers answers.txt, as written for VQAv2")
+    content: list[list[_Question]] = read_json(path, _reduce)
+    image_data, remark = _images(path.with_name("image_data.json"))
+    folders = (images,) if images else around(path.parent, "images")
+    find = ImageFinder(*folders, *(folder / name for folder in folders for name in FOLDERS))
+    names = frozenset(answers)
+    items = (item for questions in content for item in _of_image(questions, image_data, names, find))
     return Source(items, sum(map(len, content)), remarks=remark)
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Question:
     """A question about an image."""
 
     id: int
@@ -55,53 +54,53 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Picture:
-    """What ``image_data.json`` says of an image."""
+class _Image:
+    """An entry of ``image_data.json``."""
 
     name: str
     """Such as VG_100K_2/1.jpg."""
     coco: int | None
 
 
-def _short(entry: dict[str, Any]) -> object:
+def _reduce(entry: dict[str, Any]) -> object:
     if "qas" in entry:
         return entry["qas"]
     if "qa_id" in entry:
-        return _Asked(entry["qa_id"], entry["image_id"], entry["question"], intern(entry["answer"]))
-    return None  # objects that are spoken of
+        return _Question(entry["qa_id"], entry["image_id"], entry["question"], intern(entry["answer"]))
+    return None  # objects that a question mentions
 
 
-def _images(path: Path) -> tuple[dict[int, _Picture], tuple[str, ...]]:
-    """Return the images by their number, and what to remark if they are not told."""
+def _images(path: Path) -> tuple[dict[int, _Image], tuple[str, ...]]:
+    """Return the images by their number, and a remark if the file is missing."""
     if not path.is_file():
-        return {}, (f"not there: {path.name}; so all questions are in train, and none in train_coco",)
+        return {}, (f"missing: {path.name}; so all questions are in train, and none in train_coco",)
 
-    def short(entry: dict[str, Any]) -> object:
+    def reduce(entry: dict[str, Any]) -> object:
         name = "/".join(str(entry["url"]).split("/")[-2:])
-        return entry["image_id"], _Picture(name, entry.get("coco_id"))
+        return entry["image_id"], _Image(name, entry.get("coco_id"))
 
-    return dict(read_json(path, short)), ()
+    return dict(read_json(path, reduce)), ()
 
 
 def _of_image(
-    asked: Sequence[_Asked], images: Mapping[int, _Picture], known: Set[str], find: ImageFinder
+    questions: Sequence[_Question], images: Mapping[int, _Image], vocabulary: Set[str], find: ImageFinder
 ) -> Iterator[Item]:
-    """Return the questions about one image."""
-    given: dict[str, set[str]] = defaultdict(set)
-    for one in asked:
-        given[one.text] |= {normalise(one.answer)} & known
-    before: set[str] = set()
-    for one in asked:
+    """Yield the questions about one image."""
+    answers: dict[str, set[str]] = defaultdict(set)
+    for one in questions:
+        answers[one.text] |= {normalise(one.answer)} & vocabulary
+    texts: set[str] = set()
+    for one in questions:
         problem = ""
-        if normalise(one.answer) not in known:
+        if normalise(one.answer) not in vocabulary:
             problem = "its answer is not in the vocabulary"
-        elif len(given[one.text]) > 1:
+        elif len(answers[one.text]) > 1:
             problem = "it has several answers"
-        elif one.text in before:
+        elif one.text in texts:
             problem = "the same text about the same image came before"
         else:
-            before.add(one.text)
-        image = images.get(one.image, _Picture(f"{one.image}.jpg", None))
+            texts.add(one.text)
+        image = images.get(one.image, _Image(f"{one.image}.jpg", None))
         meta = {"id": one.id, "image_id": one.image} | ({"coco_id": image.coco} if image.coco else {})
         split = "train_coco" if image.coco else "train"
         yield Item(image.name, find(image.name), (one.text,), split, meta, problem, label={"answer": one.answer})

@@ -1,4 +1,4 @@
-"""VQAv2 as its owners publish it: a json of questions and one of answers for each part, and COCO's images."""
+"""VQAv2, as published: a file of questions and one of answers for each part, and COCO's images."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from sys import intern
 from typing import Any
 
 from dualfuse.errors import DualfuseError
-from dualfuse.metrics.vqa import COMMON, normalise, vocabulary
+from dualfuse.metrics.vqa import COMMON, normalise
+from dualfuse.metrics.vqa import vocabulary as most_common_answers
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
-from dualfuse.prepare.sources.item import Item
-from dualfuse.prepare.sources.json_files import entries
-from dualfuse.prepare.sources.repeats import Repeats
-from dualfuse.prepare.sources.source import Source
+from dualfuse.prepare.sources.questions.common import DuplicateFinder, entries
+from dualfuse.prepare.sources.source import Item, Source
 
-ANSWERED, ASKED = ("train2014", "val2014"), ("test-dev2015", "test2015")
-APART = 1000  # images at the end of val2014 that judge while the others are trained on (ViLT, METER, VLMo)
+ANSWERED, UNANSWERED = ("train2014", "val2014"), ("test-dev2015", "test2015")
+HELD_OUT = 1000  # images at the end of val2014 for validation; the others are trained on (ViLT, METER, VLMo)
 UNKNOWN = "none of its answers is in the vocabulary"
 
 Question = tuple[int, int, str]  # its id, the id of its image, the text
@@ -26,7 +25,7 @@ Question = tuple[int, int, str]  # its id, the id of its image, the text
 
 @dataclass(frozen=True)
 class _Answers:
-    """What people said to one question."""
+    """The answers of people to one question."""
 
     all: tuple[str, ...]
     most_common: str
@@ -37,41 +36,41 @@ Answers = Mapping[int, _Answers]  # by the id of the question
 
 
 def question_files(folder: Path) -> tuple[Path, ...]:
-    """Return the json files of questions in a folder."""
+    """Return the files of questions in a folder."""
     return tuple(sorted(folder.glob("v2_OpenEnded_mscoco_*_questions.json")))
 
 
-def load(folder: Path, images: Path | None, known: tuple[str, ...]) -> Source:
+def load(folder: Path, images: Path | None, vocabulary: tuple[str, ...]) -> Source:
     """Return each question as an item: splits train, trainable_val and rest_val, test_dev and test (those not in dev).
 
-    ``images`` is the folder around ``train2014``, ``val2014``, ``test2015``; without it they are looked for in and
-    around ``folder``. ``known`` are the answers of the vocabulary; none: they are found by the published rule. Training
-    questions without a known answer are left out, as published; of val they are kept, because they count as wrong.
+    ``images`` is the parent of ``train2014``, ``val2014``, ``test2015``; by default, they are searched in and around
+    ``folder``. ``vocabulary`` holds the answers; empty: they are determined by the published rule. Training questions
+    without an answer in the vocabulary are skipped, as published; those of val are kept and count as wrong.
     """
     answers = {part: _answers(folder, part) for part in ANSWERED if _has(folder, part)}
-    questions = {part: _questions(folder, part) for part in (*ANSWERED, *ASKED) if _has(folder, part)}
+    questions = {part: _questions(folder, part) for part in (*ANSWERED, *UNANSWERED) if _has(folder, part)}
     common = (answer.most_common for part in answers.values() for answer in part.values())
-    names = known or vocabulary(common)
+    names = vocabulary or most_common_answers(common)
     files = {"answers.txt": "".join(f"{name}\n" for name in names)} if names else {}
     find = ImageFinder(*((images,) if images else around(folder, "images")))
-    in_dev = {number for number, _, _ in questions.get(ASKED[0], ())}
-    test = questions.get(ASKED[1], ())
-    questions[ASKED[1]] = [question for question in test if question[0] not in in_dev]
+    in_dev = {number for number, _, _ in questions.get(UNANSWERED[0], ())}
+    test = questions.get(UNANSWERED[1], ())
+    questions[UNANSWERED[1]] = [question for question in test if question[0] not in in_dev]
     total = sum(map(len, questions.values()))
-    twice = len(test) - len(questions[ASKED[1]])
-    remarks = _remarks(folder, tuple(answers), f"{len(names):,}", own=not known, twice=twice)
-    return Source(_items(questions, answers, _Known(names), find), total, files, remarks)
+    shared = len(test) - len(questions[UNANSWERED[1]])
+    remarks = _remarks(folder, tuple(answers), f"{len(names):,}", own=not vocabulary, shared=shared)
+    return Source(_items(questions, answers, _Vocabulary(names), find), total, files, remarks)
 
 
-class _Known:
-    """Tells whether answers are in the vocabulary; the same few thousand come again and again."""
+class _Vocabulary:
+    """Test whether answers are in the vocabulary, with a cache."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        known = frozenset(names)
-        self._knows: Callable[[str], bool] = cache(lambda answer: normalise(answer) in known)
+        vocabulary = frozenset(names)
+        self._contains: Callable[[str], bool] = cache(lambda answer: normalise(answer) in vocabulary)
 
-    def any(self, answers: Sequence[str]) -> bool:
-        return any(map(self._knows, answers))
+    def contains_any(self, answers: Sequence[str]) -> bool:
+        return any(map(self._contains, answers))
 
 
 def _file(folder: Path, part: str) -> Path:
@@ -79,85 +78,90 @@ def _file(folder: Path, part: str) -> Path:
 
 
 def _has(folder: Path, part: str) -> bool:
-    """True if the part is there; ``DualfuseError`` if only one of its two files is."""
+    """Return whether a part exists; raises ``DualfuseError`` if only one of its two files does."""
     questions, annotations = _file(folder, part), folder / f"v2_mscoco_{part}_annotations.json"
     if part in ANSWERED and questions.is_file() != annotations.is_file():
-        there, gone = (questions, annotations) if questions.is_file() else (annotations, questions)
-        raise DualfuseError(f"{there} is there without {gone.name}; download that, or move the former elsewhere")
+        existing, missing = (questions, annotations) if questions.is_file() else (annotations, questions)
+        raise DualfuseError(f"{existing} exists without {missing.name}; download the latter, or move the former")
     return questions.is_file()
 
 
 def _questions(folder: Path, part: str) -> list[Question]:
-    def short(entry: dict[str, Any]) -> object:
+    def reduce(entry: dict[str, Any]) -> object:
         return (entry["question_id"], entry["image_id"], entry["question"]) if "question" in entry else entry
 
-    return entries(_file(folder, part), "questions", short)
+    return entries(_file(folder, part), "questions", reduce)
 
 
 def _answers(folder: Path, part: str) -> Answers:
-    def short(entry: dict[str, Any]) -> object:
+    def reduce(entry: dict[str, Any]) -> object:
         if "answer_id" in entry:
             return intern(entry["answer"])
         if "question_id" in entry:
-            said = _Answers(tuple(entry["answers"]), intern(entry["multiple_choice_answer"]), entry["answer_type"])
-            return entry["question_id"], said
+            answers = _Answers(tuple(entry["answers"]), intern(entry["multiple_choice_answer"]), entry["answer_type"])
+            return entry["question_id"], answers
         return entry
 
-    return dict(entries(folder / f"v2_mscoco_{part}_annotations.json", "annotations", short))
+    return dict(entries(folder / f"v2_mscoco_{part}_annotations.json", "annotations", reduce))
 
 
-def _remarks(folder: Path, answered: tuple[str, ...], size: str, *, own: bool, twice: int) -> tuple[str, ...]:
-    gone = [_file(folder, part).name for part in (*ANSWERED, *ASKED) if not _file(folder, part).is_file()]
-    rule = f"those most common for {COMMON} or more questions of {' and '.join(answered)}" if own else "as given"
-    missing = "; the published 3,129 need train2014 and val2014" if own and answered != ANSWERED else ""
+def _remarks(folder: Path, answered: tuple[str, ...], size: str, *, own: bool, shared: int) -> tuple[str, ...]:
+    missing = [_file(folder, part).name for part in (*ANSWERED, *UNANSWERED) if not _file(folder, part).is_file()]
+    rule = f"the most common answer of {COMMON} or more questions of {' and '.join(answered)}" if own else "as given"
+    hint = "; the published 3,129 need train2014 and val2014" if own and answered != ANSWERED else ""
     return tuple(
         filter(
             None,
             (
-                f"answers.txt: {size} answers, {rule}{missing}" if answered else "",
-                f"{twice:,} questions of test2015 are those of test-dev2015; they are in test_dev" if twice else "",
-                f"not there: {', '.join(gone)}" if gone else "",
+                f"answers.txt: {size} answers, {rule}{hint}" if answered else "",
+                f"{shared:,} questions of test2015 are also in test-dev2015; they are in test_dev" if shared else "",
+                f"missing: {', '.join(missing)}" if missing else "",
             ),
         )
     )
 
 
 def _items(
-    questions: Mapping[str, Sequence[Question]], answers: Mapping[str, Answers], known: _Known, find: ImageFinder
+    questions: Mapping[str, Sequence[Question]],
+    answers: Mapping[str, Answers],
+    vocabulary: _Vocabulary,
+    find: ImageFinder,
 ) -> Iterator[Item]:
-    repeats = Repeats()
-    for part, asked in questions.items():
-        split_of = _splits(part, asked)
-        for question in asked:
+    duplicates = DuplicateFinder()
+    for part, part_questions in questions.items():
+        split_of = _splits(part, part_questions)
+        for question in part_questions:
             number, image, text = question
             folder = part.replace("test-dev", "test")
             name = f"{folder}/COCO_{folder}_{image:012d}.jpg"
-            problem, note = repeats.look(number, name, text)
+            problem, note = duplicates.check(number, name, text)
             split = split_of(image)
             meta: dict[str, object] = {"id": number, "image_id": image}
-            truth: dict[str, object] = {}
-            said = answers[part].get(number) if part in answers else None
-            if said:
-                truth, meta = {"answers": said.all}, meta | {"answer_type": said.kind}
+            target: dict[str, object] = {}
+            given = answers[part].get(number) if part in answers else None
+            if given:
+                target, meta = {"answers": given.all}, meta | {"answer_type": given.kind}
             elif part in answers:
                 problem = problem or "nobody answered it"
-            if said and not known.any(said.all):
+            if given and not vocabulary.contains_any(given.all):
                 problem, note = (problem or UNKNOWN, note) if split == "train" else (problem, note or UNKNOWN)
-            yield Item(name, find(name), (text,), split, meta, problem, label=truth, note=note)
-        yield from _unasked(part, answers.get(part, {}), asked)
+            yield Item(name, find(name), (text,), split, meta, problem, label=target, note=note)
+        yield from _without_question(part, answers.get(part, {}), part_questions)
 
 
-def _splits(part: str, asked: Sequence[Question]) -> Callable[[int], str]:
-    """Return which split an image of ``part`` belongs to."""
+def _splits(part: str, questions: Sequence[Question]) -> Callable[[int], str]:
+    """Return the function from an image number to its split, for the images of ``part``."""
     if part != "val2014":
         name = {"train2014": "train", "test-dev2015": "test_dev", "test2015": "test"}[part]
         return lambda image: name
-    apart = frozenset(list(dict.fromkeys(image for _, image, _ in asked))[-APART:])
-    return lambda image: "rest_val" if image in apart else "trainable_val"
+    held_out = frozenset(list(dict.fromkeys(image for _, image, _ in questions))[-HELD_OUT:])
+    return lambda image: "rest_val" if image in held_out else "trainable_val"
 
 
-def _unasked(part: str, answers: Answers, asked: Sequence[Question]) -> Iterator[Item]:
-    numbers = {number for number, _, _ in asked}
+def _without_question(part: str, answers: Answers, questions: Sequence[Question]) -> Iterator[Item]:
+    numbers = {number for number, _, _ in questions}
     for number in answers:
         if number not in numbers:
-            yield Item(f"v2_mscoco_{part}_annotations.json", b"", meta={"id": number}, problem="answers to no question")
+            yield Item(
+                f"v2_mscoco_{part}_annotations.json", b"", meta={"id": number}, problem="answers without a question"
+            )

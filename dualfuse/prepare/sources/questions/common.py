@@ -1,0 +1,62 @@
+"""Helpers for published question sets: large JSON files, and duplicate questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dualfuse.errors import DualfuseError
+
+HEAD = 4096  # bytes by which a large file is recognized
+
+
+def read_json(path: Path, reduce: Callable[[dict[str, Any]], object] | None = None) -> Any:  # foreign: any values
+    """Return the content of a JSON file; ``reduce`` converts its objects to smaller values while it is parsed.
+
+    The files have millions of objects, each ten times as large in memory as the values that are used. Raises
+    ``DualfuseError`` with the path if the file is not JSON, or if ``reduce`` misses a key.
+    """
+    try:
+        return json.loads(path.read_bytes(), object_hook=reduce)
+    except KeyError as error:
+        raise DualfuseError(f"{path} has an entry without {error}; is it the published file?") from None
+    except (ValueError, RecursionError) as error:
+        raise DualfuseError(f"{path} is not a JSON file, or is truncated ({error}); download it again") from None
+
+
+def entries(path: Path, name: str, reduce: Callable[[dict[str, Any]], object]) -> list[Any]:
+    """Return the list called ``name`` in the object at ``path``, with entries converted by ``reduce``."""
+    content = read_json(path, reduce)
+    if not isinstance(content, Mapping) or not isinstance(content.get(name), list):
+        raise DualfuseError(f"{path} has no list {name!r}; is it the published file?")
+    return content[name]
+
+
+def head(path: Path) -> bytes:
+    """Return the first bytes of a file."""
+    with path.open("rb") as file:
+        return file.read(HEAD)
+
+
+class DuplicateFinder:
+    """Detector of duplicate questions."""
+
+    def __init__(self) -> None:
+        """Start without any questions."""
+        self._ids: set[object] = set()
+        self._questions: set[int] = set()
+
+    def check(self, number: object, image: str, text: str) -> tuple[str, str]:
+        """Return the problem and the note, empty if there is none, of the question ``text`` with the id ``number``.
+
+        A duplicate id is a problem. A duplicate text about the same image is only noted, because the published sets ask
+        other people again and count the answers.
+        """
+        question = hash((image, text))  # collisions among millions are unlikely
+        problem = "its id came before" if number in self._ids else ""
+        note = "the same text about the same image came before" if question in self._questions else ""
+        self._ids.add(number)
+        self._questions.add(question)
+        return problem, note
