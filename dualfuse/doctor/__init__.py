@@ -1,1 +1,1 @@
-"""Checking a data set."""
+"""Checks of data sets for defects."""

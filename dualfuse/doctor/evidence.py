@@ -1,4 +1,4 @@
-"""What is kept of all samples while a data set is examined, and what follows from comparing them."""
+"""Hashes and findings of all samples of a data set, and comparisons between samples."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.doctor.findings import ADVICE, Finding
 from dualfuse.doctor.fingerprint import group, near_pairs
 from dualfuse.doctor.inspect import SampleFindings
+from dualfuse.io import listing
 
-KEPT = 100  # examples of each finding
+MAX_EXAMPLES = 100  # of each finding
 
 
 @dataclass
 class Part:
-    """One tar of the set: its split, its samples, and the number of the first of them in the whole set."""
+    """One tar of the set: its split, its samples, and the index of the first of them in the set."""
 
     split: str
     shards: Shards
@@ -29,57 +30,57 @@ class Part:
 
 @dataclass
 class Evidence:
-    """Some hundred bytes a sample, in the order of the samples."""
+    """Hashes of all samples, in their order (about a hundred bytes per sample), and findings."""
 
     parts: list[Part] = field(default_factory=list)
     content: array[int] = field(default_factory=lambda: array("Q"))
-    look: array[int] = field(default_factory=lambda: array("Q"))
-    colours: bytearray = field(default_factory=bytearray)
+    perceptual: array[int] = field(default_factory=lambda: array("Q"))
+    colors: bytearray = field(default_factory=bytearray)
     texts: array[int] = field(default_factory=lambda: array("Q"))
     owners: array[int] = field(default_factory=lambda: array("q"))
-    """Whose each text is."""
+    """Index of the sample of each text."""
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     examples: dict[str, list[tuple[str, tuple[int, ...]]]] = field(default_factory=lambda: defaultdict(list))
-    """Of each finding: what to print, and the samples it speaks of."""
+    """For each finding: descriptions, and the indices of the samples."""
 
-    def add(self, seen: SampleFindings) -> None:
-        """Keep what was seen of the next sample."""
+    def add(self, findings: SampleFindings) -> None:
+        """Store the findings of the next sample."""
         number = len(self.content)
-        self.content.append(seen.content)
-        self.look.append(seen.look)
-        self.colours += seen.colours
-        self.texts.extend(seen.texts)
-        self.owners.extend([number] * len(seen.texts))
-        for name, detail in seen.flaws:
+        self.content.append(findings.content)
+        self.perceptual.append(findings.perceptual)
+        self.colors += findings.colors
+        self.texts.extend(findings.texts)
+        self.owners.extend([number] * len(findings.texts))
+        for name, detail in findings.defects:
             self.note(name, f"{self.key(number)}: {detail}".removesuffix(": "), (number,))
 
     def note(self, name: str, example: str, numbers: tuple[int, ...] = (), count: int = 1) -> None:
-        """Count ``count`` flaws called ``name``, and keeps the example if there are not yet many."""
+        """Count a finding, and store an example unless there are many already."""
         self.counts[name] += count
-        if len(self.examples[name]) < KEPT:
+        if len(self.examples[name]) < MAX_EXAMPLES:
             self.examples[name].append((example, numbers))
 
     def compare(self) -> None:
-        """Compare all samples with one another; to be called once, when all were added."""
+        """Compare all samples with each other; to be called once, after all were added."""
         content = np.array(self.content, np.uint64)
         same = list(_equal(content))
         copies = {number for group_ in same for number in group_[1:]}
         singles = np.array([n for n in range(len(content)) if content[n] and n not in copies], np.int64)
-        colours = np.frombuffer(self.colours, np.uint8).reshape(-1, 48)
-        alike = group(near_pairs(np.array(self.look, np.uint64)[singles], colours[singles]))
-        self._note_groups(same, "same image again", "same image in two splits")
-        near = (singles[numbers].tolist() for numbers in alike)
-        self._note_groups(near, "near-same image again", "near-same image in two splits")
+        colors = np.frombuffer(self.colors, np.uint8).reshape(-1, 48)
+        components = group(near_pairs(np.array(self.perceptual, np.uint64)[singles], colors[singles]))
+        self._note_groups(same, "duplicate image", "same image in two splits")
+        near = (singles[numbers].tolist() for numbers in components)
+        self._note_groups(near, "near-duplicate image", "near-duplicate in two splits")
         owners = (sorted({self.owners[n] for n in numbers}) for numbers in _equal(np.array(self.texts, np.uint64)))
         self._note_groups(owners, "same text on several images", "same text in two splits")
 
     def findings(self) -> tuple[Finding, ...]:
-        """Return what was found, in the order of ``ADVICE``."""
+        """Return all findings, in the order of ``ADVICE``."""
         names = sorted(self.counts, key=list(ADVICE).index)
         return tuple(Finding(name, self.counts[name], tuple(text for text, _ in self.examples[name])) for name in names)
 
     def part(self, number: int) -> Part:
-        """Return the tar in which sample ``number`` lies."""
+        """Return the tar of sample ``number``."""
         return self.parts[bisect_right(self.parts, number, key=lambda part: part.first) - 1]
 
     def key(self, number: int) -> str:
@@ -88,7 +89,7 @@ class Evidence:
         return part.shards.key(number - part.first)
 
     def _note_groups(self, groups: Iterable[Sequence[int]], within: str, across: str) -> None:
-        """Note groups: ``within`` where a split has several members, ``across`` where several splits have some."""
+        """Note groups with several members in one split as ``within``, and those in several splits as ``across``."""
         for numbers in groups:
             by_split: dict[str, list[int]] = defaultdict(list)
             for number in numbers:
@@ -101,14 +102,13 @@ class Evidence:
                 self.note(across, self._keys(firsts), tuple(firsts))
 
     def _keys(self, numbers: Sequence[int]) -> str:
-        rest = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
-        return " = ".join(self.key(number) for number in numbers[:4]) + rest
+        return listing(map(self.key, numbers), 4, " = ").replace(" = and ", ", and ")
 
 
 def _equal(values: np.ndarray) -> Iterator[list[int]]:
-    """Return the places of equal ``values`` (N,), wherever there are several; 0 stands for no value."""
+    """Return the groups of positions with equal ``values`` (N,); 0 is ignored."""
     order = np.argsort(values, kind="stable")
     ends = np.flatnonzero(np.diff(values[order])) + 1
     runs = zip(np.append(0, ends).tolist(), np.append(ends, len(order)).tolist(), strict=True)
-    found = [order[start:end].tolist() for start, end in runs if end - start > 1 and values[order[start]]]
-    return iter(sorted(found))
+    groups = [order[start:end].tolist() for start, end in runs if end - start > 1 and values[order[start]]]
+    return iter(sorted(groups))

@@ -1,4 +1,4 @@
-"""Checks a data set: bad images, bad texts, copies, and leaks between its splits."""
+"""Examination of a data set: defective images and texts, duplicates, and leaks between splits."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from dualfuse.doctor.inspect import SampleFindings, examine_sample
 from dualfuse.errors import DualfuseError
 from dualfuse.progress import track
 
-TILES = 48  # on the contact sheet
-FLAWED_TILES = 24  # at most so many of them
+TILES = 48  # of the grid
+DEFECT_TILES = 24  # maximum number of samples with findings
 SEED = 1
 
 
 def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None) -> Report:
-    """Look at every sample of the shards at ``path``: a tar, a folder of tars, or a pattern.
+    """Examine every sample of the shards at ``path``: a tar, a folder of tars, or a glob pattern.
 
-    Splits are told by the names of the tars: ``train-00000.tar``, ``food-val-00003.tar``. Texts are over-long if they
-    have more than ``text_length`` tokens, start and end included. Draws some samples, those with flaws first, on
-    ``save_image`` (.png or .jpg) and writes the report beside it as json. Only hashes are kept in memory.
+    Splits are recognized by the names of the tars: ``train-00000.tar``, ``food-val-00003.tar``. Texts are over-long if
+    they have more than ``text_length`` tokens, start and end included. With ``save_image`` (.png or .jpg), some samples
+    are drawn, those with defects first, and the report is written beside the image as JSON. Only hashes are kept in
+    memory.
     """
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DualfuseError(f"the image {save_image} must end in .png or .jpg")
@@ -44,12 +45,12 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
         _open(tar, evidence)
     text = TextTransform(text_length)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too many pixels are a finding of our own
-        look = partial(_look, evidence, text=text)
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too large images are a finding
+        inspect = partial(_inspect, evidence, text=text)
         total = sum(len(part.shards) for part in evidence.parts)
         numbers = track(range(total), total=total, what="samples")
-        for _, seen in parallel_map(look, numbers):
-            evidence.add(seen)
+        for _, findings in parallel_map(inspect, numbers):
+            evidence.add(findings)
     evidence.compare()
     report = Report(str(path), _splits(evidence), evidence.findings())
     if save_image:
@@ -61,39 +62,39 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
 
 
 def find_tars(path: Path) -> tuple[Path, ...]:
-    """Return the tars that ``path`` means; raises ``DualfuseError`` if there are none."""
+    """Return the tars of a path, a folder or a glob pattern; raises ``DualfuseError`` if there are none."""
     if path.is_file():
         return (path,)
-    found = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
-    tars = tuple(sorted(tar for tar in found if tar.suffix == ".tar"))
+    paths = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
+    tars = tuple(sorted(tar for tar in paths if tar.suffix == ".tar"))
     if not tars:
-        raise DualfuseError(f"there are no shards (.tar) at {path}; make some with: dualfuse prepare SOURCE {path}")
+        raise DualfuseError(f"there are no shards (.tar) at {path}; create some with: dualfuse prepare SOURCE {path}")
     return tars
 
 
 def split_of(tar: Path) -> str:
-    """Return the split in the name of a tar, or that name without its number."""
+    """Return the split in the name of a tar, or else the name without its number."""
     return split_in_name(tar.stem) or re.sub(r"[-_]?\d+$", "", tar.stem) or "all"
 
 
 def draw(evidence: Evidence, heading: str) -> Image.Image:
-    """Return a sheet of samples: those with flaws first, a few of each kind, then some by chance."""
+    """Return a grid of samples: some of each finding first, then random ones."""
     notes: dict[int, list[str]] = {}
     kinds = [(name, [n for _, numbers in evidence.examples[name] for n in numbers]) for name in evidence.counts]
-    for turn in range(FLAWED_TILES):
+    for turn in range(DEFECT_TILES):
         for name, numbers in kinds:
-            if turn < len(numbers) and (numbers[turn] in notes or len(notes) < FLAWED_TILES):
+            if turn < len(numbers) and (numbers[turn] in notes or len(notes) < DEFECT_TILES):
                 notes.setdefault(numbers[turn], []).append(name)
     total = len(evidence.content)
-    chance = np.random.default_rng(SEED).permutation(total)[:TILES].tolist()
-    others = [number for number in chance if number not in notes][: TILES - len(notes)]
+    drawn = np.random.default_rng(SEED).permutation(total)[:TILES].tolist()
+    others = [number for number in drawn if number not in notes][: TILES - len(notes)]
     tiles = [_tile(evidence, number, tuple(dict.fromkeys(names))) for number, names in notes.items()]
     tiles += [_tile(evidence, number, ()) for number in sorted(others)]
     return image_grid(tiles, columns=8, cell=176, heading=f"{heading}: {len(tiles)} of {total:,}")
 
 
 def _open(tar: Path, evidence: Evidence) -> None:
-    """Add a tar to the set, or notes that it cannot be read."""
+    """Add a tar to the set, or note that it cannot be read."""
     try:
         shards = Shards.open(tar)
     except ValueError as error:
@@ -103,7 +104,7 @@ def _open(tar: Path, evidence: Evidence) -> None:
     evidence.parts.append(Part(split_of(tar), shards, last.first + len(last.shards) if last else 0))
 
 
-def _look(evidence: Evidence, number: int, *, text: TextTransform) -> SampleFindings:
+def _inspect(evidence: Evidence, number: int, *, text: TextTransform) -> SampleFindings:
     part = evidence.part(number)
     return examine_sample(part.shards, number - part.first, text)
 
@@ -119,15 +120,15 @@ def _splits(evidence: Evidence) -> dict[str, dict[str, int]]:
     return splits
 
 
-def _tile(evidence: Evidence, number: int, flaws: tuple[str, ...]) -> Tile:
+def _tile(evidence: Evidence, number: int, defects: tuple[str, ...]) -> Tile:
     part = evidence.part(number)
     try:
         sample = part.shards[number - part.first]
     except BrokenSample as error:
-        return Tile(b"", "", _last(error.key), "; ".join(flaws), True)
+        return Tile(b"", "", _name(error.key), "; ".join(defects), True)
     caption = " / ".join(sample.texts) or "(no text)"
-    return Tile(sample.image, caption, _last(sample.key), "; ".join(flaws), bool(flaws))
+    return Tile(sample.image, caption, _name(sample.key), "; ".join(defects), bool(defects))
 
 
-def _last(key: str) -> str:
+def _name(key: str) -> str:
     return key.rpartition("/")[2]

@@ -1,4 +1,4 @@
-"""What is wrong with a data set: the kinds of flaws, and the report that names them."""
+"""Findings about a data set, advice for each kind, and the report."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from pathlib import Path
 from dualfuse.io import write_json
 
 ADVICE = {
-    "unreadable shard": "cut off or no tar; copy or prepare it again",
-    "unreadable image": "training skips it, evaluation stops at it; prepare the set again to leave it out",
-    "tiny image": "there is little to see; leave it out, or check that no thumbnails were taken",
-    "huge image": "decoding takes long; prepare again with --longest-side",
-    "animated image": "only its first frame is seen",
-    "same image again": "no flaw if each has its own question; else it counts several times: leave out all but one",
-    "near-same image again": "re-encoded or resized copies, or a series; look at them",
-    "same image in two splits": "a leak: what is tested was trained on; remove it from training",
-    "near-same image in two splits": "perhaps a leak; look at them",
-    "no text": "of no use for pairs; training on images alone can use it",
-    "over-long text": "its end is cut off; raise --text-length (here and in the recipe) or shorten it",
-    "same text on several images": "no flaw if it fits them all; retrieval cannot tell these images apart by it",
-    "same text in two splits": "perhaps a leak; look at the images",
+    "unreadable shard": "truncated or not a tar; copy or prepare it again",
+    "unreadable image": "training skips it, evaluation stops at it; prepare the set again to remove it",
+    "tiny image": "little information; remove it, or check whether the images are thumbnails",
+    "huge image": "decoding is slow; prepare the set again with --longest-side",
+    "animated image": "only the first frame is used",
+    "duplicate image": "normal if each has its own question; otherwise it counts several times: keep one",
+    "near-duplicate image": "re-encoded or resized copies, or a series; check them",
+    "same image in two splits": "a leak: a test image is trained on; remove it from training",
+    "near-duplicate in two splits": "possibly a leak; check them",
+    "no text": "unusable for image-text pairs; usable for training on images alone",
+    "over-long text": "it is truncated; raise --text-length (here and in the recipe) or shorten it",
+    "same text on several images": "normal if it fits all of them, but retrieval cannot distinguish them by it",
+    "same text in two splits": "possibly a leak; check the images",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One kind of flaw, and where it was found."""
+    """One kind of defect, with examples."""
 
     name: str
     """One of ``ADVICE``."""
     count: int
-    """How many images, texts or groups of them have it."""
+    """Number of images, texts or groups of them."""
     examples: tuple[str, ...]
-    """Keys of the first, with what there is to say; several keys that belong together are joined by " = "."""
+    """Keys of the first samples, with details; keys of equal samples are joined by " = "."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What ``examine`` found."""
+    """The result of ``examine``."""
 
     path: str
     splits: Mapping[str, Mapping[str, int]]
-    """Of each split, how many shards, images and texts it has."""
+    """Numbers of shards, images and texts of each split."""
     findings: tuple[Finding, ...]
-    """Only what was found at least once, in the order of ``ADVICE``."""
+    """All findings, in the order of ``ADVICE``."""
 
     def save(self, path: Path) -> None:
-        """Write the report as json."""
+        """Write the report as JSON."""
         write_json(path, asdict(self))

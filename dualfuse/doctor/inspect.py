@@ -1,4 +1,4 @@
-"""Looks at one sample of a shard: what is wrong with it alone, and the hashes by which it is compared with others."""
+"""Inspection of single samples: their defects, and the hashes for comparisons with other samples."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ HUGE = 4096  # pixels on the longer side
 
 @dataclass(frozen=True)
 class SampleFindings:
-    """What is kept of a sample: a hundred bytes or so, whatever the size of its image."""
+    """Defects and hashes of a sample: about a hundred bytes, whatever the size of its image."""
 
-    flaws: tuple[tuple[str, str], ...]
-    """(name of the finding, what there is to say)."""
+    defects: tuple[tuple[str, str], ...]
+    """(name of the finding, details)."""
     content: int = 0
-    """64-bit hash of the file's bytes; 0 for an image that cannot be read, as are the next two."""
-    look: int = 0
-    """64-bit hash of what the image looks like."""
-    colours: bytes = bytes(48)
+    """64-bit hash of the file; 0 for an unreadable image, as are the next two."""
+    perceptual: int = 0
+    """64-bit perceptual hash; see :func:`fingerprint`."""
+    colors: bytes = bytes(48)
     texts: tuple[int, ...] = ()
-    """64-bit hash of each text, without case and spacing."""
+    """64-bit hash of each text, ignoring case and white space."""
 
 
 def examine_sample(shards: Shards, number: int, text: TextTransform) -> SampleFindings:
-    """Return what there is to know about sample ``number``."""
+    """Inspect sample ``number``."""
     try:
         sample = shards[number]
     except BrokenSample as error:
         return SampleFindings((("unreadable image", error.reason),))
     texts = tuple(_hash(" ".join(line.casefold().split()).encode()) for line in sample.texts)
-    flaws = _text_flaws(sample, text)
+    defects = _text_defects(sample, text)
     try:
-        is_small_or_large = _image_flaws(sample.image)
-        look, colours = fingerprint(decode(sample.image).permute(1, 2, 0).contiguous().numpy())
+        image_defects = _image_defects(sample.image)
+        perceptual, colors = fingerprint(decode(sample.image).permute(1, 2, 0).contiguous().numpy())
     except ValueError as error:
-        return SampleFindings((("unreadable image", str(error)), *flaws), texts=texts)
-    return SampleFindings((*is_small_or_large, *flaws), _hash(sample.image), look, colours, texts)
+        return SampleFindings((("unreadable image", str(error)), *defects), texts=texts)
+    return SampleFindings((*image_defects, *defects), _hash(sample.image), perceptual, colors, texts)
 
 
-def _image_flaws(image: bytes) -> tuple[tuple[str, str], ...]:
-    found = header(image)
-    size = f"{found.width} x {found.height}"
+def _image_defects(image: bytes) -> tuple[tuple[str, str], ...]:
+    info = header(image)
+    size = f"{info.width} x {info.height}"
     checks = (
-        (min(found.width, found.height) < TINY, "tiny image", size),
-        (max(found.width, found.height) > HUGE, "huge image", size),
-        (found.frames > 1, "animated image", f"{found.frames} frames"),
+        (min(info.width, info.height) < TINY, "tiny image", size),
+        (max(info.width, info.height) > HUGE, "huge image", size),
+        (info.frames > 1, "animated image", f"{info.frames} frames"),
     )
-    return tuple((name, detail) for is_so, name, detail in checks if is_so)
+    return tuple((name, detail) for is_defect, name, detail in checks if is_defect)
 
 
-def _text_flaws(sample: Sample, text: TextTransform) -> tuple[tuple[str, str], ...]:
+def _text_defects(sample: Sample, text: TextTransform) -> tuple[tuple[str, str], ...]:
     if not sample.texts:
         return (("no text", ""),)
     return tuple(("over-long text", line[:60] + "…") for line in sample.texts if text.encode(line).truncated)

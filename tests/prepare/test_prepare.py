@@ -1,4 +1,4 @@
-"""What users have becomes shards, whatever it is, and however often it is stopped."""
+"""Data sets of all formats become shards, bitwise the same after any interruption."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def images(folder: Path, count: int = 3, captions: bool = True) -> Path:
     return folder
 
 
-def test_folder_of_pictures_with_texts_beside(tmp_path: Path) -> None:
+def test_folder_of_images_with_texts(tmp_path: Path) -> None:
     source, out = images(tmp_path / "mine"), tmp_path / "out"
     summary = prepare(source, out, ONE)
     assert texts(out)["01.jpg"] == ("caption 1", "second line")
@@ -89,7 +89,7 @@ def test_sub_folders_are_splits_only_if_all_of_them_are(tmp_path: Path) -> None:
     assert list(texts(tmp_path / "b")) == ["bus/00.jpg", "bus/01.jpg", "test/00.jpg", "test/01.jpg"]
 
 
-def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
+def test_skipped_items_are_counted_and_listed(tmp_path: Path) -> None:
     source = images(tmp_path / "mine")
     put(source / "bad.jpg", b"no image"), put(source / "bad.txt", "text")
     put(source / "cut.jpg", encode(5, (64, 64))[:-400]), put(source / "cut.txt", "text")
@@ -111,7 +111,7 @@ def test_all_that_is_left_out_is_counted_and_named(tmp_path: Path) -> None:
     assert "3 skipped: unreadable image, such as bad.jpg, cut.jpg, empty.png" in console.export_text()
 
 
-def test_pictures_without_captions_are_kept_on_demand(tmp_path: Path) -> None:
+def test_images_only_keeps_images_without_captions(tmp_path: Path) -> None:
     source = images(tmp_path / "mine", captions=False)
     with pytest.raises(ValueError, match=r"3 items is usable \(no caption: 3\).*--images-only"):
         prepare(source, tmp_path / "out", ONE)
@@ -119,7 +119,7 @@ def test_pictures_without_captions_are_kept_on_demand(tmp_path: Path) -> None:
     assert texts(tmp_path / "out") == {"00.jpg": (), "01.jpg": (), "02.jpg": ()}
 
 
-def test_other_formats_become_png_and_large_pictures_small_on_demand(tmp_path: Path) -> None:
+def test_other_formats_become_png_and_longest_side_resizes(tmp_path: Path) -> None:
     source = tmp_path / "mine"
     put(source / "a.bmp", encode(1, (30, 10), "BMP")), put(source / "a.txt", "a")
     put(source / "b.png", encode(2, (30, 10), "PNG")), put(source / "b.txt", "b")
@@ -143,7 +143,7 @@ def table(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]], deli
 @pytest.mark.parametrize(
     ("name", "delimiter"), [("t.csv", ","), ("t.tsv", "\t"), ("t.csv", "|"), ("captions.txt", ",")]
 )
-def test_separated_tables_with_several_rows_a_picture(tmp_path: Path, name: str, delimiter: str) -> None:
+def test_separated_tables_with_several_rows_per_image(tmp_path: Path, name: str, delimiter: str) -> None:
     source = images(tmp_path / "mine", captions=False)
     rows = [("00.jpg", 'a, "b"', "train"), ("01.jpg", "c", "Validation"), ("00.jpg", "d", "train"), ("9.jpg", "e", "")]
     path = table(source / name, ("image", "Caption", "split"), rows, delimiter)
@@ -177,13 +177,13 @@ def test_json_list_and_columns_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [("url", "http://a.b/c.jpg"), ("image", "https://a.b/c.jpg")])
-def test_urls_are_a_matter_for_img2dataset(tmp_path: Path, row: tuple[str, str]) -> None:
+def test_urls_are_refused_with_a_hint_to_img2dataset(tmp_path: Path, row: tuple[str, str]) -> None:
     source = table(tmp_path / "t.csv", (row[0], "caption"), [(row[1], "x")])
     with pytest.raises(ValueError, match="img2dataset"):
         prepare(source, tmp_path / "out", ONE)
 
 
-def test_parquet_with_names_or_with_pictures_inside(tmp_path: Path) -> None:
+def test_parquet_with_names_or_image_bytes(tmp_path: Path) -> None:
     images(tmp_path, captions=False)
     named = pyarrow.table({"image": ["00.jpg", "00.jpg"], "caption": ["a", "b"]})
     pyarrow.parquet.write_table(named, tmp_path / "t.parquet")
@@ -262,14 +262,14 @@ def test_tars_of_img2dataset(tmp_path: Path) -> None:
     assert reasons == {"00000/000001": "no caption", "00000/000002": "missing image"}
 
 
-def test_shards_can_be_prepared_again_into_the_same_pictures(tmp_path: Path) -> None:
+def test_prepared_shards_can_be_prepared_again(tmp_path: Path) -> None:
     prepare(images(tmp_path / "mine" / "val").parent, tmp_path / "once", ONE)
     prepare(tmp_path / "once", tmp_path / "twice", ONE)
     once, twice = Shards.open(tmp_path / "once"), Shards.open(tmp_path / "twice" / "val-*.tar")
     assert [(s.image, s.texts) for s in once] == [(s.image, s.texts) for s in twice]
 
 
-def test_split_by_content_keeps_copies_together_and_never_changes(tmp_path: Path) -> None:
+def test_split_by_content_keeps_copies_together(tmp_path: Path) -> None:
     source = tmp_path / "mine"
     for number in range(200):
         for copy in "ab":
@@ -286,19 +286,19 @@ def test_split_by_content_keeps_copies_together_and_never_changes(tmp_path: Path
 
 
 @pytest.mark.parametrize("split", ["val", "val=2", "val=0.5,test=0.5", "train=0.1", "val=0.1,val=0.1", "val=0.0"])
-def test_shares_that_make_no_sense_are_refused(tmp_path: Path, split: str) -> None:
+def test_invalid_shares_are_refused(tmp_path: Path, split: str) -> None:
     with pytest.raises(ValueError, match="split"):
         prepare(images(tmp_path / "mine"), tmp_path / "out", replace(ONE, split=split))
 
 
-def test_options_that_would_do_nothing_are_refused(tmp_path: Path) -> None:
+def test_options_of_other_formats_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="are for tables"):
         prepare(images(tmp_path / "mine"), tmp_path / "out", replace(ONE, text_columns=("a",)))
     with pytest.raises(ValueError, match="has splits already"):
         prepare(images(tmp_path / "split" / "test").parent, tmp_path / "out", replace(ONE, split="val=0.5"))
 
 
-def test_what_is_not_known_is_said_with_all_that_is(tmp_path: Path) -> None:
+def test_unknown_formats_are_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"gone does not exist"):
         recognize(tmp_path / "gone")
     put(tmp_path / "odd" / "a.doc", "x")
@@ -308,7 +308,7 @@ def test_what_is_not_known_is_said_with_all_that_is(tmp_path: Path) -> None:
         recognize(put(tmp_path / "instances.json", '{"licenses": [], "info": {}}'))
 
 
-def test_wrong_picture_folder_is_noticed_early(tmp_path: Path) -> None:
+def test_a_wrong_image_folder_is_detected_early(tmp_path: Path) -> None:
     rows = [(f"{number}.jpg", "text") for number in range(500)]
     with pytest.raises(ValueError, match=r"first 100 items.*--images.*0\.jpg"):
         prepare(table(tmp_path / "t.csv", ("image", "text"), rows), tmp_path / "out", ONE)
@@ -324,7 +324,7 @@ def many(folder: Path) -> Path:
     return folder
 
 
-def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_is_bitwise_after_a_kill_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, moments = many(tmp_path / "mine"), tmp_path / "whole", []
 
     def freeze(*_: object) -> None:  # what a process that is killed just now leaves behind
@@ -343,7 +343,7 @@ def test_stopped_at_any_moment_it_ends_with_the_same_bytes(tmp_path: Path, monke
         assert shards(moment) == shards(out)
 
 
-def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_after_keyboard_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, take = many(tmp_path / "mine"), tmp_path / "out", prepared_folder.PreparedFolder.add
 
     def interrupt(self: prepared_folder.PreparedFolder, item: Item, outcome: PreparedItem | SkippedItem) -> None:
@@ -363,7 +363,7 @@ def test_interrupted_by_the_user_and_repeated(tmp_path: Path, monkeypatch: pytes
     assert shards(out) == shards(tmp_path / "whole")
 
 
-def test_repeating_a_complete_run_writes_nothing(tmp_path: Path) -> None:
+def test_rerunning_a_complete_conversion_writes_nothing(tmp_path: Path) -> None:
     source, out = many(tmp_path / "mine"), tmp_path / "out"
     first = prepare(source, out, STOPPED)
     times = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
@@ -372,14 +372,14 @@ def test_repeating_a_complete_run_writes_nothing(tmp_path: Path) -> None:
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == times
 
 
-def test_threads_do_not_change_the_order(tmp_path: Path) -> None:
+def test_output_does_not_depend_on_num_workers(tmp_path: Path) -> None:
     source = many(tmp_path / "mine")
     prepare(source, tmp_path / "one", STOPPED)
     prepare(source, tmp_path / "four", replace(STOPPED, num_workers=4))
     assert shards(tmp_path / "one") == shards(tmp_path / "four")
 
 
-def test_another_source_or_other_options_need_another_folder(tmp_path: Path) -> None:
+def test_other_sources_and_options_need_another_folder(tmp_path: Path) -> None:
     source, out = many(tmp_path / "mine"), tmp_path / "out"
     prepare(source, out, STOPPED)
     with pytest.raises(ValueError, match="longest_side was 0, is 9"):
@@ -394,7 +394,7 @@ def test_another_source_or_other_options_need_another_folder(tmp_path: Path) -> 
         prepare(source, tmp_path / "foreign", STOPPED)
 
 
-def test_source_that_has_grown_or_lost_shards_is_noticed(tmp_path: Path) -> None:
+def test_changed_sources_and_missing_shards_are_refused(tmp_path: Path) -> None:
     source, out = many(tmp_path / "mine"), tmp_path / "out"
     prepare(source, out, STOPPED)
     put(source / "99.jpg", encode(99)), put(source / "99.txt", "new")

@@ -1,4 +1,4 @@
-"""Shards are plain tars, equal byte for byte, and can be gone on with."""
+"""Shards are plain tars, bitwise reproducible and resumable."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAMPLES = tuple(
 )
 
 
-def test_reader_and_tarfile_see_what_was_written(tmp_path: Path) -> None:
+def test_shards_and_tarfile_read_what_was_written(tmp_path: Path) -> None:
     (shard,) = write_shards(SAMPLES, tmp_path)
     assert shard == tmp_path / "train-00000.tar"
     for read, wrote in zip(Shards.open(shard), SAMPLES, strict=True):
@@ -50,7 +50,7 @@ def test_shards_hold_no_more_than_their_limit(tmp_path: Path, limit: tuple[int, 
 
 
 @pytest.mark.parametrize("taken", range(1, 5))
-def test_going_on_from_a_mark_gives_the_same_bytes(tmp_path: Path, taken: int) -> None:
+def test_resume_from_a_mark_is_bitwise(tmp_path: Path, taken: int) -> None:
     whole = [path.read_bytes() for path in write_shards(SAMPLES, tmp_path / "whole", limit=(2, 1 << 20))]
     first = ShardWriter(tmp_path / "parts", "train", limit=(2, 1 << 20))
     for sample in SAMPLES[:taken]:
@@ -66,7 +66,7 @@ def test_going_on_from_a_mark_gives_the_same_bytes(tmp_path: Path, taken: int) -
     assert [path.read_bytes() for path in second.shards] == whole
 
 
-def test_half_a_shard_is_no_tar_for_any_reader(tmp_path: Path) -> None:
+def test_incomplete_shards_are_not_read(tmp_path: Path) -> None:
     writer = ShardWriter(tmp_path, "train")
     writer.add(SAMPLES[0])
     writer.stop()
@@ -76,18 +76,18 @@ def test_half_a_shard_is_no_tar_for_any_reader(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "a.b", "a/b", "größe", "x" * 91])
-def test_keys_that_readers_would_take_apart_are_refused(tmp_path: Path, key: str) -> None:
+def test_invalid_keys_are_refused(tmp_path: Path, key: str) -> None:
     with pytest.raises(ValueError, match="key"):
         write_shards([Sample(key, image(1))], tmp_path)
 
 
-def test_only_jpeg_png_and_webp_go_into_shards(tmp_path: Path) -> None:
+def test_only_jpeg_png_and_webp_are_written(tmp_path: Path) -> None:
     assert [image_suffix(image(1, kind)) for kind in ("JPEG", "PNG", "WEBP", "GIF")] == ["jpg", "png", "webp", ""]
     with pytest.raises(ValueError, match="convert it first"):
         write_shards([Sample("a", image(1, "GIF"))], tmp_path)
 
 
-def test_further_pictures_come_back_in_order(tmp_path: Path) -> None:
+def test_other_images_keep_their_order(tmp_path: Path) -> None:
     others = tuple(image(number, kind) for number, kind in enumerate(("PNG", "JPEG", "WEBP")))
     several = Sample("two", image(9), ("a text",), {"n": 1}, other_images=others)
     (shard,) = write_shards([several, SAMPLES[0]], tmp_path)

@@ -1,4 +1,4 @@
-"""Samples that ask about one image share it in their shard, and nobody who reads them sees a difference."""
+"""Samples with the same image share it in their shard, which no reader notices."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def same(shards: Path, expected: list[Sample]) -> None:
     assert found == [(sample.image, sample.other_images, sample.texts, sample.meta) for sample in expected]
 
 
-def test_each_picture_lies_there_once(tmp_path: Path) -> None:
+def test_each_image_is_stored_once(tmp_path: Path) -> None:
     [shard] = write_shards(questions(), tmp_path)
     found = members(shard)
     assert [member.name for member in found if member.isreg()] == ["0000.png", "0005.png", "0010.png"]
@@ -49,7 +49,7 @@ def test_each_picture_lies_there_once(tmp_path: Path) -> None:
     ]
 
 
-def test_one_that_comes_back_later_is_found_and_one_of_another_name_is_stored(tmp_path: Path) -> None:
+def test_later_duplicates_are_linked_and_other_names_are_stored(tmp_path: Path) -> None:
     content = [asked(0, 1), asked(1, 2), asked(2, 1), asked(3, 1, "copy.jpg"), Sample("0004", png_image(1))]
     [shard] = write_shards([*content, Sample("0005", png_image(1))], tmp_path)
     assert [member.name for member in members(shard) if member.islnk()] == ["0002.png"]
@@ -59,19 +59,19 @@ def test_one_that_comes_back_later_is_found_and_one_of_another_name_is_stored(tm
     same(tmp_path / "several", both)
 
 
-def test_a_picture_that_has_changed_under_its_name_is_stored_again(tmp_path: Path) -> None:
+def test_a_changed_image_of_the_same_name_is_stored_again(tmp_path: Path) -> None:
     [shard] = write_shards([asked(0, 1, "a.jpg"), asked(1, 2, "a.jpg")], tmp_path)
     assert all(member.isreg() for member in members(shard))
 
 
-def test_every_shard_stands_for_itself(tmp_path: Path) -> None:
+def test_links_stay_within_a_shard(tmp_path: Path) -> None:
     shards = write_shards(questions(), tmp_path, limit=(3, 1 << 20))
     assert len(shards) == 5 and all(members(shard)[0].isreg() for shard in shards)
     same(tmp_path, questions())
 
 
 @pytest.mark.parametrize("stop", range(1, 15))
-def test_stopped_anywhere_it_ends_with_the_same_bytes(tmp_path: Path, stop: int) -> None:
+def test_resume_is_bitwise(tmp_path: Path, stop: int) -> None:
     whole = write_shards(questions(), tmp_path / "whole", limit=(7, 1 << 20))
     writer = ShardWriter(tmp_path / "parts", "train", limit=(7, 1 << 20))
     for sample in questions()[:stop]:

@@ -151,5 +151,5 @@ def test_distortion_changes_colors_only() -> None:
     ("scale", "most", "flip"), [((0.0, 1.0), 0.75, 0.5), ((2.0, 1.0), 0.75, 0.5), ((1, 2), 0, 0.5)]
 )
 def test_invalid_ranges_are_refused(scale: tuple[float, float], most: float, flip: float) -> None:
-    with pytest.raises(ValueError, match="give|must be"):
+    with pytest.raises(ValueError, match=r"give|must be"):
         JointCrop(scale, most, flip)

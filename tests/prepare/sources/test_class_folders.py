@@ -1,4 +1,4 @@
-"""Folders of classes, and tars with .cls, as ImageNet comes in both: from files to a judged model, by the commands."""
+"""Folders of classes and tars with .cls, the layouts of ImageNet: from files to an evaluated model, by the commands."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     data = "--data.image-size 32 32 --data.batch-size 24 --data.num-workers 0"
     quick = "--optim.warmup 5 --optim.lr 5e-3 --run.steps 40 --run.log-every 20"
     learn = ["train", "vlmo-nano-classes", "--out", str(tmp_path / "run"), "--task.labels", str(out / "labels.txt")]
-    assert cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *data.split(), *quick.split()]) == 0
+    assert (
+        cli.main([*learn, "--data.train", str(out / "train-*.tar"), *small.split(), *data.split(), *quick.split()]) == 0
+    )
     numbers = tmp_path / "numbers.json"
     judge = ["evaluate", str(tmp_path / "run" / "final"), str(out / "val-*.tar"), "--out", str(numbers)]
     assert cli.main([*judge, "--num-workers", "0", "--answers", str(tmp_path / "answers.jsonl")]) == 0
@@ -83,7 +85,7 @@ def test_imagenet_to_top_one_and_top_five(tmp_path: Path, capsys: pytest.Capture
     assert sum(right) / 12 == pytest.approx(metrics["accuracy"])
 
 
-def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
+def test_classes_without_splits_and_images_outside_of_classes(tmp_path: Path) -> None:
     for name in ("test", "bus"):  # not all are splits, so both are classes
         put(tmp_path / "a" / name / "deep" / "1.jpg", coloured(1, 1))
     put(tmp_path / "a" / "stray.jpg", coloured(2, 2))
@@ -103,13 +105,13 @@ def test_classes_without_splits_and_what_lies_elsewhere(tmp_path: Path) -> None:
     assert Shards.open(tmp_path / "split" / "train-*.tar")[0].texts == ("a cat",)
 
 
-def test_without_the_option_a_folder_is_what_it_was(tmp_path: Path) -> None:
+def test_without_the_option_folders_are_not_classes(tmp_path: Path) -> None:
     imagenet(tmp_path / "imagenet", each=1)
     with pytest.raises(ValueError, match="no caption: 18"):
         prepare(tmp_path / "imagenet", tmp_path / "out", PrepareOptions(num_workers=1))
 
 
-def test_numbers_that_a_published_head_knows(tmp_path: Path) -> None:
+def test_class_names_may_be_numbers(tmp_path: Path) -> None:
     """A file of names may hold numbers: those of classes in another order."""
     source = imagenet(tmp_path / "imagenet", each=1)
     (tmp_path / "numbers.csv").write_text("".join(f"{name},{9 - n}\n" for n, name in enumerate(IDS)))
@@ -127,7 +129,7 @@ def test_numbers_that_a_published_head_knows(tmp_path: Path) -> None:
         ({"split": "val=0.5"}, "has splits already"),
     ],
 )
-def test_what_does_not_fit_is_refused(tmp_path: Path, changes: dict[str, object], match: str) -> None:
+def test_invalid_options_are_refused(tmp_path: Path, changes: dict[str, object], match: str) -> None:
     source = imagenet(tmp_path / "imagenet", each=1)
     (tmp_path / "short.txt").write_text(f"{IDS[0]}\ttench\n")
     paths = {"class_names": tmp_path / "short.txt"} if "class_names" in changes else {}

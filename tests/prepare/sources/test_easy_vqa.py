@@ -1,4 +1,4 @@
-"""The folder of the package easy_vqa, in miniature: prepared, trained, judged and asked by the commands."""
+"""A miniature of the package easy_vqa: prepared, trained, evaluated and queried by the commands."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def is_apart(image: int) -> bool:
     return int.from_bytes(hashlib.sha256(str(image).encode()).digest()[:8], "big") < 2**64 / 10
 
 
-def test_its_questions(tmp_path: Path) -> None:
+def test_questions_and_splits(tmp_path: Path) -> None:
     folder, out = package(tmp_path), tmp_path / "out"
     summary = prepare(folder, out, ONE)
     of = {split: list(Shards.open(out / f"{split}-*.tar")) for split in ("train", "val", "test")}
@@ -67,7 +67,7 @@ def test_its_questions(tmp_path: Path) -> None:
     assert summary.tally.remarks[0].startswith("answers.txt: 4 answers, as in the source; val: a tenth")
 
 
-def test_what_is_missing_is_said(tmp_path: Path) -> None:
+def test_missing_parts_are_reported(tmp_path: Path) -> None:
     data, out = package(tmp_path) / "data", tmp_path / "out"
     (data / "train" / "images" / "3.png").unlink()
     questions = json.loads((data / "train" / "questions.json").read_text())
@@ -87,7 +87,7 @@ def test_other_questions_are_refused(tmp_path: Path, content: str) -> None:
         prepare(data, tmp_path / "out", ONE)
 
 
-def test_it_is_recognized_by_its_layout(tmp_path: Path) -> None:
+def test_layout_is_recognized(tmp_path: Path) -> None:
     folder = package(tmp_path)
     assert recognize(folder) == ("easy-vqa", folder / "data") == recognize(folder / "data")
     assert "easy-vqa" in FORMATS
@@ -123,7 +123,7 @@ def test_from_the_package_to_an_answer(tmp_path: Path, capsys: pytest.CaptureFix
     said = dualfuse(
         "evaluate", run / "final", f"{out}/test-*.tar", "--num-workers", 0, "--out", metrics, "--answers", answers
     )
-    assert "12 questions, 12 of them with a known answer, 0 excluded" in said
+    assert "12 questions, 12 of them labelled, 0 excluded" in said
     assert set(json.loads(metrics.read_text())) == {
         "accuracy",
         "accuracy/colour",

@@ -47,7 +47,7 @@ def test_ade20k(tmp_path: Path) -> None:
     assert read_vocabulary(out / "labels.txt") == NAMES and not skipped(out)
 
 
-def test_plain_folders_and_what_is_left_out(tmp_path: Path) -> None:
+def test_plain_folders_and_skipped_items(tmp_path: Path) -> None:
     source, out = tmp_path / "mine", tmp_path / "out"
     for number in range(6):
         image, labels = draw(number)
@@ -74,7 +74,7 @@ def test_plain_folders_and_what_is_left_out(tmp_path: Path) -> None:
     assert "1 skipped: missing label map, such as street/1.jpg" in said.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_smaller_pictures_have_smaller_label_maps(tmp_path: Path) -> None:
+def test_label_maps_are_resized_with_their_images(tmp_path: Path) -> None:
     source, out = ade20k(tmp_path / "ade", training=4, validation=1), tmp_path / "out"
     prepare(source, out, replace(ONE, longest_side=36))
     for sample in Shards.open(out / "train-*.tar"):
@@ -83,7 +83,7 @@ def test_smaller_pictures_have_smaller_label_maps(tmp_path: Path) -> None:
         assert set(labels.unique().tolist()) <= set(np.unique(np.asarray(Image.open(whole.with_suffix(".png")))))
 
 
-def test_the_same_again_and_the_same_bytes(tmp_path: Path) -> None:
+def test_output_is_reproducible(tmp_path: Path) -> None:
     source = ade20k(tmp_path / "ade", training=5, validation=2)
     prepare(source, tmp_path / "a", ONE)
     prepare(source, tmp_path / "b", replace(ONE, num_workers=3))
@@ -92,7 +92,7 @@ def test_the_same_again_and_the_same_bytes(tmp_path: Path) -> None:
     assert prepare(source, tmp_path / "a", ONE).tally.samples == 7
 
 
-def test_coco_is_still_captions(tmp_path: Path) -> None:
+def test_coco_is_recognized_as_captions(tmp_path: Path) -> None:
     """COCO has a folder annotations with json files, and may have label maps below it."""
     source = ade20k(tmp_path / "coco", training=1, validation=1)
     captions = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "caption": "a cat"}]}
@@ -102,7 +102,7 @@ def test_coco_is_still_captions(tmp_path: Path) -> None:
     assert recognize(source)[0] == "captions"
 
 
-def test_equal_names_with_other_endings(tmp_path: Path) -> None:
+def test_equal_names_with_different_suffixes(tmp_path: Path) -> None:
     source = ade20k(tmp_path / "ade", training=2, validation=1)
     first = source / "images/training/ADE_00000000.jpg"
     shutil.copy(first, first.with_suffix(".webp"))
@@ -111,7 +111,7 @@ def test_equal_names_with_other_endings(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("split", ["val=0.3"])
-def test_a_share_is_set_apart_where_the_source_has_no_splits(tmp_path: Path, split: str) -> None:
+def test_shares_apply_to_sources_without_splits(tmp_path: Path, split: str) -> None:
     source = tmp_path / "mine"
     for number in range(12):
         for kind, drawn, ending in zip(("images", "annotations"), draw(number), ("jpg", "png"), strict=True):

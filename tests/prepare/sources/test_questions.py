@@ -176,7 +176,7 @@ def test_vqav2(tmp_path: Path) -> None:
     assert "1 skipped: nobody answered it, such as train2014/COCO_train2014_000000000003.jpg (3001)" in said
 
 
-def test_a_picture_lies_once_beside_all_its_questions(tmp_path: Path) -> None:
+def test_images_are_stored_once_for_all_questions(tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(vqa(tmp_path / "vqa"), out, ONE)
     [shard] = out.glob("train-*.tar")
@@ -186,7 +186,7 @@ def test_a_picture_lies_once_beside_all_its_questions(tmp_path: Path) -> None:
     assert {sample.image for sample in Shards.open(shard)[9:17]} == {png_image(2)}
 
 
-def test_vqav2_is_read_by_its_task(tmp_path: Path, processor: Processor) -> None:
+def test_vqa_task_reads_vqav2(tmp_path: Path, processor: Processor) -> None:
     out = tmp_path / "out"
     prepare(vqa(tmp_path / "vqa"), out, ONE)
     task = VQAConfig(answers=read_vocabulary(out / "answers.txt"))
@@ -197,7 +197,7 @@ def test_vqav2_is_read_by_its_task(tmp_path: Path, processor: Processor) -> None
     assert (asked.id, asked.target) == (11000, ())
 
 
-def test_vqav2_is_learnt(tmp_path: Path) -> None:
+def test_vqa_task_trains_on_vqav2(tmp_path: Path) -> None:
     out = tmp_path / "out"
     prepare(vqa(tmp_path / "vqa"), out, ONE)
     tiny = recipe(tmp_path / "tiny", images=8)
@@ -209,7 +209,7 @@ def test_vqav2_is_learnt(tmp_path: Path) -> None:
     assert len(losses) == 2 and np.isfinite(losses).all()
 
 
-def test_parts_of_vqav2_that_are_not_there_are_said(tmp_path: Path) -> None:
+def test_missing_parts_of_vqav2_are_reported(tmp_path: Path) -> None:
     source = vqa(tmp_path / "vqa")
     for path in (*source.glob("*test*"), *source.glob("*val2014*")):
         path.unlink()
@@ -227,7 +227,7 @@ def test_parts_of_vqav2_that_are_not_there_are_said(tmp_path: Path) -> None:
         prepare(source, tmp_path / "d", ONE)
 
 
-def test_a_vocabulary_of_ones_own_and_pictures_elsewhere(tmp_path: Path) -> None:
+def test_custom_vocabulary_and_image_folder(tmp_path: Path) -> None:
     source = vqa(tmp_path / "vqa")
     (tmp_path / "elsewhere").mkdir()
     for name in ("train2014", "val2014", "test2015"):
@@ -241,7 +241,7 @@ def test_a_vocabulary_of_ones_own_and_pictures_elsewhere(tmp_path: Path) -> None
         prepare(source, tmp_path / "out", replace(options, answers=None))
 
 
-def test_pictures_that_are_nowhere_are_noticed_among_other_problems(tmp_path: Path) -> None:
+def test_a_wrong_image_folder_is_detected_among_other_problems(tmp_path: Path) -> None:
     source = tmp_path / "vqa"
     questions_json(source, "train2014", [ask(1000 + n) for n in range(400)])
     annotations_json(source, "train2014", [answer(1000 + n, "red" if n % 3 else f"{n}") for n in range(400)])
@@ -249,9 +249,7 @@ def test_pictures_that_are_nowhere_are_noticed_among_other_problems(tmp_path: Pa
         prepare(source, tmp_path / "out", ONE)
 
 
-def test_stopped_it_ends_with_the_same_bytes_and_changed_answers_are_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resume_is_bitwise_and_changed_answers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, take = vqa(tmp_path / "vqa"), tmp_path / "out", prepared_folder.PreparedFolder.add
     options = replace(ONE, shard_samples=4)
     prepare(source, tmp_path / "whole", options)
@@ -430,7 +428,7 @@ def test_a_table_with_labels(tmp_path: Path, processor: Processor) -> None:
         prepare(path, tmp_path / "no", replace(options, label_column="judge"))
 
 
-def test_a_table_with_questions_of_ones_own(tmp_path: Path, processor: Processor) -> None:
+def test_a_table_with_questions_and_answers(tmp_path: Path, processor: Processor) -> None:
     put(tmp_path / "a.jpg", png_image(1))
     rows = [{"image": "a.jpg", "text": "is it a cat", "said": ["no", "No", "yes"]}]
     prepare(json_lines(tmp_path / "t.jsonl", rows), tmp_path / "out", replace(ONE, label_column="said"))
@@ -450,7 +448,7 @@ def test_labels_in_cells(cell: object, truth: dict[str, object]) -> None:
     assert parse_label(cell) == truth
 
 
-def test_a_column_that_is_no_label_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_labels_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dualfuse.prepare.summary.MAX_LABELS", 2)
     put(tmp_path / "a.jpg", png_image(1))
     rows = [{"image": "a.jpg", "text": f"{n}", "price": n} for n in range(3)]
@@ -466,7 +464,7 @@ def test_karpathy_finds_flickr30k_beside_it(tmp_path: Path) -> None:
     assert [sample.texts for sample in Shards.open(tmp_path / "out" / "test-*.tar")] == [("A cat.",)]
 
 
-def test_several_data_sets_in_one_folder_and_options_that_do_not_fit(tmp_path: Path) -> None:
+def test_several_data_sets_and_options_of_other_formats_are_refused(tmp_path: Path) -> None:
     source = vqa(tmp_path / "vqa")
     with pytest.raises(ValueError, match="--image, --text, --label and --split-column are for tables"):
         prepare(source, tmp_path / "out", replace(ONE, label_column="a"))
@@ -480,7 +478,7 @@ def test_several_data_sets_in_one_folder_and_options_that_do_not_fit(tmp_path: P
         recognize(squad)
 
 
-def test_what_an_older_version_prepared_is_still_complete(tmp_path: Path) -> None:
+def test_folders_of_older_versions_are_complete(tmp_path: Path) -> None:
     put(tmp_path / "mine" / "a.jpg", png_image(1)), put(tmp_path / "mine" / "a.txt", "a cat")
     prepare(tmp_path / "mine", tmp_path / "out", ONE)
     content = json.loads((tmp_path / "out" / "prepared.json").read_text())
