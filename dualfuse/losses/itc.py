@@ -143,6 +143,7 @@ def _softmax_losses(similarities: Similarities, positives: Positives) -> tuple[T
 
 
 def _sigmoid_losses(similarities: Similarities, positives: Positives) -> tuple[Tensor]:
+    assert similarities.bias is not None  # by itc_loss
     logits = (similarities.image_to_text + similarities.bias).float()
     labels = positives.texts_of_images.float()
     return (F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1),)

@@ -1,7 +1,7 @@
-"""Masked image modelling with a teacher: its features of hidden patches, predicted from the others.
+"""Masked image modeling with a teacher: its features of hidden patches are predicted from the visible ones.
 
-The targets are those of EVA (section 2.1) and of BEiT v2's teacher, without a codebook between: the last states of a
-frozen model, compared by their cosine.
+The targets are those of EVA (section 2.1), or of BEiT v2's teacher without its codebook: the last states of a frozen
+model, compared by cosine similarity.
 """
 
 from __future__ import annotations
@@ -46,52 +46,58 @@ class MaskedFeatureConfig(TaskConfig):
     """What is hidden."""
 
     @property
-    def as_words(self) -> MaskedImageConfig:
-        """The same patches, as if they were named."""
+    def masked_image(self) -> MaskedImageConfig:
+        """The config of masked image modeling with the same patches."""
         return MaskedImageConfig(codes=self.channels, patch=self.patch, stride=self.teacher_patch, mask=self.mask)
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> MaskedImageExample:
-        """Draw two views of one crop, and what is hidden; texts are not looked at."""
-        return self.as_words.read(sample, processor, rng)
+        """Draw two views of one crop and the patches to hide; texts are ignored."""
+        return self.masked_image.read(sample, processor, rng)
 
-    def collate(self, rows: Sequence[MaskedImageExample]) -> MaskedImageBatch:
-        """Put images of one size together."""
-        return self.as_words.collate(rows)
+    def collate(self, examples: Sequence[MaskedImageExample]) -> MaskedImageBatch:
+        """Return a batch of images of one size."""
+        return self.masked_image.collate(examples)
 
     def build(self, model: VisionLanguageModel) -> MaskedFeature:
-        """Return the task with a fresh head."""
+        """Return the task with a freshly initialized head."""
         return MaskedFeature(self, model)
 
 
 class MaskedFeature(MaskedImage):
-    """A head that predicts a teacher's features of hidden patches; the teacher is no part of it."""
+    """Predicts a teacher's features of hidden patches; the teacher is not a submodule."""
 
     def __init__(self, cfg: MaskedFeatureConfig, model: VisionLanguageModel) -> None:
-        """Head and mask token start as BEiT's."""
-        super().__init__(cfg.as_words, model)
+        """Initialize head and mask token as BEiT does."""
+        super().__init__(cfg.masked_image, model)
         self.teacher = cfg.teacher
 
     def forward(self, batch: MaskedImageBatch) -> TaskOutput:
-        """Hide patches, and learns their features: one minus the cosine, the mean over patches of all processes."""
-        wanted = self.features(batch["view"], patches=batch["hidden"].shape[1])[batch["hidden"]]
+        """Return the mean of one minus the cosine over the hidden patches of all processes."""
+        targets = self.features(batch["view"], patches=batch["hidden"].shape[1])[batch["hidden"]]
         number = dist.all_reduce_mean(batch["hidden"].sum().float()).clamp(min=1)
-        cosine = F.cosine_similarity(self.logits(batch).float(), wanted, dim=1)
+        cosine = F.cosine_similarity(self.logits(batch).float(), targets, dim=1)
         loss = (1 - cosine).sum() / number
         return TaskOutput(loss, {"loss": loss.detach(), "cosine": cosine.detach().sum() / number})
 
     def features(self, view: Tensor, *, patches: int) -> Tensor:
-        """Return the teacher's features (B, P, channels) of second views (B, 3, h, w) uint8."""
+        """Return the teacher's features (B, P, channels) of views (B, 3, h, w) uint8.
+
+        Raises ``DualfuseError`` if the teacher does not match the task.
+        """
         teacher = open_teacher(self.teacher, view.device)
-        mean, std = (view.new_tensor(numbers, dtype=torch.float).view(3, 1, 1) for numbers in _numbers(teacher))
+        mean, std = (
+            view.new_tensor(numbers, dtype=torch.float).view(3, 1, 1)
+            for numbers in (teacher.preprocess.mean, teacher.preprocess.std)
+        )
         with torch.no_grad(), torch.autocast(view.device.type, enabled=False):
-            found = patch_states(teacher.model, (view.float() / 255 - mean) / std)
-        if found.shape[1:] != (patches, self.cfg.codes):
+            features = patch_states(teacher.model, (view.float() / 255 - mean) / std)
+        if features.shape[1:] != (patches, self.cfg.codes):
             raise DualfuseError(
-                f"{self.teacher} gives {found.shape[1]} patches of {found.shape[2]} channels, but {patches} patches of "
-                f"{self.cfg.codes} are expected; give --task.channels {found.shape[2]}, and with --task.teacher-patch "
-                "the side of the teacher's patches"
+                f"{self.teacher} gives {features.shape[1]} patches of {features.shape[2]} channels, but the task "
+                f"expects {patches} patches of {self.cfg.codes} channels; set --task.channels {features.shape[2]}, and "
+                "--task.teacher-patch to the patch size of the teacher"
             )
-        return found
+        return features
 
 
 def patch_states(model: object, images: Tensor) -> Tensor:
@@ -105,12 +111,8 @@ def patch_states(model: object, images: Tensor) -> Tensor:
 
 @lru_cache(maxsize=2)
 def open_teacher(folder: str, device: torch.device) -> FrozenModel:
-    """Return the frozen model of a folder, once per process; ``DualfuseError`` if there is none."""
+    """Load the frozen model of a folder; cached per process. Raises ``DualfuseError`` if there is none."""
     if not folder:
-        raise DualfuseError("no teacher: give --task.teacher, a model folder such as runs/demo/pairs/final")
-    found = load_frozen(Path(folder).expanduser())
-    return FrozenModel(found.model.to(device), found.preprocess)
-
-
-def _numbers(teacher: FrozenModel) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return teacher.preprocess.mean, teacher.preprocess.std
+        raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/demo/pairs/final")
+    teacher = load_frozen(Path(folder).expanduser())
+    return FrozenModel(teacher.model.to(device), teacher.preprocess)

@@ -1,4 +1,4 @@
-"""Masked words on text alone: stage two of VLMo (paper, section 3.4)."""
+"""Masked language modeling on text only: stage two of VLMo (paper, section 3.4)."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from dualfuse.tasks.pretrain.pair_batch import mlm_positions
 
 
 class TextExample(TypedDict):
-    """One text: its tokens with some masked (T,), and their labels (T,), -100 at all others."""
+    """One text: tokens (T,), some of them masked, and labels (T,), -100 at unmasked tokens."""
 
     ids: np.ndarray
     labels: np.ndarray
 
 
 class MaskedTextBatch(TypedDict):
-    """B texts: ids, mask (B, T); ``positions`` (B, R) are the positions of masked words, ``targets`` what stood there.
+    """B texts: ids, mask (B, T); ``positions`` (B, R) are those of masked tokens, ``targets`` the original tokens.
 
     Where a text has fewer than R, targets are -100.
     """
@@ -69,37 +69,37 @@ class MaskedTextConfig(TaskConfig):
         return tuple(Corpus.open(source, text) for source in sources)
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> TextExample:
-        """Mask words of the text; an image beside it is not looked at."""
+        """Mask words of the text; an image is ignored."""
         if not sample.texts:
             raise BrokenSample(sample.key, "it has no text")
         words = processor.text.encode(sample.texts[0])
         ids, labels = mask_words(words, processor.text.vocab_size, processor.text.mask_id, rng, self.mlm_probability)
         return {"ids": ids, "labels": labels}
 
-    def collate(self, rows: Sequence[TextExample]) -> MaskedTextBatch:
-        """Pad the texts to the longest of them."""
-        ids, mask = pad_texts([row["ids"] for row in rows])
-        places, targets = mlm_positions([row["labels"] for row in rows])
-        return {"ids": ids, "mask": mask, "positions": places, "targets": targets}
+    def collate(self, examples: Sequence[TextExample]) -> MaskedTextBatch:
+        """Return a batch of texts padded to the longest."""
+        ids, mask = pad_texts([example["ids"] for example in examples])
+        positions, targets = mlm_positions([example["labels"] for example in examples])
+        return {"ids": ids, "mask": mask, "positions": positions, "targets": targets}
 
     def build(self, model: VisionLanguageModel) -> MaskedText:
-        """Return the task with a fresh head."""
+        """Return the task with a freshly initialized head."""
         return MaskedText(self, model)
 
 
 class MaskedText(Task):
-    """Predicts masked words from the words around them; parts of the model for images never run."""
+    """Predicts masked words from their context; the image parts of the model are not used."""
 
     cfg: MaskedTextConfig
 
     def __init__(self, cfg: MaskedTextConfig, model: VisionLanguageModel) -> None:
-        """The word head is the one that pre-training on pairs goes on with."""
+        """Build the MLM head, which pre-training on pairs continues to train."""
         super().__init__()
         self.cfg, self.model = cfg, model
         self.mlm_head = MLMHead(model.width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
 
     def forward(self, batch: MaskedTextBatch) -> TaskOutput:
-        """Return the mean loss over all masked words of all processes."""
+        """Return the mean loss over the masked tokens of all processes."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
         states = self.model.token_states(text, batch["positions"])
         loss, accuracy = mlm_loss(self.mlm_head, states, batch["targets"])

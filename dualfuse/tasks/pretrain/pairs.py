@@ -29,9 +29,8 @@ from dualfuse.losses.itc import (
 )
 from dualfuse.losses.itm import itm_accuracy, itm_loss
 from dualfuse.losses.mlm import mlm_loss
-from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
-from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
-from dualfuse.tasks.prediction import Prediction
+from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.tasks.base import TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import (
     Masking,
     PairBatch,
@@ -41,8 +40,8 @@ from dualfuse.tasks.pretrain.pair_batch import (
     read_pair,
 )
 from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
-from dualfuse.tasks.pretrain.pairs_prediction import PairInput, predict_pairs, read_pair_input
-from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, drop_patches
+from dualfuse.tasks.pretrain.pairs_prediction import PairPrediction
+from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, encode_part
 
 
 @dataclass(frozen=True)
@@ -107,16 +106,16 @@ class PairsConfig(TaskConfig):
         """Draw one of the captions, mask tokens, and transform the image."""
         return read_pair(sample, processor, rng, self.masking, self.mlm_probability, self.tags)
 
-    def collate(self, rows: Sequence[PairExample]) -> PairBatch:
+    def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Return a batch whose texts are padded to the longest."""
-        return collate_pairs(rows)
+        return collate_pairs(examples)
 
     def build(self, model: VisionLanguageModel) -> Pairs:
         """Return the task with freshly initialized heads."""
         return Pairs(self, model)
 
 
-class Pairs(Task):
+class Pairs(PairPrediction):
     """ITC, ITM and MLM on one batch of image-text pairs."""
 
     cfg: PairsConfig
@@ -181,11 +180,6 @@ class Pairs(Task):
         """Whether ITC also compares with fused features."""
         return self.cfg.itc_weight > 0 and self.cfg.itc_head.fused
 
-    @property
-    def feature_heads(self) -> tuple[ITCHead, ...]:
-        """The ITC heads; the first one projects the unimodal features."""
-        return tuple(head for head in self.itc_heads if isinstance(head, ITCHead))
-
     def embed(self, embed: Callable[..., Tokens], *inputs: Tensor) -> Embeddings:
         """Embed images or texts; with ``grad_cache_chunk``, only when they are used."""
         return LazyEmbeddings.of(embed, *inputs) if self.cfg.grad_cache_chunk else embed(*inputs)
@@ -203,7 +197,9 @@ class Pairs(Task):
     def similarities(self, image: Embeddings, text: Embeddings) -> list[Similarities]:
         """Compare this process's images and texts with those of all processes, for every ITC head."""
         encoder_grad = 1.0 if self.cfg.gather_with_grad else 1 / dist.world_size()
-        images, texts = self._image_features(image), grad_cache(self._itc_features, self.cfg.grad_cache_chunk, text)
+        chunk, dropout = self.cfg.grad_cache_chunk, self.cfg.patch_dropout if self.training else 0
+        images = encode_part(self._itc_features, image, dropout, chunk)
+        texts = grad_cache(self._itc_features, chunk, text)
         return [
             gather_similarities(*head.project(one, other), head.scale, head.logit_bias, encoder_grad)
             for head, one, other in zip(self.feature_heads, images, texts, strict=True)
@@ -220,17 +216,6 @@ class Pairs(Task):
     def _itc_features(self, embeddings: Embeddings) -> tuple[Tensor, ...]:
         tokens = materialize(embeddings)
         return self.model.itc_features(tokens) if self.cfg.itc_features == "all" else (self.model.encode(tokens),)
-
-    def _image_features(self, image: Embeddings) -> tuple[Tensor, ...]:
-        dropout, chunk = self.cfg.patch_dropout, self.cfg.grad_cache_chunk
-        if not dropout or not self.training:
-            return grad_cache(self._itc_features, chunk, image)
-        key, numbers = dist.draw_shared(), torch.arange(len(image), device=image.device) + dist.rank() * len(image)
-
-        def features(part: Embeddings, some: Tensor) -> tuple[Tensor, ...]:
-            return self._itc_features(drop_patches(materialize(part), some, dropout, key))
-
-        return grad_cache(features, chunk, image, numbers)
 
     def itm_batch(
         self, batch: PairBatch, image: Embeddings, text: Embeddings, similarities: Similarities, positives: Positives
@@ -290,56 +275,3 @@ class Pairs(Task):
         if not plan.all_metrics:
             return result
         return replace(result, metrics={**result.metrics, **evaluate_pairs(self, data, plan).metrics})
-
-    def read_input(self, sample: Sample, processor: Processor) -> PairInput:
-        """Read one image and one text, which may have masks."""
-        return read_pair_input(self, sample, processor)
-
-    def predict(self, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
-        """Return whether image and text match, or the ``top`` tokens of the masks of a text that has some."""
-        return predict_pairs(self, inputs, processor, top)
-
-    def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
-        """Return the ITM probability as text, and the ITM log-odds."""
-        if not self.can_match:
-            return super().explained_logit(fused)
-        negative, positive = self.itm_head(fused[0].pooled)[0]
-        return f"match {100 * torch.sigmoid(positive - negative).item():.1f} %", positive - negative
-
-    @property
-    def can_search(self) -> bool:
-        """Whether the task trains ITC."""
-        return self.cfg.itc_weight > 0
-
-    def image_features(self, image: Tokens) -> Tensor:
-        """Return normalized embeddings (B, D), comparable with those of :meth:`text_features`."""
-        return self._search_features(self.feature_heads[0].image, image)
-
-    def text_features(self, text: Tokens) -> Tensor:
-        """Return normalized embeddings (B, D), comparable with those of :meth:`image_features`."""
-        return self._search_features(self.feature_heads[0].text, text)
-
-    def _search_features(self, projection: nn.Module, tokens: Tokens) -> Tensor:
-        self.check_search()
-        return normalize(projection(self.model.encode(tokens)))
-
-    @property
-    def can_match(self) -> bool:
-        """Whether the task trains ITM."""
-        return self.cfg.itm_weight > 0
-
-    def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the log-odds (B,) that image and text match. Raises ``DualfuseError`` if ITM was not trained."""
-        if not self.can_match:
-            raise DualfuseError("this model was trained without ITM, so it cannot re-rank; omit rerank")
-        no_positions = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
-        logits = self.itm_head(self.model.fuse(image, text, positions=no_positions).pooled).float()
-        return logits[:, 1] - logits[:, 0]
-
-    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
-        """Return the sum of the ITC logit and the ITM log-odds.
-
-        With negatives drawn by similarity (hardness 1), ITM learns log p(match) - log q(ITC), so the sum is
-        log p(match). With random negatives (0) both estimate the same quantity, and the sum is twice their mean.
-        """
-        return self.feature_heads[0].scale * cosine + match

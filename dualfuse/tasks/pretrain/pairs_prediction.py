@@ -1,4 +1,4 @@
-"""Predictions for an image and a text by a model trained on pairs: match and cosine, or the tokens of masks."""
+"""What a model trained on pairs does for its users: search, re-ranking, and predictions for an image and a text."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.heads import ITCHead, MLMHead, normalize
+from dualfuse.models.base import Fused, Tokens
+from dualfuse.tasks.base import Task
 from dualfuse.tasks.prediction import Prediction, check_images, text_of
 from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, MaskedQueryBatch, fill_masks, read_masked
 
 if TYPE_CHECKING:
-    from dualfuse.tasks.pretrain.pairs import Pairs
+    from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,50 +31,104 @@ class PairInput:
     text: MaskedQuery
 
 
-def read_pair_input(task: Pairs, sample: Sample, processor: Processor) -> PairInput:
-    """Read one image and one text; DualfuseError if no trained head can predict anything for them."""
-    check_images(sample)
-    text = read_masked(text_of(sample), processor.text)
-    if len(text.positions) and not task.cfg.mlm_weight:
-        raise DualfuseError("this model was trained without MLM; give a text without a mask")
-    if not (len(text.positions) or task.can_match or task.can_search):
-        raise DualfuseError("this model only fills masks; put [MASK] in place of a word")
-    return PairInput(processor.image(sample.image, np.random.default_rng(0)), text)
+class PairPrediction(Task):
+    """A task whose model was trained with ITC, ITM and MLM, or some of them."""
 
+    cfg: PairsConfig
+    itc_heads: nn.ModuleList
+    itm_head: nn.Linear
+    mlm_head: MLMHead
 
-def predict_pairs(task: Pairs, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
-    """Return predictions, with texts with masks and those without in one batch each."""
-    has_mask = [len(each.text.positions) > 0 for each in inputs]
-    masked = iter(_fill(task, [each for each, has in zip(inputs, has_mask, strict=True) if has], processor, top))
-    compared = iter(_compare(task, [each for each, has in zip(inputs, has_mask, strict=True) if not has]))
-    return [next(masked if has else compared) for has in has_mask]
+    @property
+    def feature_heads(self) -> tuple[ITCHead, ...]:
+        """The ITC heads; the first one projects the unimodal features."""
+        return tuple(head for head in self.itc_heads if isinstance(head, ITCHead))
 
+    @property
+    def can_search(self) -> bool:
+        """Whether the task trains ITC."""
+        return self.cfg.itc_weight > 0
 
-def _fill(task: Pairs, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
-    if not inputs:
-        return []
-    images, texts = _batch(task, inputs)
-    image, text = task.model.embed_image(images), task.model.embed_text(texts.ids, texts.mask)
-    fused = task.model.fuse(image, text, positions=texts.positions)
-    return fill_masks([each.text for each in inputs], task.mlm_head(fused.text), processor.text, top)
+    def image_features(self, image: Tokens) -> Tensor:
+        """Return normalized embeddings (B, D), comparable with those of :meth:`text_features`."""
+        return self._search_features(self.feature_heads[0].image, image)
 
+    def text_features(self, text: Tokens) -> Tensor:
+        """Return normalized embeddings (B, D), comparable with those of :meth:`image_features`."""
+        return self._search_features(self.feature_heads[0].text, text)
 
-def _compare(task: Pairs, inputs: Sequence[PairInput]) -> list[Prediction]:
-    if not inputs:
-        return []
-    images, texts = _batch(task, inputs)
-    image, text = task.model.embed_image(images), task.model.embed_text(texts.ids, texts.mask)
-    matches, cosines = [None] * len(inputs), [None] * len(inputs)
-    if task.can_match:
-        matches = task.match_logit(image, text).sigmoid().tolist()
-    if task.can_search:
-        cosines = (task.image_features(image) * task.text_features(text)).sum(1).tolist()
-    return [
-        Prediction(match=match, cosine=cosine, is_cut=each.text.is_cut)
-        for each, match, cosine in zip(inputs, matches, cosines, strict=True)
-    ]
+    def _search_features(self, projection: nn.Module, tokens: Tokens) -> Tensor:
+        self.check_search()
+        return normalize(projection(self.model.encode(tokens)))
 
+    @property
+    def can_match(self) -> bool:
+        """Whether the task trains ITM."""
+        return self.cfg.itm_weight > 0
 
-def _batch(task: Pairs, inputs: Sequence[PairInput]) -> tuple[Tensor, MaskedQueryBatch]:
-    images = torch.stack([each.image for each in inputs]).to(task.device)
-    return images, MaskedQueryBatch.of([each.text for each in inputs], task.device)
+    def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
+        """Return the log-odds (B,) that image and text match. Raises ``DualfuseError`` if ITM was not trained."""
+        if not self.can_match:
+            raise DualfuseError("this model was trained without ITM, so it cannot re-rank; omit rerank")
+        no_positions = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
+        logits = self.itm_head(self.model.fuse(image, text, positions=no_positions).pooled).float()
+        return logits[:, 1] - logits[:, 0]
+
+    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Return the sum of the ITC logit and the ITM log-odds.
+
+        With negatives drawn by similarity (hardness 1), ITM learns log p(match) - log q(ITC), so the sum is
+        log p(match). With random negatives (0) both estimate the same quantity, and the sum is twice their mean.
+        """
+        return self.feature_heads[0].scale * cosine + match
+
+    def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
+        """Return the ITM probability as text, and the ITM log-odds."""
+        if not self.can_match:
+            return super().explained_logit(fused)
+        negative, positive = self.itm_head(fused[0].pooled)[0]
+        return f"match {100 * torch.sigmoid(positive - negative).item():.1f} %", positive - negative
+
+    def read_input(self, sample: Sample, processor: Processor) -> PairInput:
+        """Read one image and one text, which may have masks. Raises DualfuseError if no trained head predicts them."""
+        check_images(sample)
+        text = read_masked(text_of(sample), processor.text)
+        if len(text.positions) and not self.cfg.mlm_weight:
+            raise DualfuseError("this model was trained without MLM; give a text without a mask")
+        if not (len(text.positions) or self.can_match or self.can_search):
+            raise DualfuseError("this model only fills masks; put [MASK] in place of a word")
+        return PairInput(processor.image(sample.image, np.random.default_rng(0)), text)
+
+    def predict(self, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
+        """Return match and cosine, or the ``top`` tokens of every mask of texts with masks, in one batch each."""
+        has_mask = [len(each.text.positions) > 0 for each in inputs]
+        masked = iter(self._fill([each for each, has in zip(inputs, has_mask, strict=True) if has], processor, top))
+        compared = iter(self._compare([each for each, has in zip(inputs, has_mask, strict=True) if not has]))
+        return [next(masked if has else compared) for has in has_mask]
+
+    def _fill(self, inputs: Sequence[PairInput], processor: Processor, top: int) -> list[Prediction]:
+        if not inputs:
+            return []
+        image, text, positions = self._embed(inputs)
+        logits = self.mlm_head(self.model.fuse(image, text, positions=positions).text)
+        return fill_masks([each.text for each in inputs], logits, processor.text, top)
+
+    def _compare(self, inputs: Sequence[PairInput]) -> list[Prediction]:
+        if not inputs:
+            return []
+        image, text, _ = self._embed(inputs)
+        matches, cosines = [None] * len(inputs), [None] * len(inputs)
+        if self.can_match:
+            matches = self.match_logit(image, text).sigmoid().tolist()
+        if self.can_search:
+            cosines = (self.image_features(image) * self.text_features(text)).sum(1).tolist()
+        return [
+            Prediction(match=match, cosine=cosine, is_cut=each.text.is_cut)
+            for each, match, cosine in zip(inputs, matches, cosines, strict=True)
+        ]
+
+    def _embed(self, inputs: Sequence[PairInput]) -> tuple[Tokens, Tokens, Tensor]:
+        """Return embedded images and texts, and the positions (B, R) of masks."""
+        texts = MaskedQueryBatch.of([each.text for each in inputs], self.device)
+        images = torch.stack([each.image for each in inputs]).to(self.device)
+        return self.model.embed_image(images), self.model.embed_text(texts.ids, texts.mask), texts.positions

@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Callable
 
+import torch
+from torch import Tensor
+
+from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
+from dualfuse.losses.grad_cache import Embeddings, grad_cache, materialize
 from dualfuse.losses.hard_negatives import gumbel
 from dualfuse.models.base import Tokens, VisionLanguageModel
 
 
-def drop_patches(image: Tokens, numbers: torch.Tensor, dropout: float, key: int) -> Tokens:
+def encode_part(
+    encode: Callable[[Embeddings], tuple[Tensor, ...]], image: Embeddings, dropout: float, chunk: int
+) -> tuple[Tensor, ...]:
+    """Return ``encode`` of the remaining patches of this process's images, ``chunk`` at a time (0: all)."""
+    if not dropout:
+        return grad_cache(encode, chunk, image)
+    key, numbers = dist.draw_shared(), torch.arange(len(image), device=image.device) + dist.rank() * len(image)
+
+    def encode_chunk(part: Embeddings, numbers: Tensor) -> tuple[Tensor, ...]:
+        return encode(drop_patches(materialize(part), numbers, dropout, key))
+
+    return grad_cache(encode_chunk, chunk, image, numbers)
+
+
+def drop_patches(image: Tokens, numbers: Tensor, dropout: float, key: int) -> Tokens:
     """Return the class token and the patches that remain, at least one per image.
 
     ``dropout`` is the fraction of patches that is dropped. The draw is a function of ``key``, which all processes

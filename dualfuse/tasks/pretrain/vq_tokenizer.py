@@ -1,4 +1,4 @@
-"""Trains a tokenizer of visual words: images are told in codes, and drawn from them again."""
+"""Training of a visual tokenizer: images are encoded to codes and reconstructed from them (VQ-VAE)."""
 
 from __future__ import annotations
 
@@ -9,82 +9,133 @@ from typing import TypedDict
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw
 from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, image_grid
 from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, Plan
 from dualfuse.layers.vq.autoencoder import Autoencoder
 from dualfuse.layers.vq.codebook import count, perplexity
-from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
-from dualfuse.tasks.pretrain.codebook_grid import codebook_grid
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
 
 DRAWN = 256  # images whose codes are counted in a grid
+CELL, COLUMNS, HEIGHT, MARGIN = 192, 5, 120, 8  # of the grid, in pixels and cells
+CHUNK = 64  # images that are reconstructed at a time
 
 
 class ViewExample(TypedDict):
-    """One image as the tokenizer sees it: (3, H, W) uint8."""
+    """One view (3, H, W) uint8 of an image."""
 
     view: Tensor
 
 
 class ViewBatch(TypedDict):
-    """B images (B, 3, H, W) uint8."""
+    """B views (B, 3, H, W) uint8."""
 
     view: Tensor
 
 
 @dataclass(frozen=True)
 class VQTokenizerConfig(TaskConfig):
-    """What the two sides of the loss weigh."""
+    """Weight of the commitment loss."""
 
     commitment: float = 0.25
-    """Weight of the distance between what was encoded and its code, as in VQ-VAE."""
+    """Weight of the distance between encoder outputs and their code embeddings, as in VQ-VAE."""
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> ViewExample:
-        """Return the image as masked image modelling names it; texts are not looked at."""
+        """Return the view that masked image modeling tokenizes; texts are ignored."""
         return {"view": tokenizer_view(sample.image, processor.image, rng)}
 
-    def collate(self, rows: Sequence[ViewExample]) -> ViewBatch:
-        """Put images of one size together."""
-        return {"view": torch.stack([row["view"] for row in rows])}
+    def collate(self, examples: Sequence[ViewExample]) -> ViewBatch:
+        """Return a batch of views of one size."""
+        return {"view": torch.stack([example["view"] for example in examples])}
 
     def build(self, model: Autoencoder) -> VQTokenizer:
-        """Return the task; it has no head."""
+        """Return the task."""
         return VQTokenizer(self, model)
 
 
 class VQTokenizer(Task):
-    """The squared error of images drawn from their codes."""
+    """Trains an autoencoder on the squared error of reconstructions."""
 
     cfg: VQTokenizerConfig
-    model: Autoencoder  # pyright: ignore[reportIncompatibleVariableOverride]  it learns from images alone
+    model: Autoencoder  # pyright: ignore[reportIncompatibleVariableOverride]
     can_draw = True
 
     def __init__(self, cfg: VQTokenizerConfig, model: Autoencoder) -> None:
-        """All weights are the model's."""
+        """The task has no head: all weights are the model's."""
         super().__init__()
         self.cfg = cfg
-        self.model = model
+        self.model = model  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def forward(self, batch: ViewBatch) -> TaskOutput:
-        """Draw images from their codes.
+        """Return reconstruction error plus weighted commitment loss.
 
-        Logged: the error, pixels from 0 to 1; and of how many codes the batch made use, as a share, and weighed.
+        Logs the mean squared error of pixels from 0 to 1, the fraction of codes in use, and their perplexity.
         """
         images = batch["view"].float() / 255
-        drawn = self.model.reconstruct(images)
-        error = F.mse_loss(drawn.images.float(), images)
-        loss = error + self.cfg.commitment * drawn.commitment
-        counts = dist.all_reduce_mean(count(drawn.codes, self.model.codes))
-        log = {"loss": loss, "error": error, "commitment": drawn.commitment}
+        output = self.model.reconstruct(images)
+        error = F.mse_loss(output.images.float(), images)
+        loss = error + self.cfg.commitment * output.commitment
+        counts = dist.all_reduce_mean(count(output.codes, self.model.codes))
+        log = {"loss": loss, "error": error, "commitment": output.commitment}
         log |= {"codes/used": (counts > 0).float().mean(), "codes/perplexity": perplexity(counts)}
-        return TaskOutput(loss, {name: value.detach() for name, value in log.items()})
+        return TaskOutput(loss, detached(log))
 
     def draw(self, data: EvaluationData, path: Path) -> None:
-        """Draw the first images of a set beside their reconstructions, and how often each code is used."""
+        """Draw the first images of a set with their reconstructions, and the code usage."""
         run = Evaluation(self, data, Plan(batch_size=DRAWN, num_workers=0, exclude_broken=True))
         codebook_grid(self.model, next(run.batches(self.cfg.read, self.cfg.collate))["view"]).save(path)
+
+
+@torch.inference_mode()
+def codebook_grid(model: Autoencoder, views: Tensor, *, shown: int = 25) -> Image.Image:
+    """Draw the first ``shown`` of ``views`` (B, 3, H, W) uint8 with their reconstructions.
+
+    The heading states the mean squared error of all B, for pixels from 0 to 1, and the number of codes in use; the
+    bars below are the counts of codes, in descending order.
+    """
+    model = model.eval()
+    device, errors, tiles = model.codebook.embeddings.device, [], []
+    counts = torch.zeros(model.codes, device=device)
+    for part in views.split(CHUNK):
+        images = part.to(device).float() / 255
+        output = model.reconstruct(images)
+        error = (output.images - images).square().mean((1, 2, 3))
+        counts += count(output.codes, model.codes)
+        errors.append(error)
+        pairs = _pixels(torch.cat([images, output.images], dim=3)[: max(0, shown - len(tiles))])
+        tiles += [Tile(pair, f"error {value:.4f}") for pair, value in zip(pairs, error.tolist(), strict=False)]
+    heading = (
+        f"{int((counts > 0).sum())} of {model.codes} codes used, perplexity {perplexity(counts).item():.0f}; "
+        f"error {torch.cat(errors).mean().item():.4f} over {len(views)} images"
+    )
+    grid = image_grid(tiles, columns=COLUMNS, cell=CELL, heading=heading)
+    bars = _bars(counts.sort(descending=True).values.cpu().numpy(), grid.width)
+    image = Image.new("RGB", (grid.width, grid.height + bars.height), PAPER)
+    image.paste(grid, (0, 0))
+    image.paste(bars, (0, grid.height))
+    return image
+
+
+def _pixels(images: Tensor) -> list[np.ndarray]:
+    """Return (H, W, 3) uint8 of images (B, 3, H, W) from 0 to 1."""
+    return list((255 * images).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+
+def _bars(counts: np.ndarray, width: int) -> Image.Image:
+    """Draw counts (K,) of codes as columns of pixels on a log scale; a column may skip codes."""
+    image = Image.new("RGB", (width, HEIGHT), PAPER)
+    draw, inner = ImageDraw.Draw(image), width - 2 * MARGIN
+    codes = np.minimum(np.arange(inner) * len(counts) // inner, len(counts) - 1)
+    heights = np.log1p(counts[codes]) / np.log1p(max(1, counts.max())) * (HEIGHT - 2 * MARGIN)
+    for x, height in enumerate(heights.tolist(), start=MARGIN):
+        if height > 0:
+            draw.line((x, HEIGHT - MARGIN, x, HEIGHT - MARGIN - height), INK)
+    draw.line((MARGIN, HEIGHT - MARGIN, width - MARGIN, HEIGHT - MARGIN), FAINT)
+    return image

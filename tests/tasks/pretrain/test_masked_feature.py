@@ -113,10 +113,10 @@ def test_mismatched_teachers_are_refused(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=match):
             task(batch)
 
-    refused("no teacher: give --task.teacher", teacher="")
+    refused("no teacher: set --task.teacher", teacher="")
     refused("is no model folder", teacher=str(tmp_path / "gone"))
-    refused("16 patches of 48 channels, but 16 patches of 32 are expected; give --task.channels 48", channels=32)
+    refused("16 patches of 48 channels, but .* 16 patches of 32 channels; set --task.channels 48", channels=32)
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    refused("gives 64 patches of 48 channels, but 16 patches of 48")
+    refused("gives 64 patches of 48 channels, but .* 16 patches of 48")
     with pytest.raises(ValueError, match="Linear has no patch states"):
         patch_states(torch.nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))

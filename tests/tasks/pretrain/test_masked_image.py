@@ -20,10 +20,8 @@ from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.layers.vq.autoencoder import Autoencoder, AutoencoderConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Optim, Recipe, Run
-from dualfuse.tasks.pretrain.codebook_grid import codebook_grid
-from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageConfig
-from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer
-from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
+from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageConfig, open_tokenizer
+from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig, codebook_grid
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
 
@@ -143,10 +141,10 @@ def test_mismatched_tokenizers_are_refused(tokenizer: Path) -> None:
         with pytest.raises(ValueError, match=match):
             task(batch)
 
-    refused("knows 16 visual words, but the task 8192", codes=8192)
-    refused("give --task.tokenizer", tokenizer="")
+    refused("16 codes, but the task 8192", codes=8192)
+    refused("set --task.tokenizer", tokenizer="")
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
-    refused("give --task.stride 4")
+    refused("set --task.stride 4")
     with pytest.raises(ValueError, match="patch=0"):
         replace(TASK, patch=0)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse.layers.vq.dalle import DalleEncoder
-from dualfuse.tasks.pretrain.visual_tokenizer import open_tokenizer
+from dualfuse.tasks.pretrain.masked_image import open_tokenizer
 
 WIDTH, CODES, BLOCKS = 8, 20, 2
 CPU = torch.device("cpu")
@@ -133,7 +133,7 @@ def test_other_files_and_folders_are_refused(published: Encoder, tmp_path: Path)
         with pytest.raises(ValueError, match=match):
             open_tokenizer(str(tmp_path / name) if name else "", CPU)
 
-    refused("", "give --task.tokenizer")
+    refused("", "set --task.tokenizer")
     refused("nothing.pkl", "neither a file nor a folder")
     (tmp_path / "folder").mkdir()
     refused("folder", "is no model folder")
