@@ -35,8 +35,7 @@ def run(
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
-    from dualfuse.inference.explain import explain
-    from dualfuse.inference.heat_map_grid import heat_map_grid
+    from dualfuse.inference.explain import explain, heat_map_grid
 
     if save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DualfuseError(f"--save-image {save_image}: the file name must end in .png or .jpg")

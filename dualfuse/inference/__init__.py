@@ -1,1 +1,1 @@
-"""A trained model, used: what it answers, and what it looked at."""
+"""Predictions, embeddings and explanations of a trained model."""

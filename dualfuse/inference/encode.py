@@ -1,4 +1,4 @@
-"""Turns images of a collection into vectors, and tells which cannot be read."""
+"""Embed the images of a collection; those that cannot be read are reported."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,13 +18,23 @@ from dualfuse.data.sample import BrokenSample
 from dualfuse.errors import DualfuseError
 from dualfuse.tasks.base import Task
 
-if TYPE_CHECKING:
-    from dualfuse.search.collection import Collection
+
+class ImageCollection(Protocol):
+    """Numbered image files with names."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the images, by number."""
+        ...
+
+    def read(self, number: int, /) -> bytes:
+        """Return an image file; raises ``OSError`` or ``ValueError`` if it cannot be read."""
+        ...
 
 
 @dataclass(frozen=True)
 class SkippedImage:
-    """An image that cannot be read: its name, and why."""
+    """The name of an image that cannot be read, and the reason."""
 
     name: str
     reason: str
@@ -32,7 +42,7 @@ class SkippedImage:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddedImages:
-    """The next images of a collection: B numbers and vectors (B, D), and those between them that were left out."""
+    """A batch of images: B numbers and embeddings (B, D), and the skipped images between them."""
 
     numbers: tuple[int, ...]
     embeddings: Tensor
@@ -42,16 +52,15 @@ class EmbeddedImages:
 def embed(
     task: Task,
     transform: ImageTransform,
-    collection: Collection,
+    collection: ImageCollection,
     numbers: Sequence[int],
     *,
     batch: int,
     workers: int,
 ) -> Iterator[EmbeddedImages]:
-    """Return the vectors of the images ``numbers``, ``batch`` images at a time, read by ``workers`` threads.
+    """Yield the embeddings of the images ``numbers``, ``batch`` images at a time.
 
-    With 0 ``workers`` there is one for each processor. Raises ``DualfuseError`` if the model gives something else than
-    numbers.
+    ``workers`` threads read the files; 0: one per processor. Raises DualfuseError for embeddings that are not finite.
     """
     for chunk in pixels(transform, collection, numbers, batch=batch, workers=workers):
         readable = [(number, image) for number, image in chunk if isinstance(image, Tensor)]
@@ -62,9 +71,9 @@ def embed(
 
 
 def pixels(
-    transform: ImageTransform, collection: Collection, numbers: Sequence[int], *, batch: int, workers: int
+    transform: ImageTransform, collection: ImageCollection, numbers: Sequence[int], *, batch: int, workers: int
 ) -> Iterator[list[tuple[int, Tensor | SkippedImage]]]:
-    """Return the images ``numbers`` as tensors (3, H, W), each with its number, ``batch`` at a time."""
+    """Yield the images ``numbers`` as tensors (3, H, W), each with its number, ``batch`` at a time."""
     images = parallel_map(partial(_read, transform, collection), numbers, workers)
     while chunk := list(islice(images, batch)):
         yield chunk
@@ -72,15 +81,14 @@ def pixels(
 
 @torch.inference_mode()
 def embed_images(task: Task, images: Tensor) -> Tensor:
-    """Return unit vectors (B, D), float32 in main memory, of images (B, 3, H, W)."""
-    device = next(task.model.parameters()).device
-    embeddings = task.image_features(task.model.embed_image(images.to(device))).float().cpu()
+    """Return unit embeddings (B, D), float32 on the CPU, of images (B, 3, H, W)."""
+    embeddings = task.image_features(task.model.embed_image(images.to(task.device))).float().cpu()
     if not embeddings.isfinite().all():
-        raise DualfuseError("the model gives vectors that are no numbers (NaN or infinite); did its training diverge?")
+        raise DualfuseError("the embeddings of the model are not finite (NaN or infinite); did its training diverge?")
     return embeddings
 
 
-def _read(transform: ImageTransform, collection: Collection, number: int) -> Tensor | SkippedImage:
+def _read(transform: ImageTransform, collection: ImageCollection, number: int) -> Tensor | SkippedImage:
     try:
         return transform(collection.read(number), np.random.default_rng(0))  # nothing is drawn without augmentation
     except BrokenSample as error:

@@ -9,8 +9,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.image.transform import to_pixels
 from dualfuse.data.text.masking import word_positions
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform
@@ -24,6 +26,9 @@ from dualfuse.tasks.pretrain.fill_mask import MASK
 
 Method = Literal["gradient", "rollout"]
 WHOLE = "(whole text)"
+COLUMNS, CELL = 6, 192
+HOT = (255, 90, 0)
+STRONGEST = 0.8  # opacity of the colour of the hottest patch
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,3 +112,26 @@ def _labelled(text: EncodedText, transform: TextTransform) -> tuple[tuple[str, .
     """Return the names of the maps, and the positions of the tokens that belong to each."""
     groups = word_positions(text)
     return (WHOLE, *(transform.decode(text.ids[group]).strip() for group in groups)), [[0], *groups]
+
+
+def heat_map_grid(explanations: Sequence[Explanation], heading: str = "") -> Image.Image:
+    """Draw each image and one tile per word: grey, with a colour as strong as the word's heat.
+
+    Every tile has its own scale, from its coldest to its hottest patch.
+    """
+    tiles = []
+    for each in explanations:
+        tiles.append(Tile(each.pixels, each.answer))
+        tiles += [Tile(heated(each.pixels, heat), word) for word, heat in zip(each.words, each.heat, strict=True)]
+    return image_grid(tiles, columns=COLUMNS, cell=CELL, heading=heading)
+
+
+def heated(pixels: np.ndarray, heat: Tensor) -> np.ndarray:
+    """Return uint8 (H, W, 3): ``pixels`` in grey, coloured by a map ``heat`` (h, w) of patches."""
+    cold, hot = heat.min(), heat.max()
+    share = (heat - cold) / (hot - cold) if hot > cold else torch.zeros_like(heat)
+    size = pixels.shape[1], pixels.shape[0]
+    smooth = np.asarray(Image.fromarray(share.float().numpy()).resize(size, Image.Resampling.BILINEAR))
+    weight = STRONGEST * smooth.clip(0, 1)[..., None]
+    grey = np.asarray(Image.fromarray(pixels).convert("L"), dtype=np.float32)[..., None]
+    return ((1 - weight) * grey + weight * np.array(HOT, dtype=np.float32)).round().astype(np.uint8)

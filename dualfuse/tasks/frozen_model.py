@@ -1,4 +1,4 @@
-"""The model of a folder without its task: what other tasks learn from, and never train."""
+"""A frozen model that another task learns from: the teacher, or the visual tokenizer, of a model folder."""
 
 from __future__ import annotations
 
@@ -16,41 +16,41 @@ from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
 
-PREFIX = "model."  # of a model's tensors in the folder of a task
+PREFIX = "model."  # of the model's tensors in a task's state dict
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model in evaluation mode whose weights are not trained, and how its images are normalised."""
+    """A model in evaluation mode without gradients, and the preprocessing of its images."""
 
     model: nn.Module
     preprocess: Preprocess
 
 
 def load_frozen(folder: Path) -> FrozenModel:
-    """Read the model of a folder; ``DualfuseError`` if there is none, or if its weights are others."""
+    """Load the model of a folder; DualfuseError if there is none, or if its weights do not fit its config."""
     try:
         stored = json.loads((folder / "config.json").read_text())
         recipe = upgrade.config(stored)
         config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["preprocess"])
     except (OSError, ValueError, LookupError, TypeError) as error:
-        raise DualfuseError(f"{folder} is no model folder: its config.json names no model: {error}") from error
-    with torch.random.fork_rng(devices=[]):  # the random weights are not kept
+        raise DualfuseError(f"{folder} is not a model folder: its config.json names no model: {error}") from error
+    with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         model = config.build()
     tensors = read(folder / "model.safetensors")
     if recipe != stored:
         tensors = upgrade.tensors(tensors)
-    mine = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
+    weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
     try:
-        model.load_state_dict(mine)
+        model.load_state_dict(weights)
     except RuntimeError as error:
         raise DualfuseError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return FrozenModel(model.requires_grad_(False).eval(), preprocess)
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; ``DualfuseError`` for anything else."""
+    """Return the tensors of a safetensors file; DualfuseError for anything else."""
     try:
         return safetensors.torch.load_file(path)
     except (SafetensorError, OSError) as error:
-        raise DualfuseError(f"{path} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(f"{path} is missing, truncated or not a safetensors file: {error}") from error

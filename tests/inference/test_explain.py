@@ -19,8 +19,7 @@ from dualfuse import hub
 from dualfuse.cli import explain as explain_command
 from dualfuse.errors import DualfuseError
 from dualfuse.inference.attention_maps import Recorded, record_attention
-from dualfuse.inference.explain import WHOLE, Explanation, explain
-from dualfuse.inference.heat_map_grid import HOT, heat_map_grid
+from dualfuse.inference.explain import HOT, WHOLE, Explanation, explain, heat_map_grid
 from dualfuse.layers.attention_flow import AttentionFlow, rollout
 from dualfuse.layers.bridges import Bridge
 from dualfuse.models.base import ModelConfig, VisionLanguageModel

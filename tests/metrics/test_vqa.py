@@ -8,7 +8,7 @@ import pytest
 
 from dualfuse.metrics.accuracy import Question
 from dualfuse.metrics.vqa import (
-    REPAIRED,
+    CONTRACTIONS,
     AnswerScore,
     accuracy,
     agreement,
@@ -54,8 +54,8 @@ def test_answers_are_made_alike(answer: str, wanted: str) -> None:
 
 def test_words_with_apostrophes() -> None:
     """As many as the tool can ever find: its table without those in capitals, and two that change nothing."""
-    assert len(REPAIRED) == 114
-    assert all(normalise(word) == right for word, right in REPAIRED.items())
+    assert len(CONTRACTIONS) == 114
+    assert all(normalise(word) == right for word, right in CONTRACTIONS.items())
 
 
 @pytest.mark.parametrize("people", [2, 3, 7, 10])
@@ -105,5 +105,5 @@ def test_vocabulary_in_order_of_first_appearance(tmp_path: Path) -> None:
     assert read_vocabulary(file) == ("no", "yes")
     for content in ("", "no\nyes\nno\n"):
         file.write_text(content, encoding="utf-8")
-        with pytest.raises(ValueError, match="different answers, one a line"):
+        with pytest.raises(ValueError, match="distinct answers, one per line"):
             read_vocabulary(file)
