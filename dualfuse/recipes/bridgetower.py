@@ -1,8 +1,8 @@
 """BridgeTower and METER as published: pre-training on pairs.
 
-Numbers are those of the released scripts (microsoft/BridgeTower, pre-training base and large); the paper (arXiv
-2206.08657, appendix) agrees where it names them. Start from towers that were trained before: ``dualfuse convert``
-makes a model folder of CLIP and RoBERTa weights, and the published runs start from exactly that.
+Values are from the official scripts (microsoft/BridgeTower, pre-training base and large); the appendix of the paper
+(arXiv 2206.08657) agrees with them. Start from pre-trained towers, as the published runs do: ``dualfuse convert`` makes
+a model folder from CLIP and RoBERTa weights.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ LARGE = BridgeTowerConfig(
 """CLIP ViT-L/14, RoBERTa large, 6 cross-modal layers of 1024."""
 
 METER = replace(BASE, bridge="none", image=replace(BASE.image, depth=11))
-"""Without bridges, and without CLIP's last block, as METER's published weights."""
+"""METER: without bridges, and without the last block of CLIP, as the published weights."""
 
-MASKED_AND_MATCHED = PairsConfig(
+ITM_MLM = PairsConfig(
     itc_weight=0.0,
     itm_weight=1.0,
     mlm_weight=1.0,
@@ -42,13 +42,11 @@ MASKED_AND_MATCHED = PairsConfig(
     negatives_per_pair=0,
     masking="token",
 )
-"""Masked words and matching, weighted alike; half of the pairs get a random image of the same training set. Theirs
-is drawn from the whole set and can be the right one; ours is another one of the batch of all processes."""
+"""ITM and MLM with equal weights; half of the pairs get a random image of the same training set. The official code
+draws it from the whole set, where it can be the matching one; here it is another image of the global batch."""
 
-WITH_CONTRAST = replace(
-    MASKED_AND_MATCHED, itc_weight=1.0, negatives="local", negative_hardness=1.0, negatives_per_pair=2
-)
-"""And contrast, whose similarities choose the negatives within a process (released for retrieval, ``itm_itc``)."""
+ITC_ITM_MLM = replace(ITM_MLM, itc_weight=1.0, negatives="local", negative_hardness=1.0, negatives_per_pair=2)
+"""With ITC, whose similarities select hard negatives within a process (``itm_itc`` of the official code)."""
 
 PAIRS = Data(
     image_size=BASE.image.image_size,
@@ -58,8 +56,8 @@ PAIRS = Data(
     batch_size=4096,
     num_workers=8,
 )
-"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, 9 M pairs; give them with --data.train, RoBERTa's
-tokenizer.json with --data.tokenizer. Images are not augmented."""
+"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, 9 M pairs. Set --data.train to them and
+--data.tokenizer to RoBERTa's tokenizer.json. Images are not augmented."""
 
 OPTIM = Optim(
     lr=1e-5,
@@ -71,35 +69,35 @@ OPTIM = Optim(
     head_lr_mult=5.0,
     fusion_lr_mult=5.0,
 )
-"""Cross-modal layers and heads learn five times as fast. Decay: ours spares all norms and biases; ``decay_rule="official"``
-and ``adamw="official"`` repeat theirs."""
+"""Cross-modal layers and heads have five times the learning rate. Norms and biases are not decayed;
+``decay_rule="official"`` and ``adamw="official"`` reproduce the official code, which decays some."""
 
 RUN = Run(steps=100_000, micro_batch=32, save_every=1000, log_every=50)
-"""On 64 GPUs: 32 pairs each, twice per step; in float32, as they did (``--run.precision bf16`` is not theirs)."""
+"""For 64 GPUs with 32 pairs each, two micro-batches per step; float32 as in the official code."""
 
 
 def base_pairs() -> Recipe:
-    """BridgeTower-Base on image-text pairs, masked words and matching: 100k steps of 4,096 pairs.
+    """BridgeTower-Base pre-training with ITM and MLM: 100k steps of 4,096 pairs.
 
-    Expect VQAv2 test-dev 78.7, Flickr30k R@1 94.7 / 85.8 after fine-tuning (paper, Tables 3 and 4).
+    Expected after fine-tuning: VQAv2 test-dev 78.7, Flickr30k R@1 94.7 / 85.8 (paper, Tables 3 and 4).
     """
-    return Recipe(name="pairs", model=BASE, task=MASKED_AND_MATCHED, data=PAIRS, optim=OPTIM, run=RUN)
+    return Recipe(name="pairs", model=BASE, task=ITM_MLM, data=PAIRS, optim=OPTIM, run=RUN)
 
 
 def large_pairs() -> Recipe:
-    """BridgeTower-Large on image-text pairs, images of 294 pixels; VQAv2 test-dev 81.3 after fine-tuning."""
+    """BridgeTower-Large pre-training with ITM and MLM at 294 px; VQAv2 test-dev 81.3 after fine-tuning."""
     data = replace(PAIRS, image_size=LARGE.image.image_size)
     return replace(base_pairs(), model=LARGE, data=data, run=replace(RUN, micro_batch=16))
 
 
 def base_pairs_contrast() -> Recipe:
-    """BridgeTower-Base with contrast and hard negatives too, so that one model searches and re-ranks.
+    """BridgeTower-Base pre-training with ITC, ITM and MLM: one model that searches and re-ranks (unpublished).
 
-    The objectives of the release's retrieval fine-tuning with the schedule of its pre-training; no published run.
+    The losses of the official retrieval fine-tuning with the schedule of the pre-training.
     """
-    return replace(base_pairs(), task=WITH_CONTRAST)
+    return replace(base_pairs(), task=ITC_ITM_MLM)
 
 
 def meter_base_pairs() -> Recipe:
-    """METER-Base on image-text pairs, as BridgeTower-Base but for 10 % of warm-up: VQAv2 test-dev 77.7."""
+    """METER-Base pre-training with ITM and MLM, with 10 % warm-up; VQAv2 test-dev 77.7 after fine-tuning."""
     return replace(base_pairs(), model=METER, optim=replace(OPTIM, warmup=0.1))

@@ -1,9 +1,9 @@
-"""VLMo fine-tuned, as published: answers, two images, and retrieval, at every size and resolution.
+"""VLMo fine-tuning as published: VQAv2, NLVR2, and retrieval on COCO and Flickr30k, at all sizes and resolutions.
 
-Numbers are those of the official code (microsoft/unilm, vlmo: task_finetune_*), which the paper's appendices C and D
-agree with unless a line says otherwise. Give the model with --start-from, the data with --data.train. For all: AdamW
-(0.9, 0.98), decay 0.01, linear decay after 10 % of warm-up, texts of 40 tokens, text dropout as drop path. Where
-there is --data.validation, retrieval keeps the best model by the mean of the six recalls on it, as the official code.
+Values are from the official code (microsoft/unilm, vlmo: task_finetune_*), and appendices C and D of the paper agree
+unless a comment says otherwise. Set --start-from to the pre-trained model and --data.train to the data. All recipes use
+AdamW (0.9, 0.98), weight decay 0.01, linear decay after 10 % warm-up, and texts of 40 tokens; text dropout equals drop
+path. With --data.validation, retrieval keeps the best model by the mean of the six recalls, as the official code does.
 """
 
 from __future__ import annotations
@@ -19,104 +19,102 @@ from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 QUESTIONS = 434_867 + 210_051 * 39_504 // 40_504
-"""VQAv2's training set and its validation set but for 1,000 images, which judge; the released split differs from run
-to run."""
+"""VQAv2's training and validation questions, without those of 1,000 images for validation; the official code splits
+differently in every run."""
 SENTENCES = 86_373
-"""NLVR2's training set: as many examples have copies of it on the Hugging Face hub (TIGER-Lab/Mantis-Instruct)."""
+"""NLVR2's training examples, as counted in a copy on the Hugging Face hub (TIGER-Lab/Mantis-Instruct)."""
 
-CONTRAST = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal")
-"""The dual encoder alone, as published; the vectors of the vision-language experts are left out after pre-training.
-With --task.itm-weight 1 one checkpoint searches and re-ranks; the NeurIPS supplement describes that, no settings were
-released."""
+ITC = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal")
+"""The dual encoder alone, as published, without the features of the vision-language experts. With --task.itm-weight 1
+one checkpoint searches and re-ranks; the NeurIPS supplement describes this, but its settings are unpublished."""
 
 RUN = Run(precision="bf16", save_every=1000, log_every=50)
 BY_RECALL = replace(RUN, eval_every=500, best="*/R@*")
 
 
 def vqa_base() -> Recipe:
-    """VLMo-Base on VQAv2, images of 480 pixels, 10 epochs: test-dev 76.6; give --task.vocabulary."""
+    """VLMo-Base on VQAv2 at 480 px, 10 epochs: test-dev 76.6; needs --task.answers."""
     return _vqa(BASE, lr=3e-5)
 
 
 def vqa_base_plus() -> Recipe:
-    """VLMo-Base-plus on VQAv2, images of 480 pixels, 10 epochs: test-dev 78.5 (README only)."""
+    """VLMo-Base-plus on VQAv2 at 480 px, 10 epochs: test-dev 78.5 (README only); needs --task.answers."""
     return _vqa(BASE_PLUS, lr=3e-5)
 
 
 def vqa_large() -> Recipe:
-    """VLMo-Large on VQAv2, images of 480 pixels, 10 epochs: test-dev 79.9."""
+    """VLMo-Large on VQAv2 at 480 px, 10 epochs: test-dev 79.9; needs --task.answers."""
     return _vqa(LARGE, lr=1.5e-5)
 
 
 def nlvr2_base() -> Recipe:
-    """VLMo-Base on NLVR2, images of 384 pixels, 10 epochs: dev 82.8, test-P 83.3."""
+    """VLMo-Base on NLVR2 at 384 px, 10 epochs: dev 82.8, test-P 83.3."""
     return _nlvr2(BASE, lr=5e-5, drop_path=0.1)
 
 
 def nlvr2_base_plus() -> Recipe:
-    """VLMo-Base-plus on NLVR2, images of 384 pixels, 10 epochs: test-P 85.1 (README only)."""
+    """VLMo-Base-plus on NLVR2 at 384 px, 10 epochs: test-P 85.1 (README only)."""
     return _nlvr2(BASE_PLUS, lr=3e-5, drop_path=0.2)
 
 
 def nlvr2_large() -> Recipe:
-    """VLMo-Large on NLVR2, images of 384 pixels, 10 epochs: dev 85.6, test-P 86.9."""
+    """VLMo-Large on NLVR2 at 384 px, 10 epochs: dev 85.6, test-P 86.9."""
     return _nlvr2(LARGE, lr=3e-5, drop_path=0.15)
 
 
 def nlvr2_base_224() -> Recipe:
-    """VLMo-Base on NLVR2, images of 224 pixels: the ablations' resolution (80.1 on dev from a plain ViT)."""
+    """VLMo-Base on NLVR2 at 224 px, the resolution of the ablations (dev 80.1 from a plain ViT)."""
     return _nlvr2(BASE, lr=5e-5, drop_path=0.1, size=224)
 
 
 def nlvr2_base_plus_224() -> Recipe:
-    """VLMo-Base-plus on NLVR2, images of 224 pixels."""
+    """VLMo-Base-plus on NLVR2 at 224 px."""
     return _nlvr2(BASE_PLUS, lr=3e-5, drop_path=0.2, size=224)
 
 
 def nlvr2_large_224() -> Recipe:
-    """VLMo-Large on NLVR2, images of 224 pixels."""
+    """VLMo-Large on NLVR2 at 224 px."""
     return _nlvr2(LARGE, lr=3e-5, drop_path=0.15, size=224)
 
 
 def coco_base() -> Recipe:
-    """VLMo-Base retrieves on COCO, images of 384 pixels: R@1 74.8 for texts, 57.2 for images.
+    """VLMo-Base retrieval on COCO at 384 px: text R@1 74.8, image R@1 57.2.
 
-    3,000 steps (about 16 epochs), learning rate 3e-5; the paper names 2e-5 (1e-5 for large) and other lengths.
+    3,000 steps (about 16 epochs), learning rate 3e-5; the paper has 2e-5 (1e-5 for large) and other lengths.
     """
     return _coco(BASE, lr=3e-5)
 
 
 def coco_base_plus() -> Recipe:
-    """VLMo-Base-plus retrieves on COCO, images of 384 pixels: R@1 76.3 and 58.6 (README only)."""
+    """VLMo-Base-plus retrieval on COCO at 384 px: text R@1 76.3, image R@1 58.6 (README only)."""
     return _coco(BASE_PLUS, lr=3e-5)
 
 
 def coco_large() -> Recipe:
-    """VLMo-Large retrieves on COCO, images of 384 pixels: R@1 78.2 for texts, 60.6 for images."""
+    """VLMo-Large retrieval on COCO at 384 px: text R@1 78.2, image R@1 60.6."""
     return _coco(LARGE, lr=2e-5)
 
 
 def flickr30k_base() -> Recipe:
-    """VLMo-Base retrieves on Flickr30k, images of 384 pixels: R@1 92.3 for texts, 79.3 for images.
+    """VLMo-Base retrieval on Flickr30k at 384 px: text R@1 92.3, image R@1 79.3; from the COCO model.
 
-    1,500 steps (about 32 epochs) from the model that was fine-tuned on COCO [README], learning rate 3e-5; the paper
-    names 1e-5.
+    1,500 steps (about 32 epochs) from the model fine-tuned on COCO [README], learning rate 3e-5; the paper has 1e-5.
     """
     return _flickr30k(BASE, lr=3e-5, drop_path=0.15)
 
 
 def flickr30k_base_plus() -> Recipe:
-    """VLMo-Base-plus retrieves on Flickr30k: R@1 93.2 and 81.8 (README only); from the pre-trained model."""
+    """VLMo-Base-plus retrieval on Flickr30k at 384 px: text R@1 93.2, image R@1 81.8 (README only)."""
     return _flickr30k(BASE_PLUS, lr=3e-5, drop_path=0.2)
 
 
 def flickr30k_large() -> Recipe:
-    """VLMo-Large retrieves on Flickr30k, images of 384 pixels: R@1 95.3 and 84.5; from the COCO model."""
+    """VLMo-Large retrieval on Flickr30k at 384 px: text R@1 95.3, image R@1 84.5; from the COCO model."""
     return _flickr30k(LARGE, lr=2e-5, drop_path=0.2)
 
 
 def flickr30k_base_224() -> Recipe:
-    """VLMo-Base retrieves on Flickr30k, images of 224 pixels: for ablations, where the paper names 5e-5 for 3e-5."""
+    """VLMo-Base retrieval on Flickr30k at 224 px, for ablations (learning rate 5e-5 in the paper)."""
     return _flickr30k(BASE, lr=3e-5, drop_path=0.15, size=224)
 
 
@@ -134,18 +132,18 @@ def _nlvr2(model: VLMoConfig, *, lr: float, drop_path: float, size: int = 384) -
 
 def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
     optim = replace(OPTIM, lr=lr, warmup=300)
-    return _recipe("coco", replace(model, drop_path=0.2), CONTRAST, optim, (384, 3072, 3000), BY_RECALL)
+    return _recipe("coco", replace(model, drop_path=0.2), ITC, optim, (384, 3072, 3000), BY_RECALL)
 
 
 def _flickr30k(model: VLMoConfig, *, lr: float, drop_path: float, size: int = 384) -> Recipe:
     optim = replace(OPTIM, lr=lr, warmup=150)
-    return _recipe("flickr30k", replace(model, drop_path=drop_path), CONTRAST, optim, (size, 3072, 1500), BY_RECALL)
+    return _recipe("flickr30k", replace(model, drop_path=drop_path), ITC, optim, (size, 3072, 1500), BY_RECALL)
 
 
 def _recipe(
     name: str, model: VLMoConfig, task: TaskConfig, optim: Optim, numbers: tuple[int, int, int], run: Run = RUN
 ) -> Recipe:
-    """``numbers``: pixels a side, samples a step, steps."""
+    """``numbers`` are the image size in pixels, the batch size and the number of steps."""
     size, batch, steps = numbers
     data = Data(image_size=(size, size), text_length=40, batch_size=batch, num_workers=8)
     model, run = replace(model, image_size=data.image_size), replace(run, steps=steps)

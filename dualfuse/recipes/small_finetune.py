@@ -1,6 +1,6 @@
-"""Answers on a laptop: questions, labels and two images, of images of 64 pixels, in minutes of one processor.
+"""Fine-tuning on a laptop: questions, entailment and pairs of images at 64 px, in minutes on a CPU.
 
-Give the samples with --data.train and --data.validation; --start-from takes a model of the demo's size, such as
+Set --data.train and --data.validation to the samples. --start-from takes a model of the size of the demo, such as
 runs/demo/pairs/final.
 """
 
@@ -24,31 +24,31 @@ DATA = Data(
     batch_size=64,
     num_workers=0,
 )
-"""Whole images in their own colours, for questions ask about both."""
+"""Whole images in their original colours, because questions ask about shapes and colours."""
 
 OPTIM = Optim(lr=3e-4, weight_decay=0.05, warmup=0.05, schedule="cosine", grad_clip_norm=1.0)
-"""A model first learns what words alone tell: at 1e-3 it is still there after 1,000 steps, at 3e-4 it looks by then."""
+"""At first a model answers from the text alone; at 1e-3 it still does after 1,000 steps, at 3e-4 it uses the image."""
 
 
 def demo_vqa() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano answers easy-VQA's questions: give --data.train and --task.vocabulary; minutes on a laptop."""
+    """VLMo-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
     return Recipe("vqa", NANO, VQAConfig(), DATA, OPTIM, Run(steps=7000, save_every=500, log_every=50))
 
 
 def demo_vqa_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano answers them."""
+    """BridgeTower-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
     return replace(demo_vqa(), model=BRIDGETOWER_NANO)
 
 
 def demo_vqa_meter() -> Recipe[ModelConfig, TaskConfig]:
-    """METER-nano answers them."""
+    """METER-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
     return replace(demo_vqa_bridgetower(), model=METER_NANO)
 
 
 def demo_entailment() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano learns whether a text fits an image: give --data.train; minutes on a laptop.
+    """VLMo-nano classifies whether a text fits an image, minutes on a laptop; needs --data.train.
 
-    For other labels of your own give --task.labels.
+    Set --task.labels for labels of your own.
     """
     data = replace(DATA, augment=OPENPICS.augment)
     run = replace(demo_vqa().run, steps=1500)
@@ -56,16 +56,16 @@ def demo_entailment() -> Recipe[ModelConfig, TaskConfig]:
 
 
 def demo_entailment_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano learns it."""
+    """BridgeTower-nano classifies whether a text fits an image, minutes on a laptop; needs --data.train."""
     return replace(demo_entailment(), model=BRIDGETOWER_NANO)
 
 
 def demo_nlvr2() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano learns whether a sentence is true of two images: give --data.train; minutes on a laptop."""
+    """VLMo-nano classifies whether a sentence is true of two images, minutes on a laptop; needs --data.train."""
     model = replace(NANO, image_slots=2)
     return replace(demo_entailment(), name="nlvr2", model=model, task=NLVR2Config())
 
 
 def demo_nlvr2_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano learns it."""
+    """BridgeTower-nano classifies whether a sentence is true of two images; needs --data.train."""
     return replace(demo_nlvr2(), model=replace(BRIDGETOWER_NANO, image_slots=2))

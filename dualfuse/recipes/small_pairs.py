@@ -1,4 +1,4 @@
-"""What runs on a laptop: small sizes, the demo, and the ten-second run of the tests."""
+"""Recipes for a laptop: small models, the demo, and the ten-second run of the tests."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ NANO = VLMoConfig(
     drop_path=0.0,
     stem="convolution",
 )
-"""4 layers of 64 for images of 64 pixels: half a million parameters beside the words."""
+"""4 layers of width 64 for images of 64 px: half a million parameters without the token embedding."""
 
 SMALL = VLMoConfig(width=384, depth=12, heads=6, vl_expert_start=10, image_size=(224, 224), positions="absolute")
-"""12 layers of 384 for images of 224 pixels: one GPU, a day."""
+"""12 layers of width 384 for images of 224 px: a day on one GPU."""
 
 BRIDGETOWER_NANO = BridgeTowerConfig(
     image=CLIPViTConfig(width=64, depth=2, image_size=(64, 64), stem="convolution"),
@@ -42,10 +42,10 @@ BRIDGETOWER_NANO = BridgeTowerConfig(
     dropout=0.0,
     init_std=0.125,
 )
-"""Two towers of 2 layers and 2 cross-modal layers of 64: half a million parameters beside the words, as VLMo-nano."""
+"""Two towers of 2 layers and 2 cross-modal layers of width 64: as many parameters as VLMo-nano."""
 
 METER_NANO = replace(BRIDGETOWER_NANO, bridge="none")
-"""The same without bridges."""
+"""BridgeTower-nano without bridges."""
 
 OPENPICS = Data(
     train=("examples/openpics-mini/*-train-*.tar",),
@@ -56,14 +56,14 @@ OPENPICS = Data(
     batch_size=128,
     num_workers=1,
 )
-"""3,000 images with names that come with the project: see examples/openpics-mini/ATTRIBUTION.txt."""
+"""3,000 captioned images of the repository, listed in examples/openpics-mini/ATTRIBUTION.txt."""
 
 QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedule="cosine", grad_clip_norm=1.0)
-"""Ten times the paper's learning rate: the model is narrow and the run short."""
+"""Ten times the learning rate of the paper, for a narrow model and a short run."""
 
 
 def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """VLMo-nano on your pairs: give --data.train; minutes on a laptop."""
+    """VLMo-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
     return Recipe(
         name="pairs",
         model=NANO,
@@ -81,17 +81,17 @@ def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
 
 
 def bridgetower_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """BridgeTower-nano on your pairs: give --data.train; minutes on a laptop."""
+    """BridgeTower-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
     return replace(nano_pairs(), model=BRIDGETOWER_NANO)
 
 
 def meter_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """METER-nano on your pairs: give --data.train; minutes on a laptop."""
+    """METER-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
     return replace(nano_pairs(), model=METER_NANO)
 
 
 def small_pairs() -> Recipe:
-    """VLMo-small on your pairs: give --data.train; a day on one GPU."""
+    """VLMo-small pre-training on your pairs, a day on one GPU; needs --data.train."""
     return Recipe(
         name="pairs",
         model=SMALL,
@@ -103,17 +103,17 @@ def small_pairs() -> Recipe:
 
 
 def demo() -> tuple[Recipe, ...]:
-    """The demo: contrast first, then all objectives, on images that come with the project."""
+    """The demo: ITC first, then ITC, ITM and MLM, on the images of the repository."""
     return _demo(nano_pairs())
 
 
 def demo_bridgetower() -> tuple[Recipe, ...]:
-    """The demo with BridgeTower-nano in the place of VLMo-nano."""
+    """The demo with BridgeTower-nano in place of VLMo-nano."""
     return _demo(bridgetower_nano_pairs())
 
 
 def demo_meter() -> tuple[Recipe, ...]:
-    """The demo with METER-nano in the place of VLMo-nano."""
+    """The demo with METER-nano in place of VLMo-nano."""
     return _demo(meter_nano_pairs())
 
 
@@ -138,14 +138,14 @@ def _demo(nano: Recipe[ModelConfig, PairsConfig]) -> tuple[Recipe[ModelConfig, P
 
 
 def demo_contrast() -> tuple[Recipe, ...]:
-    """The demo's control: contrast alone, for as many minutes."""
+    """The control of the demo: ITC alone for the same time."""
     contrast, joint = _demo(nano_pairs())
     run = replace(contrast.run, steps=1450, eval_every=290)
     return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
 
 
 def ten_seconds() -> Recipe:
-    """A run of ten seconds on the demo's data, for tests and for a first look."""
+    """A run of ten seconds on the data of the demo, for tests and for a first try."""
     return replace(
         nano_pairs(),
         name="ten-seconds",

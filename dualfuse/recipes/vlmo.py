@@ -1,7 +1,7 @@
-"""VLMo as published: pre-training on pairs at three sizes.
+"""VLMo pre-training on image-text pairs as published, at three sizes.
 
-Numbers are those of the official code (microsoft/unilm, vlmo: task_mlm_itm_itc_*, step200k) unless a line says
-otherwise; where they differ from the paper (arXiv 2111.02358) both are named.
+Values are from the official code (microsoft/unilm, vlmo: task_mlm_itm_itc_*, step200k) unless a comment says otherwise;
+where the paper (arXiv 2111.02358) differs, both are given.
 """
 
 from __future__ import annotations
@@ -30,32 +30,33 @@ LARGE = VLMoConfig(width=1024, depth=24, heads=16, vl_expert_start=21)
 """24 layers of 1024, 16 heads, experts in the last 3."""
 
 PAIRS = Data(image_size=(224, 224), text_length=40, batch_size=1024, num_workers=8)
-"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; give them with --data.train."""
+"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; set --data.train to them."""
 
 OPTIM = Optim(lr=2e-4, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01, warmup=2500, schedule="linear")
-"""Official code and paper agree. Decay: ours spares all norms and biases; ``decay_rule="official"`` repeats theirs."""
+"""Official code and paper agree. Norms and biases are not decayed; ``decay_rule="official"`` decays those that the
+official code does."""
 
 RUN = Run(steps=200_000, precision="bf16", save_every=2000, log_every=50)
-"""200k steps [official code and README]; they trained in fp16 with loss scaling, we in bf16."""
+"""200k steps [official code and README]; in bf16, where the official code uses fp16 with loss scaling."""
 
 
 def base_pairs() -> Recipe:
-    """VLMo-Base on image-text pairs: 200k steps of 1,024 pairs.
+    """VLMo-Base pre-training with ITC, ITM and MLM: 200k steps of 1,024 pairs.
 
-    Expect VQA test-dev 76.6, NLVR2 test-P 83.3, Flickr30k R@1 92.3 / 79.3 after fine-tuning (paper, Tables 1 and 2),
-    when started from the published image and text stages.
+    Expected after fine-tuning, if started from the published image and text stages: VQA test-dev 76.6, NLVR2 test-P
+    83.3, Flickr30k R@1 92.3 / 79.3 (paper, Tables 1 and 2).
     """
     return Recipe(name="pairs", model=BASE, task=PairsConfig(), data=PAIRS, optim=OPTIM, run=RUN)
 
 
 def base_plus_pairs() -> Recipe:
-    """VLMo-Base-plus on image-text pairs, learning rate 1e-4 (README only, not in the paper)."""
+    """VLMo-Base-plus pre-training with ITC, ITM and MLM, learning rate 1e-4 (README only, not in the paper)."""
     return replace(base_pairs(), model=BASE_PLUS, optim=replace(OPTIM, lr=1e-4))
 
 
 def large_pairs() -> Recipe:
-    """VLMo-Large on image-text pairs, learning rate 5e-5.
+    """VLMo-Large pre-training with ITC, ITM and MLM, learning rate 5e-5.
 
-    The official configuration of this size names a plain ViT and cannot run; this is the architecture of the paper.
+    The official configuration of this size names a plain ViT and fails; this is the architecture of the paper.
     """
     return replace(base_pairs(), model=LARGE, optim=replace(OPTIM, lr=5e-5))

@@ -1,8 +1,8 @@
-"""VLMo fine-tuned to write captions: as BEiT-3 was, whose command is published, and on a laptop.
+"""VLMo fine-tuning for captioning: on COCO as BEiT-3, and on a laptop.
 
-VLMo's paper names captioning as future work. Numbers are those of BEiT-3's fine-tuning on COCO (microsoft/unilm, beit3:
-get_started_for_captioning.md, run_beit3_finetuning.py). It also leaves the worst fifth of the masked words out of the
-loss after 12,000 steps; that is not done here.
+VLMo's paper leaves captioning to future work. Values are from BEiT-3's fine-tuning on COCO (microsoft/unilm, beit3:
+get_started_for_captioning.md, run_beit3_finetuning.py), which after 12,000 steps also drops the fifth of the masked
+tokens with the highest loss; this is not done here.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from dualfuse.recipes.vlmo import BASE, LARGE
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
 
 CAPTIONS = 566_747
-"""Of the 113,287 images of Karpathy's training split of COCO; BEiT-3 counts each as a sample."""
+"""Captions of the 113,287 images of Karpathy's COCO training split; BEiT-3 counts each as a sample."""
 
 
 def base() -> Recipe:
-    """VLMo-Base writes captions of COCO, images of 480 pixels, 10 epochs of all captions, as BEiT-3-Base."""
+    """VLMo-Base captioning on COCO at 480 px, 10 epochs, with the settings of BEiT-3-Base."""
     return _coco(BASE, lr=4e-5)
 
 
 def large() -> Recipe:
-    """VLMo-Large writes captions of COCO, images of 480 pixels, 10 epochs of all captions, as BEiT-3-Large."""
+    """VLMo-Large captioning on COCO at 480 px, 10 epochs, with the settings of BEiT-3-Large."""
     return _coco(LARGE, lr=8e-6)
 
 
 def nano() -> Recipe:
-    """VLMo-nano names the demo's images: give --start-from a model of vlmo-nano-pairs or of the demo; minutes."""
+    """VLMo-nano captioning on the images of the demo, minutes on a laptop; set --start-from to a model of the demo."""
     return Recipe(
         name="captions",
         model=NANO,

@@ -1,9 +1,9 @@
-"""VLMo tells images apart: ImageNet, by BEiT's recipes (VLMo's paper, Table 3, gives no others).
+"""VLMo image classification on ImageNet with BEiT's settings (Table 3 of VLMo's paper gives no others).
 
-Numbers are those of the official code (microsoft/unilm, beit: README.md, get_started_for_image_classification.md).
-Where it has a position bias for each layer, which learns as its layer, VLMo's one table learns as the head. Give the
-start with --start-from, the data with --data.train, and with --task.labels the names of the classes, where samples have
-names.
+Values are from the official code (microsoft/unilm, beit: README.md, get_started_for_image_classification.md). BEiT has
+a position bias per layer with the learning rate of the layer; VLMo's only table has the learning rate of the head. Set
+--start-from to the pre-trained model, --data.train to the data, and --task.labels to the class names if the samples
+have names.
 """
 
 from __future__ import annotations
@@ -22,56 +22,56 @@ from dualfuse.tasks.finetune.image_classification import ImageClassificationConf
 Classes = Recipe[VLMoConfig, ImageClassificationConfig]
 
 AUGMENT = Augment(crop=(0.08, 1.0), rand_augment_policy="timm")
-"""Crops of 8 to 100 %, flips of every second image, two random changes (rand-m9-mstd0.5-inc1)."""
-MIDDLE = Preprocess("crop", crop_fraction=224 / 256)
-"""In evaluation: the middle 224 of 256 pixels."""
+"""Crops of 8 to 100 %, flips with probability 0.5, two random transforms (rand-m9-mstd0.5-inc1)."""
+CENTER = Preprocess("crop", crop_fraction=224 / 256)
+"""The center 224 of 256 pixels, for evaluation."""
 OPTIM = Optim(
     lr=2e-5, betas=(0.9, 0.999), weight_decay=0.05, decay_rule="beit", schedule="cosine", min_lr=1e-6, layer_decay=0.85
 )
-SPARING = 1e-8
+LITTLE_DECAY = 1e-8
 """The weight decay after intermediate fine-tuning."""
 TASK = ImageClassificationConfig(label_smoothing=0.1, random_erasing=0.25)
-MIXED = replace(TASK, mixup=Mixup(mixup_alpha=0.8, cutmix_alpha=1.0))
+TASK_MIXED = replace(TASK, mixup=Mixup(mixup_alpha=0.8, cutmix_alpha=1.0))
 
 
 def base_22k() -> Classes:
-    """VLMo-Base on ImageNet-22k, between stage one and everything else: 90 epochs."""
+    """VLMo-Base on ImageNet-22k, intermediate fine-tuning after the image stage: 90 epochs."""
     optim = replace(OPTIM, lr=3e-3, layer_decay=0.65, grad_clip_norm=3.0)
     return _recipe(replace(BASE, drop_path=0.2), replace(TASK, num_classes=21_841), optim, (4096, 90, 5), IMAGES_22K)
 
 
 def large_22k() -> Classes:
-    """VLMo-Large on ImageNet-22k, between stage one and everything else: 90 epochs."""
+    """VLMo-Large on ImageNet-22k, intermediate fine-tuning after the image stage: 90 epochs."""
     optim = replace(OPTIM, lr=2e-3, layer_decay=0.75, grad_clip_norm=1.0)
     return _recipe(replace(LARGE, drop_path=0.2), replace(TASK, num_classes=21_841), optim, (2048, 90, 5), IMAGES_22K)
 
 
 def base_1k() -> Classes:
-    """VLMo-Base on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 85.2 (97.6 within five)."""
-    optim = replace(OPTIM, weight_decay=SPARING)
+    """VLMo-Base on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 85.2 (top 5: 97.6)."""
+    optim = replace(OPTIM, weight_decay=LITTLE_DECAY)
     return _recipe(replace(BASE, drop_path=0.1), TASK, optim, (512, 30, 5), IMAGES_1K)
 
 
 def large_1k() -> Classes:
-    """VLMo-Large on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 87.4 (98.3 within five)."""
-    optim = replace(OPTIM, weight_decay=SPARING, layer_decay=0.9)
+    """VLMo-Large on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 87.4 (top 5: 98.3)."""
+    optim = replace(OPTIM, weight_decay=LITTLE_DECAY, layer_decay=0.9)
     return _recipe(replace(LARGE, drop_path=0.4), TASK, optim, (512, 30, 5), IMAGES_1K)
 
 
 def base_1k_direct() -> Classes:
-    """VLMo-Base on ImageNet-1k straight after stage one: 100 epochs; BEiT's accuracy is 83.7 (96.6 within five)."""
+    """VLMo-Base on ImageNet-1k directly after the image stage: 100 epochs; BEiT's accuracy is 83.7 (top 5: 96.6)."""
     optim = replace(OPTIM, lr=4e-3, layer_decay=0.65)
-    return _recipe(replace(BASE, drop_path=0.1), MIXED, optim, (1024, 100, 20), IMAGES_1K)
+    return _recipe(replace(BASE, drop_path=0.1), TASK_MIXED, optim, (1024, 100, 20), IMAGES_1K)
 
 
 def large_1k_direct() -> Classes:
-    """VLMo-Large on ImageNet-1k straight after stage one: 50 epochs; BEiT's accuracy is 86.0 (97.6 within five)."""
+    """VLMo-Large on ImageNet-1k directly after the image stage: 50 epochs; BEiT's accuracy is 86.0 (top 5: 97.6)."""
     optim = replace(OPTIM, lr=1e-3, layer_decay=0.75)
-    return _recipe(replace(LARGE, drop_path=0.2), MIXED, optim, (1024, 50, 5), IMAGES_1K)
+    return _recipe(replace(LARGE, drop_path=0.2), TASK_MIXED, optim, (1024, 50, 5), IMAGES_1K)
 
 
 def base_1k_probe() -> Classes:
-    """VLMo-Base on ImageNet-1k, frozen below one linear layer: what images taught it; 50 epochs (not in BEiT)."""
+    """VLMo-Base linear probe on ImageNet-1k, with the model frozen: 50 epochs (not in BEiT)."""
     recipe = base_1k()
     task, optim = ImageClassificationConfig(), replace(OPTIM, lr=4e-3, weight_decay=0.0, layer_decay=1.0)
     made = _recipe(replace(BASE, drop_path=0.0), task, optim, (1024, 50, 5), IMAGES_1K)
@@ -80,7 +80,7 @@ def base_1k_probe() -> Classes:
 
 
 def nano() -> Classes:
-    """VLMo-nano on your own classes: give --data.train, and --task.labels or --task.classes; minutes on a laptop."""
+    """VLMo-nano on your classes, minutes on a laptop; needs --data.train and --task.labels or --task.num-classes."""
     return Recipe(
         name="classes",
         model=NANO,
@@ -94,14 +94,14 @@ def nano() -> Classes:
 def _recipe(
     model: VLMoConfig, task: ImageClassificationConfig, optim: Optim, numbers: tuple[int, int, int], images: int
 ) -> Classes:
-    """``numbers``: samples a step, epochs of so many ``images``, epochs of warm-up."""
+    """``numbers`` are the batch size, the epochs of ``images`` images, and the epochs of warm-up."""
     batch, epochs, warmup = numbers
     epoch = images // batch
     return Recipe(
         name="classes",
         model=model,
         task=task,
-        data=Data(image_size=(224, 224), preprocess=MIDDLE, augment=AUGMENT, batch_size=batch, num_workers=8),
+        data=Data(image_size=(224, 224), preprocess=CENTER, augment=AUGMENT, batch_size=batch, num_workers=8),
         optim=replace(optim, warmup=warmup * epoch),
         run=Run(steps=epochs * epoch, precision="bf16", save_every=2000, log_every=50),
     )

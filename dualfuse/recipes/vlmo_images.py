@@ -1,7 +1,7 @@
-"""VLMo's first stage: masked image modelling on images alone (BEiT), and tokenizers that name what is hidden.
+"""VLMo's image stage: masked image modelling as in BEiT, and the visual tokenizers that it needs.
 
-Numbers are those of the official code (microsoft/unilm, beit) unless a line says otherwise. Give the images with
---data.train, and with --task.tokenizer DALL-E's published encoder.pkl, or a tokenizer trained here.
+Values are from the official code (microsoft/unilm, beit) unless a comment says otherwise. Set --data.train to the
+images, and --task.tokenizer to DALL-E's published encoder.pkl or to a tokenizer trained here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ BATCH = 2048
 """128 images on each of 16 GPUs."""
 
 AUGMENT = Augment(crop=(0.08, 1.0), rand_augment=False, color_jitter=0.4)
-"""Crops of 8 to 100 %, flips of every second image, brightness, contrast and saturation times 0.6 to 1.4."""
+"""Crops of 8 to 100 %, flips with probability 0.5, brightness, contrast and saturation times 0.6 to 1.4."""
 
 OPTIM = Optim(
     lr=1.5e-3,
@@ -38,13 +38,13 @@ OPTIM = Optim(
     min_lr=1e-5,
     grad_clip_norm=3.0,
 )
-"""BEiT's; the bias table and the mask token are decayed."""
+"""As BEiT; the bias table and the mask token are decayed."""
 
 NANO_AUGMENT = Augment(crop=(0.5, 1.0), rand_augment=False, color_jitter=0.2)
 
 
 def base_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Base on images alone, BEiT's way: 150 epochs of ImageNet-22k."""
+    """VLMo-Base image stage as BEiT: 150 epochs of ImageNet-22k."""
     return Recipe(
         name="images",
         model=_as_beit(BASE, layer_scale=0.1),
@@ -56,7 +56,7 @@ def base_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
 
 
 def base_images_1k() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Base on images alone: 800 epochs of ImageNet-1k, the first 10 of them warm-up."""
+    """VLMo-Base image stage as BEiT: 800 epochs of ImageNet-1k, with 10 epochs of warm-up."""
     recipe, epoch = base_images(), IMAGES_1K // BATCH
     return replace(
         recipe,
@@ -67,12 +67,12 @@ def base_images_1k() -> Recipe[VLMoConfig, MaskedImageConfig]:
 
 
 def large_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-Large on images alone: as the base size, but LayerScale starts from 1e-5."""
+    """VLMo-Large image stage as BEiT: 150 epochs of ImageNet-22k, LayerScale 1e-5."""
     return replace(base_images(), model=_as_beit(LARGE, layer_scale=1e-5))
 
 
 def nano_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
-    """VLMo-nano on your images alone, with a tokenizer of vlmo-nano-tokenizer; minutes on a laptop."""
+    """VLMo-nano image stage on your images, minutes on a laptop; needs --data.train and --task.tokenizer."""
     return Recipe(
         name="images",
         model=NANO,
@@ -84,23 +84,23 @@ def nano_images() -> Recipe[VLMoConfig, MaskedImageConfig]:
 
 
 def base_images_taught() -> Recipe:
-    """VLMo-Base on images alone with a teacher's features for targets: give --task.teacher, such as a converted CLIP.
+    """VLMo-Base image stage with the features of a teacher as targets; needs --task.teacher, such as a converted CLIP.
 
-    The teacher is the only difference from ``vlmo-base-images``; EVA and BEiT v2 have further ones.
+    The teacher is the only difference from ``vlmo-base-images``; EVA and BEiT v2 have others as well.
     """
     return replace(base_images(), task=MaskedFeatureConfig())
 
 
 def nano_images_taught() -> Recipe:
-    """VLMo-nano on your images alone, taught by another VLMo-nano: give --task.teacher; minutes on a laptop."""
+    """VLMo-nano image stage with another VLMo-nano as teacher, minutes on a laptop; needs --task.teacher."""
     recipe = nano_images()
     return replace(recipe, task=MaskedFeatureConfig(channels=recipe.model.width, mask=recipe.task.mask))
 
 
 def tokenizer() -> Recipe:
-    """A tokenizer of 8,192 visual words for vlmo-base-images, trained on your images; a day on one GPU.
+    """Visual tokenizer with 8,192 codes for vlmo-base-images, a day on one GPU; needs --data.train.
 
-    The numbers are ours: those of DALL-E's training are not public in full.
+    The settings are our own: those of DALL-E's training are not public in full.
     """
     return Recipe(
         name="tokenizer",
@@ -113,7 +113,7 @@ def tokenizer() -> Recipe:
 
 
 def nano_tokenizer() -> Recipe:
-    """A tokenizer of 256 visual words for vlmo-nano-images, trained on your images; minutes on a laptop."""
+    """Visual tokenizer with 256 codes for vlmo-nano-images, minutes on a laptop; needs --data.train."""
     recipe = tokenizer()
     return replace(
         recipe,
@@ -125,5 +125,5 @@ def nano_tokenizer() -> Recipe:
 
 
 def _as_beit(model: VLMoConfig, *, layer_scale: float) -> VLMoConfig:
-    """All layers share their relative positions, and what images pass starts from BEiT's weights."""
+    """Return the model with one relative bias table for all layers and BEiT's initialization of the vision path."""
     return replace(model, share_relative_bias=True, init=InitConfig(layer_scale=layer_scale, rule="beit"))

@@ -1,9 +1,9 @@
-"""VLMo tells what each pixel is of: ADE20K with UPerNet, by BEiT's recipes (VLMo's paper, Table 3, gives no others).
+"""VLMo semantic segmentation on ADE20K with UPerNet and BEiT's settings (Table 3 of VLMo's paper gives no others).
 
-Numbers are those of the official code (microsoft/unilm, beit/semantic_segmentation/configs). Where it has a position
-bias for each layer, which learns as its layer, VLMo's one table learns as the decoder; images are resized bicubically
-with antialiasing, not bilinearly; and the loss is a mean over the pixels that have a class, where mmsegmentation also
-counts those that have none. Give the start with --start-from, the shards of ADE20K with --data.train.
+Values are from the official code (microsoft/unilm, beit/semantic_segmentation/configs), with three differences: VLMo's
+only position bias table has the learning rate of the decoder, where BEiT has one per layer with that of the layer;
+images are resized bicubically with antialiasing, not bilinearly; and the loss is the mean over labelled pixels, where
+mmsegmentation also counts the others. Set --start-from to the pre-trained model and --data.train to shards of ADE20K.
 """
 
 from __future__ import annotations
@@ -17,42 +17,42 @@ from dualfuse.recipes.vlmo import BASE, LARGE
 from dualfuse.recipes.vlmo_images import IMAGENET
 from dualfuse.tasks.finetune.segmentation import SegmentationConfig
 
-Pixels = Recipe[VLMoConfig, SegmentationConfig]
+Segmentation = Recipe[VLMoConfig, SegmentationConfig]
 
 TASK = SegmentationConfig(ignore_zero=True)
-"""150 classes; in ADE20K's label maps 0 is none of them."""
+"""150 classes; in ADE20K's label maps 0 means no class."""
 OPTIM = Optim(
     lr=3e-5, betas=(0.9, 0.999), weight_decay=0.05, decay_rule="beit", warmup=1500, schedule="linear", layer_decay=0.9
 )
 
 
-def base() -> Pixels:
-    """VLMo-Base on ADE20K at 512 pixels, after ImageNet-22k; the size of VLMo's paper."""
+def base() -> Segmentation:
+    """VLMo-Base on ADE20K at 512 px after ImageNet-22k, as in VLMo's paper."""
     return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 512)
 
 
-def base_direct() -> Pixels:
-    """VLMo-Base on ADE20K at 512 pixels, straight after stage one."""
+def base_direct() -> Segmentation:
+    """VLMo-Base on ADE20K at 512 px directly after the image stage."""
     return _recipe(replace(BASE, drop_path=0.1), TASK, replace(OPTIM, lr=7e-4, layer_decay=0.65), 512)
 
 
-def base_640() -> Pixels:
-    """VLMo-Base on ADE20K at 640 pixels, after ImageNet-22k; BEiT's mean IoU is 53.6."""
+def base_640() -> Segmentation:
+    """VLMo-Base on ADE20K at 640 px after ImageNet-22k; BEiT's mean IoU is 53.6."""
     return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 640)
 
 
-def large() -> Pixels:
-    """VLMo-Large on ADE20K at 512 pixels, after ImageNet-22k; the size of VLMo's paper."""
+def large() -> Segmentation:
+    """VLMo-Large on ADE20K at 512 px after ImageNet-22k, as in VLMo's paper."""
     return _large(512)
 
 
-def large_640() -> Pixels:
-    """VLMo-Large on ADE20K at 640 pixels, after ImageNet-22k."""
+def large_640() -> Segmentation:
+    """VLMo-Large on ADE20K at 640 px after ImageNet-22k."""
     return _large(640)
 
 
-def nano() -> Pixels:
-    """VLMo-nano on your own label maps: give --data.train, and --task.labels or --task.classes; minutes on a laptop."""
+def nano() -> Segmentation:
+    """VLMo-nano on your label maps, minutes on a laptop; needs --data.train and --task.labels or --task.num-classes."""
     return Recipe(
         name="segmentation",
         model=NANO,
@@ -63,13 +63,13 @@ def nano() -> Pixels:
     )
 
 
-def _large(side: int) -> Pixels:
+def _large(side: int) -> Segmentation:
     task, optim = replace(TASK, feature_layers=(8, 12, 16, 24)), replace(OPTIM, lr=2e-5, layer_decay=0.95)
     return _recipe(replace(LARGE, drop_path=0.2), task, optim, side)
 
 
-def _recipe(model: VLMoConfig, task: SegmentationConfig, optim: Optim, side: int) -> Pixels:
-    """160k steps of 16 images, two on each of 8 GPUs (of the large size one at a time)."""
+def _recipe(model: VLMoConfig, task: SegmentationConfig, optim: Optim, side: int) -> Segmentation:
+    """Return a recipe of 160k steps of 16 images, for 8 GPUs with 2 images each."""
     return Recipe(
         name="segmentation",
         model=replace(model, image_size=(side, side)),

@@ -1,4 +1,4 @@
-"""VLMo's three stages in order (section 3.4): images alone, text alone, pairs. Each starts from the one before."""
+"""VLMo's three stages in order (section 3.4): images, text, pairs. Each starts from the model of the stage before."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from dualfuse.recipes.vlmo_text import base_text, large_text, nano_text
 
 
 def base() -> tuple[Recipe, ...]:
-    """VLMo-Base in three stages: give --images.task.tokenizer, and --data.train to --images, --text and --pairs.
+    """VLMo-Base in three stages; needs --images.task.tokenizer and --images., --text. and --pairs.data.train.
 
-    Published runs take stage one from BEiT, fine-tuned on ImageNet besides: ``vlmo-base-text`` begins there.
+    The published runs start from BEiT fine-tuned on ImageNet instead of the image stage, as ``vlmo-base-text`` does.
     """
     return _chain(base_images(), base_text(), base_pairs())
 
 
 def large() -> tuple[Recipe, ...]:
-    """VLMo-Large in three stages: the flags of vlmo-base."""
+    """VLMo-Large in three stages; needs the flags of vlmo-base."""
     return _chain(large_images(), large_text(), large_pairs())
 
 
 def nano() -> tuple[Recipe, ...]:
-    """VLMo-nano in three stages, and its tokenizer first: give --data.train to each of the four; for a laptop.
+    """VLMo-nano tokenizer and three stages, for a laptop; needs --data.train of all four.
 
     With --images.task.tokenizer no tokenizer is trained.
     """

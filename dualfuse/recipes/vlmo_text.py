@@ -1,8 +1,8 @@
-"""VLMo's stage two: masked words on text alone, with attention and everything that sees images frozen.
+"""VLMo's text stage: MLM on text alone, with the attention and the vision path frozen.
 
-Numbers are those of the official code (microsoft/unilm, vlmo: task_textmlm_*, step200k) unless a line says otherwise;
-where they differ from the paper (arXiv 2111.02358, appendix B) both are named. Give the text with --data.train:
-Wikipedia and BookCorpus as published.
+Values are from the official code (microsoft/unilm, vlmo: task_textmlm_*, step200k) unless a comment says otherwise;
+where the paper (arXiv 2111.02358, appendix B) differs, both are given. Set --data.train to the text; the published runs
+use Wikipedia and BookCorpus.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dualfuse.recipes.vlmo import BASE, BASE_PLUS, LARGE, OPTIM, RUN
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 
 TEXT = Data(text_length=196, batch_size=1024, num_workers=8)
-"""Rows of 196 tokens. 1,024 of them a step [official code]; the paper has 2,048."""
+"""Sequences of 196 tokens, 1,024 per step [official code]; the paper has 2,048."""
 
 TRAINED = (
     "model.words.*",
@@ -25,29 +25,29 @@ TRAINED = (
     "model.norm.*",
     "mlm_head.*",
 )
-"""Everything else is frozen: attention with its norms and LayerScale, vision experts, patches, class token, pooler.
+"""All other parameters are frozen: attention with its norms and LayerScale, vision experts, patch embedding, class
+token, pooler.
 
-The paper freezes "attention and vision experts"; the official code also leaves the final norm trainable, which a
-fine-tuned BEiT does not bring (it has ``fc_norm``), and the table of relative positions, where rows of images get no
-gradient and stay."""
+The paper freezes "attention and vision experts". The official code also trains the final norm, which a fine-tuned BEiT
+lacks (it has ``fc_norm``), and the relative bias table, whose rows for images get no gradient and do not change."""
 
 TRAINED_RELATIVE = (*TRAINED, "model.relative_bias.*")
 
 
-def _alone(model: VLMoConfig) -> VLMoConfig:
-    """Return the model without vision-language experts, and with positions for texts of 196."""
+def _text_only(model: VLMoConfig) -> VLMoConfig:
+    """Return the model without vision-language experts, and with texts of 196 tokens."""
     return replace(model, vl_expert_start=model.depth, text_length=196)
 
 
 def base_text() -> Recipe:
-    """VLMo-Base on text alone, from BEiT-Base fine-tuned on ImageNet: 200k steps of 1,024 rows.
+    """VLMo-Base text stage from BEiT-Base fine-tuned on ImageNet: 200k steps of 1,024 sequences.
 
-    Batch and steps are the official code's (its README adds step200k); the paper has batches of 2,048, and probably
-    500k steps. Drop-path 0.1, which is the text embedding's dropout too.
+    Batch size and steps are those of the official code (its README adds step200k); the paper has batches of 2,048, and
+    probably 500k steps. Drop path, and with it the dropout of the text embedding, is 0.1.
     """
     return Recipe(
         name="text",
-        model=_alone(BASE),
+        model=_text_only(BASE),
         task=MaskedTextConfig(),
         data=TEXT,
         optim=OPTIM,
@@ -58,24 +58,24 @@ def base_text() -> Recipe:
 
 
 def base_plus_text() -> Recipe:
-    """VLMo-Base-plus on text alone: give --start-from, weights of images of this size (none are published).
+    """VLMo-Base-plus text stage; needs --start-from, an image stage of this size (none is published).
 
-    Numbers are the base size's, as in the official code; positions are absolute, so there is no table to train.
+    Settings are those of the base size, as in the official code; positions are absolute, so there is no bias table.
     """
-    return replace(base_text(), model=_alone(BASE_PLUS), start_from="", train_only=TRAINED)
+    return replace(base_text(), model=_text_only(BASE_PLUS), start_from="", train_only=TRAINED)
 
 
 def large_text() -> Recipe:
-    """VLMo-Large on text alone, from BEiT-Large fine-tuned on ImageNet.
+    """VLMo-Large text stage from BEiT-Large fine-tuned on ImageNet.
 
-    The official code has no configuration of this size: numbers are the base size's. The paper has batches of 2,048,
-    and probably 200k steps.
+    The official code has no configuration of this size; settings are those of the base size. The paper has batches of
+    2,048, and probably 200k steps.
     """
-    return replace(base_text(), model=_alone(LARGE), start_from="microsoft/beit-large-patch16-224")
+    return replace(base_text(), model=_text_only(LARGE), start_from="microsoft/beit-large-patch16-224")
 
 
 def nano_text() -> Recipe:
-    """VLMo-nano on your text: give --data.train, and --start-from a model of images; minutes on a laptop."""
+    """VLMo-nano text stage on your text, minutes on a laptop; needs --data.train, and --start-from an image stage."""
     return Recipe(
         name="text",
         model=replace(NANO, vl_expert_start=NANO.depth, text_length=64),

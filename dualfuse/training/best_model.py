@@ -1,4 +1,4 @@
-"""The best step of a run, by its validation set: never by the test set, which would then say too much of itself."""
+"""The best step of a run, chosen on the validation set."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from dualfuse.upgrade import metric_name
 
 logger = logging.getLogger(__name__)
 
-LEAST = ("loss", "error")
-"""What validation numbers end in of which less is better."""
+LOWER_IS_BETTER = ("loss", "error")
+"""Endings of the names of metrics to minimize; all others are maximized."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +24,14 @@ class BestModel:
     """The best step so far."""
 
     by: str
-    """Pattern of the validation numbers whose mean is compared; empty: none."""
+    """Pattern of metric names; the mean of these metrics is compared. Empty: the best model is not kept."""
     value: float | None = None
-    """That mean; None before the first validation."""
+    """The best mean so far; None before the first validation."""
     step: int = 0
 
     @classmethod
     def restored(cls, by: str, extra: Mapping[str, JSON]) -> BestModel:
-        """Go on with what a checkpoint holds of it, unless that was judged by something else."""
+        """Return the best step that a checkpoint recorded, unless it was chosen by other metrics."""
         match extra.get("best"):
             case {"by": str(name), "value": float(value), "step": int(step)} if by in (name, metric_name(name)):
                 return cls(by, value, step)
@@ -39,23 +39,23 @@ class BestModel:
                 return cls(by)
 
     def extra(self) -> dict[str, JSON]:
-        """Return what a checkpoint keeps of it."""
+        """Return the entry of a checkpoint that :meth:`restored` reads."""
         return {"best": asdict(self)} if self.value is not None else {}
 
     def after(self, metrics: Mapping[str, float], step: int) -> BestModel:
-        """Return itself, or what a step with these validation numbers makes of it if they are better.
+        """Return the better of this step and a step with these metrics, on a tie the earlier one.
 
-        The earlier one of two equal steps stays. ``DualfuseError`` if no number is called as ``by`` says.
+        Raises ``DualfuseError`` if ``by`` matches no metric.
         """
         value = headline(metrics, self.by)
-        sign = -1 if self.by.endswith(LEAST) else 1
+        sign = -1 if self.by.endswith(LOWER_IS_BETTER) else 1
         if math.isnan(value) or (self.value is not None and sign * value <= sign * self.value):
             return self
         return BestModel(self.by, value, step)
 
 
 def keep_best(best: BestModel, metrics: Mapping[str, float], step: int, save: Callable[[], None]) -> BestModel:
-    """Let ``save`` write the model if it is the best so far by what the first process found; gives the best then."""
+    """Call ``save`` on all processes if the model is the best so far on the first one, and return the new best."""
     if not best.by:
         return best
     better = best.after(metrics, step)
@@ -67,11 +67,11 @@ def keep_best(best: BestModel, metrics: Mapping[str, float], step: int, save: Ca
 
 
 def headline(metrics: Mapping[str, float], by: str) -> float:
-    """Return the mean of the numbers whose names match a pattern; ``DualfuseError`` if there is none."""
-    found = [value for name, value in metrics.items() if fnmatchcase(name, by)]
-    if not found:
+    """Return the mean of the metrics whose names match a pattern; raises ``DualfuseError`` if there is none."""
+    values = [value for name, value in metrics.items() if fnmatchcase(name, by)]
+    if not values:
         raise DualfuseError(
-            f"run.best is {by!r}, but its validation numbers are {', '.join(metrics) or 'none'}; name one, "
+            f"run.best is {by!r}, but the validation metrics are {', '.join(metrics) or 'none'}; name one, "
             "or a pattern like */R@* for the mean of several"
         )
-    return sum(found) / len(found)
+    return sum(values) / len(values)

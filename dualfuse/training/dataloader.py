@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -22,11 +22,8 @@ from dualfuse.data.text.padding import pad_to_buckets
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Batch
-from dualfuse.training.checkpoint import JSON
 
 logger = logging.getLogger(__name__)
-
-PASS = "samples_in_a_pass"  # the key in checkpoints
 
 
 def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
@@ -71,22 +68,6 @@ def micro_steps(recipe: Recipe) -> int:
     """Return the number of micro-batches per step."""
     local = recipe.data.batch_size // dist.world_size()
     return local // (recipe.run.micro_batch or local)
-
-
-def passes(recipe: Recipe) -> dict[str, JSON]:
-    """Return the entry of a checkpoint with the number of samples per forward pass, over all processes."""
-    return {PASS: (recipe.run.micro_batch or recipe.data.batch_size // dist.world_size()) * dist.world_size()}
-
-
-def check_passes(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
-    """Raise ``DualfuseError`` if ITC would compare other sets of samples than before the run was resumed."""
-    before, now = extra.get(PASS), passes(recipe)[PASS]
-    if isinstance(before, int) and before != now:
-        raise DualfuseError(
-            f"the run had {before} samples per forward pass, over all processes; {dist.world_size()} processes with "
-            f"run.micro_batch={recipe.run.micro_batch} have {now}, and ITC would compare other sets of samples. "
-            f"Give --run.micro-batch {before // dist.world_size()}"
-        )
 
 
 def check_data(recipe: Recipe) -> None:

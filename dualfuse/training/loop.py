@@ -27,12 +27,10 @@ from dualfuse.training import checkpoint
 from dualfuse.training.best_model import BestModel, keep_best
 from dualfuse.training.dataloader import (
     check_data,
-    check_passes,
     keys_at,
     limit_threads,
     micro_steps,
     open_sets,
-    passes,
     probe_batch,
     training_dataloader,
 )
@@ -41,8 +39,17 @@ from dualfuse.training.memory import checkpoint_activations, compile_blocks, kee
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from dualfuse.training.prefetch import prefetch
-from dualfuse.training.resume_data import check_same_data, write_data
-from dualfuse.training.resume_recipe import BEST, CHECKPOINTS, FINAL, is_finished, write_recipe
+from dualfuse.training.resume_checks import (
+    BEST,
+    CHECKPOINTS,
+    FINAL,
+    batch_division,
+    check_batch_division,
+    check_data_is_unchanged,
+    is_finished,
+    write_data,
+    write_recipe,
+)
 from dualfuse.training.run_log import Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
@@ -73,7 +80,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         for recipe in unfinished:
             check_data(recipe)
             if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
-                check_same_data(folders[recipe.name], open_sets(recipe, recipe.data.train))
+                check_data_is_unchanged(folders[recipe.name], open_sets(recipe, recipe.data.train))
             else:
                 stages = {stage.name: stage for stage in recipes}
                 check_init_from(recipe, stages.get(recipe.start_from))
@@ -99,7 +106,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     _wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
-    check_passes(recipe, extra)
+    check_batch_division(recipe, extra)
     write_recipe(recipe, out)
     if not newest:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
@@ -157,7 +164,7 @@ class TrainState:
             self.step,
             self.task,
             self.optimizer,
-            self.best.extra() | passes(self.recipe),
+            self.best.extra() | batch_division(self.recipe),
             self.recipe.run.keep_last,
         )
         if self.sharded is not None:

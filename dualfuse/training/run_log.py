@@ -1,4 +1,4 @@
-"""What a run says while it trains: a line of numbers now and then, in a file, on the console, in TensorBoard."""
+"""The log of a run: lines of numbers in a file, on the console and in TensorBoard; and the skipped samples."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ SAMPLES = "count/samples"
 
 
 class Log:
-    """The log of one run: ``folder``/log.jsonl, the console, and TensorBoard if asked for.
+    """The log of one run: ``folder``/log.jsonl, the console, and optionally TensorBoard.
 
-    Numbers whose name starts with "count/" are sums over the whole run, all others are means since the last line.
-    Where "count/samples" is counted, the rate is in samples per second, otherwise in steps. With many processes every
-    one adds its own numbers and takes part in each line; the first one writes it.
+    Values whose name starts with "count/" are summed over the whole run, all others are averaged since the last line.
+    The rate is in samples per second if "count/samples" is logged, otherwise in steps per second. All processes add
+    their values and must call :meth:`write`; the first one writes the line.
     """
 
     def __init__(self, folder: Path, *, steps: int, start: int, tensorboard: bool) -> None:
-        """Continue the log after step ``start`` of ``steps``; what a killed run wrote beyond it is cut off."""
+        """Continue the log after step ``start`` of ``steps``; later lines, of a killed run, are removed."""
         self._is_first = dist.rank() == 0
         if self._is_first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,20 +67,20 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close the file and the console's progress line."""
         self._console.close()
-        with suppress(OSError):  # a full disk was told when the line was written
+        with suppress(OSError):  # a full disk was reported when the line was written
             self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
-        """Take the numbers of one step, each of one element; the device is not waited for."""
+        """Add the values of one step, each of one element, without synchronizing with the device."""
         for name, value in values.items():
             value = value.detach().float() if isinstance(value, Tensor) else value
             total, times = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, times + 1  # a new tensor: the caller may change its own
+            self._sums[name] = total + value, times + 1  # a new tensor: the caller may modify its own
 
     def write(self, step: int, **fixed: float) -> None:
-        """Write the means and counts since the last line, and ``fixed`` (learning rate, metrics) as they are."""
+        """Write a line: means since the last one, counts, and ``fixed`` values (learning rate, metrics)."""
         means, new = self._settle()
         now = time.perf_counter()  # after the device has caught up
         rate = self._rate(step, new.get(SAMPLES), now - self._before)
@@ -96,7 +96,7 @@ class Log:
         self._before, self._step = now, step
 
     def _settle(self) -> tuple[dict[str, float], dict[str, int]]:
-        """Return the means and the new counts since the last line; here the device is waited for."""
+        """Return the means and the new counts since the last line; this synchronizes with the device."""
         means: dict[str, float] = {}
         new: dict[str, int] = {}
         totals = torch.tensor([float(total) for total, _ in self._sums.values()], dtype=torch.float64)
@@ -110,7 +110,7 @@ class Log:
         return means, new
 
     def _rate(self, step: int, samples: int | None, seconds: float) -> dict[str, float]:
-        """Return nothing for a second line of the same step: an evaluation is no training."""
+        """Return the training speed; nothing for a second line of the same step, which follows an evaluation."""
         if step == self._step:
             return {}
         if samples is None:
@@ -119,35 +119,36 @@ class Log:
 
 
 class SkippedLog:
-    """The samples that could not be used, in ``folder``/skipped.jsonl: nothing is left out silently."""
+    """The log of skipped samples, ``folder``/skipped.jsonl."""
 
     def __init__(self, folder: Path, start: int) -> None:
-        """Continue the ledger after step ``start``; the folder is made when there is something to note."""
+        """Continue the log after step ``start``; the file is created with the first skipped sample."""
         cut_back(folder / SKIPPED, start)
         self._path = folder / SKIPPED
         self.count = len(_read_lines(self._path))
         """Samples skipped since the beginning of the run."""
 
     def append(self, step: int, key: str, reason: str, replacement: str) -> None:
-        """Note that in ``step``, counted from 1 as in the log, ``stand_in`` took the place of the sample ``key``."""
+        """Record that in ``step`` (1-based) the sample ``replacement`` was used in place of the sample ``key``."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("a", encoding="utf-8") as file:
-            _append(file, {"step": step, "key": key, "reason": reason, "stand_in": replacement})
+            _append(file, {"step": step, "key": key, "reason": reason, "replacement": replacement})
         self.count += 1
 
 
 def read_log(folder: Path) -> list[dict[str, float]]:
-    """Return the lines of ``folder``/log.jsonl, oldest first; a number that was not finite is nan."""
+    """Return the lines of ``folder``/log.jsonl, oldest first; values that were not finite are nan."""
     lines = _read_lines(folder / LOG)
-    if odd := [
-        line for line in lines if not all(value is None or isinstance(value, int | float) for value in line.values())
-    ]:
-        raise DualfuseError(f"{folder / LOG} holds more than numbers in {odd[0]}; delete that line, or the file")
+    for line in lines:
+        if not all(value is None or isinstance(value, int | float) for value in line.values()):
+            raise DualfuseError(
+                f"{folder / LOG} contains a line that is not of numbers, {line}; delete it, or the file"
+            )
     return [{name: math.nan if value is None else value for name, value in line.items()} for line in lines]
 
 
 def cut_back(path: Path, step: int) -> None:
-    """Remove the lines after ``step`` and a last one that a kill left unfinished; at step 0 all lines."""
+    """Remove the lines after ``step`` (0: all lines), and an incomplete last line of a killed run."""
     if not path.exists():
         return
     kept = [line for line in _read_lines(path) if line["step"] <= step] if step else []
@@ -161,17 +162,19 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
         return []
     lines = path.read_text(encoding="utf-8").split("\n")
     try:
-        read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break was never finished
+        read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is incomplete
     except (ValueError, RecursionError) as error:
-        raise DualfuseError(f"{path} holds a line that is not JSON ({error}); delete that line, or the file") from error
+        raise DualfuseError(
+            f"{path} contains a line that is not JSON ({error}); delete that line, or the file"
+        ) from error
     for number, line in enumerate(read, start=1):
         if not (isinstance(line, dict) and isinstance(line.get("step"), int)):
-            raise DualfuseError(f"line {number} of {path} does not say its step; delete that line, or the file")
+            raise DualfuseError(f"line {number} of {path} has no step; delete that line, or the file")
     return upgrade.log(read)
 
 
 def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
-    """Write one line that survives a kill; JSON has no word for nan and infinity but null."""
+    """Write and flush one line; nan and infinity, which JSON lacks, become null."""
     finite = {
         key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
     }
@@ -195,7 +198,7 @@ def _console(steps: int, start: int) -> _Terminal | _Plain:
 
 
 class _Silent:
-    """Nothing, for all processes but the first."""
+    """Shows nothing, on all processes but the first."""
 
     def show(self, step: int, values: Mapping[str, float], left: float) -> None:
         pass
@@ -211,7 +214,7 @@ class _Plain:
         self.steps = steps
 
     def show(self, step: int, values: Mapping[str, float], left: float) -> None:
-        logger.info("step %s/%s  %s", step, self.steps, _words(values, left))
+        logger.info("step %s/%s  %s", step, self.steps, _format(values, left))
 
     def close(self) -> None:
         pass
@@ -221,20 +224,20 @@ class _Terminal:
     """One line that is updated in place."""
 
     def __init__(self, steps: int, start: int) -> None:
-        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[words]}", markup=False))
-        # drawn when there is news only: no thread beside the training
+        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
+        # refreshed by hand, without a thread beside the training
         self.progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
-        self.bar = self.progress.add_task("", total=steps, completed=start, words="")
+        self.bar = self.progress.add_task("", total=steps, completed=start, text="")
         self.progress.start()
 
     def show(self, step: int, values: Mapping[str, float], left: float) -> None:
-        self.progress.update(self.bar, completed=step, words=_words(values, left), refresh=True)
+        self.progress.update(self.bar, completed=step, text=_format(values, left), refresh=True)
 
     def close(self) -> None:
         self.progress.stop()
 
 
-def _words(values: Mapping[str, float], left: float) -> str:
+def _format(values: Mapping[str, float], left: float) -> str:
     """Return "loss 0.693  lr 0.0002  1:02:03 left"."""
     numbers = (f"{name.replace('_per_', '/')} {value:.4g}" for name, value in values.items())
     return "  ".join((*numbers, f"{timedelta(seconds=round(left))} left"))

@@ -11,7 +11,16 @@ from torch import nn
 
 from dualfuse import distributed as dist
 from dualfuse.io import describe_space, size_of
-from dualfuse.training.checkpoint import JSON, NO_ROOM, SHARDS, begin, complete, describe_state, moments_of, trained
+from dualfuse.training.checkpoint import (
+    JSON,
+    NO_ROOM,
+    SHARDS,
+    begin,
+    complete,
+    optimizer_tensors,
+    trained_parameters,
+    write_state,
+)
 
 
 class ShardedCheckpoints:
@@ -37,12 +46,12 @@ class ShardedCheckpoints:
         leave the earlier checkpoints intact. All processes must call this.
         """
         self.wait()
-        partial, names = begin(folder, step, keep), trained(task, optimizer)
-        tensors = {**task.state_dict(), **moments_of(task, optimizer)}
+        partial, names = begin(folder, step, keep), trained_parameters(task, optimizer)
+        tensors = {**task.state_dict(), **optimizer_tensors(task, optimizer)}
         self._partial, self._needed = partial, size_of(tensors.values())
 
         def finish() -> None:
-            describe_state(partial, step, names, extra)
+            write_state(partial, step, names, extra)
             complete(partial, keep)
 
         dist.barrier()  # no process writes before all have removed the files of a killed run

@@ -20,7 +20,7 @@ from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint
 from dualfuse.training.optim import build_optimizer
-from dualfuse.training.resume_recipe import is_finished
+from dualfuse.training.resume_checks import is_finished
 from dualfuse.training.run_log import Log, SkippedLog
 
 KNOWN = ("is", "model", "task", "data", "depth", "width", "dualfuse.recipe:Data", "os:system")

@@ -104,7 +104,7 @@ def test_without_a_name_nothing_but_the_last_is_kept(evaluated: Recipe, tmp_path
 
 def test_a_name_that_no_number_has_is_refused_and_another_goes_on(evaluated: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"run\.best is 'acc', but its validation numbers are text_to_image/R@1, .*\*/R@\*"
+        ValueError, match=r"run\.best is 'acc', but the validation metrics are text_to_image/R@1, .*\*/R@\*"
     ):
         loop.train((changed(evaluated, best="acc", steps=2),), tmp_path / "out")
     loop.train((changed(evaluated, steps=2),), tmp_path / "out")

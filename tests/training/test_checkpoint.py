@@ -212,7 +212,7 @@ def test_damaged_files_are_named(saved: Path, name: str) -> None:
 def test_a_file_of_another_checkpoint_is_named(saved: Path) -> None:
     size = (saved / "optimizer.safetensors").stat().st_size
     save_file({}, saved / "optimizer.safetensors")
-    _fails(saved, "optimizer.safetensors is a safetensors file", f"but {size} bytes were saved")
+    _fails(saved, "optimizer.safetensors is a safetensors file", f"not {size} bytes as saved")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 3}'])
@@ -221,7 +221,7 @@ def test_a_damaged_state_is_named(saved: Path, text: str) -> None:
     _fails(saved, "state.json is missing or not the state of a checkpoint", "to resume from step-00000050")
     earlier = saved.with_name("step-00000050")
     (earlier / "state.json").unlink()
-    _fails(earlier, "there is no earlier one", f"delete the folder {earlier} to start from the beginning")
+    _fails(earlier, "there is no earlier checkpoint", f"delete the folder {earlier} to start from the beginning")
 
 
 def test_another_task_is_refused_with_all_differences(saved: Path) -> None:
@@ -252,7 +252,7 @@ def test_the_state_is_small_and_readable(saved: Path) -> None:
     assert "never" in state["trained"] and "mean" not in state["trained"]
 
 
-def test_describe(tmp_path: Path, saved: Path) -> None:
+def test_describe_file(tmp_path: Path, saved: Path) -> None:
     def described(content: bytes) -> str:
         path = tmp_path / "file"
         path.write_bytes(content)

@@ -54,7 +54,7 @@ def test_while_saving(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.C
     needed = sum(map(len, sizes.values())) // 1000
     (took,) = re.findall(r"; it takes (\d+) KB, and [\d,.]+ [KMG]B are free there\. ", said)
     assert needed * 0.8 < int(took) <= needed
-    assert "Earlier checkpoints are whole. Make room for run.keep_last + 1 checkpoints" in said
+    assert "Earlier checkpoints are intact. Make room for run.keep_last + 1 checkpoints" in said
     assert [path.name for path in folder.iterdir()] == ["step-00000005"]
     loop.train((seldom,), tmp_path / "out")
     expected = weights(whole)

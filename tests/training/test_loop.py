@@ -185,7 +185,7 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
         loop.train((tiny,), tmp_path)
     other = changed(tiny, lr=1e-3, depth=3, itm_weight=0.5)
     expected = (
-        rf"(?s)^{tmp_path} holds a run of another recipe:\n  model.depth was 2, is 3\n"
+        rf"(?s)^{tmp_path} contains a run of another recipe:\n  model.depth was 2, is 3\n"
         r"  task.itm_weight was 1.0, is 0.5\n  optim.lr was 0.002, is 0.001\nGive the same settings"
     )
     for _ in range(2):  # unfinished, then finished
@@ -241,7 +241,7 @@ def test_broken_samples_are_skipped_and_told(tmp_path: Path) -> None:
     broken = changed(recipe(tmp_path, images=content), steps=6, save_every=4, log_every=4)
     loop.train((broken,), tmp_path / "out")
     ledger = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
-    assert {(line["key"], line["stand_in"]) for line in ledger} == {
+    assert {(line["key"], line["replacement"]) for line in ledger} == {
         ("train-00000/003", "train-00000/004"),
         ("train-00000/007", "train-00000/008"),
     }

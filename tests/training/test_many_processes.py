@@ -151,7 +151,7 @@ def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
 
         sharded_checkpoint.begin = fills_up
         with pytest.raises(
-            OSError, match=r"04\.partial could not be written \(.*process 1: .*Earlier checkpoints are whole"
+            OSError, match=r"04\.partial could not be written \(.*process 1: .*Earlier checkpoints are intact"
         ) as found:
             loop.train((changed(steady, fsdp=True),), tmp_path)
         assert "; it takes " in str(found.value)
@@ -190,5 +190,5 @@ def test_a_damaged_part_is_named(steady: Recipe, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "final")
     part = next((tmp_path / "checkpoints/step-00000002/shards").glob("__1_*"))
     os.truncate(part, part.stat().st_size - 8)
-    with pytest.raises(ValueError, match=rf"{part.name} is .* bytes were saved; there is no earlier one"):
+    with pytest.raises(ValueError, match=rf"{part.name} is .* bytes as saved; there is no earlier"):
         run(1, changed(steady, steps=2), tmp_path)

@@ -74,9 +74,9 @@ def test_during_the_run(
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (Path.unlink, r"started with other data:\n  train-00001 has gone\nPut the files back"),
+        (Path.unlink, r"started with other data:\n  train-00001 is missing\nPut the files back"),
         (one_picture_more, r"started with other data:\n  train-00003 is new\nPut"),
-        (other_samples, r"started with other data:\n  train-00001 holds other samples\nPut"),
+        (other_samples, r"started with other data:\n  train-00001 contains other samples\nPut"),
         (cut, r"train-00001.tar is truncated or damaged at byte"),
     ],
 )
@@ -127,7 +127,7 @@ def test_the_same_data_elsewhere_and_written_anew(
 def test_a_damaged_note(three: Recipe, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(three, tmp_path / "out", monkeypatch)
     (tmp_path / "out" / "data.json").write_text(text)
-    with pytest.raises(ValueError, match=r"data.json is damaged .*; delete it if the data is what it was"):
+    with pytest.raises(ValueError, match=r"data.json is damaged .*; delete it if the data has not changed"):
         loop.train((three,), tmp_path / "out")
 
 
@@ -141,7 +141,7 @@ def test_flipped_bits_of_pictures_are_broken_samples(three: Recipe, tmp_path: Pa
     path.write_bytes(content)
     loop.train((three,), tmp_path / "out")
     ledger = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
-    assert {(line["key"], line["stand_in"]) for line in ledger} == {("train-00001/017", "train-00001/018")}
+    assert {(line["key"], line["replacement"]) for line in ledger} == {("train-00001/017", "train-00001/018")}
     assert len(ledger) == 2  # 80 samples are two epochs
     assert lines(tmp_path / "out")[-1]["count/skipped"] == 2
 

@@ -128,7 +128,7 @@ def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
 
 def test_a_damaged_log_says_so(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nhello\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl holds a line that is not JSON"):
+    with pytest.raises(ValueError, match=r"log\.jsonl contains a line that is not JSON"):
         _log(tmp_path, start=2)
 
 
@@ -184,7 +184,7 @@ def test_the_ledger(tmp_path: Path) -> None:
     assert ledger.count == 2
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     assert lines == [
-        {"step": 1, "key": "coco/7", "reason": "the image has 0 bytes", "stand_in": "coco/9"},
-        {"step": 4, "key": "coco/2", "reason": "it is truncated", "stand_in": "coco/3"},
+        {"step": 1, "key": "coco/7", "reason": "the image has 0 bytes", "replacement": "coco/9"},
+        {"step": 4, "key": "coco/2", "reason": "it is truncated", "replacement": "coco/3"},
     ]
     assert SkippedLog(tmp_path, 0).count == 0

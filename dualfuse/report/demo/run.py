@@ -30,7 +30,7 @@ from dualfuse.report.demo.page import FUSION, write_demo_page
 from dualfuse.report.demo.results import RESULTS, DemoResults, Number
 from dualfuse.report.demo.wording import duration, percent, verdicts
 from dualfuse.training.loop import train
-from dualfuse.training.resume_recipe import FINAL
+from dualfuse.training.resume_checks import FINAL
 
 RERANK = 16
 """Candidates per query that the fusion path re-ranks."""
