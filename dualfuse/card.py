@@ -1,4 +1,4 @@
-"""The model card of a model folder: what it is, what it was trained on, its scores, and how to load it."""
+"""The model card of a model folder: architecture, training data and settings, scores, and usage."""
 
 from __future__ import annotations
 
@@ -21,34 +21,35 @@ from dualfuse.recipe import Recipe
 
 CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
 PAPERS = {"VLMo": "2111.02358", "BridgeTower": "2206.08657", "METER": "2111.02387"}
-SHOWN = 12  # entries of a list; their number is always told
+SHOWN = 12  # entries of a list, before "and N more"
+LABELS = {"itc_weight": "ITC", "itm_weight": "ITM", "mlm_weight": "MLM"}
 TO_FILL = "*to be filled in*"
 
 
 @dataclass(frozen=True)
 class Scores:
-    """The numbers of ``dualfuse evaluate --out``, and the command that made them."""
+    """The metrics that ``dualfuse evaluate --out`` wrote, and the command."""
 
     metrics: Mapping[str, float]
     command: str
 
     @staticmethod
     def read(path: Path, command: str) -> Scores:
-        """Read the json file; ``DualfuseError`` if it holds something else than numbers by name."""
+        """Read the JSON file; raises ``DualfuseError`` if it is not an object of numbers."""
         try:
             metrics = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
-            raise DualfuseError(f"{path} is no json file: {error}") from error
+            raise DualfuseError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
-            raise DualfuseError(f"{path} should hold numbers by name, as dualfuse evaluate --out writes them")
+            raise DualfuseError(f"{path} is not an object of numbers, as dualfuse evaluate --out writes it")
         return Scores(metrics, command)
 
 
 def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
-    """Write README.md into a model folder, and gives its path; ``DualfuseError`` for one that somebody has edited."""
+    """Write README.md into a model folder, and return its path; raises ``DualfuseError`` if it was edited by hand."""
     path = folder / CARD
     if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
-        raise DualfuseError(f"{path} was edited by hand and is kept; move it away to have a new one written")
+        raise DualfuseError(f"{path} was edited by hand and is kept; move it away to write a new one")
     text = card(folder, scores, licence)
     write_text(path, f"{text}\n{_mark(text)}")
     return path
@@ -57,8 +58,8 @@ def write_card(folder: Path, scores: Scores | None = None, licence: str = "") ->
 def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
     """Return the card of a model folder in Markdown, with the front matter of the Hugging Face hub.
 
-    ``licence`` is an identifier of the hub, such as apache-2.0. Paths of data are shortened: a card is made to be
-    shown. Raises ``DualfuseError`` for a folder that holds no model.
+    ``licence`` is an identifier of the hub, such as apache-2.0. Absolute paths are shortened, because cards are
+    published. Raises ``DualfuseError`` for a folder without a model.
     """
     recipe = hub.read_recipe(folder)
     parts = (
@@ -81,7 +82,7 @@ def _front_matter(recipe: Recipe, licence: str) -> str:
     lines = [
         "---",
         "library_name: dualfuse",
-        *pipeline,
+        *([f"pipeline_tag: {tag}"] if tag else []),
         f"license: {licence or 'unknown  # to be filled in'}",
         "tags:",
         *(f"- {tag}" for tag in dict.fromkeys(tags)),
@@ -99,44 +100,44 @@ def _sentence(folder: Path, recipe: Recipe) -> str:
 
 def _model(folder: Path, recipe: Recipe) -> dict[str, str]:
     height, width = recipe.data.image_size
-    words = hub.with_tokenizer(recipe, folder).data.text_transform
+    text = hub.with_tokenizer(recipe, folder).data.text_transform
     return {
         "architecture": _architecture(recipe),
         "parameters": f"{_parameters(folder):,}, heads included",
         "images": f"{height} x {width} pixels; {_values(recipe.data.preprocess)}",
-        "texts": f"at most {words.length} tokens, of {words.vocab_size:,}",
+        "texts": f"at most {text.length} tokens; vocabulary of {text.vocab_size:,}",
         "settings": _values(recipe.model),
     }
 
 
 def _training(folder: Path, recipe: Recipe) -> str:
     if (folder / CONVERSION).is_file():
-        return f"Converted from `{_public(_origin(folder))}`; every tensor is accounted for in `{CONVERSION}`."
+        return f"Converted from `{_public(_origin(folder))}`; `{CONVERSION}` accounts for every tensor."
     stages = _stages(folder)
-    lines = ["| stage | trained for | steps | samples a step | on |", "|---|---|---:|---:|---|"]
+    lines = ["| stage | task | steps | batch size | data |", "|---|---|---:|---:|---|"]
     lines += [
         f"| {stage.name} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} | {_sources(stage)} |"
         for stage in stages
     ]
     first = stages[0]
-    begun = f"`{_public(first.start_from)}`" if first.start_from else "random weights"
+    start = f"`{_public(first.start_from)}`" if first.start_from else "random weights"
     last = {
-        "objective": _values(recipe.task),
-        "optimiser": f"AdamW; {_values(recipe.optim)}",
+        "task": _values(recipe.task),
+        "optimizer": f"AdamW; {_values(recipe.optim)}",
         "run": _values(recipe.run),
         "augmentation": _values(recipe.data.augment) if recipe.data.augment else "none",
     }
     if recipe.train_only:
         last["trained parameters"] = listing(recipe.train_only, SHOWN)
-    return f"It started from {begun}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
+    return f"It started from {start}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
 
 
 def _stages(folder: Path) -> list[Recipe]:
-    """Return the recipes that led to a model, the first one first, as far back as their folders are still there."""
+    """Return the recipes that led to a model, in order, as far back as their folders still exist."""
     recipes: list[Recipe] = []
-    seen: set[Path] = set()
-    while folder.resolve() not in seen:
-        seen.add(folder.resolve())
+    visited: set[Path] = set()
+    while folder.resolve() not in visited:
+        visited.add(folder.resolve())
         recipes.insert(0, hub.read_recipe(folder))
         origin = Path(_origin(folder) or folder)
         folder = origin if (origin / hub.CONFIG).is_file() and _is_ours(origin) else folder
@@ -144,7 +145,7 @@ def _stages(folder: Path) -> list[Recipe]:
 
 
 def _origin(folder: Path) -> str:
-    """Return what a model started from or was converted from, by the reports in or beside its folder."""
+    """Return what a model was trained or converted from, from the reports in or beside its folder; empty if unknown."""
     for report in (folder / CONVERSION, folder / START, folder.absolute().parent / START):
         if report.is_file():
             return str(json.loads(report.read_text(encoding="utf-8")).get("source", ""))
@@ -166,10 +167,10 @@ def _scores(scores: Scores | None) -> str:
     if scores is None:
         return (
             "None yet. `dualfuse evaluate MODEL DATA --out scores.json` writes them, and "
-            "`dualfuse card MODEL --scores scores.json --command '...'` puts them here."
+            "`dualfuse card MODEL --scores scores.json --command '...'` adds them here."
         )
     rows = {f"`{name}`": format_metric(name, value) for name, value in scores.metrics.items()}
-    return f"Made by\n\n```bash\n{scores.command or TO_FILL}\n```\n\n" + _table(rows)
+    return f"Computed by\n\n```bash\n{scores.command or TO_FILL}\n```\n\n" + _table(rows)
 
 
 def _use(recipe: Recipe) -> str:
@@ -184,7 +185,9 @@ def _parameters(folder: Path) -> int:
         with safe_open(folder / hub.WEIGHTS, framework="numpy") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no dict)
     except (SafetensorError, OSError) as error:
-        raise DualfuseError(f"{folder / hub.WEIGHTS} is missing, truncated or no safetensors file: {error}") from error
+        raise DualfuseError(
+            f"{folder / hub.WEIGHTS} is missing, truncated or not a safetensors file: {error}"
+        ) from error
 
 
 def _architecture(recipe: Recipe) -> str:
@@ -197,12 +200,12 @@ def _kind(config: object) -> str:
 
 
 def _values(config: object) -> str:
-    """Return the fields of a config as "name value, name value", with those inside them."""
-    said = []
+    """Return the fields of a config as "name value, name value", and those of nested configs in parentheses."""
+    texts = []
     for each in fields(config) if is_dataclass(config) else ():
-        value = getattr(config, each.name)
-        said.append(f"{each.name} ({_values(value)})" if is_dataclass(value) else f"{each.name} {_short(value)}")
-    return ", ".join(said)
+        name, value = LABELS.get(each.name, each.name), getattr(config, each.name)
+        texts.append(f"{name} ({_values(value)})" if is_dataclass(value) else f"{name} {_short(value)}")
+    return ", ".join(texts)
 
 
 def _short(value: object) -> str:
@@ -212,7 +215,7 @@ def _short(value: object) -> str:
 
 
 def _public(path: str) -> str:
-    """Return a path without the folders that say where somebody keeps their files."""
+    """Return a path without the private folders above its last two parts."""
     return "/".join(Path(path).parts[-2:]) if Path(path).is_absolute() or path.startswith(("~", "..")) else path
 
 
@@ -226,6 +229,6 @@ def _mark(text: str) -> str:
 
 
 def _is_generated(text: str) -> bool:
-    """Whether a card is as it was written, so that nothing of a person's is lost with it."""
+    """Return whether a card was generated and not edited since."""
     content, _, mark = text.rstrip("\n").rpartition("\n")
     return f"{mark}\n" == _mark(content)

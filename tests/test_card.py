@@ -55,7 +55,7 @@ def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
     assert f"| parameters | {number:,}, heads included |" in read.text
     assert "itc_weight 1.0, itm_weight 1.0, mlm_weight 0.25" in read.text
     assert "width 32, depth 2" in read.text
-    assert "| at most 12 tokens, of 19 |" in read.text
+    assert "| at most 12 tokens; vocabulary of 19 |" in read.text
     assert ModelCard(card(tmp_path / "final")).data.license == "unknown"
 
 
@@ -113,7 +113,7 @@ def test_scores_stand_with_their_command(tmp_path: Path, pairs: Recipe) -> None:
         assert row in text
     assert "None yet" in card(tmp_path / "final")
     (tmp_path / "scores.json").write_text('["a"]')
-    with pytest.raises(ValueError, match="numbers by name"):
+    with pytest.raises(ValueError, match="not an object of numbers"):
         Scores.read(tmp_path / "scores.json", "")
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
+
+if TYPE_CHECKING:
+    from dualfuse.report.demo.results import DemoResults
 
 EXAMPLES = """
 dualfuse demo
@@ -23,4 +26,23 @@ def run(
     """
     from dualfuse.report.demo.run import demo
 
-    demo(out, seed=seed)
+    print_results(demo(out, seed=seed), out)
+
+
+def print_results(results: DemoResults, out: Path) -> None:
+    """Print the results of the demo, and a command to try next."""
+    from rich.console import Console
+
+    from dualfuse.report.demo.page import FUSION
+    from dualfuse.report.demo.run import search_command
+    from dualfuse.report.demo.wording import percent, verdicts
+
+    console = Console(highlight=False)
+    console.print(f"\n{'test split, R@1':<32}{'text to image':>15}{'image to text':>15}")
+    for name, recall in results.retrieval.rows():
+        console.print(f"{name:<32}{percent(recall.text_to_image[0]):>15}{percent(recall.image_to_text[0]):>15}")
+    for number in results.fusion:
+        console.print(f"{FUSION[number.name]:<60}{percent(number.value):>7}", soft_wrap=True)
+    for question, answer in verdicts(results.retrieval):
+        console.print(f"{question} {answer}", soft_wrap=True)
+    console.print(f"\nreport: {out / 'report.html'}\ntry:    {search_command(out)}", soft_wrap=True)

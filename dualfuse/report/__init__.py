@@ -1,1 +1,1 @@
-"""Reports: what a run reached, as one page that needs nothing else."""
+"""Reports of runs as single HTML pages."""

@@ -1,4 +1,4 @@
-"""The numbers a run logged, as curves."""
+"""The logged values of a run as curves."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dualfuse.errors import DualfuseError
 from dualfuse.training.run_log import read_log
 
 SKIPPED = ("count/", "samples_per_second", "steps_per_second", "skipped")
-"""Beginnings of names that are no curves of learning."""
+"""Prefixes of logged values that are not drawn."""
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One logged number: at ``steps``, after ``seconds``."""
+    """One logged value: ``values`` at ``steps``, after ``seconds``."""
 
     name: str
     steps: tuple[int, ...]
@@ -23,7 +23,7 @@ class Curve:
     values: tuple[float, ...]
 
     def after(self, steps: int, seconds: float) -> Curve:
-        """Return the curve of a stage that began after so many steps and seconds."""
+        """Return the curve shifted by the steps and seconds of earlier stages."""
         return Curve(
             self.name,
             tuple(step + steps for step in self.steps),
@@ -34,7 +34,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class History:
-    """What one run logged, how long it was, and how long it took."""
+    """The curves of one run, its number of steps and its duration."""
 
     name: str
     steps: int
@@ -42,15 +42,15 @@ class History:
     curves: tuple[Curve, ...]
 
     def curve(self, name: str) -> Curve | None:
-        """Return the curve of that name, if it was logged."""
+        """Return the curve ``name``; None if it was not logged."""
         return next((curve for curve in self.curves if curve.name == name), None)
 
 
 def history(folder: Path, name: str) -> History:
-    """Read ``folder``/log.jsonl; numbers that were not finite are left out. ``DualfuseError`` if nothing was logged."""
+    """Read ``folder``/log.jsonl without values that are not finite; raises ``DualfuseError`` if nothing was logged."""
     lines = read_log(folder)
     if not lines:
-        raise DualfuseError(f"{folder} holds no log of a run (log.jsonl); give the folder of a run that has trained")
+        raise DualfuseError(f"{folder} has no log of a run (log.jsonl); give the folder of a run that has trained")
     names = dict.fromkeys(key for line in lines for key in line if key not in ("step", "seconds"))
     curves = tuple(_curve(key, lines) for key in names if not key.startswith(SKIPPED))
     last = lines[-1]
@@ -58,17 +58,17 @@ def history(folder: Path, name: str) -> History:
 
 
 def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
-    """Return the curve ``name`` of every stage that has it, each beginning where the stage before it ended."""
-    found, steps, seconds = [], 0, 0.0
+    """Return the curve ``name`` of every stage that has it, shifted to begin at the end of the previous stage."""
+    curves, steps, seconds = [], 0, 0.0
     for stage in stages:
         if curve := stage.curve(name):
-            found.append(curve.after(steps, seconds))
+            curves.append(curve.after(steps, seconds))
         steps, seconds = steps + stage.steps, seconds + stage.seconds
-    return tuple(found)
+    return tuple(curves)
 
 
 def merged(curves: tuple[Curve, ...]) -> Curve:
-    """Return one curve through the points of all; at least one is needed."""
+    """Return one curve through the points of one or more curves."""
     return Curve(
         curves[0].name,
         tuple(step for curve in curves for step in curve.steps),

@@ -1,4 +1,4 @@
-"""Charts as inline SVG: matplotlib draws, the page's style sheet gives the colours, which follow light and dark."""
+"""Charts as inline SVG, drawn by matplotlib with the colours of the page's style sheet, for light and dark mode."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from dualfuse.report.curves import Curve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-INK, FAINT = "#010101", "#020202"  # stand-ins that the style sheet replaces
+INK, FAINT = "#010101", "#020202"  # placeholders that become variables of the style sheet
 COLOURS = {INK: "--ink-2", FAINT: "--line"} | {f"#0300{number:02d}": f"--series-{number}" for number in range(1, 5)}
-SIZE = (4.4, 2.7)  # inches of 72 units: about the width of a phone, so that its words stay readable there
+SIZE = (4.4, 2.7)  # inches of 72 units: about the width of a phone, where its text must be readable
 POINTS = 40
-"""Curves with more points than this also get a running mean."""
+"""Curves with more points are drawn with a running mean."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A curve to draw, whether over its steps or its seconds is the chart's business."""
+    """A curve and its style."""
 
     curve: Curve
     series: int
-    """Colour, 1 to 4."""
+    """Number of the colour, 1 to 4."""
     is_dashed: bool = False
     is_exact: bool = False
-    """Drawn as it is, without a running mean."""
+    """Whether it is drawn without a running mean."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """Lines over steps, or over time, with a vertical line ``boundary`` where a stage ended (0: none)."""
+    """Lines over steps or minutes, with a vertical line at ``boundary``, the end of a stage (0: none)."""
 
     lines: tuple[Line, ...]
     over: str
-    """What the horizontal axis counts: "steps" or "minutes"."""
+    """The unit of the horizontal axis: "steps" or "minutes"."""
     boundary: float = 0.0
     is_share: bool = False
-    """The values are shares of one, written as percentages."""
+    """Whether the values are between 0 and 1, and labelled as percentages."""
 
 
 def draw(chart: Chart) -> str:
@@ -93,7 +93,7 @@ def _plot(axes: Axes, line: Line, over: str) -> None:
 
 
 def running_mean(y: np.ndarray, window: int) -> np.ndarray:
-    """Return the mean of the ``window`` values around each of (N,), of fewer at the ends."""
+    """Return the mean of the ``window`` values around each value of ``y`` (N,), of fewer at the ends."""
     weights = np.ones(window | 1)
     reach = len(weights) // 2
     total = np.convolve(y, weights)[reach : reach + len(y)]
@@ -101,8 +101,8 @@ def running_mean(y: np.ndarray, window: int) -> np.ndarray:
 
 
 def _inline(svg: str) -> str:
-    """Make a file an element: no prologue, no fixed size, no fonts, no rules and names that reach beyond it."""
-    mark = blake2b(svg.encode(), digest_size=4).hexdigest()
+    """Return an SVG file as an element of a page: without prologue, size, fonts and style, and with unique ids."""
+    suffix = blake2b(svg.encode(), digest_size=4).hexdigest()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', r'<svg class="chart" role="img" \1>', svg, count=1)
@@ -110,6 +110,6 @@ def _inline(svg: str) -> str:
     for replacement, name in COLOURS.items():
         svg = svg.replace(replacement, f"var({name})")
     used = set(re.findall(r"(?:url\(|xlink:href=\")#([^)\"]+)", svg))
-    svg = re.sub(r' id="([^"]+)"', lambda found: f' id="{found[1]}-{mark}"' if found[1] in used else "", svg)
-    svg = re.sub(r"((?:url\(|xlink:href=\")#[^)\"]+)", rf"\1-{mark}", svg).replace("xlink:href=", "href=")
+    svg = re.sub(r' id="([^"]+)"', lambda match: f' id="{match[1]}-{suffix}"' if match[1] in used else "", svg)
+    svg = re.sub(r"((?:url\(|xlink:href=\")#[^)\"]+)", rf"\1-{suffix}", svg).replace("xlink:href=", "href=")
     return re.sub(r"\s+", " ", svg).replace("> <", "><").strip()

@@ -1,4 +1,4 @@
-"""Pieces of HTML: what every report is put together from."""
+"""Building blocks of the HTML of reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ STYLE = Path(__file__).with_name("page.css")
 
 
 def document(title: str, body: Sequence[str]) -> str:
-    """Return a whole page that loads nothing."""
+    """Return a page that loads nothing."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -23,8 +23,8 @@ def document(title: str, body: Sequence[str]) -> str:
 
 def section(title: str, *parts: str, lead: str = "") -> str:
     """Return a headed section; ``lead`` is plain text under the heading."""
-    words = f'<p class="lead">{escape(lead)}</p>' if lead else ""
-    return f"<section><h2>{escape(title)}</h2>{words}{''.join(parts)}</section>"
+    intro = f'<p class="lead">{escape(lead)}</p>' if lead else ""
+    return f"<section><h2>{escape(title)}</h2>{intro}{''.join(parts)}</section>"
 
 
 def figure(title: str, svg: str) -> str:
@@ -33,7 +33,7 @@ def figure(title: str, svg: str) -> str:
 
 
 def grid(parts: Sequence[str], kind: str = "") -> str:
-    """Put parts beside each other as far as the width allows."""
+    """Return a grid with as many columns as the width allows."""
     return f'<div class="grid {kind}">{"".join(parts)}</div>'
 
 
@@ -43,26 +43,26 @@ def pairs_table(rows: Sequence[tuple[str, str]]) -> str:
     return f'<table class="pairs">{lines}</table>'
 
 
-def bar(share: float, words: str) -> str:
-    """Return a number with a bar of that share of the width behind it."""
-    return f'<span class="bar" style="--share:{max(0.0, min(1.0, share)):.4f}">{escape(words)}</span>'
+def bar(share: float, text: str) -> str:
+    """Return a text with a bar behind it, of the given share of the width."""
+    return f'<span class="bar" style="--share:{max(0.0, min(1.0, share)):.4f}">{escape(text)}</span>'
 
 
-def tile(value: str, words: str) -> str:
-    """Return one big number."""
-    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(words)}</span></div>'
+def tile(value: str, text: str) -> str:
+    """Return a large number with a caption."""
+    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(text)}</span></div>'
 
 
 def commands(lines: Sequence[str]) -> str:
-    """Return lines to copy into a terminal."""
+    """Return commands to copy into a terminal."""
     return f"<pre><code>{escape(chr(10).join(lines))}</code></pre>"
 
 
 def legend(entries: Sequence[tuple[str, int, bool]]) -> str:
-    """Return a legend of (words, series, whether dashed)."""
+    """Return a legend of (text, number of the colour, whether dashed)."""
     items = (
         f'<span><i class="{"dash" if is_dashed else "rule"}" style="color:var(--series-{series})"></i>'
-        f"{escape(words)}</span>"
-        for words, series, is_dashed in entries
+        f"{escape(text)}</span>"
+        for text, series, is_dashed in entries
     )
     return f'<p class="legend">{"".join(items)}</p>'

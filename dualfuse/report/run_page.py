@@ -1,4 +1,4 @@
-"""The page of any run: what it logged, what it was told, and what it had to leave out."""
+"""The page of a run: its curves, its recipe and its skipped samples."""
 
 from __future__ import annotations
 
@@ -21,22 +21,24 @@ from dualfuse.training.run_log import SKIPPED
 
 TITLES = {"loss": "Loss", "loss/itc": "ITC loss", "loss/itm": "ITM loss", "loss/mlm": "MLM loss", "lr": "Learning rate"}
 SHOWN = 8
-"""Skipped samples that are listed by name."""
+"""Number of skipped samples and reasons that are listed."""
 
 
 def report(run: Path) -> Path:
-    """Write RUN/report.html from what a run left in its folder, or from the demo's results.json; gives its path.
+    """Write RUN/report.html for the folder of a run or of the demo, and return its path.
 
-    Raises ``DualfuseError`` for a folder that is neither.
+    Raises ``DualfuseError`` for any other folder.
     """
     if (run / RESULTS).is_file():
         return write_demo_page(DemoResults.load(run), run)
     if not (run / RECIPE).is_file():
         inner = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
         hint = (
-            f"it holds several: give {', '.join(str(run / name) for name in inner)}" if inner else "give RUN of train"
+            f"it has several: give {', '.join(str(run / name) for name in inner)}"
+            if inner
+            else "give the --out of train"
         )
-        raise DualfuseError(f"{run} is no folder of a run (it has no {RECIPE}); {hint}")
+        raise DualfuseError(f"{run} is not the folder of a run (it has no {RECIPE}); {hint}")
     path = run / REPORT
     write_text(path, run_page(run))
     return path
@@ -44,29 +46,29 @@ def report(run: Path) -> Path:
 
 def run_page(run: Path) -> str:
     """Return the page of one run."""
-    told = json.loads((run / RECIPE).read_text(encoding="utf-8"))
-    done = history(run, told["name"])
-    steps = told["run"]["steps"]
+    recipe = json.loads((run / RECIPE).read_text(encoding="utf-8"))
+    logged = history(run, recipe["name"])
+    steps = recipe["run"]["steps"]
     is_finished = (run / FINAL).is_dir()
     state = "finished" if is_finished else "not finished"
     tiles = [
-        markup.tile(f"{done.steps:,}", f"of {steps:,} steps, {state}"),
-        markup.tile(duration(done.seconds), "of training"),
-        *_last(done),
+        markup.tile(f"{logged.steps:,}", f"of {steps:,} steps, {state}"),
+        markup.tile(duration(logged.seconds), "of training"),
+        *_final(logged),
     ]
     body = (
-        f'<p class="eyebrow">dualfuse run</p><h1>{escape(told["name"])}</h1>'
+        f'<p class="eyebrow">dualfuse run</p><h1>{escape(recipe["name"])}</h1>'
         f'<p class="note">{escape(str(run))}</p><div class="tiles">{"".join(tiles)}</div>',
-        _learning(done),
-        _validation(done),
+        _training(logged),
+        _validation(logged),
         _skipped(run),
-        markup.section("Recipe", f'<div class="card">{markup.pairs_table(tuple(flat(told)))}</div>'),
+        markup.section("Recipe", f'<div class="card">{markup.pairs_table(tuple(flat(recipe)))}</div>'),
     )
-    return markup.document(f"dualfuse: {told['name']}", body)
+    return markup.document(f"dualfuse: {recipe['name']}", body)
 
 
 def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
-    """Return the values of a recipe's JSON with their dotted names; a dataclass is named by its class."""
+    """Yield the values of a recipe's JSON with their dotted names; the value of a dataclass is its address."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from flat(inner, name if key == "is" else f"{name}.{key}".lstrip("."))
@@ -74,22 +76,22 @@ def flat(value: object, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
-def _last(done: History) -> list[str]:
-    """Return tiles of what the run reached, as far as it was logged."""
-    said = (
+def _final(logged: History) -> list[str]:
+    """Return tiles of the last loss and recall, as far as they were logged."""
+    tiles = (
         ("loss", "last loss", "{:.3g}"),
         ("validation/text_to_image/R@1", "R@1, text to image, validation", "{:.1%}"),
         ("validation/image_to_text/R@1", "R@1, image to text, validation", "{:.1%}"),
     )
-    found = ((done.curve(name), meaning, form) for name, meaning, form in said)
+    curves = ((logged.curve(name), meaning, form) for name, meaning, form in tiles)
     return [
-        markup.tile(form.format(curve.values[-1]), meaning) for curve, meaning, form in found if curve and curve.values
+        markup.tile(form.format(curve.values[-1]), meaning) for curve, meaning, form in curves if curve and curve.values
     ]
 
 
-def _learning(done: History) -> str:
-    shares = [curve for curve in done.curves if curve.name.startswith("accuracy/")]
-    single = [curve for curve in done.curves if "/" not in curve.name and curve.values]
+def _training(logged: History) -> str:
+    shares = [curve for curve in logged.curves if curve.name.startswith("accuracy/")]
+    single = [curve for curve in logged.curves if "/" not in curve.name and curve.values]
     single.sort(key=lambda curve: list(TITLES).index(curve.name) if curve.name in TITLES else len(TITLES))
     charts = [
         markup.figure(TITLES.get(curve.name, curve.name.replace("_", " ").capitalize()), _draw((curve,)))
@@ -97,13 +99,13 @@ def _learning(done: History) -> str:
     ]
     if shares:
         charts.append(_together("Accuracy in training", shares, "accuracy/"))
-    return markup.section("Learning", markup.grid(charts), lead="Training only; means since the line before.")
+    return markup.section("Training", markup.grid(charts), lead="Means since the previous line of the log.")
 
 
-def _validation(done: History) -> str:
+def _validation(logged: History) -> str:
     charts = []
     for way in ("text_to_image", "image_to_text"):
-        curves = [curve for curve in done.curves if curve.name.startswith(f"validation/{way}/") and curve.values]
+        curves = [curve for curve in logged.curves if curve.name.startswith(f"validation/{way}/") and curve.values]
         if curves:
             charts.append(_together(way.replace("_", " ").capitalize(), curves, f"validation/{way}/"))
     return markup.section("Validation recall", markup.grid(charts, "half")) if charts else ""
@@ -126,7 +128,7 @@ def _skipped(run: Path) -> str:
     files = sorted(run.glob(f"**/{SKIPPED}"))
     lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
     if not lines:
-        return markup.section("Skipped samples", lead="None: every sample could be read.")
+        return markup.section("Skipped samples", lead="None: every sample was readable.")
     reasons = Counter(line["reason"] for line in lines).most_common(SHOWN)
     first = tuple((line["key"], line["reason"]) for line in lines[:SHOWN])
     return markup.section(
@@ -138,5 +140,5 @@ def _skipped(run: Path) -> str:
             ),
             "half",
         ),
-        lead=f"{len(lines):,} times another sample took the place of one that could not be used. By reason; the first.",
+        lead=f"{len(lines):,} times an unusable sample was replaced by another one. By reason, and the first ones.",
     )

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from dualfuse import hub
+from dualfuse.cli.demo import print_results
 from dualfuse.data.shards.shards import Shards
 from dualfuse.evaluation.retrieval import evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData
@@ -23,9 +24,8 @@ from dualfuse.recipes import small_pairs
 from dualfuse.report import figures
 from dualfuse.report.curves import Curve, History, joined, merged
 from dualfuse.report.demo import evaluate, run, wording
-from dualfuse.report.demo.masked import masked_words
+from dualfuse.report.demo.evaluate import EACH, draw
 from dualfuse.report.demo.page import demo_page
-from dualfuse.report.demo.queries import EACH, draw, queries
 from dualfuse.report.demo.results import DemoResults
 from dualfuse.report.figures import Chart, Line
 from dualfuse.report.run_page import report
@@ -130,18 +130,18 @@ def text_of(html: str) -> str:
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
-def test_the_page_needs_nothing_else(setup: run.Setup, results: DemoResults) -> None:
+def test_page_loads_nothing(setup: run.Setup, results: DemoResults) -> None:
     html = (setup.out / "report.html").read_text(encoding="utf-8")
     page = needs_nothing(html)
     assert page.seen.count("svg") == 6 + 2  # three losses and validation recall, over steps and over time
     assert html == demo_page(results)
 
 
-def test_numbers_agree_with_the_results(setup: run.Setup, results: DemoResults) -> None:
+def test_page_shows_the_results(setup: run.Setup, results: DemoResults) -> None:
     found = results.retrieval
     html = demo_page(results)
     for way in ("text_to_image", "image_to_text"):
-        rows = [getattr(row, way) for row in (found.chance, found.contrast_only, found.joint, found.reranked)]
+        rows = [getattr(row, way) for row in (found.chance, found.itc_only, found.joint, found.reranked)]
         table = html.split('<table class="recall">')[1 + (way == "image_to_text")].split("</table>")[0]
         shown = re.findall(r">([\d.]+)%<", table)
         assert shown == [f"{100 * share:.1f}" for row in rows for share in row]
@@ -159,23 +159,23 @@ def test_numbers_agree_with_the_results(setup: run.Setup, results: DemoResults) 
 
 
 @torch.inference_mode()
-def test_queries_are_what_the_model_says(setup: run.Setup) -> None:
+def test_example_queries_equal_a_naive_search(setup: run.Setup) -> None:
     """Every query, searched and re-ranked again one pair at a time, by weights that disagree about the order."""
     joint = scrambled(setup)
     task, processor = joint.task, joint.processor
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    found = queries(task, processor, test, run.PLAN)
+    found = evaluate.queries(joint, test, run.PLAN)
     images = [task.model.embed_image(processor.image(s.image, np.random.default_rng())[None]) for s in test]
     for query in found.drawn:
-        assert query.caption in test[query.right].texts
+        assert query.caption in test[query.target].texts
         ids = torch.from_numpy(processor.text.encode(query.caption).ids)[None]
         text = task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
         cosine = torch.cat([task.image_features(image) @ task.text_features(text)[0] for image in images])
         both = task.rerank_score(cosine, torch.cat([task.match_logit(image, text) for image in images]))
         considered = cosine.topk(run.RERANK).indices
-        assert query.place == int((cosine > cosine[query.right]).sum())
-        beaten = int((both[considered] > both[query.right]).sum())
-        assert query.reranked_place == (beaten if query.right in considered else query.place)
+        assert query.rank == int((cosine > cosine[query.target]).sum())
+        beaten = int((both[considered] > both[query.target]).sum())
+        assert query.reranked_rank == (beaten if query.target in considered else query.rank)
         for answers, scores in ((query.nearest, cosine), (query.reranked, both)):
             best = scores[considered].sort(descending=True).values[:5].tolist()
             assert [answer.score for answer in answers] == pytest.approx(best, abs=6e-4)
@@ -183,22 +183,22 @@ def test_queries_are_what_the_model_says(setup: run.Setup) -> None:
     assert any(query.nearest[0].image != query.reranked[0].image for query in found.drawn)
 
 
-def test_successes_and_failures_are_marked(results: DemoResults) -> None:
-    first = [query.reranked_place == 0 for query in results.queries.drawn]
+def test_successes_and_failures_are_labelled(results: DemoResults) -> None:
+    first = [query.reranked_rank == 0 for query in results.queries.drawn]
     assert first == sorted(first, reverse=True) and len(first) == 2 * EACH
     html = demo_page(results)
     assert html.count('badge hit">found: ') == sum(first)
-    assert html.count("right image: ") == len(first) - sum(first) >= 4
+    assert html.count("its image: ") == len(first) - sum(first) >= 4
     for card in html.split("<article")[1 : 1 + len(first)]:
         assert card.count('class="right"') >= 1  # the image that is looked for, and where it was found
 
 
 @torch.inference_mode()
-def test_masked_words_are_guessed_from_the_rest(setup: run.Setup) -> None:
+def test_masked_words_equal_a_naive_prediction(setup: run.Setup) -> None:
     joint = scrambled(setup)
     task, processor = joint.task, joint.processor
     test = Shards.open(setup.out / "data" / "test-*.tar")
-    found = masked_words(task, processor, test)
+    found = evaluate.masked_words(joint, test)
     assert found
     for example in found:
         before, after = example.caption.split("[MASK]")
@@ -214,7 +214,7 @@ def test_masked_words_are_guessed_from_the_rest(setup: run.Setup) -> None:
         assert example.guesses[0].word == processor.text.decode([int(likely.indices[0])])
 
 
-def test_what_is_finished_is_not_done_again(setup: run.Setup, results: DemoResults) -> None:
+def test_finished_parts_are_skipped(setup: run.Setup, results: DemoResults) -> None:
     models = [setup.out / name / "final" / "model.safetensors" for name in ("contrast", "pairs", "contrast-only")]
     before = [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")]
     assert run.build(setup) == results
@@ -223,27 +223,27 @@ def test_what_is_finished_is_not_done_again(setup: run.Setup, results: DemoResul
         run.build(replace(setup, seed=4))
 
 
-def test_pictures_are_plain_files(setup: run.Setup) -> None:
+def test_images_are_exported(setup: run.Setup) -> None:
     test = Shards.open(setup.out / "data" / "test-*.tar")
     files = sorted((setup.out / "images").iterdir())
     assert [file.read_bytes() for file in files] == [sample.image for sample in test]
     assert (setup.out / "ATTRIBUTION.txt").read_text() == "those who drew them\n"
 
 
-def test_tells_the_numbers(setup: run.Setup, results: DemoResults, capsys: pytest.CaptureFixture[str]) -> None:
-    run.tell(results, setup.out)
+def test_command_prints_the_results(setup: run.Setup, results: DemoResults, capsys: pytest.CaptureFixture[str]) -> None:
+    print_results(results, setup.out)
     said = capsys.readouterr().out
     assert f"{100 * results.retrieval.reranked.text_to_image[0]:.1f}%" in said
     assert f'dualfuse search {setup.out / "pairs" / "final"} {setup.out / "images"} "flag of Jamaica"' in said
 
 
-def test_report_of_any_run(setup: run.Setup, tmp_path: Path) -> None:
+def test_report_of_a_run(setup: run.Setup, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(setup.out / "pairs", run)
     SkippedLog(run, 0)
     html = report(run).read_text(encoding="utf-8")
     needs_nothing(html)
-    assert "None: every sample could be read" in html and "of 4 steps, finished" in html
+    assert "None: every sample was readable" in html and "of 4 steps, finished" in html
     assert "task.negatives_per_pair" in html and "dualfuse.tasks.pretrain.pairs:PairsConfig" in html
     ledger = SkippedLog(run, 4)
     for number in range(12):
@@ -253,36 +253,36 @@ def test_report_of_any_run(setup: run.Setup, tmp_path: Path) -> None:
     assert "it is &lt;broken&gt;" in html and "12 times" in html
 
 
-def test_report_of_the_demo_is_made_from_its_results(setup: run.Setup, tmp_path: Path) -> None:
+def test_report_of_the_demo_needs_its_results_only(setup: run.Setup, tmp_path: Path) -> None:
     shutil.copyfile(setup.out / "results.json", tmp_path / "results.json")
     assert report(tmp_path).read_bytes() == (setup.out / "report.html").read_bytes()
     (tmp_path / "results.json").write_text(json.dumps({"is": "dualfuse.report.demo.results:DemoResults", "seed": 1}))
-    with pytest.raises(ValueError, match="delete it and repeat"):
+    with pytest.raises(ValueError, match="delete it and rerun"):
         report(tmp_path)
 
 
-def test_folders_that_are_no_runs(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"no folder of a run \(it has no recipe.json\); give"):
+def test_other_folders_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"not the folder of a run \(it has no recipe.json\); give"):
         report(tmp_path)
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "recipe.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"it holds several: give .*one"):
+    with pytest.raises(ValueError, match=r"it has several: give .*one"):
         report(tmp_path)
 
 
-def test_examples_are_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_missing_images_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(run, "EXAMPLES", tmp_path / "nowhere")
     with pytest.raises(ValueError, match="clone the repository"):
         run.demo(tmp_path / "out")
 
 
-def test_matplotlib_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_matplotlib_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ImportError, match=r"'.\[plots\]'"):
         figures.draw(Chart((), "steps"))
 
 
-def test_chance_is_that_of_a_random_order() -> None:
+def test_chance_equals_the_mean_of_all_orders() -> None:
     """All orders of four texts, of which the second image has two."""
     counts, owner = (1, 2, 1), (0, 1, 1, 2)
     orders = list(itertools.permutations(range(4)))
@@ -294,7 +294,7 @@ def test_chance_is_that_of_a_random_order() -> None:
     assert evaluate.chance([2] * 20).image_to_text[1] == pytest.approx(1 - missed)
 
 
-def test_examples_are_drawn_from_both_kinds() -> None:
+def test_examples_are_drawn_from_successes_and_failures() -> None:
     rng = np.random.default_rng(0)
     is_first = np.arange(40) % 4 == 0
     drawn = draw(is_first, rng)

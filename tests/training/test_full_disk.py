@@ -72,7 +72,7 @@ def test_the_final_model(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytes
 
     assert in_a_process(work) == 1
     assert "model.partial could not be written" in (said := capfd.readouterr().err)
-    assert "The earlier model folder is complete; free some space" in said
+    assert "free some space and give the same command again" in said
     assert files(model) == before and [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

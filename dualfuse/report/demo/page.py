@@ -1,4 +1,4 @@
-"""The demo's page: results in, one HTML file out."""
+"""The page of the demo: one HTML file, written from its results."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 
 from dualfuse.io import write_text
 from dualfuse.report import markup
-from dualfuse.report.demo import learning, wording
-from dualfuse.report.demo.examples import masked_cards, query_cards
+from dualfuse.report.demo import sections, wording
 from dualfuse.report.demo.results import DemoResults, Recall
 from dualfuse.report.demo.wording import duration, percent
 
@@ -16,27 +15,27 @@ REPORT = "report.html"
 
 
 def write_demo_page(results: DemoResults, folder: Path) -> Path:
-    """Write ``folder``/report.html and gives its path."""
+    """Write ``folder``/report.html and return its path."""
     path = folder / REPORT
     write_text(path, demo_page(results))
     return path
 
 
 def demo_page(results: DemoResults) -> str:
-    """Return the whole page, which loads nothing but a link to the images' authors."""
-    took = duration(wording.total_seconds(results.joint))
+    """Return the page, which loads nothing; it links to the list of the images' authors."""
+    seconds = duration(wording.total_seconds(results.joint))
     body = (
-        _head(results, f"A vision-language model, trained from nothing in {took}"),
+        _head(results, f"A vision-language model, trained from scratch in {seconds}"),
         _retrieval(results),
         _fusion(results),
-        learning.losses(results),
-        learning.validation(results),
-        query_cards(results),
-        masked_cards(results),
+        sections.losses(results),
+        sections.validation(results),
+        sections.query_cards(results),
+        sections.masked_cards(results),
         _how(results),
         "<footer>The images and captions are openly licensed; their authors and licences are in "
         '<a href="ATTRIBUTION.txt">ATTRIBUTION.txt</a>. Made by dualfuse '
-        f"{escape(results.machine.dualfuse)} from results.json; <code>dualfuse report</code> makes it again.</footer>",
+        f"{escape(results.machine.dualfuse)} from results.json; <code>dualfuse report</code> writes it again.</footer>",
     )
     return markup.document("dualfuse demo", body)
 
@@ -45,9 +44,9 @@ def _head(results: DemoResults, title: str) -> str:
     found = results.retrieval
     first = found.joint.text_to_image  # what search gives by default
     tiles = (
-        markup.tile(percent(first[0]), f"of captions find their image first among {found.images}"),
-        markup.tile(percent(first[2]), "find it among the first ten"),
-        markup.tile(percent(found.chance.text_to_image[0]), "would come first by chance"),
+        markup.tile(percent(first[0]), f"of captions have their image ranked first among {found.images}"),
+        markup.tile(percent(first[2]), "have it among the first ten"),
+        markup.tile(percent(found.chance.text_to_image[0]), "by chance"),
         markup.tile(duration(wording.total_seconds(results.joint)), "of training, both stages"),
     )
     sentences = " ".join(map(escape, wording.summary(results)))
@@ -68,22 +67,23 @@ def _retrieval(results: DemoResults) -> str:
         for question, answer in wording.verdicts(found)
     )
     return markup.section(
-        "Finding images and captions",
+        "Retrieval",
         markup.grid(tables, "half"),
-        f'<h3>What helped, and what did not</h3><div class="card">{answers}</div>',
-        lead="Test split. R@k is the share of queries whose right answer is among the first k. "
+        f'<h3>What helped and what did not</h3><div class="card">{answers}</div>',
+        lead="Test split. R@k is the share of queries with a match among the first k results. "
         "Ties count against the model.",
     )
 
 
 def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
     found = results.retrieval
-    best = max(_of(recall, way)[0] for _, recall in found.rows())
+    rows = [(name, _direction(recall, way)) for name, recall in found.rows()]
+    best = max(shares[0] for _, shares in rows)
     lines = "".join(
-        f"<tr{' class=best' if _of(recall, way)[0] == best else ''}><th>{escape(name[0].upper() + name[1:])}</th>"
-        + "".join(f"<td>{markup.bar(share, percent(share))}</td>" for share in _of(recall, way))
+        f"<tr{' class=best' if shares[0] == best else ''}><th>{escape(name[0].upper() + name[1:])}</th>"
+        + "".join(f"<td>{markup.bar(share, percent(share))}</td>" for share in shares)
         + "</tr>"
-        for name, recall in found.rows()
+        for name, shares in rows
     )
     return (
         f'<figure class="card"><figcaption>{title} <span class="note">{escape(over)}</span></figcaption>'
@@ -92,19 +92,19 @@ def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
     )
 
 
-def _of(recall: Recall, way: str) -> tuple[float, ...]:
+def _direction(recall: Recall, way: str) -> tuple[float, ...]:
     return recall.text_to_image if way == "text_to_image" else recall.image_to_text
 
 
 FUSION = {
-    "itm/positive": "Right pairs accepted",
+    "itm/positive": "Matching pairs accepted",
     "itm/random_negative": "Random negatives rejected",
-    "itm/hard_negative": "Hardest negatives rejected",
-    "itm/positive_above_hard": "Right pair scores above the hardest wrong one (chance 50%)",
-    "mlm/accuracy": "Masked words found",
-    "mlm/accuracy_other_image": "Masked words found beside another image",
+    "itm/hard_negative": "Hard negatives rejected",
+    "itm/positive_above_hard": "Matching pair scores above its hard negative (chance 50%)",
+    "mlm/accuracy": "Masked words predicted",
+    "mlm/accuracy_other_image": "Masked words predicted with another image",
 }
-"""What the numbers of ``pair_accuracy`` mean, in the order in which they are shown."""
+"""Labels of the metrics of ``evaluate_pairs``, in the order of the page."""
 
 
 def _fusion(results: DemoResults) -> str:
@@ -115,10 +115,10 @@ def _fusion(results: DemoResults) -> str:
         if name in numbers
     )
     return markup.section(
-        "Seeing both at once",
+        "Fusion encoder",
         f'<div class="card"><table class="fusion"><tbody>{lines}</tbody></table></div>',
-        lead="What the fusion path gets right on test pairs. The hardest wrong image of a caption is the one that "
-        "the dual encoder finds most similar. If the image helps, fewer masked words are found beside another one.",
+        lead="Accuracy of the fusion encoder on test pairs. The hard negative of a caption is the other image that the "
+        "dual encoder finds most similar. If the image helps, fewer masked words are predicted with another image.",
     )
 
 

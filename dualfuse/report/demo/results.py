@@ -1,4 +1,4 @@
-"""What the demo reached, as one value: the page is made from it alone, and can be made again without training."""
+"""The results of the demo as one value; the page is written from it alone, without training again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESULTS = "results.json"
 
 @dataclass(frozen=True)
 class Recall:
-    """Shares of queries whose right answer is among the first 1, 5, 10: (R@1, R@5, R@10)."""
+    """R@1, R@5 and R@10: shares of queries with a match among the first 1, 5 and 10 results."""
 
     text_to_image: tuple[float, ...]
     image_to_text: tuple[float, ...]
@@ -24,30 +24,30 @@ class Recall:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """One set of images and captions, searched both ways by everything that can search it."""
+    """Recall on one set of images and captions, in both directions, of every method."""
 
     images: int
     texts: int
     candidates: int
-    """How many of the dual encoder's best were re-ranked."""
+    """Number of candidates of the dual encoder that were re-ranked."""
     chance: Recall
-    contrast_only: Recall
+    itc_only: Recall
     joint: Recall
     reranked: Recall
 
     def rows(self) -> tuple[tuple[str, Recall], ...]:
-        """List what is compared, with its name."""
+        """Return the compared methods by name."""
         return (
             ("chance", self.chance),
-            ("contrast only", self.contrast_only),
-            ("all objectives, dual encoder", self.joint),
-            (f"all objectives, best {self.candidates} re-ranked", self.reranked),
+            ("ITC only", self.itc_only),
+            ("ITC, ITM, MLM: dual encoder", self.joint),
+            (f"ITC, ITM, MLM: {self.candidates} re-ranked", self.reranked),
         )
 
 
 @dataclass(frozen=True)
 class ImageResult:
-    """An image as it lies in the shard, in base64, its number there, and its first caption."""
+    """An image of a shard: its number, its file in base64, and its first caption."""
 
     number: int
     kind: str
@@ -57,8 +57,8 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class Found:
-    """One answer: the number of an image, and its score."""
+class RetrievedImage:
+    """A result of a query: the number of an image, and its score."""
 
     image: int
     score: float
@@ -66,19 +66,20 @@ class Found:
 
 @dataclass(frozen=True)
 class Query:
-    """A caption, the place of its image before and after re-ranking (0 is the first), and the best five of both."""
+    """A caption, the ranks of its image (0 is the first) before and after re-ranking, and the first five results."""
 
     caption: str
-    right: int
-    place: int
-    reranked_place: int
-    nearest: tuple[Found, ...]
-    reranked: tuple[Found, ...]
+    target: int
+    """The number of the image of the caption."""
+    rank: int
+    reranked_rank: int
+    nearest: tuple[RetrievedImage, ...]
+    reranked: tuple[RetrievedImage, ...]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A token that may stand at the mask, and its probability."""
+    """A predicted word, and its probability."""
 
     word: str
     probability: float
@@ -86,7 +87,7 @@ class Guess:
 
 @dataclass(frozen=True)
 class MaskedWord:
-    """A caption with one word masked, what stood there, and the likeliest words."""
+    """A caption with one masked word, that word, and the most likely words."""
 
     image: int
     caption: str
@@ -96,7 +97,7 @@ class MaskedWord:
 
 @dataclass(frozen=True)
 class Number:
-    """A number and its name."""
+    """A value and its name."""
 
     name: str
     value: float
@@ -104,7 +105,7 @@ class Number:
 
 @dataclass(frozen=True)
 class Machine:
-    """What it ran with."""
+    """Versions and hardware of a run."""
 
     dualfuse: str
     torch: str
@@ -116,7 +117,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Queries:
-    """The captions that were drawn as examples, and of how many the image came first."""
+    """The example queries, the number of queries whose image came first, and the number of all queries."""
 
     drawn: tuple[Query, ...]
     first: int
@@ -125,23 +126,23 @@ class Queries:
 
 @dataclass(frozen=True)
 class DemoResults:
-    """Everything the demo's page says."""
+    """Everything that the page of the demo shows."""
 
     seed: int
     parameters: int
     train_images: int
     retrieval: Retrieval
     fusion: tuple[Number, ...]
-    """What ``pair_accuracy`` gives."""
+    """The metrics of :func:`evaluate_pairs`."""
     joint: tuple[History, ...]
-    """The stages of the joint run, in order."""
+    """The stages of the joint model (ITC, then ITC, ITM and MLM)."""
     control: tuple[History, ...]
-    """The stages of contrast alone; the first is shared."""
+    """The stages of the control (ITC only); the first stage is the same run."""
     queries: Queries
     masked: tuple[MaskedWord, ...]
     images: tuple[ImageResult, ...]
     parts: tuple[Number, ...]
-    """Seconds of each part."""
+    """Seconds per part."""
     commands: tuple[str, ...]
     machine: Machine
 
@@ -151,12 +152,12 @@ class DemoResults:
 
     @staticmethod
     def load(folder: Path) -> DemoResults:
-        """Read ``folder``/results.json; ``DualfuseError`` if it is of another version, or damaged."""
+        """Read ``folder``/results.json; raises ``DualfuseError`` if it is damaged or of another version."""
         path = folder / RESULTS
         try:
             results = from_json(json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
-            raise DualfuseError(f"{path} cannot be read ({error}); delete it and repeat dualfuse demo") from error
+            raise DualfuseError(f"{path} cannot be read ({error}); delete it and rerun dualfuse demo") from error
         if not isinstance(results, DemoResults):
-            raise DualfuseError(f"{path} holds no results of the demo; delete it and repeat dualfuse demo")
+            raise DualfuseError(f"{path} is not a results file of the demo; delete it and rerun dualfuse demo")
         return results

@@ -1,4 +1,4 @@
-"""Sentences about the results, computed from the numbers: they say so when something did not help."""
+"""Sentences about the results, computed from the numbers; they also report what did not help."""
 
 from __future__ import annotations
 
@@ -27,53 +27,54 @@ def duration(seconds: float) -> str:
 
 
 def total_seconds(stages: Sequence[History]) -> float:
-    """Return how long all stages took together."""
+    """Return the training time of all stages."""
     return sum(stage.seconds for stage in stages)
 
 
 def summary(results: DemoResults) -> tuple[str, str, str]:
-    """Return what happened, what was reached, and what the control says, in a sentence each."""
+    """Return three sentences: what was trained, the results, and the comparison with the control."""
     found, machine = results.retrieval, results.machine
     fusion = {number.name: number.value for number in results.fusion}
-    happened = (
+    trained = (
         f"In {duration(total_seconds(results.joint))} on {machine.device} ({machine.threads} CPU threads) a model of "
         f"{results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and their "
         f"captions, starting from random weights."
     )
-    reached = (
-        f"Among {found.images} test images it had never seen it puts the right one first for "
-        f"{percent(found.joint.text_to_image[0])} of the captions as a dual encoder, and for "
-        f"{percent(found.reranked.text_to_image[0])} once its fusion path has re-ranked the best {found.candidates}; "
+    retrieval = (
+        f"Among {found.images} unseen test images its dual encoder ranks the image of a caption first for "
+        f"{percent(found.joint.text_to_image[0])} of the captions; after its fusion encoder has re-ranked the first "
+        f"{found.candidates}, for {percent(found.reranked.text_to_image[0])}; "
         f"chance is {percent(found.chance.text_to_image[0])}."
     )
-    evaluated = (
-        f"Contrast alone for {duration(total_seconds(results.control))} finds "
-        f"{percent(found.contrast_only.text_to_image[0])}"
+    control = (
+        f"Training with ITC only for {duration(total_seconds(results.control))} reaches "
+        f"{percent(found.itc_only.text_to_image[0])}"
     )
     if "itm/positive_above_hard" in fusion:
-        evaluated += (
-            f"; the match head accepts {percent(fusion['itm/positive'])} of the right pairs and rejects "
-            f"{percent(fusion['itm/random_negative'])} of random and {percent(fusion['itm/hard_negative'])} of the hardest wrong ones"
+        control += (
+            f"; the ITM head accepts {percent(fusion['itm/positive'])} of the matching pairs and rejects "
+            f"{percent(fusion['itm/random_negative'])} of the random and {percent(fusion['itm/hard_negative'])} of the "
+            "hard negatives"
         )
-    return happened, reached, evaluated + "."
+    return trained, retrieval, control + "."
 
 
 def verdicts(found: Retrieval) -> tuple[tuple[str, str], ...]:
-    """Return whether re-ranking, and training all objectives, helped: (question, answer) each way."""
+    """Return (question, answer) for each direction: did re-ranking help, and did ITM and MLM?"""
     ways = (
         ("text_to_image", "finding images by caption", found.texts),
         ("image_to_text", "finding captions by image", found.images),
     )
     answers = []
     for way, what, queries in ways:
-        alone, joint, after = (getattr(one, way) for one in (found.contrast_only, found.joint, found.reranked))
+        alone, joint, after = (getattr(recall, way) for recall in (found.itc_only, found.joint, found.reranked))
         answers.append((f"Did re-ranking help in {what}?", compare(joint, after, queries)))
         answers.append((f"Is the joint model's dual encoder better at {what}?", compare(alone, joint, queries)))
     return tuple(answers)
 
 
 def compare(before: Sequence[float], after: Sequence[float], queries: int) -> str:
-    """Return in words whether recall at 1, 5, 10 rose, and whether R@1 did by more than chance alone may do."""
+    """Return a sentence on the change of recall, and on whether that of R@1 is larger than its random variation."""
     gain = after[0] - before[0]
     spread = 2 * math.sqrt((before[0] * (1 - before[0]) + after[0] * (1 - after[0])) / queries)
     if round(gain * queries) == 0:
