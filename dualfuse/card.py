@@ -82,7 +82,7 @@ def _front_matter(recipe: Recipe, licence: str) -> str:
     lines = [
         "---",
         "library_name: dualfuse",
-        *([f"pipeline_tag: {tag}"] if tag else []),
+        *pipeline,
         f"license: {licence or 'unknown  # to be filled in'}",
         "tags:",
         *(f"- {tag}" for tag in dict.fromkeys(tags)),

@@ -53,7 +53,7 @@ def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
         "tags": ["dualfuse", "vision-language", "vlmo", "pairs"],
     }
     assert f"| parameters | {number:,}, heads included |" in read.text
-    assert "itc_weight 1.0, itm_weight 1.0, mlm_weight 0.25" in read.text
+    assert "ITC 1.0, ITM 1.0, MLM 0.25" in read.text
     assert "width 32, depth 2" in read.text
     assert "| at most 12 tokens; vocabulary of 19 |" in read.text
     assert ModelCard(card(tmp_path / "final")).data.license == "unknown"

@@ -165,7 +165,7 @@ def test_the_start_is_read_once(tiny: Recipe, tmp_path: Path, monkeypatch: pytes
         loop.train((second,), tmp_path / "second")
     (tmp_path / "first").rename(tmp_path / "gone")
     loop.train((second,), tmp_path / "second")
-    with pytest.raises(ValueError, match=r"first/final is not there"):
+    with pytest.raises(ValueError, match=r"first/final does not exist"):
         loop.train((second,), tmp_path / "third")
 
 
