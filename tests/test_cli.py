@@ -241,8 +241,8 @@ def test_an_error_of_the_user_is_one_message(
     [
         (DualfuseError("the option is 3"), "the option is 3"),
         (MissingExtraError("reading a.parquet", "arrow"), "pip install '.[arrow]'"),
-        (FileNotFoundError(2, "No such file or directory", "a.json"), "'a.json'"),
-        (PermissionError(13, "Permission denied", "out"), "'out'"),
+        (FileNotFoundError(2, "No such file or directory", "a.json"), "a.json: No such file or directory"),
+        (PermissionError(13, "Permission denied", "out"), "out: Permission denied"),
         (OSError(28, "No space left on device", "x.tar"), "free some disk space"),
     ],
 )

@@ -91,10 +91,11 @@ def _run(name: str, words: list[str], common: CommonOptions) -> None:
 
 def _message(error: Exception) -> str:
     """Return the message for an error that the user can fix, and "" for any other."""
-    if is_disk_full(error):
-        return f"{error}; free some disk space, then rerun the command"
-    if isinstance(error, DualfuseError | OSError):
+    if isinstance(error, DualfuseError):
         return str(error)
+    if isinstance(error, OSError):
+        message = f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)
+        return f"{message}; free some disk space, then rerun the command" if is_disk_full(error) else message
     if str(error).startswith("DataLoader worker"):
         return f"a data loader process has died, most often for lack of memory; set a lower --num-workers: {error}"
     return ""
