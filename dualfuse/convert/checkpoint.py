@@ -16,7 +16,8 @@ from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe, Run
-from dualfuse.tasks.base import Task
+from dualfuse.tasks.base import Task, TaskConfig
+from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.tensor_files import Weights, find_weights, read_json, read_weights
 
 BATCH_SIZE, RUN = 64, Run(steps=2000)
@@ -149,6 +150,15 @@ def reject_any(format_name: str, obstacles: Mapping[str, bool]) -> None:
     """Raise ``DualfuseError`` that lists the properties of a model, of ``obstacles``, that a format cannot store."""
     if present := [obstacle for obstacle, is_present in obstacles.items() if is_present]:
         raise DualfuseError(f"{format_name} has no {', no '.join(present)}: this model cannot be written for it")
+
+
+def untrained_heads(task: TaskConfig) -> tuple[str, ...]:
+    """Return the patterns of a pairs task's heads without an objective; official files hold only their temperature."""
+    if not isinstance(task, PairsConfig):
+        return ()
+    itc = dict.fromkeys(("itc_heads.*.weight", "itc_heads.*.bias", "itc_heads.*.logit_scale"), task.itc_weight)
+    weights = itc | {"itm_head.*": task.itm_weight, "mlm_head.*": task.mlm_weight}
+    return tuple(pattern for pattern, weight in weights.items() if not weight)
 
 
 def _absent_heads(tensors: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -19,7 +19,13 @@ from dualfuse.convert.checkpoint import (
 )
 from dualfuse.convert.formats import clip, roberta
 from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
-from dualfuse.convert.formats.bridgetower_hf_config import LAYER_NORM_EPS, read_config, write_config, write_processor
+from dualfuse.convert.formats.bridgetower_hf_config import (
+    LAYER_NORM_EPS,
+    Json,
+    read_config,
+    write_config,
+    write_processor,
+)
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
@@ -120,43 +126,37 @@ def _write(converted: Converted) -> WrittenCheckpoint:
         raise DualfuseError("transformers has no METER: a BridgeTower without bridges cannot be written for it")
     tensors, notes = converted.task.state_dict(), []
     heads = _stored_heads(model, task, notes)
-    architecture = next((heads[head] for head in heads), "BridgeTowerModel")
+    json_files = _json_files(model, task, data, next(iter(heads.values()), "BridgeTowerModel"))
     absent = tuple(f"{head}.*" for head in ("itc_heads", "itm_head", "mlm_head") if head not in heads)
-    pooler = {} if converted.kept else _zero_pooler(tensors, notes)
     target = replace(layout(model.bridge, PREFIX if heads else ""), dropped=absent)
+    pooler = {} if converted.kept else _zero_pooler(tensors, notes)
     exported = export_tensors(tensors, target, converted.kept or pooler)
     if data.preprocess.resize_mode != "huggingface":
         notes.append(f"images were resized by {data.preprocess.resize_mode!r}; transformers' processor differs")
-    if model.layer_norm_eps != LAYER_NORM_EPS:
+    if (epsilon := model.layer_norm_eps) != LAYER_NORM_EPS:
         notes.append(
-            f"epsilon of the cross-modal layers was {model.layer_norm_eps}; in transformers it is {LAYER_NORM_EPS}: "
-            "logits change by about 1e-5"
+            f"epsilon of the cross-modal layers was {epsilon}; in transformers it is {LAYER_NORM_EPS}: logits change "
+            "by about 1e-5"
         )
     new = {name: tensor for name, tensor in exported.tensors.items() if pooler and "text_model.pooler." in name}
-    image, text = storable_towers("transformers' BridgeTower", model)
-    return WrittenCheckpoint(
-        "model.safetensors",
-        exported.tensors,
-        Report(
-            converted.report.source,
-            used=shapes(exported.used),
-            new=shapes(new),
-            dropped=shapes(exported.dropped),
-            notes=tuple(notes),
-        ),
-        json_files={
-            "config.json": write_config(
-                model,
-                architecture=architecture,
-                itc_width=task.itc_head.width or text.width,
-                text_length=data.text_length,
-            ),
-            "preprocessor_config.json": write_processor(
-                image.image_size[0], data.preprocess, text_length=data.text_length
-            ),
-            "tokenizer_config.json": _TOKENIZER | {"model_max_length": text.text_length},
-        },
+    report = Report(
+        converted.report.source,
+        used=shapes(exported.used),
+        new=shapes(new),
+        dropped=shapes(exported.dropped),
+        notes=tuple(notes),
     )
+    return WrittenCheckpoint("model.safetensors", exported.tensors, report, json_files=json_files)
+
+
+def _json_files(model: BridgeTowerConfig, task: PairsConfig, data: Data, architecture: str) -> dict[str, Json]:
+    image, text = storable_towers("transformers' BridgeTower", model)
+    length, width = data.text_length, task.itc_head.width or text.width
+    return {
+        "config.json": write_config(model, architecture=architecture, itc_width=width, text_length=length),
+        "preprocessor_config.json": write_processor(image.image_size[0], data.preprocess, text_length=length),
+        "tokenizer_config.json": _TOKENIZER | {"model_max_length": text.text_length},
+    }
 
 
 def _stored_heads(model: BridgeTowerConfig, task: PairsConfig, notes: list[str]) -> dict[str, str]:

@@ -166,14 +166,7 @@ def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int,
         "max_text_len": text_length,
         "dtype": "float32",
         "text_config": _write_text(text, model.dropout),
-        "vision_config": {
-            **_IMAGE,
-            "model_type": "bridgetower_vision_model",
-            "hidden_size": image.width,
-            "num_hidden_layers": image.depth,
-            "patch_size": image.patch_size,
-            "image_size": image.image_size[0],
-        },
+        "vision_config": _write_image(image),
     }
 
 
@@ -277,6 +270,17 @@ def _write_text(text: RobertaConfig, dropout: float) -> dict[str, Any]:
         "bos_token_id": 0,
         "eos_token_id": 2,
         "tie_word_embeddings": False,  # versions before 5 tie by this field alone
+    }
+
+
+def _write_image(image: CLIPViTConfig) -> dict[str, Any]:
+    return {
+        **_IMAGE,
+        "model_type": "bridgetower_vision_model",
+        "hidden_size": image.width,
+        "num_hidden_layers": image.depth,
+        "patch_size": image.patch_size,
+        "image_size": image.image_size[0],
     }
 
 

@@ -19,6 +19,7 @@ from dualfuse.convert.checkpoint import (
     ThirdPartyCheckpoint,
     WrittenCheckpoint,
     reject_any,
+    untrained_heads,
 )
 from dualfuse.convert.formats import clip, roberta
 from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
@@ -29,7 +30,7 @@ from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.models.towers.clip_vit import HEAD_WIDTH
+from dualfuse.models.towers.clip_vit import HEAD_WIDTH, CLIPViTConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
@@ -208,29 +209,11 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     assert isinstance(model, BridgeTowerConfig)  # _stores
     image, _ = storable_towers("the official BridgeTower", model)
     kind = next(kind for kind in (PAIRS, *KINDS) if isinstance(task, kind.config))
-    head = task.itc_head if isinstance(task, PairsConfig) and task.itc_weight else None
-    reject_any(
-        "the official BridgeTower",
-        {
-            f"bridge {model.bridge!r}": model.bridge not in ("add", "none"),
-            "transform for each layer": not model.shared_transform,
-            "convolutional stem": image.stem != "linear",
-            "ITC head without biases": head is not None and not head.bias,
-            "ITC head with a logarithmic temperature": head is not None and head.temperature != "plain",
-            "ITC head for fused embeddings": head is not None and head.fused,
-            "ITC on transformed image features": head is not None and model.itc_image_feature != "tower",
-        },
-    )
-    dropped = ()
-    if isinstance(task, PairsConfig):
-        itc = [f"itc_heads.0.{part}" for part in ("image.*", "text.*", "fused.*", "logit_scale")]
-        untrained = dict.fromkeys(itc, task.itc_weight)  # files hold a temperature even without an ITC head
-        untrained |= {"itm_head.*": task.itm_weight, "mlm_head.*": task.mlm_weight}
-        dropped = tuple(pattern for pattern, weight in untrained.items() if not weight)
+    _check(model, image, task)
     tensors = converted.task.state_dict()
     exported = export_tensors(
         itm_to_rank(tensors) if kind.config is RankingConfig else tensors,
-        replace(kind.layout, dropped=dropped),
+        replace(kind.layout, dropped=untrained_heads(task)),
         converted.kept,
     )
     notes = (
@@ -246,6 +229,22 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     }
     return WrittenCheckpoint(
         "bridgetower.ckpt", exported.tensors, report, "state_dict", {"hyper_parameters": {"config": hyper_parameters}}
+    )
+
+
+def _check(model: BridgeTowerConfig, image: CLIPViTConfig, task: TaskConfig) -> None:
+    head = task.itc_head if isinstance(task, PairsConfig) and task.itc_weight else None
+    reject_any(
+        "the official BridgeTower",
+        {
+            f"bridge {model.bridge!r}": model.bridge not in ("add", "none"),
+            "transform for each layer": not model.shared_transform,
+            "convolutional stem": image.stem != "linear",
+            "ITC head without biases": head is not None and not head.bias,
+            "ITC head with a logarithmic temperature": head is not None and head.temperature != "plain",
+            "ITC head for fused embeddings": head is not None and head.fused,
+            "ITC on transformed image features": head is not None and model.itc_image_feature != "tower",
+        },
     )
 
 

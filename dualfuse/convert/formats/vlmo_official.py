@@ -8,7 +8,15 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint, reject_any
+from dualfuse.convert.checkpoint import (
+    Converted,
+    Format,
+    Source,
+    ThirdPartyCheckpoint,
+    WrittenCheckpoint,
+    reject_any,
+    untrained_heads,
+)
 from dualfuse.convert.formats.vlmo_official_config import GRID_INDEX, Kind, recipe_of
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
@@ -148,12 +156,8 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     model, task, data = converted.recipe.model, converted.recipe.task, converted.recipe.data
     assert isinstance(model, VLMoConfig)  # _stores
     _check(model, task)
-    dropped = ()
-    if isinstance(task, PairsConfig):
-        weights = {"itc_heads.*": task.itc_weight, "itm_head.*": task.itm_weight, "mlm_head.*": task.mlm_weight}
-        dropped = tuple(pattern for pattern, weight in weights.items() if not weight)
     new = {} if converted.kept else _buffers(model, data.text_length)
-    target = replace(layout(KINDS[type(task)], relative=model.positions == "relative"), dropped=dropped)
+    target = replace(layout(KINDS[type(task)], relative=model.positions == "relative"), dropped=untrained_heads(task))
     exported = export_tensors(converted.task.state_dict(), target, converted.kept or new)
     hyper_parameters = {
         "num_heads": model.heads,
