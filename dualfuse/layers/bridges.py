@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -175,31 +175,24 @@ class CrossAttentionMLP(CrossAttention):
         return self.down(F.gelu(self.up(super().join(u, z, mask))))
 
 
+_BRIDGES: dict[BridgeKind, Callable[[int, int], Bridge]] = {
+    "add": lambda width, _: Add(width),
+    "scaled_add": lambda width, _: ScaledAdd(width),
+    "interpolate": lambda width, _: Interpolate(width, 1),
+    "interpolate_channels": lambda width, _: Interpolate(width, width),
+    "interpolate_gated": lambda width, _: InterpolateGated(width),
+    "multiply": lambda width, _: Multiply(width),
+    "linear": lambda width, _: Linear(width),
+    "mlp": lambda width, _: MLP(width),
+    "cross_attention": CrossAttention,
+    "cross_attention_mlp": CrossAttentionMLP,
+    "add_linear": lambda width, _: AddLinear(width),
+}
+
+
 def bridge(kind: BridgeKind, width: int, heads: int) -> Bridge:
     """Return a bridge of ``kind``; ``heads`` is used by those with attention."""
-    match kind:
-        case "add":
-            return Add(width)
-        case "scaled_add":
-            return ScaledAdd(width)
-        case "interpolate":
-            return Interpolate(width, 1)
-        case "interpolate_channels":
-            return Interpolate(width, width)
-        case "interpolate_gated":
-            return InterpolateGated(width)
-        case "multiply":
-            return Multiply(width)
-        case "linear":
-            return Linear(width)
-        case "mlp":
-            return MLP(width)
-        case "cross_attention":
-            return CrossAttention(width, heads)
-        case "cross_attention_mlp":
-            return CrossAttentionMLP(width, heads)
-        case "add_linear":
-            return AddLinear(width)
+    return _BRIDGES[kind](width, heads)
 
 
 class AllLayers(nn.Module):
