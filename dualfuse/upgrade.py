@@ -1,7 +1,7 @@
-"""Reads what dualfuse wrote before its vocabulary changed: the only module that knows the old names.
+"""Files and flags of earlier versions, in today's names: the only module that knows the old ones.
 
-Each function takes what an old file holds and returns it in today's names; files of today pass unchanged. To rename a
-class or a field that files or flags mention, add a line here.
+Each function takes the content of an old file and returns it in today's names; files of today pass unchanged. To rename
+a class or a field that files or flags mention, add a line here.
 """
 
 from __future__ import annotations
@@ -54,9 +54,6 @@ METRICS = {
     "words/loss": "mlm/loss",
 }
 """Names of evaluation results."""
-
-PREPARED = {"left_out": "skipped", "left_out_size": "skipped_size"}
-"""Keys of prepared.json and progress.json."""
 
 OPTIONS = {"names": "class_names", "pictures_only": "images_only", "vocabulary": "answers", "workers": "num_workers"}
 """Options of ``prepare``, there and on the command line."""
@@ -239,7 +236,7 @@ def prepared(content: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
     """Return the content of prepared.json or progress.json with current keys and reasons."""
     if "left_out" not in content:
         return dict(content)
-    new = {PREPARED.get(name, name): value for name, value in content.items()}
+    new = {name.replace("left_out", "skipped"): value for name, value in content.items()}
     reasons = {
         name: {reason.replace("picture", "image"): value for reason, value in new[name].items()}
         for name in ("skipped", "examples", "changed", "noted", "noted_examples")
@@ -255,10 +252,11 @@ def rename_skipped(folder: Path, name: str) -> None:
         old.rename(folder / name)
 
 
-def new_flag(flag: str) -> str | None:
-    """Return what a flag of earlier versions is now, such as "--data.batch-size"; None for any other flag.
+def new_flag(flag: str, value: str = "") -> str | None:
+    """Return what a flag of earlier versions is now, such as "--data.batch-size"; None for a flag of today.
 
-    Changed values follow: "--optim.adamw (released is now official)". A flag that differs between tasks gives several.
+    Changed values follow in parentheses; a flag that differs between tasks gives several. A flag that kept its name is
+    old only with an old ``value``.
     """
     *groups, name = flag.removeprefix("--").replace("-", "_").split(".")
     negation, name = ("no_", name.removeprefix("no_")) if name.startswith("no_") else ("", name)
@@ -266,14 +264,12 @@ def new_flag(flag: str) -> str | None:
     section = groups[at] if at < len(groups) else ""
     fields = {("", FLAGS[name])} if not groups and name in FLAGS else _fields(section, name)
     new_groups = [group if number <= at else _group(section, group) for number, group in enumerate(groups)]
-    if not fields and new_groups == groups:
-        return None
-    answers = {
-        f"--{'.'.join([*new_groups, negation + new])}".replace("_", "-")
-        + _describe(VALUES.get(f"{old_class}.{name}", {}))
-        for old_class, new in fields or {("", name)}
-    }
-    return " or ".join(sorted(answers))
+    answers: dict[str, Values] = {}
+    for old_class, new in sorted(fields or {("", name)}):
+        values = VALUES.get(f"{old_class}.{name}", {})
+        if [*new_groups, new] != [*groups, name] or (not callable(values) and value in values):
+            answers["--" + ".".join([*new_groups, negation + new]).replace("_", "-")] = values
+    return " or ".join(new + _describe(values) for new, values in answers.items()) or None
 
 
 def _fields(section: str, name: str) -> set[tuple[str, str]]:

@@ -104,9 +104,9 @@ def deferred(function: Callable[..., Result]) -> Callable[..., Callable[[], Resu
 def _refuse_old_flags(words: Sequence[str]) -> None:
     from dualfuse.upgrade import new_flag
 
-    for word in words:
-        flag = word.partition("=")[0]
-        if flag.startswith("--") and (new := new_flag(flag)):
+    for word, following in pairwise([*words, ""]):
+        flag, _, value = word.partition("=")
+        if flag.startswith("--") and (new := new_flag(flag, value or following)):
             raise DualfuseError(f"{flag} is now {new}")
 
 
