@@ -91,7 +91,7 @@ def resize_table(table: Tensor, source: Grid, target: Grid) -> Tensor:
     return torch.cat([resized.flatten(0, 1), table[count:]])
 
 
-def of_images(window: Grid) -> int:
+def num_image_rows(window: Grid) -> int:
     """Return the number of leading table rows that concern images only."""
     return _distances(window) + 3
 

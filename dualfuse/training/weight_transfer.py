@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import Block
 from dualfuse.layers.embeddings import PatchEmbedding, TextEmbedding, resize_positions
-from dualfuse.layers.relative_bias import RelativeBias, cut_texts, of_images, resize_table
+from dualfuse.layers.relative_bias import RelativeBias, cut_texts, num_image_rows, resize_table
 from dualfuse.models.bridgetower import BridgeTower
 from dualfuse.models.towers.clip_vit import CLIPViT
 from dualfuse.models.towers.roberta import RobertaEmbeddings
@@ -116,7 +116,7 @@ def _resize_image_part(name: str, tensor: Tensor, source: nn.Module, task: nn.Mo
     before, after = _owner(source, name), _owner(task, name)
     if not (isinstance(before, RelativeBias) and isinstance(after, RelativeBias)):
         return _resize(name, tensor, source, task)
-    images = resize_table(tensor[: of_images(before.window)].float(), before.window, after.window)
+    images = resize_table(tensor[: num_image_rows(before.window)].float(), before.window, after.window)
     if images.shape[1] != after.table.shape[1]:
         return None
     table = torch.cat([images.to(tensor), after.table.detach()[len(images) :].to(tensor)])

@@ -16,7 +16,7 @@ from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors,
 from dualfuse.convert.report import Report, import_report, shapes
 from dualfuse.convert.tokenizer import find_tokenizer
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.relative_bias import image_index, of_images
+from dualfuse.layers.relative_bias import image_index, num_image_rows
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.image_classification import ImageClassification, ImageClassificationConfig
@@ -241,7 +241,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     grid = (model.image_size[0] // model.patch_size, model.image_size[1] // model.patch_size)
     new = {}
     if TABLE in tensors:
-        tables = tensors[TABLE][: of_images(grid)].chunk(model.depth, dim=1)
+        tables = tensors[TABLE][: num_image_rows(grid)].chunk(model.depth, dim=1)
         stored |= {TABLE_OF_LAYER.format(layer): table.clone() for layer, table in enumerate(tables)}
         new = {INDEX.format(layer): image_index(grid).clone() for layer in range(model.depth)}
     exported = export_tensors(stored, layout)

@@ -23,15 +23,15 @@ class AutoencoderConfig:
     """Size of an autoencoder; the defaults are ours, for the grid of DALL-E's tokens."""
 
     codes: int = 8192
-    """Visual words."""
+    """Number of codes."""
     stride: int = 8
-    """Side in pixels of the square that one word stands for; a power of two."""
+    """Side of the square that a code stands for, in pixels; a power of two."""
     width: int = 128
-    """Channels at the size of the image's half; twice as many at every further half."""
+    """Channels at 1/2 of the image size; doubled at 1/4 and at 1/8, then constant."""
     blocks: int = 2
-    """Residual blocks where the image is smallest, before and after the codes."""
+    """Residual blocks at the smallest size, in the encoder and in the decoder."""
     code_width: int = 32
-    """Length of the vector that a word stands for."""
+    """Width of a code embedding."""
 
     def __post_init__(self) -> None:
         """Validate the sizes."""

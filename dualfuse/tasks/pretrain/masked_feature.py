@@ -30,20 +30,20 @@ from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, 
 
 @dataclass(frozen=True)
 class MaskedFeatureConfig(TaskConfig):
-    """Which patches are hidden, and whose features of them are predicted."""
+    """Hidden patches, and the teacher whose features of them are predicted."""
 
     pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     teacher: str = ""
-    """A model folder: a VLMo, which a BEiT becomes by convert, or a model with CLIP's image encoder."""
+    """Model folder of the teacher: a VLMo (also a converted BEiT), or a model with CLIP's image encoder."""
     channels: int = 768
     """Width of the teacher's features."""
     patch: int = 16
-    """Side in pixels of the model's patches."""
+    """Patch size of the model, in pixels."""
     teacher_patch: int = 16
-    """Side in pixels of the teacher's, who sees as many in a second view of the same crop."""
+    """Patch size of the teacher, in pixels; its view of the crop has as many patches as that of the model."""
     mask: BlockMask = field(default_factory=BlockMask)
-    """What is hidden."""
+    """Patches to hide."""
 
     @property
     def masked_image(self) -> MaskedImageConfig:

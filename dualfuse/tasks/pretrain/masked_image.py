@@ -53,21 +53,21 @@ class MaskedImageBatch(TypedDict):
 
 @dataclass(frozen=True)
 class MaskedImageConfig(TaskConfig):
-    """Which patches are hidden, and who names them; the defaults are BEiT's."""
+    """Hidden patches and visual tokenizer; the defaults are BEiT's."""
 
     pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     tokenizer: str = ""
-    """What names the patches: the name of an earlier recipe of the same tuple, the folder of a tokenizer trained here,
-    or DALL-E's encoder.pkl, .pt or .safetensors."""
+    """Visual tokenizer: the name of an earlier recipe of the same tuple, the model folder of a tokenizer, or a file of
+    DALL-E's encoder (.pkl, .pt or .safetensors)."""
     codes: int = 8192
-    """Visual words that the tokenizer knows."""
+    """Number of codes of the tokenizer."""
     patch: int = 16
-    """Side in pixels of the model's patches."""
+    """Patch size of the model, in pixels."""
     stride: int = 8
-    """Side in pixels of what the tokenizer names, in the second view, which is the smaller by as much."""
+    """Stride of the tokenizer, in pixels; its view has as many strides as the image has patches."""
     mask: BlockMask = field(default_factory=BlockMask)
-    """What is hidden."""
+    """Patches to hide."""
 
     def __post_init__(self) -> None:
         """Validate the sizes."""
@@ -76,9 +76,9 @@ class MaskedImageConfig(TaskConfig):
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> MaskedImageExample:
         """Draw two views of one crop and the patches to hide; texts are ignored."""
-        rows, columns = (side // self.patch for side in processor.image.size)
-        image, view = two_views(sample.image, processor.image, (rows * self.stride, columns * self.stride), rng)
-        return {"image": image, "view": view, "hidden": self.mask.draw((rows, columns), rng).flatten()}
+        height, width = (side // self.patch for side in processor.image.size)
+        image, view = two_views(sample.image, processor.image, (height * self.stride, width * self.stride), rng)
+        return {"image": image, "view": view, "hidden": self.mask.draw((height, width), rng).flatten()}
 
     def collate(self, examples: Sequence[MaskedImageExample]) -> MaskedImageBatch:
         """Return a batch of images of one size."""

@@ -50,14 +50,14 @@ class MaskedTextBatch(TypedDict):
 
 @dataclass(frozen=True)
 class MaskedTextConfig(TaskConfig):
-    """Share of the words that is masked, and initialisation of the head."""
+    """Masking, and initialization of the head."""
 
     training_data: ClassVar[str] = "TEXT (.txt, .jsonl, .parquet or .tar)"
     pipeline_tag: ClassVar[str] = "fill-mask"
     example: ClassVar[str] = 'print(predict(model, text="a red [MASK] on a table"))'
 
     mlm_probability: float = 0.15
-    """Share of the words that is masked; always whole words."""
+    """Fraction of the words that is masked; always whole words."""
     init_std: float = 0.02
     """Standard deviation of the initial weights of the MLM head."""
 
