@@ -1,4 +1,4 @@
-"""A progress bar on the console for anything that takes more than a few seconds."""
+"""A progress bar for anything that takes more than a few seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Item = TypeVar("Item")
 
 
 def track(items: Iterable[Item], *, total: int, what: str) -> Iterator[Item]:
-    """Return the items one by one and shows how many of ``total`` have come; silent where there is no terminal."""
+    """Yield ``items`` and count them on a progress bar; only the first process draws one, and only on a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(20), MofNCompleteColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     with Progress(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import signal
 import sys
 import traceback
@@ -27,7 +26,7 @@ from dualfuse.cli import (
     upload,
 )
 from dualfuse.cli.console import log_to_stderr
-from dualfuse.cli.parser import COMMON, CommonOptions, deferred, parse, split_common_options
+from dualfuse.cli.parser import COMMON, deferred, parse, split_common_options
 from dualfuse.errors import DualfuseError
 from dualfuse.io import is_disk_full
 
@@ -56,36 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     interruption. Any other exception is a defect of dualfuse and is not caught.
     """
     name, words = _command(sys.argv[1:] if arguments is None else arguments)
-    common, words = split_common_options(words)
+    imports, debug, words = split_common_options(words)
     with log_to_stderr():
         try:
-            _run(name, words, common)
+            _run(name, words, imports)
         except KeyboardInterrupt as error:
             print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
             return 128 + getattr(error, "number", signal.SIGINT)  # reason for getattr: only a run says which signal
-        except BrokenPipeError:  # the reader of stdout, such as head, has ended
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - so that the interpreter can flush it at its end
-            return 128 + signal.SIGPIPE
         except (DualfuseError, OSError, RuntimeError) as error:
             message = _message(error)
             if not message:
                 raise
-            if common.debug:
+            if debug:
                 traceback.print_exc()
             print(f"dualfuse {name}: {message}", file=sys.stderr)
             return 2
     return 0
 
 
-def _run(name: str, words: list[str], common: CommonOptions) -> None:
+def _run(name: str, words: list[str], imports: list[str]) -> None:
     from dualfuse import plugins
 
     if name == "train":  # its flags depend on the recipe
-        plugins.load(common.imports)
+        plugins.load(imports)
         train.run(words)
     else:
         call = parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)
-        plugins.load(common.imports)
+        plugins.load(imports)
         call()
 
 

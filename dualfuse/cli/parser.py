@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -49,16 +49,8 @@ options of every command:
   --debug           show the traceback of any error"""
 
 
-@dataclass(frozen=True)
-class CommonOptions:
-    """Options that every command has."""
-
-    imports: tuple[str, ...] = ()
-    debug: bool = False
-
-
-def split_common_options(words: Sequence[str]) -> tuple[CommonOptions, list[str]]:
-    """Return the options of every command, and the other words in their order."""
+def split_common_options(words: Sequence[str]) -> tuple[list[str], bool, list[str]]:
+    """Return the values of --import, whether there is --debug, and the other words in their order."""
     imports: list[str] = []
     others: list[str] = []
     remaining = iter(words)
@@ -68,7 +60,7 @@ def split_common_options(words: Sequence[str]) -> tuple[CommonOptions, list[str]
             imports.append(value or next(remaining, ""))
         elif word != "--debug":
             others.append(word)
-    return CommonOptions(tuple(imports), "--debug" in words), others
+    return imports, "--debug" in words, others
 
 
 def parse(
