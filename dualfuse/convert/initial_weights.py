@@ -71,7 +71,11 @@ def from_clip_and_roberta(image: Path, text: Path, recipe: Recipe | None = None,
 
 def with_copied_experts(checkpoint: ThirdPartyCheckpoint) -> ThirdPartyCheckpoint:
     """Initialize the language experts of a BEiT with copies of its vision experts; the official code does not."""
-    copies = beit.copy_to_language(checkpoint.tensors)
+    copies = {
+        name.replace(".experts.image.", ".experts.text."): tensor.clone()
+        for name, tensor in checkpoint.tensors.items()
+        if ".experts.image." in name
+    }
     note = f"language experts are copies of the vision experts: {len(copies)} tensors"
     report = replace(checkpoint.report, notes=(*_other_notes(checkpoint), note))
     return replace(checkpoint, tensors=checkpoint.tensors | copies, report=report)

@@ -115,11 +115,6 @@ def hugging_face_layout(prefix: str, names: Collection[str]) -> Layout:
     return Layout(table, unused=("*relative_position_index", f"{prefix}pooler.*", *heads))
 
 
-def has_beit_names(names: Collection[str]) -> bool:
-    """Whether a state dict with these names comes from the official code or from timm."""
-    return {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.q_bias"} <= set(names)
-
-
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate Hugging Face's query, key and value weights to ...attention.qkv.weight, in this order."""
     fused, parts = {}, ("query.weight", "key.weight", "value.weight")
@@ -148,15 +143,6 @@ def to_vlmo(tensors: Mapping[str, Tensor], text_length: int) -> dict[str, Tensor
     return rest | {TYPES: types}
 
 
-def copy_to_language(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return language experts that are copies of the vision experts; in the official code they are random."""
-    return {
-        name.replace(".experts.image.", ".experts.text."): tensor.clone()
-        for name, tensor in tensors.items()
-        if ".experts.image." in name
-    }
-
-
 def _tables(tensors: Mapping[str, Tensor], depth: int) -> list[Tensor]:
     """Return the bias tables of all layers; none with absolute positions."""
     if SHARED_TABLE in tensors:
@@ -174,7 +160,8 @@ def recognize(source: Source) -> bool:
     if source.path.is_dir():
         config = source.config
         return config.get("model_type") == "beit" or str(config.get("architecture", "")).startswith("beit")
-    return has_beit_names(source.tensors)
+    marks = {"cls_token", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.q_bias"}
+    return marks <= source.tensors.keys()
 
 
 def read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
