@@ -1,1 +1,1 @@
-"""Samples: how they are kept, in which order they come, and how they become tensors."""
+"""Data sets: reading samples, their order in training, preprocessing, and batches."""

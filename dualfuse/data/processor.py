@@ -10,7 +10,7 @@ from dualfuse.data.text.tokenizer import TextTransform
 
 @dataclass(frozen=True)
 class Processor:
-    """Turns the bytes of an image and the string of a text into tensors, in a loader worker."""
+    """The transforms from the bytes of an image, and from a text, to tensors."""
 
     image: ImageTransform
     text: TextTransform

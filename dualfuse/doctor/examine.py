@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import warnings
 from collections import Counter
@@ -13,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dualfuse.data.image.image_grid import Tile, image_grid
+from dualfuse.data.map_dataset import find_files
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
 from dualfuse.data.shards.shards import Shards
@@ -39,9 +39,8 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
     """
     if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
         raise DualfuseError(f"the image {save_image} must end in .png or .jpg")
-    tars = find_tars(path)
     evidence = Evidence()
-    for tar in tars:
+    for tar in find_files(path, (".tar",), "tar file"):
         _open(tar, evidence)
     text = TextTransform(text_length)
     with warnings.catch_warnings():
@@ -59,17 +58,6 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
             draw(evidence, str(path)).save(save_image)
         report.save(save_image.with_suffix(".json"))
     return report
-
-
-def find_tars(path: Path) -> tuple[Path, ...]:
-    """Return the tars of a path, a folder or a glob pattern; raises ``DualfuseError`` if there are none."""
-    if path.is_file():
-        return (path,)
-    paths = path.glob("*.tar") if path.is_dir() else (Path(name) for name in glob.glob(str(path)))
-    tars = tuple(sorted(tar for tar in paths if tar.suffix == ".tar"))
-    if not tars:
-        raise DualfuseError(f"there are no shards (.tar) at {path}; create some with: dualfuse prepare SOURCE {path}")
-    return tars
 
 
 def split_of(tar: Path) -> str:

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from dualfuse.data.map_dataset import find_files
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
-from dualfuse.doctor.examine import find_tars
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import image_names
@@ -61,7 +61,7 @@ def _folder(folder: Path, names: Sequence[str]) -> Collection:
 
 
 def _shards(source: Path) -> Collection:
-    paths = find_tars(source)
+    paths = find_files(source, (".tar",), "tar file")
     root = next(parent for parent in (source, *source.parents) if parent.is_dir())
     tars = tuple(TarIndex.of(path) for path in paths)
     # labelled by relative path, which does not depend on which other tars there are

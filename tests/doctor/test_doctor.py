@@ -16,7 +16,7 @@ from rich.console import Console
 from dualfuse.cli.doctor import print_report
 from dualfuse.data.image.image_grid import Tile, image_grid
 from dualfuse.data.sample import Sample
-from dualfuse.doctor.examine import examine, find_tars, split_of
+from dualfuse.doctor.examine import examine, split_of
 from dualfuse.doctor.findings import Report
 from dualfuse.doctor.fingerprint import COLOR_DISTANCE, HASH_DISTANCE, fingerprint, group, near_pairs
 from dualfuse.prepare.shard_writer import write_shards
@@ -153,8 +153,8 @@ def test_a_set_of_one_unreadable_shard_has_no_image_grid(tmp_path: Path) -> None
 
 
 def test_missing_shards_and_other_image_formats_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="dualfuse prepare"):
-        find_tars(tmp_path)
+    with pytest.raises(ValueError, match=r"no tar file matches .*; .* holds nothing"):
+        examine(tmp_path)
     with pytest.raises(ValueError, match=r"\.png or \.jpg"):
         examine(tmp_path, text_length=40, save_image=tmp_path / "sheet.txt")
 

@@ -269,7 +269,7 @@ def test_source_without_readable_images_is_refused(loaded: LoadedModel, tmp_path
     (tmp_path / "one.png").rename(tmp_path / "one.txt")
     with pytest.raises(ValueError, match=r"contains neither images nor tar files; it contains one"):
         Index.build(loaded, tmp_path)
-    with pytest.raises(ValueError, match="no shards"):
+    with pytest.raises(ValueError, match="no tar file matches"):
         Index.build(loaded, tmp_path / "missing")
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +29,7 @@ from dualfuse.errors import DualfuseError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CROP_TRIES = 10
-GREY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as Pillow's mode "L"
+GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as Pillow's mode "L"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -234,13 +233,13 @@ def random_box(shape: tuple[int, ...], augment: Augment, rng: np.random.Generato
 def jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Return ``image`` (3, H, W) uint8 with brightness, contrast and saturation each times 1 ± ``strength``."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3).tolist()
-    weights = torch.tensor(GREY)
+    weights = torch.tensor(GRAY)
     pixels = image.flatten(1).float().mul_(brightness)  # (3, H * W)
-    grey = weights @ pixels  # (H * W,)
-    mean = grey.mean()
+    gray = weights @ pixels  # (H * W,)
+    mean = gray.mean()
     pixels = torch.lerp(mean, pixels, contrast)
-    grey = torch.lerp(mean, grey, contrast)
-    pixels = torch.lerp(grey, pixels, saturation)
+    gray = torch.lerp(mean, gray, contrast)
+    pixels = torch.lerp(gray, pixels, saturation)
     return pixels.round_().clamp_(0, 255).to(torch.uint8).view(image.shape)
 
 
@@ -248,18 +247,3 @@ def to_pixels(image: Tensor, mean: tuple[float, float, float], std: tuple[float,
     """Undo the normalization of ``image`` (3, H, W); return uint8 (H, W, 3)."""
     pixels = image.detach().float().cpu() * torch.tensor(std).view(3, 1, 1) + torch.tensor(mean).view(3, 1, 1)
     return (pixels * 255).round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0).numpy()
-
-
-def pad_together(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Pad ``images``, each (C, H, W), to (B, C, max H, max W); return them and the mask of real pixels (B, H, W).
-
-    Zeros are added at the right and the bottom, so pad after normalizing, as transformers does: with
-    ``preprocess.normalize(resize_huggingface(...))`` this is its processor without the center crop.
-    """
-    height, width = (max(image.shape[axis] for image in images) for axis in (1, 2))
-    padded = images[0].new_zeros(len(images), images[0].shape[0], height, width)
-    mask = torch.zeros(len(images), height, width, dtype=torch.bool)
-    for row, is_image, image in zip(padded, mask, images, strict=True):
-        row[:, : image.shape[1], : image.shape[2]] = image
-        is_image[: image.shape[1], : image.shape[2]] = True
-    return padded, mask

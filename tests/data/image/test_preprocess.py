@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dualfuse.config import from_json, to_json
+from dualfuse.data.image.joint_crop import pad_to_size
 from dualfuse.data.image.resize import center_crop, huggingface_size, resize, resize_and_crop, resize_huggingface
 from dualfuse.data.image.transform import (
     HUGGING_FACE,
@@ -28,7 +29,6 @@ from dualfuse.data.image.transform import (
     Augment,
     ImageTransform,
     Preprocess,
-    pad_together,
 )
 from dualfuse.recipe import Data
 
@@ -96,7 +96,9 @@ def test_torch_resampling_is_within_four_grey_levels(
 def test_processor_without_the_crop_pads_the_batch(images: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     tensors = [images[f"image.{number}"].permute(2, 0, 1) for number in NUMBERS]
     resized = [EIGHTS.normalize(resize_huggingface(tensor, 40, EIGHTS.divisor, "pillow")) for tensor in tensors]
-    values, mask = pad_together(resized)
+    height, width = (max(tensor.shape[axis] for tensor in resized) for axis in (1, 2))
+    values = torch.stack([pad_to_size(tensor, (height, width), 0.0) for tensor in resized])
+    mask = torch.stack([pad_to_size(torch.ones_like(tensor[0]), (height, width), 0.0) for tensor in resized]).bool()
     torch.testing.assert_close(values[SAME], expected["hf.nocrop_div8.pixel_values"][SAME], atol=1e-5, rtol=0)
     assert mask.dtype == torch.bool and not mask.all()
     torch.testing.assert_close(mask.to(torch.int64), expected["hf.nocrop_div8.pixel_mask"].to(torch.int64))
@@ -193,12 +195,6 @@ def test_too_narrow_images_are_refused() -> None:
 def test_invalid_preprocessing_is_refused(fields: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Preprocess(**fields)  # pyright: ignore[reportArgumentType] - the wrong values are the point
-
-
-def test_pad_together_fills_with_zeros_right_and_below() -> None:
-    values, mask = pad_together([torch.ones(3, 1, 2), torch.full((3, 2, 1), 5.0)])
-    assert values[:, 0].tolist() == [[[1, 1], [0, 0]], [[5, 0], [5, 0]]] and values.shape == (2, 3, 2, 2)
-    assert mask.tolist() == [[[True, True], [False, False]], [[True, False], [True, False]]]
 
 
 def test_preprocessing_survives_json_and_pickle() -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dualfuse.errors import DualfuseError
+from dualfuse.prepare.sources.rows import TableRow, json_lines
 
 HEAD = 4096  # bytes by which a large file is recognized
 
@@ -32,6 +33,13 @@ def entries(path: Path, name: str, reduce: Callable[[dict[str, Any]], object]) -
     if not isinstance(content, Mapping) or not isinstance(content.get(name), list):
         raise DualfuseError(f"{path} has no list {name!r}; is it the published file?")
     return content[name]
+
+
+def numbered_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, TableRow | None]]:
+    """Yield (file, "FILE:LINE", row) for the JSON lines of several files; the row is None for an unreadable line."""
+    for path in files:
+        for number, row in enumerate(json_lines(path), start=1):
+            yield path, f"{path.name}:{number}", row
 
 
 def head(path: Path) -> bytes:
