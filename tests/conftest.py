@@ -62,7 +62,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
 
 @pytest.fixture(scope="session")
 def whole(tiny: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that nothing stopped."""
+    """Return the folder of an uninterrupted run."""
     out = tmp_path_factory.mktemp("whole")
     loop.train((tiny,), out)
     return out

@@ -1,4 +1,4 @@
-"""Tasks that answer, end to end: trained by the loop, judged on shards, and their answers written."""
+"""Classification tasks end to end: training, evaluation on shards, and files of predictions."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ANIMALS, LABELS = ("cat", "dog", "fish"), ("no", "maybe", "yes")
 
 
 def content(number: int = 12) -> list[Sample]:
-    """The text tells the answer, so that a few steps are enough."""
+    """The text determines the answer, so that a few steps suffice."""
     return [
         Sample(
             f"{n:03d}",
@@ -51,16 +51,16 @@ def content(number: int = 12) -> list[Sample]:
 
 
 def labelled(name: str, samples: list[Sample]) -> list[Sample]:
-    """NLVR2 has labels of its own."""
-    truths = {label: str(label == "yes") for label in LABELS}
+    """Replace the labels by NLVR2's."""
+    labels = {label: str(label == "yes") for label in LABELS}
     if name != "nlvr2":
         return samples
-    return [replace(sample, meta={**sample.meta, "label": truths[str(sample.meta["label"])]}) for sample in samples]
+    return [replace(sample, meta={**sample.meta, "label": labels[str(sample.meta["label"])]}) for sample in samples]
 
 
 @pytest.fixture(scope="module", params=TASKS)
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, str]:
-    """A name, the folder of its run, and its shards."""
+    """Return a name, the folder of its run, and its shards."""
     folder = tmp_path_factory.mktemp(request.param)
     model, task = TASKS[request.param]
     data = shards(folder / "data", labelled(request.param, content()))
@@ -84,7 +84,7 @@ def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     return request.param, folder / "run", data
 
 
-def test_a_run_learns_and_its_model_answers(trained: tuple[str, Path, str]) -> None:
+def test_trained_model_answers_its_training_set(trained: tuple[str, Path, str]) -> None:
     name, run, data = trained
     log = lines(run)
     assert log[-1]["loss"] < 0.5 * log[0]["loss"]
@@ -102,8 +102,8 @@ def test_a_run_learns_and_its_model_answers(trained: tuple[str, Path, str]) -> N
     assert [answer.answer for answer in others.predictions] == [answer.answer for answer in found.predictions]
 
 
-def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_path: Path) -> None:
-    """Half of the truths are changed: the answers stay, and what is judged falls by as much."""
+def test_metrics_follow_the_labels(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+    """With wrong labels for a third of the samples the accuracy falls by a third."""
     name, run, _ = trained
     loaded = hub.load(run / "final")
     samples = labelled(name, content(6))
@@ -120,7 +120,7 @@ def test_metrics_are_those_of_the_answers(trained: tuple[str, Path, str], tmp_pa
     assert found.size == "6 questions, 6 of them labelled"
 
 
-def test_a_test_set_is_answered_without_being_judged(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+def test_unlabelled_set_has_predictions_and_no_metrics(trained: tuple[str, Path, str], tmp_path: Path) -> None:
     _, run, _ = trained
     loaded = hub.load(run / "final")
     unknown = [replace(sample, meta={"id": sample.meta["id"]}) for sample in content(3)]
@@ -129,7 +129,7 @@ def test_a_test_set_is_answered_without_being_judged(trained: tuple[str, Path, s
     assert all(0 < answer.probability <= 1 for answer in found.predictions)
 
 
-def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tmp_path: Path) -> None:
+def test_broken_samples_stop_or_are_excluded(trained: tuple[str, Path, str], tmp_path: Path) -> None:
     _, run, _ = trained
     loaded = hub.load(run / "final")
     broken = [replace(sample, texts=()) if n == 1 else sample for n, sample in enumerate(content(3))]
@@ -147,7 +147,7 @@ def test_broken_samples_are_named_or_excluded(trained: tuple[str, Path, str], tm
 ANSWERS = (PredictedAnswer("a/1", 7, "yes", 0.5), PredictedAnswer("a/2", 8, 'a "dog", two', 0.25))
 
 
-def test_submissions(tmp_path: Path) -> None:
+def test_predictions_are_written_in_every_format(tmp_path: Path) -> None:
     files = {ending: tmp_path / f"answers{ending}" for ending in (".json", ".csv", ".jsonl")}
     for file in files.values():
         write_predictions(ANSWERS, file)
@@ -160,7 +160,7 @@ def test_submissions(tmp_path: Path) -> None:
     assert rows[0] == {"key": "a/1", "id": 7, "answer": "yes", "probability": 0.5}
 
 
-def test_what_a_server_would_refuse(tmp_path: Path) -> None:
+def test_invalid_submission_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="question ids are numbers"):
         write_predictions([replace(ANSWERS[0], id="seven")], tmp_path / "answers.json")
     for name in ("answers.json", "answers.csv"):

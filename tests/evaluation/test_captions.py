@@ -1,4 +1,4 @@
-"""Captions of a set: judged, and saved in the form of COCO's server."""
+"""Evaluation of captions, and the file of COCO's server."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def model(tiny: Recipe) -> hub.LoadedModel:
 
 
 def numbered(number: int) -> list[Sample]:
-    """Some with COCO's number, by either name; one without captions."""
+    """Return samples some of which have COCO's number, by either key; the last has no captions."""
     named = [{}, {"cocoid": 7}, {"image_id": 9, "cocoid": 8}, {"image_id": "x"}]
     made = [replace(sample, meta=named[n % 4]) for n, sample in enumerate(samples(number))]
     return [*made[:-1], replace(made[-1], texts=())]
 
 
-def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedModel, tmp_path: Path) -> None:
+def test_captions_of_a_set_equal_those_of_predict(model: hub.LoadedModel, tmp_path: Path) -> None:
     images = numbered(6)
     found = evaluate(model, shards(tmp_path, images), PLAN)
     each = [predict(model, sample.image, top=5).answers for sample in images]
@@ -54,8 +54,8 @@ def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedMo
         [answers[0].probability for answers in each], rel=1e-4
     )
     assert all(len(answers) == 2 for answers in each)  # as many as the beam keeps
-    wanted = caption_metrics([answers[0].answer for answers in each[:5]], [sample.texts for sample in images[:5]])
-    assert found.metrics == pytest.approx(wanted) and wanted["BLEU-1"] > 0
+    expected = caption_metrics([answers[0].answer for answers in each[:5]], [sample.texts for sample in images[:5]])
+    assert found.metrics == pytest.approx(expected) and expected["BLEU-1"] > 0
     assert found.size == "6 images, 5 of them with reference captions"
     assert [caption.image_id for caption in found.predictions] == [
         "train-00000/000",
@@ -66,17 +66,17 @@ def test_a_set_is_captioned_as_predict_captions_each_picture(model: hub.LoadedMo
         7,
     ]
     assert (
-        f"CIDEr-D  {wanted['CIDEr-D']:7.3f}" in found.lines()
-        and f"BLEU-1   {100 * wanted['BLEU-1']:5.1f} %" in found.lines()
+        f"CIDEr-D  {expected['CIDEr-D']:7.3f}" in found.lines()
+        and f"BLEU-1   {100 * expected['BLEU-1']:5.1f} %" in found.lines()
     )
 
 
-def test_a_test_set_has_captions_and_no_metrics(model: hub.LoadedModel, tmp_path: Path) -> None:
+def test_unlabelled_set_has_captions_and_no_metrics(model: hub.LoadedModel, tmp_path: Path) -> None:
     found = evaluate(model, shards(tmp_path, [replace(sample, texts=()) for sample in samples(3)]), PLAN)
     assert len(found.predictions) == 3 and found.metrics == {}
 
 
-def test_a_broken_picture_is_left_out_and_told(model: hub.LoadedModel, tmp_path: Path) -> None:
+def test_broken_image_is_excluded_and_reported(model: hub.LoadedModel, tmp_path: Path) -> None:
     broken = [*samples(3), Sample("bad", png_image(0)[:60], ("a cat",))]
     data = shards(tmp_path, broken)
     with pytest.raises(ValueError, match="bad"):
@@ -85,21 +85,21 @@ def test_a_broken_picture_is_left_out_and_told(model: hub.LoadedModel, tmp_path:
     assert len(found.predictions) == 3 and [skipped.key for skipped in found.excluded] == ["train-00000/bad"]
 
 
-def test_captions_are_written_as_cocos_server_takes_them(model: hub.LoadedModel, tmp_path: Path) -> None:
+def test_captions_are_written_in_coco_format(model: hub.LoadedModel, tmp_path: Path) -> None:
     check_outputs(model.task, answers=tmp_path / "a.json", save_image=None)
     found = evaluate(model, shards(tmp_path, numbered(4)), PLAN)
     found.write(tmp_path / "a.json")
     captions = [caption.caption for caption in found.predictions]
     assert json.loads((tmp_path / "a.json").read_text()) == [
-        {"image_id": name, "caption": said}
-        for name, said in zip(["train-00000/000", 7, 9, "train-00000/003"], captions, strict=True)
+        {"image_id": name, "caption": caption}
+        for name, caption in zip(["train-00000/000", 7, 9, "train-00000/003"], captions, strict=True)
     ]
     found.write(tmp_path / "a.jsonl")
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
     assert [PredictedCaption(**line) for line in lines] == list(found.predictions)
 
 
-def test_what_a_server_would_refuse(tmp_path: Path) -> None:
+def test_invalid_submission_is_refused(tmp_path: Path) -> None:
     captions = [PredictedCaption("a", 7, "a cat", 0.5), PredictedCaption("b", 7, "a dog", 0.5)]
     with pytest.raises(ValueError, match="1 images have more than one caption, such as 7"):
         write_predictions(captions, tmp_path / "a.json")
@@ -107,7 +107,7 @@ def test_what_a_server_would_refuse(tmp_path: Path) -> None:
         write_predictions(captions, tmp_path / "a.csv")
 
 
-def test_what_captions_cannot_be_asked(model: hub.LoadedModel) -> None:
+def test_unsupported_inputs_are_refused(model: hub.LoadedModel) -> None:
     for image, text, why in (
         (samples(1)[0].image, "a cat", "writes captions and takes an image alone; omit the text"),
         (None, "", "there is no image"),

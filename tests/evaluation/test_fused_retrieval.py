@@ -1,4 +1,4 @@
-"""A ranker is judged by its score of every pair, learns on two processes as on one, and goes where retrieval goes."""
+"""Retrieval by fusing all pairs: evaluation, training on two processes, and search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def ranker(tiny: Recipe) -> Recipe:
 
 @pytest.fixture
 def loaded(ranker: Recipe) -> hub.LoadedModel:
-    """Fresh weights are so small that every pair gets nearly one score; these are not."""
+    """Perturb the weights: with initial ones every pair has nearly the same score."""
     torch.manual_seed(0)
     task = ranker.build().eval()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def loaded(ranker: Recipe) -> hub.LoadedModel:
 
 
 def naive(loaded: hub.LoadedModel, samples: Shards) -> dict[str, float]:
-    """Fuse one pair after the other, and counts the wrong ones that are no worse."""
+    """Fuse pair by pair, and count the negatives that score at least as high."""
     task, rng = loaded.task, None
     images = [loaded.processor.image(sample.image, rng) for sample in samples]  # type: ignore[arg-type]
     texts = [(n, text) for n, sample in enumerate(samples) for text in sample.texts]
@@ -68,7 +68,7 @@ def naive(loaded: hub.LoadedModel, samples: Shards) -> dict[str, float]:
     }
 
 
-def test_the_same_as_pair_by_pair(loaded: hub.LoadedModel, tmp_path: Path) -> None:
+def test_metrics_equal_those_of_fusing_pair_by_pair(loaded: hub.LoadedModel, tmp_path: Path) -> None:
     data = shards(tmp_path, 8, "test")
     expected = naive(loaded, Shards.open(data))
     for batch in (3, 64):
@@ -80,7 +80,7 @@ def test_the_same_as_pair_by_pair(loaded: hub.LoadedModel, tmp_path: Path) -> No
     assert evaluate(loaded, data, Plan(num_workers=0)).metrics == result.metrics
 
 
-def test_a_constant_score_finds_nothing(loaded: hub.LoadedModel, tmp_path: Path) -> None:
+def test_constant_scores_have_zero_recall(loaded: hub.LoadedModel, tmp_path: Path) -> None:
     with torch.no_grad():
         loaded.task.itm_head.weight.zero_()  # type: ignore[union-attr, operator]
     data = Shards.open(shards(tmp_path, 11, "test"))
@@ -88,7 +88,7 @@ def test_a_constant_score_finds_nothing(loaded: hub.LoadedModel, tmp_path: Path)
     assert set(metrics.values()) == {0.0}
 
 
-def test_broken_samples_are_told(loaded: hub.LoadedModel, tmp_path: Path) -> None:
+def test_broken_samples_are_reported(loaded: hub.LoadedModel, tmp_path: Path) -> None:
     content = [Sample("a", png_image(0), ("cat",)), Sample("b", png_image(1)), Sample("c", png_image(2), ("dog",))]
     data = shards(tmp_path, content, "test")
     found = evaluate(loaded, data, Plan(batch_size=2, num_workers=0, exclude_broken=True))
@@ -97,13 +97,13 @@ def test_broken_samples_are_told(loaded: hub.LoadedModel, tmp_path: Path) -> Non
         evaluate(loaded, data, Plan(batch_size=2, num_workers=0))
 
 
-def test_search_says_that_it_has_no_vectors(loaded: hub.LoadedModel, tmp_path: Path) -> None:
+def test_search_is_refused_without_embeddings(loaded: hub.LoadedModel, tmp_path: Path) -> None:
     (tmp_path / "0.png").write_bytes(png_image(0))
     with pytest.raises(ValueError, match="has no embeddings to search with"):
         Index.build(loaded, tmp_path)
 
 
-def test_it_begins_with_the_match_head_and_is_validated(tiny: Recipe, ranker: Recipe, tmp_path: Path) -> None:
+def test_head_starts_from_the_itm_head_and_run_is_validated(tiny: Recipe, ranker: Recipe, tmp_path: Path) -> None:
     before = replace(tiny, model=BRIDGETOWER, task=PairsConfig(itc_weight=0.0), run=replace(tiny.run, steps=1))
     start = loop.train((before,), tmp_path / "before")
     data = replace(ranker.data, validation=shards(tmp_path, 6, "val"))
@@ -117,7 +117,7 @@ def test_it_begins_with_the_match_head_and_is_validated(tiny: Recipe, ranker: Re
 
 
 @pytest.mark.parametrize("rows", [0, 5])
-def test_two_processes_rank_as_one(ranker: Recipe, tmp_path: Path, rows: int) -> None:
+def test_two_processes_train_like_one(ranker: Recipe, tmp_path: Path, rows: int) -> None:
     ranker = changed(ranker, grad_cache_chunk=rows)
     loop.train((ranker,), tmp_path / "alone")
     together = tmp_path / "together"

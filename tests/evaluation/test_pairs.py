@@ -44,7 +44,7 @@ def write(folder: Path, samples: list[tuple[bytes, tuple[str, ...]]]) -> Shards:
 
 
 def task(seed: int = 0, cfg: PairsConfig | None = None) -> Pairs:
-    """A task whose answers vary: fresh weights are so small that every pair gets one score."""
+    """Perturb the weights: with initial ones every pair has the same score."""
     torch.manual_seed(seed)
     built = (cfg or PairsConfig(mlm_probability=0.5)).build(TINY.build()).eval()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def tokens(task: Pairs, row: dict, name: str = "ids"):
 
 @torch.inference_mode()
 def naive(task: Pairs, shards: Shards) -> dict[str, float]:
-    """One pair at a time, no batch, no padding."""
+    """Compute one pair at a time, without batches or padding."""
     rows = [task.cfg.read(shards[n], PREP, sample_rng(0, Draw(0, n, 0))) for n in range(len(shards))]
     both = [tokens(task, row) for row in rows]
     accepted, rejected, beats, words = [], [], [], []
@@ -85,7 +85,7 @@ def naive(task: Pairs, shards: Shards) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_agrees_with_one_pair_at_a_time(tmp_path: Path, seed: int) -> None:
+def test_metrics_equal_those_of_one_pair_at_a_time(tmp_path: Path, seed: int) -> None:
     samples = [(image(number), texts) for number, texts in enumerate(CAPTIONS)]
     samples += [(image(0), ("the same fish",)), (image(9), ("green tree",))]  # neither is a wrong pair
     shards, evaluated = write(tmp_path, samples), task(seed)
@@ -95,8 +95,8 @@ def test_agrees_with_one_pair_at_a_time(tmp_path: Path, seed: int) -> None:
 
 
 @torch.inference_mode()
-def test_masked_words_are_counted_beside_both_pictures(tmp_path: Path) -> None:
-    """A word head that always says "fish" is right as often as fish is masked, whatever the image."""
+def test_mlm_accuracy_with_own_and_other_image(tmp_path: Path) -> None:
+    """An MLM head that always predicts "fish" is right as often as fish is masked, with any image."""
     shards = write(tmp_path, [(image(n), ("fish",)) for n in range(4)] + [(image(9), ("house",))])
     evaluated = task()
     evaluated.mlm_head.decoder.weight.zero_()
@@ -106,15 +106,15 @@ def test_masked_words_are_counted_beside_both_pictures(tmp_path: Path) -> None:
 
 
 @torch.inference_mode()
-def test_random_pairs_are_wrong_ones(tmp_path: Path) -> None:
-    """With two different images, one of them stored twice, the random wrong image can only be the hard one."""
+def test_random_negatives_are_negatives(tmp_path: Path) -> None:
+    """With two different images, one stored twice, the random negative can only be the hard one."""
     shards = write(tmp_path, [(image(0), ("one",)), (image(1), ("two",)), (image(0), ("three",))])
     for seed in range(6):
         result = evaluate_pairs(task(seed), EvaluationData(shards, PREP), PLAN).metrics
         assert result["itm/random_negative"] == result["itm/hard_negative"]
 
 
-def test_what_was_not_trained_is_not_judged(tmp_path: Path) -> None:
+def test_untrained_heads_have_no_metrics(tmp_path: Path) -> None:
     shards = write(tmp_path, [(image(n), texts) for n, texts in enumerate(CAPTIONS)])
     everything = evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics
     assert len(everything) == 6
@@ -128,7 +128,7 @@ def test_what_was_not_trained_is_not_judged(tmp_path: Path) -> None:
     )
 
 
-def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
+def test_metrics_do_not_depend_on_batch_size_and_broken_samples(tmp_path: Path) -> None:
     good = [(image(number), texts) for number, texts in enumerate(CAPTIONS)]
     shards = write(tmp_path / "good", good)
     before = evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN).metrics
@@ -144,7 +144,7 @@ def test_batches_and_broken_samples_change_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("second", [(image(0), ("two",)), (image(1), ("one",))])
-def test_one_picture_or_one_text_cannot_be_matched(tmp_path: Path, second: tuple[bytes, tuple[str, ...]]) -> None:
+def test_itm_needs_two_images_and_two_texts(tmp_path: Path, second: tuple[bytes, tuple[str, ...]]) -> None:
     shards = write(tmp_path, [(image(0), ("one",)), second])
     with pytest.raises(ValueError, match="2 pairs have one image or one text"):
         evaluate_pairs(task(), EvaluationData(shards, PREP), PLAN)

@@ -27,7 +27,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "vlmo"
 PLAN = Plan(batch_size=5, rerank=7, num_workers=0)
 
 
-def test_recall_of_the_released_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recall_equals_that_of_the_official_code(monkeypatch: pytest.MonkeyPatch) -> None:
     stored = load_file(GOLDEN / "recall.safetensors")
     facts = json.loads((GOLDEN / "facts.json").read_text())["facts"]["recall"]
     image, text, owner = stored["image_feats"], stored["text_feats"], stored["text_image_index"]
@@ -39,7 +39,7 @@ def test_recall_of_the_released_code(monkeypatch: pytest.MonkeyPatch) -> None:
             assert result == {f"R@{k}": pytest.approx(facts[f"{way}_r{k}"], abs=1e-6) for k in (1, 5, 10)}
 
 
-def test_four_pictures_by_hand() -> None:
+def test_ranks_of_four_images_by_hand() -> None:
     """Images look along the axes; the captions 0 and 1 are of image 0, 2 of 1, 3 and 4 of 2, 5 of 3."""
     image = torch.eye(4)
     text = torch.tensor(
@@ -60,7 +60,7 @@ def test_four_pictures_by_hand() -> None:
     assert recall(found, at=(1, 2, 3)) == {"R@1": 0.5, "R@2": 0.75, "R@3": 1.0}
 
 
-def test_what_tells_nothing_apart_finds_nothing() -> None:
+def test_constant_and_nan_features_rank_last() -> None:
     same, numbers = torch.ones(6, 3), torch.arange(6)
     for features in (same, torch.full_like(same, float("nan"))):
         assert ranks(features, features, numbers, numbers).tolist() == [5] * 6
@@ -75,7 +75,7 @@ def test_reranking_by_hand() -> None:
 
 
 def task(cfg: PairsConfig | None = None, seed: int = 0) -> Pairs:
-    """A task whose answers vary: fresh weights are so small that every pair gets nearly one score."""
+    """Perturb the weights: with initial ones every pair has nearly the same score."""
     torch.manual_seed(seed)
     built = (cfg or PairsConfig()).build(MODEL.build()).eval()
     with torch.no_grad():
@@ -102,7 +102,7 @@ def texts(number: int) -> tuple[str, ...]:
 
 @torch.inference_mode()
 def naive(evaluated: Pairs, processor: Processor, content: Shards, rerank: int) -> dict[str, float]:
-    """One pair at a time, no batch, no padding, sorted by Python."""
+    """Compute one pair at a time, without batches or padding, and sort in Python."""
     rng, images, words = np.random.default_rng(0), [], []
     for number, sample in enumerate(content):
         images.append(evaluated.model.embed_image(processor.image(sample.image, rng)[None]))
@@ -134,7 +134,7 @@ def naive(evaluated: Pairs, processor: Processor, content: Shards, rerank: int) 
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_agrees_with_a_loop_over_all_pairs(processor: Processor, content: Shards, seed: int) -> None:
+def test_metrics_equal_those_of_a_loop_over_all_pairs(processor: Processor, content: Shards, seed: int) -> None:
     evaluated = task(seed=seed)
     result = evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
     expected = naive(evaluated, processor, content, PLAN.rerank)
@@ -145,14 +145,14 @@ def test_agrees_with_a_loop_over_all_pairs(processor: Processor, content: Shards
 
 
 @pytest.mark.parametrize("plan", [Plan(1, 7, 0), Plan(4, 7, 1), Plan(64, 7, 2)], ids=str)
-def test_batches_and_workers_change_nothing(processor: Processor, content: Shards, plan: Plan) -> None:
+def test_metrics_do_not_depend_on_batch_size_and_workers(processor: Processor, content: Shards, plan: Plan) -> None:
     evaluated = task()
     assert evaluate_retrieval(evaluated, EvaluationData(content, processor), plan).metrics == pytest.approx(
         evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN).metrics
     )
 
 
-def test_more_candidates_than_there_are(processor: Processor, content: Shards) -> None:
+def test_reranking_more_candidates_than_there_are(processor: Processor, content: Shards) -> None:
     evaluated = task()
     everything = evaluate_retrieval(evaluated, EvaluationData(content, processor), replace(PLAN, rerank=99)).metrics
     assert everything == pytest.approx(naive(evaluated, processor, content, 99), abs=1e-6)
@@ -160,15 +160,15 @@ def test_more_candidates_than_there_are(processor: Processor, content: Shards) -
     assert without == {name: value for name, value in everything.items() if "reranked" not in name}
 
 
-def test_each_picture_is_read_once_per_pass(
+def test_each_image_is_embedded_once_per_pass(
     processor: Processor, content: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory: never more images, texts or pairs at a time than the plan allows."""
-    evaluated, seen = task(), {"image": [], "text": [], "pair": []}
+    """No forward pass has more images, texts or pairs than the batch size."""
+    evaluated, batches = task(), {"image": [], "text": [], "pair": []}
 
     def counted(name: str, verb: Callable[..., object]) -> Callable[..., object]:
         def count(*inputs: Tensor, **options: object) -> object:
-            seen[name].append(len(inputs[0]))
+            batches[name].append(len(inputs[0]))
             return verb(*inputs, **options)
 
         return count
@@ -177,23 +177,23 @@ def test_each_picture_is_read_once_per_pass(
     for name, verb in verbs:
         monkeypatch.setattr(evaluated.model, verb, counted(name, getattr(evaluated.model, verb)))
     evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
-    assert sum(seen["image"]) == 2 * 13
-    assert sum(seen["pair"]) == 25 * 7 + 13 * 7
-    assert max(map(max, seen.values())) <= PLAN.batch_size
+    assert sum(batches["image"]) == 2 * 13
+    assert sum(batches["pair"]) == 25 * 7 + 13 * 7
+    assert max(map(max, batches.values())) <= PLAN.batch_size
 
 
-def test_without_matching_nothing_is_reranked(processor: Processor, content: Shards) -> None:
+def test_nothing_is_reranked_without_itm(processor: Processor, content: Shards) -> None:
     found = evaluate_retrieval(task(PairsConfig(itm_weight=0.0)), EvaluationData(content, processor), PLAN).metrics
     assert found and not any("reranked" in name for name in found)
 
 
-def test_a_task_in_training_is_refused(processor: Processor, content: Shards) -> None:
+def test_training_mode_is_refused(processor: Processor, content: Shards) -> None:
     with pytest.raises(ValueError, match=r"training mode; call eval\(\)"):
         evaluate_retrieval(task().train(), EvaluationData(content, processor), PLAN)
 
 
-def test_judging_first_does_not_spoil_training(processor: Processor, content: Shards) -> None:
-    """Whatever the layers keep for later was made in inference mode, and still has to serve a backward pass."""
+def test_task_can_be_trained_after_evaluation(processor: Processor, content: Shards) -> None:
+    """Caches of layers that were filled in inference mode still serve a backward pass."""
     joint_index.cache_clear()
     evaluated = task()
     evaluate_retrieval(evaluated, EvaluationData(content, processor), PLAN)
@@ -202,7 +202,7 @@ def test_judging_first_does_not_spoil_training(processor: Processor, content: Sh
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_broken_samples(processor: Processor, tmp_path: Path, workers: int) -> None:
+def test_broken_samples_stop_or_are_excluded(processor: Processor, tmp_path: Path, workers: int) -> None:
     good = [Sample(f"{n}", png_image(n), texts(n)) for n in range(8)]
     torn, silent = replace(good[2], image=good[2].image[:50]), replace(good[6], texts=())
     broken = Shards.open(shards(tmp_path / "broken", [*good[:2], torn, *good[3:6], silent, good[7]]))

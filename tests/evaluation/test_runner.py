@@ -1,4 +1,4 @@
-"""Every model is judged by what it was trained for, and asked for nothing that it does not give."""
+"""Every model is evaluated on its training task; unsupported outputs are refused."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tokenizer(tiny: Recipe) -> hub.LoadedModel:
     return loaded(replace(tiny, model=model, task=VQTokenizerConfig()))
 
 
-def test_a_tokenizer_by_its_error(tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
+def test_tokenizer_is_evaluated_by_its_training_metrics(tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     data = shards(tmp_path, 8)
     found = evaluate(tokenizer, data, PLAN)
     rows = [tokenizer.recipe.task.read(sample, tokenizer.processor, None)["view"] for sample in Shards.open(data)]
@@ -51,7 +51,7 @@ def test_a_tokenizer_by_its_error(tokenizer: hub.LoadedModel, tmp_path: Path) ->
         assert grid.width > 100
 
 
-def test_pairs_by_retrieval_and_more_when_asked(tiny: Recipe, tmp_path: Path) -> None:
+def test_pairs_are_evaluated_by_retrieval_and_all_metrics(tiny: Recipe, tmp_path: Path) -> None:
     model, data = loaded(tiny), shards(tmp_path, 8)
     quick, whole = evaluate(model, data, PLAN).metrics, evaluate(model, data, replace(PLAN, all_metrics=True)).metrics
     assert "text_to_image/R@1" in quick and not any(name.startswith("itm") for name in quick)
@@ -65,7 +65,7 @@ def test_pairs_by_retrieval_and_more_when_asked(tiny: Recipe, tmp_path: Path) ->
     }
 
 
-def test_what_a_model_does_not_give_is_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
+def test_unsupported_outputs_are_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     pairs = loaded(tiny).task
     with pytest.raises(ValueError, match=r"--answers a.csv: a Pairs model predicts neither"):
         check_outputs(pairs, answers=Path("a.csv"), save_image=None)

@@ -1,4 +1,4 @@
-"""What a model says of an image and a text, against the same computed by other ways."""
+"""Predictions against the same computed by other ways."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ QUESTION = "the red cat sleeps"
 
 
 def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.LoadedModel:
-    """Random weights: what they say is arbitrary, and differs for every input."""
+    """Save and load a model with random weights, whose outputs differ for every input."""
     torch.manual_seed(0)
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(folder / "words"))
     recipe = Recipe(name="tiny", model=model, task=task, data=data)
@@ -57,7 +57,7 @@ def saved(folder: Path, task: TaskConfig, model: ModelConfig = VLMO) -> hub.Load
 @pytest.mark.parametrize(
     "task", [VQAConfig(answers=ANSWERS), NLVR2Config(), EntailmentConfig(labels=("bad", "fine", "so"))]
 )
-def test_answers_are_those_of_evaluation(tmp_path: Path, task: TaskConfig, model: ModelConfig) -> None:
+def test_answers_equal_those_of_evaluation(tmp_path: Path, task: TaskConfig, model: ModelConfig) -> None:
     loaded = saved(tmp_path, task, model)
     number = 2 if isinstance(task, NLVR2Config) else 1
     samples = [
@@ -68,17 +68,20 @@ def test_answers_are_those_of_evaluation(tmp_path: Path, task: TaskConfig, model
     )
     for sample, answer in zip(samples, evaluated.predictions, strict=True):
         images = (sample.image, *sample.other_images)
-        said = predict(loaded, images if number == 2 else images[0], QUESTION, top=2).answers
-        assert len(said) == 2
-        assert said[0].probability > said[1].probability
-        assert (said[0].answer, said[0].probability) == (answer.answer, pytest.approx(answer.probability, abs=1e-6))
+        answers = predict(loaded, images if number == 2 else images[0], QUESTION, top=2).answers
+        assert len(answers) == 2
+        assert answers[0].probability > answers[1].probability
+        assert (answers[0].answer, answers[0].probability) == (
+            answer.answer,
+            pytest.approx(answer.probability, abs=1e-6),
+        )
 
 
-def test_pairs_by_the_definition_of_both_numbers(tmp_path: Path) -> None:
+def test_match_and_cosine_by_definition(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
     task = loaded.task
     assert isinstance(task, Pairs)
-    said = predict(loaded, png_image(1), QUESTION)
+    prediction = predict(loaded, png_image(1), QUESTION)
     with torch.inference_mode():
         image = task.model.embed_image(loaded.processor.image(png_image(1), np.random.default_rng())[None])
         ids = torch.from_numpy(loaded.processor.text.encode(QUESTION).ids)[None]
@@ -88,12 +91,12 @@ def test_pairs_by_the_definition_of_both_numbers(tmp_path: Path) -> None:
             task.feature_heads[0].image(task.model.encode(image)),
             task.feature_heads[0].text(task.model.encode(text)),
         )
-    assert said.match == pytest.approx(match.item(), abs=1e-5)
-    assert said.cosine == pytest.approx(torch.cosine_similarity(one, other)[0].item(), abs=1e-5)
-    assert not (said.answers or said.words or said.filled)
+    assert prediction.match == pytest.approx(match.item(), abs=1e-5)
+    assert prediction.cosine == pytest.approx(torch.cosine_similarity(one, other)[0].item(), abs=1e-5)
+    assert not (prediction.answers or prediction.words or prediction.filled)
 
 
-def test_objectives_that_were_not_learnt_say_nothing(tmp_path: Path) -> None:
+def test_untrained_heads_predict_nothing(tmp_path: Path) -> None:
     only_contrast = predict(saved(tmp_path / "a", PairsConfig(itm_weight=0)), png_image(1), QUESTION)
     assert only_contrast.match is None
     assert only_contrast.cosine is not None
@@ -102,8 +105,8 @@ def test_objectives_that_were_not_learnt_say_nothing(tmp_path: Path) -> None:
     assert only_match.cosine is None
 
 
-def test_words_beside_a_picture_and_alone(tmp_path: Path) -> None:
-    """Two masks; the fill is compared with states of all positions, and with ids made by hand."""
+def test_masks_are_filled_with_and_without_image(tmp_path: Path) -> None:
+    """Compare two masks with the states of all positions, for ids made by hand."""
     loaded = saved(tmp_path / "pairs", PairsConfig())
     vocabulary = load_tokenizer(loaded.processor.text.tokenizer).tokenizer.get_vocab()
     names = ["[CLS]", "the", "[MASK]", "cat", "[MASK]", "[SEP]"]
@@ -121,23 +124,25 @@ def test_words_beside_a_picture_and_alone(tmp_path: Path) -> None:
     with torch.inference_mode():
         text = alone.task.model.embed_text(ids, torch.ones_like(ids).bool())
         logits = alone.task.mlm_head(alone.task.model.token_states(text, torch.tensor([[2, 4]]))[0])
-    said = predict(alone, text="the <mask> cat [mask]", top=3)
-    check_words(alone, said.words, logits)
-    assert said.filled == f"the {said.words[0][0].answer} cat {said.words[1][0].answer}"
+    prediction = predict(alone, text="the <mask> cat [mask]", top=3)
+    check_words(alone, prediction.words, logits)
+    assert prediction.filled == f"the {prediction.words[0][0].answer} cat {prediction.words[1][0].answer}"
 
 
 def check_words(loaded: hub.LoadedModel, words: Sequence[Sequence[object]], logits: torch.Tensor) -> None:
-    pieces = load_tokenizer(loaded.processor.text.tokenizer).tokenizer
+    vocabulary = load_tokenizer(loaded.processor.text.tokenizer).tokenizer
     allowed = [
-        n for n in range(pieces.get_vocab_size()) if pieces.id_to_token(n) not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
+        n
+        for n in range(vocabulary.get_vocab_size())
+        if vocabulary.id_to_token(n) not in ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
     ]
     for guesses, row in zip(words, logits[:, allowed].softmax(1), strict=True):
         best = row.argsort(descending=True)[:3].tolist()
-        assert [guess.answer for guess in guesses] == [pieces.id_to_token(allowed[n]) for n in best]
+        assert [guess.answer for guess in guesses] == [vocabulary.id_to_token(allowed[n]) for n in best]
         assert [guess.probability for guess in guesses] == pytest.approx(row[best].tolist(), abs=1e-6)
 
 
-def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
+def test_roberta_mask_includes_the_space_before_it(tmp_path: Path) -> None:
     names = ["<s>", "</s>", "<pad>", "<mask>", "a", "Ġ", "c"]
     made = Tokenizer(models.BPE({name: number for number, name in enumerate(names)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -170,19 +175,19 @@ def test_a_mask_of_roberta_takes_the_space_before_it(tmp_path: Path) -> None:
         (MaskedImageConfig(), png_image(1), "", "a MaskedImage model predicts nothing"),
     ],
 )
-def test_what_cannot_be_asked(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
+def test_unsupported_input_is_refused(tmp_path: Path, task: TaskConfig, image: object, text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         predict(saved(tmp_path, task), image, text)
 
 
-def test_a_cut_text_is_told(tmp_path: Path) -> None:
+def test_truncated_text_is_reported(tmp_path: Path) -> None:
     loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
     assert predict(loaded, png_image(1), "a " * 11).is_cut
     assert not predict(loaded, png_image(1), "a " * 10).is_cut
 
 
 def table(folder: Path, number: int = 9) -> Path:
-    """A row in nine has no such image, one no text, one a damaged image."""
+    """Write a table whose last rows name a missing image, no text, and too few cells; image 4 is damaged."""
     for n in range(number):
         (folder / f"{n}.png").write_bytes(png_image(n))
     (folder / "4.png").write_bytes(png_image(4)[:60])
@@ -197,8 +202,8 @@ def table(folder: Path, number: int = 9) -> Path:
 
 
 @pytest.mark.parametrize("task", [VQAConfig(answers=ANSWERS), PairsConfig()])
-def test_a_table_says_what_each_row_says_alone(tmp_path: Path, task: TaskConfig) -> None:
-    """In batches of four: texts of two lengths are padded, and broken rows lie between good ones."""
+def test_table_predictions_equal_those_of_single_rows(tmp_path: Path, task: TaskConfig) -> None:
+    """Batches of four mix texts of two lengths, and broken rows with good ones."""
     loaded = saved(tmp_path, task)
     answers = list(predict_table(loaded, table(tmp_path), top=2, batch_size=4, num_workers=2))
     assert [answer.row for answer in answers] == list(range(1, 13))
@@ -222,21 +227,21 @@ def flat(record: dict[str, object]) -> dict[str, object]:
     return record | {guess["answer"]: guess["probability"] for guess in guesses}
 
 
-def test_masked_and_whole_texts_in_one_table(tmp_path: Path) -> None:
+def test_texts_with_and_without_masks_in_one_table(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
     (tmp_path / "a.png").write_bytes(png_image(1))
     texts = ("the [MASK] cat", QUESTION, "a [MASK] [MASK]")
     lines = [json.dumps({"image": "a.png", "text": text}) for text in texts]
     (tmp_path / "t.jsonl").write_text("\n".join(lines))
-    said = [answer.prediction for answer in predict_table(loaded, tmp_path / "t.jsonl", batch_size=8)]
-    assert [len(each.words) for each in said if each] == [1, 0, 2]
-    for each, text in zip(said, texts, strict=True):
+    predictions = [answer.prediction for answer in predict_table(loaded, tmp_path / "t.jsonl", batch_size=8)]
+    assert [len(each.words) for each in predictions if each] == [1, 0, 2]
+    for each, text in zip(predictions, texts, strict=True):
         alone = predict(loaded, tmp_path / "a.png", text)
         assert each is not None
         assert (each.filled, each.match is None) == (alone.filled, alone.match is None)
 
 
-def test_two_pictures_in_a_table(tmp_path: Path) -> None:
+def test_two_images_in_a_table(tmp_path: Path) -> None:
     loaded = saved(tmp_path, NLVR2Config(), BRIDGETOWER)
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(png_image(n))
@@ -247,7 +252,7 @@ def test_two_pictures_in_a_table(tmp_path: Path) -> None:
     assert "1 images of the 2" in bad.problem
 
 
-def test_pictures_inside_parquet(tmp_path: Path) -> None:
+def test_images_inside_parquet(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
@@ -259,7 +264,7 @@ def test_pictures_inside_parquet(tmp_path: Path) -> None:
     assert "no image" in second.problem
 
 
-def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_predicts_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path, VQAConfig(answers=ANSWERS))
     questions = table(tmp_path)
     for name in ("out.jsonl", "out.csv"):
@@ -279,7 +284,7 @@ def test_the_command_answers_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == list(range(1, 13))
 
 
-def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_predicts_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
     (tmp_path / "a.png").write_bytes(png_image(1))
     predict_command.run(str(tmp_path / "model"), image=(tmp_path / "a.png",), text=QUESTION, top=1)
@@ -300,7 +305,7 @@ def test_the_command_answers_one_question(tmp_path: Path, capsys: pytest.Capture
         ({"text": "a", "top": 0}, "top is 0"),
     ],
 )
-def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
+def test_command_refuses_invalid_options(tmp_path: Path, wrong: dict[str, object], message: str) -> None:
     saved(tmp_path, VQAConfig(answers=ANSWERS))
     table(tmp_path)
     (tmp_path / "empty.csv").write_text("image,text\n")
@@ -310,7 +315,7 @@ def test_the_command_refuses(tmp_path: Path, wrong: dict[str, object], message: 
         predict_command.run(str(tmp_path / "model"), **(wrong | paths))
 
 
-def test_a_picture_turned_by_its_camera_is_read_upright(tmp_path: Path) -> None:
+def test_image_rotated_by_exif_is_read_upright(tmp_path: Path) -> None:
     loaded = saved(tmp_path, PairsConfig())
     upright = Image.open(io.BytesIO(png_image(3)))
     turned, exif = io.BytesIO(), Image.Exif()

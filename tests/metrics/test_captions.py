@@ -78,52 +78,52 @@ WORDS = {
 }
 
 
-def test_the_numbers_of_cocos_evaluation() -> None:
+def test_metrics_equal_those_of_pycocoevalcap() -> None:
     found = caption_metrics(CAPTIONS, REFERENCES)
     assert {name: found[name] for name in WANTED} == pytest.approx(WANTED, abs=1e-9, rel=0)
     assert found["exact"] == 2 / 12
 
 
 @pytest.mark.parametrize("text", WORDS)
-def test_words_are_those_of_stanfords_tokenizer(text: str) -> None:
+def test_words_equal_those_of_ptb_tokenizer(text: str) -> None:
     assert " ".join(caption_words(text)) == WORDS[text]
 
 
 def test_bleu_by_hand() -> None:
-    """Four of five words, two of four pairs, and a caption that is one word shorter than the closest reference."""
+    """4 of 5 unigrams and 2 of 4 bigrams match; the caption is one word shorter than the closest reference."""
     found = caption_metrics(["the cat sat on mats"], [["the cat is on the mats", "a dog that sits by the door of it"]])
     brevity = math.exp(1 - 6 / 5)
     assert found["BLEU-1"] == pytest.approx(brevity * 4 / 5, rel=1e-8)
     assert found["BLEU-2"] == pytest.approx(brevity * math.sqrt(4 / 5 * 1 / 4), rel=1e-8)
 
 
-def test_a_word_counts_as_often_as_a_reference_has_it() -> None:
+def test_bleu_clips_counts_at_the_references() -> None:
     found = caption_metrics(["the the the the the the the"], [["the cat is on the mat", "there is a cat on the mat"]])
     assert found["BLEU-1"] == pytest.approx(2 / 7, rel=1e-8)  # Papineni's example
 
 
 def test_rouge_by_hand() -> None:
-    """Precision 3/4 is of one reference, recall 1 of the other."""
+    """Precision 3/4 comes from one reference, recall 1 from the other."""
     found = caption_metrics(["a red cat sleeps"], [["a red big cat runs on", "red cat"]])
     assert found["ROUGE-L"] == pytest.approx((1 + 1.44) * 0.75 * 1 / (1 + 1.44 * 0.75))
 
 
-def test_a_perfect_caption_of_rare_words_has_cider_10() -> None:
+def test_cider_of_a_perfect_caption_is_10() -> None:
     texts = ["a b c d e", "f g h i j"]
     assert caption_metrics(texts, [[text] for text in texts])["CIDEr-D"] == pytest.approx(10)
     assert caption_metrics(texts, [[text] for text in reversed(texts)])["CIDEr-D"] == 0
 
 
-def test_words_that_are_everywhere_are_worth_nothing() -> None:
+def test_cider_ignores_words_of_all_references() -> None:
     found = caption_metrics(["a cat", "a dog"], [["a bird"], ["a fish"]])
     assert found["CIDEr-D"] == 0 and found["BLEU-1"] == pytest.approx(0.5)
 
 
-def test_punctuation_and_case_are_no_difference() -> None:
+def test_punctuation_and_case_are_ignored() -> None:
     assert caption_metrics(["A cat, on a mat."], [["a CAT on a mat"]])["exact"] == 1.0
 
 
-def test_edges() -> None:
+def test_empty_and_missing_captions() -> None:
     assert caption_metrics([], []) == {}
     empty = caption_metrics(["", "a cat"], [["a dog"], ["a cat"]])
     assert all(math.isfinite(value) for value in empty.values()) and empty["exact"] == 0.5

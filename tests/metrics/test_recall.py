@@ -25,20 +25,20 @@ def test_ranks_and_recall_by_hand() -> None:
     assert list(recall(found)) == ["R@1", "R@5", "R@10"]
 
 
-def test_the_best_of_several_right_answers_counts_and_the_others_do_not_stand_in_its_way() -> None:
-    """Columns 0 and 1 belong to image 0, columns 2 and 3 to image 1; both of its own beat the rest in row 0."""
+def test_rank_is_that_of_the_best_target() -> None:
+    """Columns 0 and 1 belong to image 0, columns 2 and 3 to image 1; both targets of row 0 rank first."""
     owners = torch.tensor([0, 0, 1, 1])
     assert ranks(SCORES[:2], EYE, torch.tensor([0, 1]), owners).tolist() == [0, 1]
     assert ranks(torch.tensor([[0.1, 0.9, 0.5, 0.8]]), EYE, torch.tensor([0]), owners).tolist() == [0]
 
 
-def test_alike_scores_find_nothing() -> None:
+def test_equal_scores_rank_last() -> None:
     same = torch.zeros(4, 4)
     assert ranks(same, EYE, torch.arange(4), torch.arange(4)).tolist() == [3] * 4
     assert ranks(same, EYE, torch.tensor([9]).expand(4), torch.arange(4)).tolist() == [4] * 4  # no right answer at all
 
 
-def test_ranks_against_sorting_in_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_equal_those_of_sorting(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     monkeypatch.setattr("dualfuse.metrics.recall.BLOCK", 7)
     queries, candidates = torch.randn(20, 5), torch.randn(31, 5)
@@ -49,14 +49,14 @@ def test_ranks_against_sorting_in_several_blocks(monkeypatch: pytest.MonkeyPatch
         first_right = (candidate_of[in_order] == owner).nonzero()[0, 0]
         assert rank == first_right
     scores, numbers = nearest(queries, candidates, 4)
-    wanted = (queries @ candidates.T).sort(dim=1, descending=True)
-    assert torch.equal(numbers, wanted.indices[:, :4])
-    torch.testing.assert_close(scores, wanted.values[:, :4])
+    expected = (queries @ candidates.T).sort(dim=1, descending=True)
+    assert torch.equal(numbers, expected.indices[:, :4])
+    torch.testing.assert_close(scores, expected.values[:, :4])
     assert nearest(queries, candidates[:2], 4)[1].shape == (20, 2)
 
 
 def test_reranking_by_hand() -> None:
-    """Three candidates each: the right one rises to the top, falls to the end, ties, or is not among them."""
+    """With three candidates, the target rises to the top, falls to the end, ties, or is missing."""
     right = torch.tensor([[0, 0, 1], [1, 0, 0], [0, 1, 0], [0, 0, 0], [1, 1, 0]], dtype=torch.bool)
     scores = torch.tensor([[1.0, 2, 3], [1, 2, 3], [2, 2, 1], [1, 2, 3], [-9, 5, 4]])
     before = torch.tensor([2, 0, 1, 17, 0])

@@ -1,4 +1,4 @@
-"""The rule of VQA's evaluation tool, against worked examples and the mean over groups of nine."""
+"""VQA accuracy against worked examples and the mean over groups of nine annotators."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dualfuse.metrics.vqa import (
 
 
 @pytest.mark.parametrize(
-    ("answer", "wanted"),
+    ("answer", "expected"),
     [
         ("The Two dogs.", "2 dogs"),
         ("none", "0"),
@@ -48,26 +48,26 @@ from dualfuse.metrics.vqa import (
         (" left\nright\tside ", "left right side"),
     ],
 )
-def test_answers_are_made_alike(answer: str, wanted: str) -> None:
-    assert normalise(answer) == wanted
+def test_normalised_answers(answer: str, expected: str) -> None:
+    assert normalise(answer) == expected
 
 
-def test_words_with_apostrophes() -> None:
-    """As many as the tool can ever find: its table without those in capitals, and two that change nothing."""
+def test_contractions() -> None:
+    """Count the entries that the tool can match: its table without capitals, and without two that change nothing."""
     assert len(CONTRACTIONS) == 114
     assert all(normalise(word) == right for word, right in CONTRACTIONS.items())
 
 
 @pytest.mark.parametrize("people", [2, 3, 7, 10])
-def test_agreement_is_the_mean_over_groups_with_one_left_out(people: int) -> None:
+def test_agreement_is_the_mean_over_leaving_one_out(people: int) -> None:
     for count in range(people + 1):
-        said = [True] * count + [False] * (people - count)
-        groups = [said[:one] + said[one + 1 :] for one in range(people)]
+        gave = [True] * count + [False] * (people - count)
+        groups = [gave[:one] + gave[one + 1 :] for one in range(people)]
         assert agreement(count, people) == pytest.approx(sum(min(1, sum(group) / 3) for group in groups) / people)
     assert agreement(1, 1) == 1.0
 
 
-def test_soft_scores_of_ten_people() -> None:
+def test_soft_scores_of_ten_annotators() -> None:
     answers = ["Yes"] * 4 + ["yes."] + ["no"] * 3 + ["maybe"] + ["the cat"]
     assert soft_scores(answers) == pytest.approx({"yes": 1.0, "no": 0.9, "maybe": 0.3, "cat": 0.3})
     assert soft_scores(["a cat"]) == {"cat": 1.0}
@@ -79,12 +79,12 @@ def test_official_accuracy() -> None:
     assert accuracy("two", split) == accuracy("2", split) == pytest.approx(0.6)
     assert accuracy("three", split) == 1.0
     assert accuracy("four", split) == 0.0
-    alike = ["two"] * 10
-    assert accuracy("2", alike) == 0.0 and accuracy("two", alike) == 1.0  # compared as they stand, as the tool does
+    unanimous = ["two"] * 10
+    assert accuracy("2", unanimous) == 0.0 and accuracy("two", unanimous) == 1.0  # not normalised
     assert accuracy("2", ["two"]) == 1.0
 
 
-def test_score_by_kind() -> None:
+def test_accuracy_per_type() -> None:
     metric = AnswerScore()
     assert metric.result() == {}
     metric.add(Question("a", 1, "?", ("yes", "no"), "yes/no"), ("yes",))

@@ -1,4 +1,4 @@
-"""Beam search against all texts that there are, and against a beam that is written with lists."""
+"""Beam search against enumeration of all texts, and against a search with lists."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ALL = Beam(width=64, length_penalty=0.0, longest=6, start=START, end=END)
 
 
 def next_word(image: int, text: tuple[int, ...]) -> np.ndarray:
-    """Any distribution over the end and both words that depends on all of the text; the start is impossible."""
+    """Return a distribution over the end and two words that depends on the whole text; the start is impossible."""
     logits = np.random.default_rng([image, *text]).normal(size=3) * 2
     return np.append(logits - np.log(np.exp(logits).sum()), -np.inf)
 
 
 class Steps:
-    """Follows by ``origin`` which image each text is of, as a writer follows what it remembers."""
+    """Track by ``origin`` the image of each text, as a decoder does with its cache."""
 
     def __init__(self, images: int) -> None:
         self.about, self.calls = torch.arange(images), 0
@@ -39,7 +39,7 @@ def log_probability(image: int, text: tuple[int, ...]) -> float:
 
 
 def every_text(image: int, beam: Beam) -> list[Hypothesis]:
-    """All texts that end, and those that are as long as can be."""
+    """Return all texts that end, and those of maximum length."""
     texts: list[Hypothesis] = []
     for length in range(beam.longest):
         for words in product(WORDS, repeat=length):
@@ -49,21 +49,21 @@ def every_text(image: int, beam: Beam) -> list[Hypothesis]:
     return sorted(texts, key=lambda each: -each.score)
 
 
-def same(found: list[Hypothesis], wanted: list[Hypothesis]) -> None:
-    assert [each.ids for each in found] == [each.ids for each in wanted]
-    assert [each.score for each in found] == pytest.approx([each.score for each in wanted], abs=1e-5)
-    assert [each.log_probability for each in found] == pytest.approx([e.log_probability for e in wanted], abs=1e-5)
+def same(found: list[Hypothesis], expected: list[Hypothesis]) -> None:
+    assert [each.ids for each in found] == [each.ids for each in expected]
+    assert [each.score for each in found] == pytest.approx([each.score for each in expected], abs=1e-5)
+    assert [each.log_probability for each in found] == pytest.approx([e.log_probability for e in expected], abs=1e-5)
 
 
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 2.0])
-def test_a_wide_beam_finds_what_is_best_of_all(penalty: float) -> None:
+def test_wide_beam_finds_the_best_text(penalty: float) -> None:
     beam = replace(ALL, length_penalty=penalty)
     for image, found in enumerate(beam_search(Steps(5), 5, beam)):
         same(found, every_text(image, beam)[: beam.width])
 
 
 def by_lists(image: int, beam: Beam) -> list[Hypothesis]:
-    """One image, nothing stopped early."""
+    """Run the search with lists for one image, without stopping early."""
     live, found = [((), 0.0)], []
     for length in range(1, beam.longest):
         longer = [
@@ -84,13 +84,13 @@ def by_lists(image: int, beam: Beam) -> list[Hypothesis]:
 
 @pytest.mark.parametrize("width", [1, 2, 3, 5])
 @pytest.mark.parametrize("penalty", [0.0, 0.6, 1.5])
-def test_a_narrow_beam_is_that_of_lists(width: int, penalty: float) -> None:
+def test_narrow_beam_equals_a_search_with_lists(width: int, penalty: float) -> None:
     beam = replace(ALL, width=width, length_penalty=penalty, longest=9)
     for image, found in enumerate(beam_search(Steps(12), 12, beam)):
         same(found, by_lists(image, beam))
 
 
-def test_a_beam_of_one_takes_the_likeliest_word_until_the_end() -> None:
+def test_beam_of_one_is_greedy() -> None:
     beam = replace(ALL, width=1, longest=9)
     for image, [found] in enumerate(beam_search(Steps(8), 8, beam)):
         text: list[int] = []
@@ -99,7 +99,7 @@ def test_a_beam_of_one_takes_the_likeliest_word_until_the_end() -> None:
         assert found.ids == tuple(text)
 
 
-def test_it_stops_when_nothing_can_become_better() -> None:
+def test_search_stops_when_no_hypothesis_can_improve() -> None:
     def ends(ids: Tensor, origin: Tensor) -> Tensor:
         calls.append(len(ids))
         return torch.tensor([0.98, 0.01, 0.01, 0.0]).log().expand(len(ids), -1)
@@ -110,6 +110,6 @@ def test_it_stops_when_nothing_can_become_better() -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"width": 0}, {"length_penalty": -1.0}, {"longest": 1}])
-def test_a_search_that_finds_nothing_is_refused(wrong: dict[str, float]) -> None:
+def test_invalid_options_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"beam is .* give at least 1, at least 0, and at least 2"):
         replace(ALL, **wrong)

@@ -1,4 +1,4 @@
-"""Captions: what is masked, what is trained, and what is written, against the same computed plainly."""
+"""Captioning: masking, loss and generation, against plain computations."""
 
 from __future__ import annotations
 
@@ -53,22 +53,22 @@ def images(processor: Processor, number: int) -> Tensor:
 @pytest.mark.parametrize(
     ("words", "share", "number"), [(3, 0.7, 4), (5, 0.6, 4), (10, 0.7, 8), (1, 0.01, 1), (2, 1, 3)]
 )
-def test_as_many_are_masked_as_beit3_masks(text: TextTransform, words: int, share: float, number: int) -> None:
-    """round(share x (words and both special tokens)), at most all but the start, at least one."""
+def test_number_of_masked_tokens_is_that_of_beit3(text: TextTransform, words: int, share: float, number: int) -> None:
+    """Mask round(share x tokens) tokens, special ones included; at least one, and never the start."""
     encoded, rng = text.encode(" ".join(WORDS[:words])), np.random.default_rng(0)
     for _ in range(20):
         chosen = mask_caption(encoded, share, rng)
         assert len(chosen) == len(set(chosen)) == number and 0 not in chosen
 
 
-def test_ends_are_learnt_but_not_where_a_caption_was_cut(text: TextTransform) -> None:
+def test_end_token_is_masked_unless_truncated(text: TextTransform) -> None:
     rng = np.random.default_rng(0)
     whole, cut = text.encode("the red cat"), text.encode("the red cat " * 5)
     assert cut.truncated and {n for _ in range(50) for n in mask_caption(whole, 0.3, rng)} == {1, 2, 3, 4}
     assert {n for _ in range(80) for n in mask_caption(cut, 0.3, rng)} == set(range(1, 11))
 
 
-def test_any_of_the_captions_is_read(processor: Processor) -> None:
+def test_captions_are_drawn_at_random(processor: Processor) -> None:
     sample, rng = Sample("a", png_image(0), ("the red cat", "a big dog sleeps")), np.random.default_rng(0)
     rows = [CaptioningConfig(mask_probability=0.01).read(sample, processor, rng) for _ in range(40)]
     lengths = {len(row["ids"]) for row in rows}
@@ -78,8 +78,8 @@ def test_any_of_the_captions_is_read(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_the_loss_by_its_definition(processor: Processor, smoothing: float) -> None:
-    """All rows of all texts, then the masked ones by hand."""
+def test_loss_by_definition(processor: Processor, smoothing: float) -> None:
+    """Compute all states of all texts, and select the masked ones by hand."""
     task = built(task=CaptioningConfig(label_smoothing=smoothing))
     rng = np.random.default_rng(1)
     rows = [task.cfg.read(sample, processor, rng) for sample in samples(6)]
@@ -102,16 +102,16 @@ def test_the_loss_by_its_definition(processor: Processor, smoothing: float) -> N
 
 
 class Plain:
-    """What :class:`Writer` gives, with everything computed anew for every text."""
+    """Compute what CaptionDecoder does, without a cache."""
 
     def __init__(self, task: Captioning, images: Tensor) -> None:
         self.task, self.images = task, images
 
     def __call__(self, ids: Tensor, origin: Tensor) -> Tensor:
         self.images = self.images[origin]
-        asked = torch.cat([ids, torch.full((len(ids), 1), MASK)], dim=1)
-        model, length = self.task.model, asked.shape[1]
-        text = model.embed_text(asked, torch.ones_like(asked))
+        masked = torch.cat([ids, torch.full((len(ids), 1), MASK)], dim=1)
+        model, length = self.task.model, masked.shape[1]
+        text = model.embed_text(masked, torch.ones_like(masked))
         states = model.fuse(
             model.embed_image(self.images), text, attention_mask=seq2seq_attention_mask(length, 17)
         ).text[:, -1]
@@ -122,8 +122,8 @@ class Plain:
 
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 @torch.inference_mode()
-def test_what_is_remembered_changes_nothing(cfg: VLMoConfig, processor: Processor) -> None:
-    """Through a whole search, in which texts change places; then the captions themselves."""
+def test_cache_does_not_change_log_probabilities(cfg: VLMoConfig, processor: Processor) -> None:
+    """Run a whole search, in which hypotheses are reordered, and compare the captions."""
     task, pil_images = built(cfg), images(processor, 3)
     seen = []
 
@@ -137,24 +137,24 @@ def test_what_is_remembered_changes_nothing(cfg: VLMoConfig, processor: Processo
     beam = Beam(task.cfg.beam, task.cfg.length_penalty, processor.text.length, start=2, end=3)
     found = beam_search(compared, 3, beam)
     assert any(origin != sorted(origin) or len(set(origin)) < len(origin) for origin in seen[1:])
-    for best, said in zip(found, task.generate(pil_images, processor.text), strict=True):
-        assert [processor.text.decode(each.ids) for each in best] == [each.text for each in said]
-        assert [math.exp(each.log_probability) for each in best] == pytest.approx([e.probability for e in said])
-    assert len({said[0].text for said in task.generate(pil_images, processor.text)}) > 1  # images matter
+    for best, captions in zip(found, task.generate(pil_images, processor.text), strict=True):
+        assert [processor.text.decode(each.ids) for each in best] == [each.text for each in captions]
+        assert [math.exp(each.log_probability) for each in best] == pytest.approx([e.probability for e in captions])
+    assert len({captions[0].text for captions in task.generate(pil_images, processor.text)}) > 1  # images matter
 
 
 @torch.inference_mode()
-def test_a_batch_is_each_picture_alone(processor: Processor) -> None:
+def test_batch_equals_single_images(processor: Processor) -> None:
     task, pil_images = built(), images(processor, 4)
     together = task.generate(pil_images, processor.text)
-    for number, said in enumerate(together):
+    for number, captions in enumerate(together):
         [alone] = task.generate(pil_images[number : number + 1], processor.text)
-        assert [each.text for each in alone] == [each.text for each in said]
-        assert [each.probability for each in alone] == pytest.approx([e.probability for e in said], rel=1e-4)
+        assert [each.text for each in alone] == [each.text for each in captions]
+        assert [each.probability for each in alone] == pytest.approx([e.probability for e in captions], rel=1e-4)
 
 
-def test_eight_pictures_are_learnt_and_written(processor: Processor) -> None:
-    """The whole way: masked training, then beam search gives each image the caption that it was shown with."""
+def test_task_overfits_eight_images(processor: Processor) -> None:
+    """After training, beam search returns the caption of each training image."""
     shown = [Sample(f"{n}", png_image(n), (f"the {WORDS[2 + n]} {WORDS[4 + n]}",)) for n in range(8)]
     torch.manual_seed(0)
     cfg = replace(RELATIVE, depth=2, vl_expert_start=1, init=InitConfig(std=0.18, layer_scale=0.0))
@@ -170,20 +170,20 @@ def test_eight_pictures_are_learnt_and_written(processor: Processor) -> None:
     assert [best.text for best, *_ in written] == [sample.texts[0] for sample in shown]
 
 
-def test_pretraining_on_pairs_hands_over_all_of_it() -> None:
+def test_all_weights_are_initialised_from_pairs() -> None:
     pairs, task = PairsConfig().build(MODEL.build()).state_dict(), built(MODEL).state_dict()
     assert task.keys() <= pairs.keys() and all(value.shape == pairs[name].shape for name, value in task.items())
 
 
-def test_what_cannot_be(processor: Processor) -> None:
+def test_invalid_models_and_options_are_refused(processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"BridgeTower cannot generate captions: its images attend to whole texts"):
         CaptioningConfig().build(BRIDGETOWER.build())
     with pytest.raises(ValueError, match="in training mode"):
         built().train().generate(images(processor, 1), processor.text)
 
 
-def test_special_tokens_and_rows_of_no_word_are_never_written(processor: Processor) -> None:
-    """The tiny vocabulary is smaller than the table, as published ones are."""
+def test_special_and_unused_tokens_are_never_generated(processor: Processor) -> None:
+    """The tiny vocabulary is smaller than the embedding table, as published ones are."""
     task = built(replace(RELATIVE, vocab_size=MODEL.vocab_size + 9))
     names = load_tokenizer(processor.text.tokenizer)
     writer = CaptionDecoder(task, task.model.embed_image(images(processor, 1)), processor.text)

@@ -1,4 +1,4 @@
-"""Tasks that answer with a name: what they read, and what they learn, whatever the model behind the four verbs."""
+"""Classification of images with a text: reading, training and metrics, for every model."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def sample(number: int = 0, **meta: object) -> Sample:
 
 @pytest.mark.parametrize("name", TASKS)
 @pytest.mark.parametrize("model", MODELS)
-def test_learns_by_heart(model: str, name: str, processor: Processor) -> None:
-    """Every parameter that is read gets a gradient, and the loss falls to a fraction."""
+def test_task_overfits_four_samples(model: str, name: str, processor: Processor) -> None:
+    """Every parameter that is used has a gradient, and the loss falls below a third."""
     torch.manual_seed(0)
     cfg, rows = TASKS[name], [sample(number) for number in range(4)]
     task = cfg.build(MODELS[model].build())
@@ -89,7 +89,7 @@ def test_learns_by_heart(model: str, name: str, processor: Processor) -> None:
 
 @pytest.mark.parametrize("name", TASKS)
 @torch.no_grad()
-def test_a_row_of_a_batch_is_the_row_alone(name: str, processor: Processor) -> None:
+def test_batch_equals_single_examples(name: str, processor: Processor) -> None:
     cfg = TASKS[name]
     for model in MODELS.values():
         task = cfg.build(model.build()).eval()
@@ -104,7 +104,7 @@ def test_a_row_of_a_batch_is_the_row_alone(name: str, processor: Processor) -> N
 
 @pytest.mark.parametrize("model", MODELS)
 @torch.no_grad()
-def test_two_pictures_are_told_apart(model: str, processor: Processor) -> None:
+def test_order_of_two_images_matters(model: str, processor: Processor) -> None:
     torch.manual_seed(0)
     cfg = TASKS["nlvr2"]
     task = cfg.build(MODELS[model].build()).eval()
@@ -117,7 +117,7 @@ def test_two_pictures_are_told_apart(model: str, processor: Processor) -> None:
     assert (task.logits(batch) - task.logits(turned)).abs().amax(1).min() > 1e-3
 
 
-def test_scores_are_the_target(processor: Processor) -> None:
+def test_soft_scores_are_the_target(processor: Processor) -> None:
     cfg = VQAConfig(answers=ANSWERS)
     people = ["Red"] * 2 + ["two"] * 5 + ["unheard of"] * 3
     row = cfg.read(sample(answers=people), processor, rng())
@@ -129,12 +129,12 @@ def test_scores_are_the_target(processor: Processor) -> None:
 
 
 @pytest.mark.parametrize("meta", [{"answers": ["unheard of"] * 10}, {"answers": []}, {"answers": 3}, {"answers": [3]}])
-def test_a_question_that_teaches_nothing_is_left_out(meta: dict[str, object], processor: Processor) -> None:
+def test_question_without_answer_in_vocabulary_is_skipped(meta: dict[str, object], processor: Processor) -> None:
     with pytest.raises(BrokenSample, match="answers"):
         VQAConfig(answers=ANSWERS).read(sample(**meta), processor, rng())
 
 
-def test_answers_without_names(processor: Processor) -> None:
+def test_answers_without_vocabulary_have_numbers(processor: Processor) -> None:
     cfg = VQAConfig(num_answers=3)
     assert cfg.names == ("0", "1", "2")
     assert cfg.read_question(sample(), processor, rng())["question"].target == ("red",)
@@ -142,7 +142,7 @@ def test_answers_without_names(processor: Processor) -> None:
         cfg.read(sample(), processor, rng())
 
 
-def test_the_vocabulary_is_a_file_on_the_command_line_and_travels_with_the_model(tmp_path: Path) -> None:
+def test_answers_are_a_file_on_the_command_line_and_stored_in_json(tmp_path: Path) -> None:
     file = tmp_path / "answers.txt"
     file.write_text("\n".join(ANSWERS), encoding="utf-8")
     cfg = tyro.cli(VQAConfig, args=["--answers", str(file)])
@@ -150,21 +150,21 @@ def test_the_vocabulary_is_a_file_on_the_command_line_and_travels_with_the_model
     assert from_json(to_json(cfg)) == cfg
 
 
-@pytest.mark.parametrize(("label", "wanted"), [("fine", 1), (1, 1), (0, 0), (True, 1)])
-def test_labels_by_name_and_number(label: object, wanted: int, processor: Processor) -> None:
+@pytest.mark.parametrize(("label", "expected"), [("fine", 1), (1, 1), (0, 0), (True, 1)])
+def test_labels_by_name_and_index(label: object, expected: int, processor: Processor) -> None:
     row = TASKS["entailment"].read(sample(label=label), processor, rng())
-    assert int(row["target"]) == wanted
+    assert int(row["target"]) == expected
 
 
 @pytest.mark.parametrize(
     ("label", "reason"), [("good", "bad, fine"), (2, "label is 2"), (-1, "-1"), (None, 'no "label"')]
 )
-def test_labels_that_are_none(label: object, reason: str, processor: Processor) -> None:
+def test_unknown_labels_are_broken_samples(label: object, reason: str, processor: Processor) -> None:
     with pytest.raises(BrokenSample, match=reason):
         TASKS["entailment"].read(sample(label=label), processor, rng())
 
 
-def test_what_is_missing_is_said(processor: Processor) -> None:
+def test_incomplete_samples_and_labels_are_refused(processor: Processor) -> None:
     for broken, reason in (
         (replace(sample(), texts=()), "0 texts"),
         (replace(sample(), texts=("a", "b")), "2 texts"),
@@ -180,7 +180,7 @@ def test_what_is_missing_is_said(processor: Processor) -> None:
             NLVR2Config(labels=labels)
 
 
-def test_unlabelled_samples_can_be_asked(processor: Processor) -> None:
+def test_unlabelled_samples_can_be_read(processor: Processor) -> None:
     unknown = Sample("key", png_image(0), ("a cat",), {}, other_images=(png_image(1),))
     for cfg in TASKS.values():
         assert cfg.read_question(unknown, processor, rng())["question"] == Question("key", "key", "a cat")
@@ -195,11 +195,17 @@ def test_accuracy_by_label() -> None:
 
 
 def test_consistency_needs_every_pair_of_a_sentence() -> None:
-    """Worked by hand: sentence 0 of set 850 is right once of twice, sentence 1 always, sentence 0 of set 851 never."""
+    """Sentence 0 of set 850 is correct for one of two pairs, sentence 1 for both, sentence 0 of set 851 for none."""
     metric = Consistency()
     assert metric.result() == {}
-    asked = {"dev-850-0-0": True, "dev-850-1-0": False, "dev-850-0-1": True, "dev-850-1-1": True, "dev-851-0-0": False}
-    for identifier, right in asked.items():
+    correct = {
+        "dev-850-0-0": True,
+        "dev-850-1-0": False,
+        "dev-850-0-1": True,
+        "dev-850-1-1": True,
+        "dev-851-0-0": False,
+    }
+    for identifier, right in correct.items():
         metric.add(Question("", identifier, "the same words", ("True",)), ("True" if right else "False",))
     assert metric.result() == pytest.approx({"accuracy": 3 / 5, "accuracy/True": 3 / 5, "consistency": 1 / 3})
     by_text = Consistency()

@@ -1,4 +1,4 @@
-"""The tasks of fine-tuning against tensors recorded from both official codes; see the manifests in tests/golden."""
+"""Fine-tuning tasks against tensors recorded from both official codes; see the manifests in tests/golden."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ VLMO_MODELS = {
 
 
 def loaded(cfg: QuestionConfig, model: ModelConfig, weights: dict[str, Tensor]) -> Classification:
-    """Return the task with recorded weights; those of other heads are left out."""
+    """Return the task with recorded weights, without those of other heads."""
     task = cfg.build(model.build()).eval()
     task.load_state_dict({name: weights[name] for name in task.state_dict()})
     return task
@@ -74,7 +74,7 @@ def check_vlmo(variant: str, name: str, value: Tensor, outputs: dict[str, Tensor
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VLMO_MODELS)
-def test_vlmo_answers_questions(variant: str) -> None:
+def test_vlmo_vqa(variant: str) -> None:
     inputs, outputs, weights = vlmo(variant, "vqa")
     task = loaded(VQAConfig(num_answers=17), VLMO_MODELS[variant], weights)
     questions = batch(inputs, ("in.image",), VLMO_TEXT, outputs["vqa.targets"])
@@ -84,7 +84,7 @@ def test_vlmo_answers_questions(variant: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize("variant", VLMO_MODELS)
-def test_vlmo_compares_two_pictures(variant: str) -> None:
+def test_vlmo_nlvr2(variant: str) -> None:
     inputs, outputs, weights = vlmo(variant, "nlvr2")
     state = load_file(GOLDEN / "vlmo" / f"{variant}_state.safetensors")
     weights["model.types.weight"] = state["nlvr2.token_type_embeddings.weight"]

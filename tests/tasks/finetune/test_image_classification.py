@@ -1,4 +1,4 @@
-"""Images alone, told apart: what is read, what is trained, and what stands for an image."""
+"""Image classification: reading, training, and features."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def batch_of(cfg: ImageClassificationConfig, processor: Processor, number: int =
 
 @pytest.mark.parametrize("features", ["patches", "first"])
 @pytest.mark.parametrize("model", MODELS)
-def test_learns_by_heart(model: str, features: Any, processor: Processor) -> None:
+def test_task_overfits_six_samples(model: str, features: Any, processor: Processor) -> None:
     torch.manual_seed(0)
     cfg = replace(CFG, features=features)
     task = cfg.build(MODELS[model].build())
@@ -76,8 +76,8 @@ def test_learns_by_heart(model: str, features: Any, processor: Processor) -> Non
 
 
 @torch.no_grad()
-def test_the_mean_over_patches_by_hand(processor: Processor) -> None:
-    """The class token is not in it, nor the norm of the model."""
+def test_patch_mean_by_hand(processor: Processor) -> None:
+    """The class token and the model's norm are not included."""
     torch.manual_seed(0)
     task = CFG.build(MODELS["vlmo"].build()).eval()
     model, images = task.model, batch_of(CFG, processor)["image"]
@@ -90,27 +90,27 @@ def test_the_mean_over_patches_by_hand(processor: Processor) -> None:
     hook.remove()
     assert last[0].shape == (6, 17, 32)
     assert_close(vector, torch.stack([last[0][:, n] for n in range(1, 17)]).mean(0))
-    wanted = task.head(F.layer_norm(vector, (32,), eps=1e-6))
-    assert_close(task.logits({"image": images}), wanted)
+    expected = task.head(F.layer_norm(vector, (32,), eps=1e-6))
+    assert_close(task.logits({"image": images}), expected)
     every = model.token_states(model.embed_image(images), torch.arange(17).expand(6, -1))
     assert_close(model.norm(last[0]), every)  # what averages is what goes on elsewhere
 
 
-def test_the_head_begins_small() -> None:
+def test_head_scale() -> None:
     torch.manual_seed(0)
     weights = ImageClassificationConfig(num_classes=500).build(MODELS["vlmo"].build()).head.weight
     assert weights.std().item() == pytest.approx(0.02 * 0.001, rel=0.05)
 
 
-@pytest.mark.parametrize(("label", "wanted"), [("dog", 1), (2, 2), (0, 0)])
-def test_labels_by_name_and_number(label: object, wanted: int, processor: Processor) -> None:
-    assert CFG.read(sample(label=label), processor, rng())["target"] == wanted
+@pytest.mark.parametrize(("label", "expected"), [("dog", 1), (2, 2), (0, 0)])
+def test_labels_by_name_and_index(label: object, expected: int, processor: Processor) -> None:
+    assert CFG.read(sample(label=label), processor, rng())["target"] == expected
     assert CFG.read_question(sample(label=label), processor, rng())["question"] == Question(
-        "0", "0", "", (ANIMALS[wanted],)
+        "0", "0", "", (ANIMALS[expected],)
     )
 
 
-def test_labels_that_are_none(processor: Processor) -> None:
+def test_unknown_labels_are_broken_samples(processor: Processor) -> None:
     with pytest.raises(BrokenSample, match=r"'cow'; the labels of the task are cat, dog, fish"):
         CFG.read_question(sample(label="cow"), processor, rng())
     with pytest.raises(BrokenSample, match=r"label is 'cow'; .* 0, 1, .* 19, and 980 more"):
@@ -123,12 +123,12 @@ def test_labels_that_are_none(processor: Processor) -> None:
 @pytest.mark.parametrize(
     "changes", [{"num_classes": 1}, {"labels": ("a", "a")}, {"label_smoothing": 1.0}, {"random_erasing": 2.0}]
 )
-def test_what_makes_no_task(changes: dict[str, Any]) -> None:
+def test_invalid_config_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"different; give two|label_smoothing is"):
         ImageClassificationConfig(**changes)
 
 
-def test_labels_are_a_file_on_the_command_line_and_travel_with_the_model(tmp_path: Path) -> None:
+def test_labels_are_a_file_on_the_command_line_and_stored_in_json(tmp_path: Path) -> None:
     file = tmp_path / "labels.txt"
     file.write_text("\n".join(ANIMALS), encoding="utf-8")
     cfg = tyro.cli(ImageClassificationConfig, args=["--labels", str(file), "--mixup.cutmix-alpha", "1.0"])
@@ -136,8 +136,8 @@ def test_labels_are_a_file_on_the_command_line_and_travel_with_the_model(tmp_pat
     assert from_json(to_json(cfg)) == cfg
 
 
-def test_smoothing_and_mixing_against_the_formula(processor: Processor) -> None:
-    """Shares of both classes, then a tenth of the target for all alike: a double loop."""
+def test_label_smoothing_and_mixup_by_formula(processor: Processor) -> None:
+    """Compute the loss in a double loop: shares of both classes, with label smoothing 0.1."""
     torch.manual_seed(0)
     cfg = replace(CFG, label_smoothing=0.1, mixup=Mixup(mixup_alpha=0.8, cutmix_alpha=1.0))
     task, batch = cfg.build(MODELS["vlmo"].build()), batch_of(cfg, processor, 4)
@@ -148,13 +148,13 @@ def test_smoothing_and_mixing_against_the_formula(processor: Processor) -> None:
         torch.manual_seed(seed)
         images, share = cfg.mixup(batch["image"])
         logs = task.logits({"image": images}).log_softmax(1)
-        wanted = torch.zeros(())
+        expected = torch.zeros(())
         for row in range(4):
             for number in range(3):
                 own, other = (batch["target"][place] == number for place in (row, 3 - row))
                 shares = share * own + (1 - share) * other
-                wanted = wanted - (0.9 * shares + 0.1 / 3) * logs[row, number] / 4
-        assert_close(loss, wanted)
+                expected = expected - (0.9 * shares + 0.1 / 3) * logs[row, number] / 4
+        assert_close(loss, expected)
         found.append(share)
         given.append(float(loss.detach()))
     assert len(set(found)) == len(set(given)) == 4
@@ -162,7 +162,7 @@ def test_smoothing_and_mixing_against_the_formula(processor: Processor) -> None:
     assert_close(task(batch).loss, F.cross_entropy(task.logits(batch), batch["target"], label_smoothing=0.1))
 
 
-def test_erasing_is_for_augmented_pictures(processor: Processor) -> None:
+def test_erasing_needs_augmentation(processor: Processor) -> None:
     cfg, plain = replace(CFG, random_erasing=1.0), processor.image(png_image(0), rng())
     assert torch.equal(cfg.read(sample(), processor, rng())["image"], plain)
     augmented = Processor(ImageTransform((32, 32), Augment(crop=(1, 1), flip=0.0, rand_augment=False)), processor.text)
@@ -172,7 +172,7 @@ def test_erasing_is_for_augmented_pictures(processor: Processor) -> None:
     assert torch.equal(cfg.read_question(sample(), augmented, rng())["image"], plain)
 
 
-def test_a_linear_probe_leaves_the_model_alone(processor: Processor) -> None:
+def test_linear_probe_freezes_the_model(processor: Processor) -> None:
     task = CFG.build(MODELS["vlmo"].build())
     freeze(task, ("head.*",))
     task(batch_of(CFG, processor)).loss.backward()
@@ -182,7 +182,7 @@ def test_a_linear_probe_leaves_the_model_alone(processor: Processor) -> None:
     }
 
 
-def test_top_five() -> None:
+def test_top_five_accuracy() -> None:
     metric = TopAccuracy()
     assert metric.result() == {}
     for truth in ("a", "b", "e", "f"):

@@ -1,4 +1,4 @@
-"""Ranking an image's text among false ones: the loss, what is drawn, and what was recorded of the official code."""
+"""Ranking the text of an image among negatives: loss, sampling, and the golden of the official code."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def processor(tmp_path: Path) -> Processor:
 
 
 def batch(processor: Processor, images: tuple[int, ...], texts: tuple[str, ...] = ()) -> PairBatch:
-    """A pair for each image; without texts they all differ."""
+    """Return a pair per image; without texts all texts differ."""
     cfg, rng = RankingConfig(), np.random.default_rng(0)
     texts = texts or tuple(f"{caption(n, 2 + n % 4)} {'cat ' * (n + 1)}" for n in range(len(images)))
     samples = [Sample(f"{n}", png_image(of), (text,)) for n, (of, text) in enumerate(zip(images, texts, strict=True))]
@@ -50,8 +50,8 @@ def task(cfg: RankingConfig, model: VLMoConfig | BridgeTowerConfig = BRIDGETOWER
 
 
 @torch.no_grad()
-def test_scores_and_loss_as_recorded() -> None:
-    """One true and three false texts for each of three images; the head becomes that of the converted checkpoint."""
+def test_scores_and_loss_equal_the_golden() -> None:
+    """Three images with one target and three negatives each; the head is that of the converted checkpoint."""
     [kind] = [kind for kind in KINDS if kind.name == "ranking"]
     given = rank_to_itm(import_tensors(load_file(GOLDEN / "state_dict.safetensors"), kind.layout).tensors)
     inputs, outputs = (load_file(GOLDEN / f"{name}.safetensors") for name in ("inputs", "outputs"))
@@ -67,7 +67,7 @@ def test_scores_and_loss_as_recorded() -> None:
 
 
 @pytest.mark.parametrize("model", [MODEL, BRIDGETOWER, replace(BRIDGETOWER, bridge="none")], ids=["v", "b", "m"])
-def test_the_loss_is_that_of_pairs_fused_one_by_one(
+def test_loss_equals_that_of_pairs_fused_one_by_one(
     processor: Processor, model: VLMoConfig | BridgeTowerConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_order = -torch.arange(6.0).expand(6, 6)
@@ -88,8 +88,8 @@ def test_the_loss_is_that_of_pairs_fused_one_by_one(
     assert output.log["negatives"] == 2
 
 
-def test_neither_its_own_text_nor_one_of_its_picture_is_false(processor: Processor) -> None:
-    """Pairs 0 and 1 show one image, 0 and 2 carry one text; so 2's image has the text of 0, too."""
+def test_texts_of_the_same_image_are_not_negatives(processor: Processor) -> None:
+    """Pairs 0 and 1 have the same image, 0 and 2 the same text; so the text of 0 is also one of the image of 2."""
     texts = ("a red cat", "a big dog", "A red cat", "the tree", "fish")
     seen, avoided = dict[int, set[int]](), 0
     made = task(RankingConfig(num_negatives=1))
@@ -108,7 +108,7 @@ def test_neither_its_own_text_nor_one_of_its_picture_is_false(processor: Process
     assert avoided == 2 + 2 + 1 + 1 + 1
 
 
-def test_where_there_are_fewer_only_those_count(processor: Processor) -> None:
+def test_fewer_negatives_than_num_negatives(processor: Processor) -> None:
     made = task(RankingConfig())
     pairs = batch(processor, (0, 1, 2, 2))
     output = made(pairs)
@@ -121,7 +121,7 @@ def test_where_there_are_fewer_only_those_count(processor: Processor) -> None:
     assert alone.loss.item() == 0 and alone.loss.requires_grad
 
 
-def test_all_allowed_texts_are_drawn_alike_and_none_twice() -> None:
+def test_negatives_are_drawn_uniformly_without_replacement() -> None:
     torch.manual_seed(0)
     allowed = torch.tensor([[True, False, True, True, True, False]]).expand(6000, 6)
     columns, drawn = sample_texts(allowed, 2, torch.rand(6000, 6))
@@ -130,7 +130,7 @@ def test_all_allowed_texts_are_drawn_alike_and_none_twice() -> None:
     assert counts.keys() == {0, 2, 3, 4} and all(2800 < count < 3200 for count in counts.values())
 
 
-def test_a_few_at_a_time_give_the_same_gradient(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grad_cache_gives_the_same_gradient(processor: Processor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ranking, "sample_texts", lambda allowed, number, _: sample_texts(allowed, number, torch.eye(6)))
     gradients = []
     for rows in (0, 5):
@@ -143,7 +143,7 @@ def test_a_few_at_a_time_give_the_same_gradient(processor: Processor, monkeypatc
     assert not gradients[0]["itm_head.weight"][0].any()  # type: ignore[index]
 
 
-def test_it_learns_which_text_belongs(processor: Processor) -> None:
+def test_training_improves_accuracy(processor: Processor) -> None:
     pairs = batch(processor, (0, 1, 2, 3), ("cat", "dog", "tree", "fish"))
     made = task(RankingConfig(num_negatives=3)).train()
     optimizer = torch.optim.AdamW(made.parameters(), lr=1e-3)
@@ -155,7 +155,7 @@ def test_it_learns_which_text_belongs(processor: Processor) -> None:
     assert after.loss < 0.7 and after.log["accuracy/rank"] == 1  # chance is log 4
 
 
-def test_what_it_cannot_do_is_said(processor: Processor) -> None:
+def test_invalid_config_and_search_are_refused(processor: Processor) -> None:
     with pytest.raises(ValueError, match="num_negatives is 0"):
         RankingConfig(num_negatives=0)
     with pytest.raises(BrokenSample, match="no text"):

@@ -1,4 +1,4 @@
-"""BEiT with UPerNet in transformers, and ours with its weights, see the same: scores, both losses, gradients."""
+"""Scores, losses and gradients equal those of BEiT with UPerNet in transformers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ NAMES = {
 
 
 def heads(theirs: BeitForSemanticSegmentation) -> dict[str, Tensor]:
-    """Return everything above the encoder our names."""
+    """Rename the weights above the encoder."""
     found = {}
     for name, tensor in theirs.state_dict().items():
         if not name.startswith("beit."):
@@ -59,7 +59,7 @@ def heads(theirs: BeitForSemanticSegmentation) -> dict[str, Tensor]:
 
 @pytest.fixture
 def both(tmp_path: Path) -> tuple[BeitForSemanticSegmentation, Segmentation]:
-    """Statistics of the norms, bias tables and everything else are random."""
+    """Return both models with random weights, norm statistics and bias tables."""
     torch.manual_seed(0)
     config = BeitConfig(
         hidden_size=32,
@@ -88,26 +88,26 @@ def both(tmp_path: Path) -> tuple[BeitForSemanticSegmentation, Segmentation]:
     return theirs, ours
 
 
-def test_scores_are_theirs(both: tuple[BeitForSemanticSegmentation, Segmentation]) -> None:
+def test_scores_equal_those_of_transformers(both: tuple[BeitForSemanticSegmentation, Segmentation]) -> None:
     theirs, ours = both
     images = torch.randn(2, 3, SIDE, SIDE)
     with torch.no_grad():
-        wanted, found = theirs(images).logits, ours.decoder(ours.maps(images))
-    assert wanted.shape == (2, CLASSES, 4 * SIDE // PATCH, 4 * SIDE // PATCH) and wanted.std() > 0.01
-    assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+        expected, found = theirs(images).logits, ours.decoder(ours.maps(images))
+    assert expected.shape == (2, CLASSES, 4 * SIDE // PATCH, 4 * SIDE // PATCH) and expected.std() > 0.01
+    assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_losses_and_gradients_are_theirs(
+def test_losses_and_gradients_equal_those_of_transformers(
     both: tuple[BeitForSemanticSegmentation, Segmentation], training: bool
 ) -> None:
     theirs, ours = (model.train(training) for model in both)
     images, labels = torch.randn(2, 3, SIDE, SIDE), torch.randint(CLASSES, (2, SIDE, SIDE))
     labels[:, :9] = 255
-    wanted = theirs(images, labels=labels).loss
+    expected = theirs(images, labels=labels).loss
     found = ours({"image": images, "target": labels.masked_fill(labels == 255, IGNORE_LABEL)}).loss
-    assert_close(found, wanted, atol=1e-4, rtol=1e-4)
-    wanted.backward(), found.backward()
+    assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    expected.backward(), found.backward()
     theirs_first, ours_first = theirs.beit.embeddings.patch_embeddings.projection, ours.model.patches.projection
     assert_close(ours_first.weight.grad, theirs_first.weight.grad, atol=2e-4, rtol=1e-3)
     means = theirs.decode_head.psp_modules.blocks[0].conv.normalization.running_mean

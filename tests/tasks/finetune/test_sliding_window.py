@@ -1,4 +1,4 @@
-"""Windows over an image: averaged by hand, and the same as the whole image where the model sees only pixels."""
+"""Sliding windows: averages by hand, and pointwise scores equal to those of the whole image."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch.testing import assert_close
 from dualfuse.tasks.finetune.sliding_window import best_class, sliding_window, starts, whole_image
 
 
-def test_where_windows_begin() -> None:
+def test_starts_of_windows() -> None:
     assert starts(512, 512, 341) == [0]
     assert starts(513, 512, 341) == [0, 1]
     assert starts(853, 512, 341) == [0, 341]
     assert starts(854, 512, 341) == [0, 341, 342]
 
 
-def test_average_by_hand() -> None:
-    """A row of five pixels, windows of three, one every two: each window says its number everywhere."""
+def test_average_of_overlapping_windows_by_hand() -> None:
+    """Five pixels in a row, windows of three with stride two; the score of a window is its number."""
     seen: list[Tensor] = []
 
     def look(windows: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def test_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("size", [(8, 8), (13, 9), (5, 20), (3, 2)])
-def test_as_at_once_where_pixels_are_seen_alone(size: tuple[int, int]) -> None:
+def test_pointwise_scores_do_not_depend_on_windows(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     weight, image = torch.randn(4, 3, 1, 1), torch.randn(3, *size)
     windows = sliding_window(lambda part: F.conv2d(part, weight), image, (8, 8), (5, 5))
@@ -42,7 +42,7 @@ def test_as_at_once_where_pixels_are_seen_alone(size: tuple[int, int]) -> None:
     assert_close(whole, windows)
 
 
-def test_many_windows_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_windows_run_in_several_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     image, sizes = torch.randn(3, 20, 30), list[int]()
 
     def look(part: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def test_many_windows_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) ->
     assert max(sizes[-5:]) == 3
 
 
-def test_best_class_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_best_class_in_parts_equals_argmax(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = torch.randn(7, 6, 5, generator=torch.Generator().manual_seed(0))
     at_once = F.interpolate(scores[None], (20, 31), mode="bilinear")[0].argmax(0)
     assert torch.equal(best_class(scores, (20, 31)), at_once) and len(at_once.unique()) == 7

@@ -1,4 +1,4 @@
-"""Classes by their names alone: vectors by a slow loop, and answers that contrast has trained."""
+"""Zero-shot classification: class embeddings by a loop, and classes that ITC has learnt."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def task() -> Pairs:
 
 
 @torch.no_grad()
-def test_vectors_against_one_sentence_at_a_time(task: Pairs, processor: Processor) -> None:
+def test_class_embeddings_equal_those_of_single_sentences(task: Pairs, processor: Processor) -> None:
     templates = ("a {}", "the big {} sleeps", "{}")
-    wanted = []
+    expected = []
     for name in NAMES:
         total = torch.zeros(32)
         for template in templates:
             ids = torch.from_numpy(processor.text.encode(template.format(name)).ids)[None]
             vector = task.itc_heads[0].text(task.model.encode(task.model.embed_text(ids, torch.ones_like(ids))))[0]
             total = total + vector / vector.square().sum().sqrt()
-        wanted.append(total / total.square().sum().sqrt())
+        expected.append(total / total.square().sum().sqrt())
     found = class_embeddings(task, processor, NAMES, templates)
-    assert_close(found, torch.stack(wanted), atol=1e-5, rtol=1e-5)
+    assert_close(found, torch.stack(expected), atol=1e-5, rtol=1e-5)
     many = class_embeddings(task, processor, NAMES * 20, templates)  # more than are encoded at once
     assert_close(many, found.repeat(20, 1), atol=1e-5, rtol=1e-5)
     assert_close(
@@ -60,8 +60,8 @@ def test_vectors_against_one_sentence_at_a_time(task: Pairs, processor: Processo
     assert len(CLIP) == 8 and CLIP[:1] == PLAIN
 
 
-def test_answers_of_what_contrast_learnt(task: Pairs, processor: Processor, tmp_path: Path) -> None:
-    """Six images, two of each name, trained as pairs, and then told apart without a head."""
+def test_classes_learnt_by_itc_are_recognised(task: Pairs, processor: Processor, tmp_path: Path) -> None:
+    """Train six images, two per name, as pairs, and classify them without a head."""
     rng = np.random.default_rng(0)
     samples = [Sample(str(n), png_image(n), (f"a {NAMES[n % 3]}",), {"label": n % 3}) for n in range(6)]
     batch = CONTRAST.collate([CONTRAST.read(sample, processor, rng) for sample in samples])
@@ -76,14 +76,14 @@ def test_answers_of_what_contrast_learnt(task: Pairs, processor: Processor, tmp_
     assert [able.names[number] for number in shares.argmax(1).tolist()] == [one.target[0] for one in batch["questions"]]
     with torch.no_grad():
         image = task.image_features(task.model.embed_image(batch["image"]))
-        wanted = task.itc_heads[0].scale * image @ able.embeddings.T
-    assert_close(able.logits(batch).detach(), wanted)
+        expected = task.itc_heads[0].scale * image @ able.embeddings.T
+    assert_close(able.logits(batch).detach(), expected)
     folder = shards(tmp_path, [*samples, Sample("9", png_image(9))])
     found = able.evaluate(EvaluationData(Shards.open(folder), processor), Plan(batch_size=4, num_workers=0))
     assert found.metrics == {"accuracy": 1.0, "accuracy/top5": 1.0} and found.size == "7 questions, 6 of them labelled"
 
 
-def test_what_cannot_be_told_apart(task: Pairs, processor: Processor) -> None:
+def test_invalid_names_and_models_are_refused(task: Pairs, processor: Processor) -> None:
     with pytest.raises(ValueError, match=r"'a photo' has no \{\} for the name"):
         class_embeddings(task, processor, NAMES, ("a photo",))
     with pytest.raises(ValueError, match="0 names and 1 templates"):
@@ -99,21 +99,21 @@ def test_what_cannot_be_told_apart(task: Pairs, processor: Processor) -> None:
         class_embeddings(EntailmentConfig().build(MODEL.build()).eval(), processor, NAMES)
 
 
-def test_braces_in_names_are_letters(task: Pairs, processor: Processor) -> None:
+def test_braces_in_names_are_literal(task: Pairs, processor: Processor) -> None:
     assert class_embeddings(task, processor, ("cat {0}", "{"), ("a {}",)).isfinite().all()
 
 
 @torch.no_grad()
-def test_five_best_of_nine_by_hand(task: Pairs, processor: Processor, tmp_path: Path) -> None:
+def test_top_five_of_nine_by_hand(task: Pairs, processor: Processor, tmp_path: Path) -> None:
     names = tuple(f"class {n}" for n in range(9))
     able = ZeroShot(task, torch.nn.functional.normalize(torch.randn(9, 32)), names).eval()
     samples = [Sample(f"{n:02d}", png_image(n), meta={"label": n % 9}) for n in range(45)]
     images = torch.stack([processor.image(sample.image, np.random.default_rng(0)) for sample in samples])
     logits = able.logits({"image": images})
     ahead = [int((row > row[n % 9]).sum()) for n, row in enumerate(logits)]
-    wanted = {"accuracy": ahead.count(0) / 45, "accuracy/top5": sum(number < 5 for number in ahead) / 45}
-    assert 0 < wanted["accuracy"] < wanted["accuracy/top5"] < 1
+    expected = {"accuracy": ahead.count(0) / 45, "accuracy/top5": sum(number < 5 for number in ahead) / 45}
+    assert 0 < expected["accuracy"] < expected["accuracy/top5"] < 1
     found = able.evaluate(
         EvaluationData(Shards.open(shards(tmp_path, samples)), processor), Plan(batch_size=7, num_workers=0)
     )
-    assert found.metrics == pytest.approx(wanted)
+    assert found.metrics == pytest.approx(expected)
