@@ -1,4 +1,4 @@
-"""Any tokenizer.json, config.json and note of a run gives what it says or a sentence."""
+"""Damaged tokenizers, configs and files of a run give a value or a DualfuseError, never another exception."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def tokens(path: Path) -> object:
 
 
 @given(data=st.data())
-def test_tokenizers_of_other_values(made: Recipe, folder: Path, data: st.DataObject) -> None:
+def test_tokenizers_with_other_values(made: Recipe, folder: Path, data: st.DataObject) -> None:
     whole = json.loads(Path(made.data.tokenizer).read_text())
     path = folder / "tokenizer.json"
     path.write_text(json.dumps(data.draw(changed_json(whole, tuple(whole)))))
@@ -67,36 +67,36 @@ def test_configs(made: Recipe, data: st.DataObject) -> None:
 def test_model_folders(model: Path, folder: Path, data: st.DataObject) -> None:
     shutil.copytree(model, folder / "model", dirs_exist_ok=True)
     whole = json.loads((model / "config.json").read_text())
-    for part in ("model", "task", "data"):  # numbers that are built are small here: see the docstring of hub.load
+    for part in ("model", "task", "data"):  # sizes stay small, so that models fit into memory
         if data.draw(st.booleans()):
-            whole[part] = data.draw(changed_json(whole[part], KNOWN).filter(modest))
+            whole[part] = data.draw(changed_json(whole[part], KNOWN).filter(is_small))
     (folder / "model" / "config.json").write_text(json.dumps(whole))
     told(lambda: hub.load(folder / "model"))
 
 
-def modest(value: object) -> bool:
-    """Whether what is built of these numbers fits into memory; nobody can say that of any number."""
+def is_small(value: object) -> bool:
+    """Return whether all numbers are small enough for the model to fit into memory."""
     if isinstance(value, dict | list):
-        return all(map(modest, value.values() if isinstance(value, dict) else value))
+        return all(map(is_small, value.values() if isinstance(value, dict) else value))
     return not isinstance(value, int | float) or not abs(value) > 1000
 
 
 @pytest.mark.parametrize("name", ["recipe.json", "data.json", "log.jsonl", "skipped.jsonl", "state.json"])
 @given(data=st.data())
-def test_notes_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObject) -> None:
-    """All that is read before a run goes on, but for the weights."""
+def test_files_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObject) -> None:
+    """All files but the weights that are read before a run resumes."""
     step = folder / "checkpoints" / "step-00000003"
     step.mkdir(parents=True, exist_ok=True)
     whole = {"log.jsonl": {"step": 1, "seconds": 2.0}, "skipped.jsonl": {"step": 1, "key": "x"}}
     recipe = to_json(made)
     (folder / "recipe.json").write_text(json.dumps(recipe))
-    note = (step if name == "state.json" else folder) / name
-    said = data.draw(
+    file = (step if name == "state.json" else folder) / name
+    content = data.draw(
         changed_json(whole.get(name, recipe if name == "recipe.json" else {"step": 3, "sizes": {}}), KNOWN)
     )
-    note.write_text(json.dumps(said) + "\n")
+    file.write_text(json.dumps(content) + "\n")
 
-    def go_on() -> None:
+    def resume() -> None:
         is_finished(made, folder)
         if name == "state.json":
             task = made.build()
@@ -105,6 +105,6 @@ def test_notes_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObje
             with Log(folder, steps=9, start=2, tensorboard=False):
                 SkippedLog(folder, 2)
 
-    told(go_on)
+    told(resume)
     for path in folder.glob("*.json*"):
         path.unlink()
