@@ -91,7 +91,7 @@ class Optim:
     head_lr_mult: float = 1.0
     """Learning rate multiplier of the heads."""
     layer_decay: float = 1.0
-    """Layer-wise decay: the learning rate of a layer is this times that of the layer above it, the heads being on top."""
+    """Layer-wise decay: each layer's learning rate is this times that of the layer above it; the heads are on top."""
     fusion_lr_mult: float = 1.0
     """Learning rate multiplier of the fusion-only layers (BridgeTower's cross-modal layers and bridges)."""
 
