@@ -61,7 +61,7 @@ def convert(
     if to == "dualfuse":
         return _save_model_folder(converted, destination)
     written = write_checkpoint(converted, to)
-    _save(written, converted.recipe, destination)
+    save_checkpoint(written, converted.recipe, destination)
     return written.report
 
 
@@ -127,7 +127,8 @@ def _save_model_folder(converted: Converted, destination: Path) -> Report:
     return converted.report
 
 
-def _save(written: WrittenCheckpoint, recipe: Recipe, destination: Path) -> None:
+def save_checkpoint(written: WrittenCheckpoint, recipe: Recipe, destination: Path) -> None:
+    """Write a third-party checkpoint to a folder, which it replaces when it is complete."""
     with atomic_folder(destination, written.tensors.values(), hub.NO_SPACE) as partial:
         if written.key:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.tensors.items()}

@@ -30,6 +30,7 @@ from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.testing import check_format
 
 VLMO = VLMoConfig(32, 2, 2, 1, 8, (32, 32), vocab_size=50, text_length=12)
 BRIDGETOWER = BridgeTowerConfig(
@@ -74,12 +75,20 @@ def converted(name: str) -> Converted:
     return Converted(built, Recipe(name, model, task), {}, Report(name, {}))
 
 
+@pytest.fixture
+def special_tokens(tmp_path: Path) -> str:
+    """Write a RoBERTa tokenizer with the special tokens only."""
+    (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}')
+    (tmp_path / "merges.txt").write_text("")
+    return str(tmp_path)
+
+
 @pytest.mark.parametrize("name", MODELS)
-def test_every_tensor_is_used_or_dropped(name: str) -> None:
-    source = converted(name)
-    report = write_checkpoint(source, MODELS[name][0]).report
-    assert report.used.keys() | report.dropped.keys() == source.task.state_dict().keys()
-    assert not report.used.keys() & report.dropped.keys()
+def test_contract(name: str, special_tokens: str, tmp_path: Path) -> None:
+    target, model, task = MODELS[name]
+    recipe = Recipe(name, model, task)
+    [checkpoint_format] = [entry for entry in FORMATS if entry.target == target and entry.stores(recipe)]
+    check_format(checkpoint_format, recipe, tmp_path / "written", special_tokens)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -106,13 +115,11 @@ def test_dropped_tensors_are_listed_by_the_layout() -> None:
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith(("bridgetower", "meter"))])
 @torch.no_grad()
-def test_official_bridgetower_is_read_back(name: str, tmp_path: Path) -> None:
+def test_official_bridgetower_is_read_back(name: str, special_tokens: str, tmp_path: Path) -> None:
     source = converted(name)
     written = write_checkpoint(source, "official")
     torch.save({written.key: written.tensors, **written.beside}, tmp_path / written.file)
-    (tmp_path / "vocab.json").write_text('{"<s>": 0, "<pad>": 1, "</s>": 2, "<unk>": 3, "<mask>": 4}')
-    (tmp_path / "merges.txt").write_text("")
-    again = read_checkpoint(tmp_path / written.file, str(tmp_path))
+    again = read_checkpoint(tmp_path / written.file, special_tokens)
     assert type(again.recipe.task) is type(source.recipe.task) and not again.report.unexpected
     assert again.recipe.model == replace(
         MODELS[name][1], layer_norm_eps=1e-12, itc_image_feature="tower", text=source.recipe.model.text
