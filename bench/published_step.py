@@ -82,7 +82,7 @@ def published_loss(task: Pairs, batch: PublishedBatch, draw: Draw = drawn) -> Te
 
     negative_image, negative_text = negatives(plain.T, draw), negatives(plain, draw)
     pooled = [
-        model.pool(fused(model, ids, mask, image)[:, 0])
+        torch.tanh(model.pooler(fused(model, ids, mask, image)[:, 0]))
         for ids, mask, image in (
             (batch["ids"], batch["mask"], batch["image"]),
             (batch["ids"], batch["mask"], torch.stack([batch["image"][row] for row in negative_image])),

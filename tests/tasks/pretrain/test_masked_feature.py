@@ -114,7 +114,7 @@ def test_mismatched_teachers_are_refused(tmp_path: Path) -> None:
             task(batch)
 
     refused("no teacher: set --task.teacher", teacher="")
-    refused("is no model folder", teacher=str(tmp_path / "gone"))
+    refused("is not a model folder", teacher=str(tmp_path / "gone"))
     refused("16 patches of 48 channels, but .* 16 patches of 32 channels; set --task.channels 48", channels=32)
     batch["view"] = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     refused("gives 64 patches of 48 channels, but .* 16 patches of 48")
