@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -31,7 +32,7 @@ def load_frozen(folder: Path) -> FrozenModel:
     """Load the model of a folder; DualfuseError if there is none, or if its weights do not fit its config."""
     try:
         stored = json.loads((folder / "config.json").read_text())
-        recipe = upgrade.config(stored)
+        recipe: Any = upgrade.config(stored)  # Any: what a file holds
         config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["preprocess"])
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DualfuseError(f"{folder} is not a model folder: its config.json names no model: {error}") from error

@@ -92,7 +92,7 @@ def _collect(complete: list[list[Hypothesis]], ids: Tensor, total: Tensor, lengt
 
 
 def _is_finished(complete: Sequence[Sequence[Hypothesis]], total: Tensor, beam: Beam) -> bool:
-    """Return whether no hypothesis can improve: log-probabilities only fall, and the longest text is penalised least."""
+    """Return whether no hypothesis can improve: log-probabilities only fall, and the longest text loses least."""
     bounds = beam.score(total, beam.longest - 1).amax(1).tolist()
     return all(
         len(texts) == beam.width and texts[-1].score >= bound for texts, bound in zip(complete, bounds, strict=True)

@@ -19,6 +19,7 @@ from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size,
 from dualfuse.data.image.label_map import decode_labels
 from dualfuse.data.image.resize import resize
 from dualfuse.data.image.transform import decode
+from dualfuse.data.loader import Batch
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
@@ -237,7 +238,8 @@ class Segmentation(Task):
             "it beside the first images of SHARDS"
         )
 
-    def _predicted(self, example: WholeExample, data: EvaluationData) -> Tensor:
+    def _predicted(self, example: Batch, data: EvaluationData) -> Tensor:
+        """Return the predicted classes of one :class:`WholeExample`."""
         height, width = example["target"].shape
         return self.segment(example["image"], data.processor.image.size, (height, width)).cpu()
 
