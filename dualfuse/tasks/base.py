@@ -42,6 +42,8 @@ class TaskConfig(ABC):
 
     training_data: ClassVar[str] = "SHARDS (dualfuse prepare makes them)"
     """What ``data.train`` names, for error messages."""
+    reads_text: ClassVar[bool] = True
+    """Whether the text embedding of the model is trained."""
     pipeline_tag: ClassVar[str] = ""
     """Name of the task on the Hugging Face hub; empty: none."""
     example: ClassVar[str] = ""

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from dualfuse import upgrade
 from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
+from dualfuse.tensor_files import read_weights
 
 PREFIX = "model."  # of the model's tensors in a task's state dict
 
@@ -38,7 +37,7 @@ def load_frozen(folder: Path) -> FrozenModel:
         raise DualfuseError(f"{folder} is not a model folder: its config.json names no model: {error}") from error
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
         model = config.build()
-    tensors = read(folder / "model.safetensors")
+    tensors = read_weights(folder / "model.safetensors").tensors
     if recipe != stored:
         tensors = upgrade.tensors(tensors)
     weights = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items() if name.startswith(PREFIX)}
@@ -47,11 +46,3 @@ def load_frozen(folder: Path) -> FrozenModel:
     except RuntimeError as error:
         raise DualfuseError(f"the weights in {folder} do not fit its config.json: {error}") from error
     return FrozenModel(model.requires_grad_(False).eval(), preprocess)
-
-
-def read(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; DualfuseError for anything else."""
-    try:
-        return safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise DualfuseError(f"{path} is missing, truncated or not a safetensors file: {error}") from error

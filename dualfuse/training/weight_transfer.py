@@ -18,16 +18,9 @@ from dualfuse.models.towers.clip_vit import CLIPViT
 from dualfuse.models.towers.roberta import RobertaEmbeddings
 from dualfuse.models.vlmo import VLMo
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
-from dualfuse.tasks.finetune.segmentation import SegmentationConfig
-from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
-from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
-from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 
 Shape = tuple[int, ...]
 VL = "vl"
-IMAGES_ONLY = (ImageClassificationConfig, MaskedImageConfig, VQTokenizerConfig, SegmentationConfig, MaskedFeatureConfig)
-"""Tasks without text: the text embedding of their model is untrained."""
 EXPERTS = {"language": "text", "vision": "image"}
 
 
@@ -99,9 +92,7 @@ def model_outline(recipe: Recipe) -> nn.Module:
 
 def has_text_embedding(stored: Mapping[str, Tensor], start: Recipe, task: nn.Module) -> bool:
     """Return whether a checkpoint has a trained text embedding; that of a model of images alone is untrained."""
-    return not isinstance(start.task, IMAGES_ONLY) and any(
-        f"{name}word.weight" in stored for name in _text_prefixes(task)
-    )
+    return start.task.reads_text and any(f"{name}word.weight" in stored for name in _text_prefixes(task))
 
 
 def _text_prefixes(task: nn.Module) -> tuple[str, ...]:

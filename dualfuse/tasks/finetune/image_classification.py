@@ -56,6 +56,7 @@ class ImageClassificationConfig(QuestionConfig):
     linear probe of a frozen model.
     """
 
+    reads_text: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = "image-classification"
 
     num_classes: int = 1000

@@ -69,6 +69,7 @@ class SegmentationConfig(TaskConfig):
     resize mode of ``data.preprocess`` have no effect.
     """
 
+    reads_text: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = "image-segmentation"
 
     num_classes: int = 150

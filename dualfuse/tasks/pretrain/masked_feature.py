@@ -32,6 +32,7 @@ from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, 
 class MaskedFeatureConfig(TaskConfig):
     """Hidden patches, and the teacher whose features of them are predicted."""
 
+    reads_text: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     teacher: str = ""

@@ -55,6 +55,7 @@ class MaskedImageBatch(TypedDict):
 class MaskedImageConfig(TaskConfig):
     """Hidden patches and visual tokenizer; the defaults are BEiT's."""
 
+    reads_text: ClassVar[bool] = False
     pipeline_tag: ClassVar[str] = "image-feature-extraction"
 
     tokenizer: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
+from typing import ClassVar, TypedDict
 
 import numpy as np
 import torch
@@ -43,6 +43,8 @@ class ViewBatch(TypedDict):
 @dataclass(frozen=True)
 class VQTokenizerConfig(TaskConfig):
     """Weight of the commitment loss."""
+
+    reads_text: ClassVar[bool] = False
 
     commitment: float = 0.25
     """Weight of the distance between encoder outputs and their code embeddings, as in VQ-VAE."""
