@@ -19,18 +19,18 @@ from dualfuse.prepare.sources.questions.visual_genome import is_visual_genome
 from dualfuse.prepare.sources.questions.vqav2 import question_files
 
 FORMATS = {
-    "folder": "a folder of images, each with a .txt of captions beside it (also the files output of img2dataset), "
+    "folder": "a folder of images, each with a .txt file of captions beside it (also img2dataset's format files), "
     "or, with --label folder, with a sub-folder for each class",
     "table": "a .csv, .tsv, .jsonl, .json or .parquet table with an image and a caption in each row, or parquet files",
     "karpathy": "JSON of Karpathy's splits: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json",
-    "captions": "JSON of COCO captions such as annotations/captions_train2017.json, or the folder around several",
+    "captions": "JSON of COCO captions such as annotations/captions_train2017.json, or a folder with several",
     "vqav2": "the folder of v2_OpenEnded_mscoco_*_questions.json, with the annotations",
-    "visual-genome": "question_answers.json of Visual Genome, or the folder around it",
-    "nlvr2": "train.json, dev.json, test1.json of NLVR2, or the folder around them",
-    "snli-ve": "snli_ve_train.jsonl and so on, or the folder around them",
+    "visual-genome": "question_answers.json of Visual Genome, or its folder",
+    "nlvr2": "train.json, dev.json, test1.json of NLVR2, or their folder",
+    "snli-ve": "snli_ve_train.jsonl, ... of SNLI-VE, or their folder",
     "easy-vqa": "the folder of the package easy_vqa: data/train/images, data/train/questions.json, data/answers.txt",
-    "label-maps": "the folder around images/…/NAME.jpg and annotations/…/NAME.png (ADE20K: ADEChallengeData2016)",
-    "tar": "tar shards in the WebDataset layout (also what img2dataset writes)",
+    "label-maps": "a folder with images/…/NAME.jpg and annotations/…/NAME.png (ADE20K: ADEChallengeData2016)",
+    "tar": "tar shards in the WebDataset layout (also the output of img2dataset)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _MAX_FILES = 100_000

@@ -1,4 +1,4 @@
-"""How long it is looked for files that break a reader: seconds, the same ones every time; or minutes, new ones."""
+"""Hypothesis profiles: seconds with fixed examples by default, or minutes with new ones."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "seconds"))
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """One for all examples of a test; each writes its files anew."""
+    """Return one folder for all examples of a test, which overwrite each other's files."""
     return tmp_path

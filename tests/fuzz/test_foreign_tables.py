@@ -1,4 +1,4 @@
-"""Any table and any json of captions or questions gives items or a sentence."""
+"""Every table and every JSON file of captions or questions gives items or a DualfuseError."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def columns() -> bytes:
 
 
 def read(path: Path) -> list[object]:
-    """Go the way of ``prepare`` up to the judgement on each item."""
+    """Run ``prepare`` up to the check of each item."""
     kind, place = recognize(path)
     with foreign_errors(place, kind):
         opened = _open(kind, place, PrepareOptions())
@@ -117,7 +117,7 @@ def test_tables_of_other_values(rows: list[object], name: str, folder: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
-def test_a_cell_of_a_megabyte_and_a_quotation_mark_that_stays_open(name: str, tmp_path: Path) -> None:
+def test_a_cell_of_a_megabyte_and_an_unclosed_quotation_mark(name: str, tmp_path: Path) -> None:
     rows = [*ROWS, {"image": "c.png", "caption": "x" * 1_000_000, "split": "train"}, *ROWS]
     text = "\n".join(map(json.dumps, rows))
     if name == "t.csv":
@@ -129,7 +129,7 @@ def test_a_cell_of_a_megabyte_and_a_quotation_mark_that_stays_open(name: str, tm
     assert len(found) >= 2
 
 
-def test_half_a_character_costs_one_row(tmp_path: Path) -> None:
+def test_invalid_unicode_skips_one_row(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png_image(1))
     half, name = {"image": "a.png", "caption": "half \ud800"}, {"image": "\udc00.png", "caption": "x"}
     (tmp_path / "t.jsonl").write_text(

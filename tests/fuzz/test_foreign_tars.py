@@ -1,4 +1,4 @@
-"""Any tar, and any file called so, gives samples or a sentence."""
+"""Every file called .tar gives samples or a DualfuseError."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 KINDS = b"0012345678gxLKSXNMV\0"
 
 
-def whole(form: int) -> bytes:
-    """A tar with everything that tars have, as that format has it."""
+def complete_tar(form: int) -> bytes:
+    """Return a tar in a format with all kinds of members."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=form) as tar:
         long = "folder/" * (12 if form == tarfile.USTAR_FORMAT else 30)
@@ -36,7 +36,7 @@ def whole(form: int) -> bytes:
 
 
 def with_sums(data: bytes) -> bytes:
-    """Return every block that looks like a header the checksum that it needs."""
+    """Correct the checksum of every block that looks like a header."""
     blocks = [bytearray(data[place : place + 512]) for place in range(0, len(data), 512)]
     for block in blocks:
         if block[257:262] == b"ustar" and len(block) == 512:
@@ -45,7 +45,7 @@ def with_sums(data: bytes) -> bytes:
 
 
 def fields() -> st.SearchStrategy[bytes]:
-    """A header of which every field is anybody's idea, and some data behind it."""
+    """Generate a header with arbitrary fields, followed by some data."""
     number = st.one_of(st.binary(min_size=12, max_size=12), st.integers(0, 2000).map(lambda n: b"%011o\0" % n))
     head = st.tuples(
         st.sampled_from((b"a.png", b"a.txt", b"b.1.jpg", b"../x.png", b"././@LongLink", b"\xff.png"))
@@ -71,8 +71,8 @@ def _block(parts: tuple[bytes, ...]) -> bytes:
 
 
 CONTENT = st.one_of(
-    *(damaged(whole(form)).map(with_sums) for form in FORMATS),
-    *(damaged(whole(form)) for form in FORMATS),
+    *(damaged(complete_tar(form)).map(with_sums) for form in FORMATS),
+    *(damaged(complete_tar(form)) for form in FORMATS),
     st.lists(fields(), min_size=1, max_size=5).map(lambda blocks: with_sums(b"".join(blocks)) + bytes(1024)),
     st.binary(max_size=1200),
 )
@@ -92,12 +92,12 @@ def test_shards(folder: Path, content: bytes) -> None:
 
 
 @given(data=st.data())
-def test_a_damaged_index_is_made_again(folder: Path, data: st.DataObject) -> None:
-    """Or was not damaged where it matters: the samples are the same."""
+def test_a_damaged_index_is_replaced(folder: Path, data: st.DataObject) -> None:
+    """The samples are the same in any case."""
     path, good = folder / "s.tar", folder / "good.npz"
     kept = path.with_name("s.tar.index.npz")
     if not path.exists():
-        path.write_bytes(whole(FORMATS[1]))
+        path.write_bytes(complete_tar(FORMATS[1]))
         Shards.open(path)
         good.write_bytes(kept.read_bytes())
     kept.write_bytes(data.draw(damaged(good.read_bytes())))

@@ -1,4 +1,4 @@
-"""Any file of text gives rows or a sentence, and so does any image."""
+"""Every text file gives rows or a DualfuseError, and every image pixels or one."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def encoded(kind: str) -> bytes:
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
 @pytest.mark.filterwarnings("ignore")
 @given(data=st.data())
-def test_damaged_pictures(kind: str, data: st.DataObject) -> None:
+def test_damaged_images(kind: str, data: st.DataObject) -> None:
     content = data.draw(damaged(encoded(kind)))
     image = told(lambda: decode(content))
     assert image is None or (image.ndim == 3 and image.shape[0] == 3)
