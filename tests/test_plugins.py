@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 from tiny import samples, shards, tokenizer
+from toy_plugin.format import FORMAT
+from toy_plugin.model import ToyModelConfig
+from toy_plugin.recipes import toy
 from toy_plugin.store import ToyStore
+from toy_plugin.task import ToyTaskConfig
 
 from dualfuse import config, find_recipe, hub, plugins
 from dualfuse.cli.main import main
+from dualfuse.convert.formats import FORMATS, register_format
 from dualfuse.errors import DualfuseError
-from dualfuse.testing import check_store
+from dualfuse.testing import check_model, check_store, check_task
 
 FOLDER = Path(__file__).parent
 
@@ -211,5 +217,16 @@ def test_classes_of_a_script_are_found_again(tmp_path: Path) -> None:
     assert done.stdout == "my_script:MyTask\n"
 
 
-def test_the_toy_classes_keep_the_contracts(tmp_path: Path) -> None:
+def test_a_format_may_be_registered_again_by_its_own_module() -> None:
+    number = len(FORMATS)
+    register_format(FORMAT)
+    assert len(FORMATS) == number and FORMATS.count(FORMAT) == 1
+    with pytest.raises(DualfuseError, match="'toy'"):
+        register_format(replace(FORMAT, read=lambda source, tokenizer: FORMAT.read(source, tokenizer)))
+
+
+def test_the_toy_classes_keep_the_contracts(data: Path, tmp_path: Path) -> None:
+    processor = replace(toy().data, tokenizer=str(data / "tokenizer.json"), augment=None).processor()
+    check_task(ToyTaskConfig(), ToyModelConfig(), samples(4), processor, batch_metrics=("toy/own_text_first", "loss"))
+    check_model(ToyModelConfig())
     check_store(lambda fingerprint: ToyStore(fingerprint, tmp_path))

@@ -24,6 +24,7 @@ from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
 from dualfuse.search.index import Index
+from dualfuse.training.best_model import BestModel
 from dualfuse.training.init_from import init_from
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
@@ -173,6 +174,11 @@ def test_logs_of_old_runs_are_read_with_current_names() -> None:
     assert upgrade.log([{"gradient_norm": 1, "validation/words": 2, "validation/words/loss": 3}]) == [
         {"grad_norm": 1, "validation/mlm/accuracy": 2, "validation/mlm/loss": 3}
     ]
+
+
+def test_the_best_model_so_far_is_known_under_the_current_name() -> None:
+    best = BestModel.restored("mlm/accuracy", {"best": {"by": "words", "value": 0.5, "step": 3}})
+    assert best == BestModel("mlm/accuracy", 0.5, 3)
 
 
 def test_a_run_starts_from_an_old_model_folder(stored: Path) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from dualfuse import Tokens, VisionLanguageModel
-from dualfuse.models.base import Fused
+from dualfuse.layers.attention import gather_positions
+from dualfuse.models.base import Fused, generation_error
 
 
 @dataclass(frozen=True)
@@ -35,19 +36,31 @@ class ToyModel(VisionLanguageModel):
         x = self.patches(images)
         states = x.flatten(2).transpose(1, 2)
         states = torch.cat([states.mean(1, keepdim=True), states], dim=1)
-        return Tokens("image", (states,), torch.ones(states.shape[:2], dtype=torch.bool), tuple(x.shape[2:]))
+        return Tokens(
+            "image", (states,), torch.ones(states.shape[:2], dtype=torch.bool, device=states.device), tuple(x.shape[2:])
+        )
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         return Tokens("text", (self.words(ids),), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:
-        weights = tokens.mask[:, :, None].float()
-        return self.top((tokens.states[0] * weights).sum(1) / weights.sum(1))
+        return self.top(_mean(tokens))
 
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Fused:
-        return Fused(text.states[0], image.states[0], lambda: self.encode(image) + self.encode(text))
+        if attention_mask is not None:
+            raise generation_error(self)
+        both = torch.tanh(_mean(image) * _mean(text))
+        words, patches = text.states[0] + both[:, None], image.states[0] + both[:, None]
+        if positions is not None:
+            words, patches = gather_positions(words, positions), patches[:, :0]
+        return Fused(words, patches, lambda: self.top(both))
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         return (self.top,)
+
+
+def _mean(tokens: Tokens) -> Tensor:
+    weights = tokens.mask[:, :, None].to(tokens.states[0].dtype)
+    return (tokens.states[0] * weights).sum(1) / weights.sum(1)

@@ -11,7 +11,11 @@ FORMATS: list[Format] = [bridgetower_hf.FORMAT, bridgetower_official.FORMAT, vlm
 
 
 def register_format(new: Format) -> None:
-    """Add a format, such as one of a plug-in; ``DualfuseError`` if its name is taken."""
+    """Add a format, such as one of a plug-in; ``DualfuseError`` if its name is taken.
+
+    A module that is executed again, after an edit, replaces its own format.
+    """
+    FORMATS[:] = [known for known in FORMATS if (known.name, known.read.__module__) != (new.name, new.read.__module__)]
     if any(entry.name == new.name for entry in FORMATS):
         raise DualfuseError(f"there is a checkpoint format {new.name!r} already; give the new one another name")
     FORMATS.append(new)
