@@ -43,7 +43,7 @@ def pairs(tmp_path: Path) -> Recipe:
     return recipe(tmp_path, images=2)
 
 
-def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
+def test_hub_reads_the_front_matter(tmp_path: Path, pairs: Recipe) -> None:
     number = saved(tmp_path / "final", pairs)
     read = ModelCard(card(tmp_path / "final", licence="apache-2.0"))
     assert read.data.to_dict() == {
@@ -59,7 +59,7 @@ def test_what_the_hub_reads(tmp_path: Path, pairs: Recipe) -> None:
     assert ModelCard(card(tmp_path / "final")).data.license == "unknown"
 
 
-def test_where_files_are_kept_is_nobody_elses_business(tmp_path: Path, pairs: Recipe) -> None:
+def test_private_paths_are_shortened(tmp_path: Path, pairs: Recipe) -> None:
     saved(tmp_path / "final", pairs)
     assert str(tmp_path) in (tmp_path / "final" / hub.CONFIG).read_text()
     text = card(tmp_path / "final")
@@ -78,7 +78,7 @@ def test_other_heads_and_models(tmp_path: Path, pairs: Recipe, task: object, tag
     assert ('image=("a.jpg", "b.jpg")' in read.text) == isinstance(task, NLVR2Config)
 
 
-def test_stages_are_told_in_order(tmp_path: Path, pairs: Recipe) -> None:
+def test_stages_are_listed_in_order(tmp_path: Path, pairs: Recipe) -> None:
     """The start.json of each run is where training writes it: beside its final folder."""
     stages = (
         replace(pairs, name="text", task=MaskedTextConfig(), start_from="owner/beit"),
@@ -97,13 +97,13 @@ def test_stages_are_told_in_order(tmp_path: Path, pairs: Recipe) -> None:
     assert "- Weights it started from: *to be filled in*" in text
 
 
-def test_a_model_that_started_from_itself_ends(tmp_path: Path, pairs: Recipe) -> None:
+def test_model_that_started_from_itself_is_listed_once(tmp_path: Path, pairs: Recipe) -> None:
     saved(tmp_path / "final", pairs)
     (tmp_path / "start.json").write_text(json.dumps({"source": str(tmp_path / "final")}))
     assert card(tmp_path / "final").count("| 10 | 8 |") == 1
 
 
-def test_scores_stand_with_their_command(tmp_path: Path, pairs: Recipe) -> None:
+def test_scores_are_listed_with_their_command(tmp_path: Path, pairs: Recipe) -> None:
     saved(tmp_path / "final", pairs)
     numbers = {"text_to_image/R@1": 0.125, "validation/loss": 2.5, "words": float("nan")}
     (tmp_path / "scores.json").write_text(json.dumps(numbers))
@@ -117,13 +117,13 @@ def test_scores_stand_with_their_command(tmp_path: Path, pairs: Recipe) -> None:
         Scores.read(tmp_path / "scores.json", "")
 
 
-def test_a_conversion_says_of_what(tmp_path: Path, pairs: Recipe) -> None:
+def test_card_of_a_converted_model_names_its_source(tmp_path: Path, pairs: Recipe) -> None:
     saved(tmp_path / "final", pairs)
     (tmp_path / "final" / "conversion.json").write_text(json.dumps({"source": "owner/name"}))
     assert "Converted from `owner/name`" in card(tmp_path / "final")
 
 
-def test_what_a_person_wrote_is_kept(tmp_path: Path, pairs: Recipe) -> None:
+def test_edited_card_is_kept(tmp_path: Path, pairs: Recipe) -> None:
     folder = tmp_path / "final"
     saved(folder, pairs)
     write_card(folder)

@@ -74,7 +74,7 @@ def pixels(sample: Sample) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_pixels_lie_where_captions_say(shards: dict[str, tuple[Sample, ...]], split: str) -> None:
+def test_shapes_are_where_captions_say(shards: dict[str, tuple[Sample, ...]], split: str) -> None:
     evaluated = 0
     for sample in shards[split]:
         places = {kind: (x.mean(), y.mean()) for kind, (x, y) in pixels(sample).items()}
@@ -101,7 +101,7 @@ def test_shapes_have_the_size_and_form_of_their_name(shards: dict[str, tuple[Sam
     assert len(seen) == 2 * len(FILLED)
 
 
-def test_held_out_kinds_are_neighbours_in_no_training_picture(shards: dict[str, tuple[Sample, ...]]) -> None:
+def test_held_out_pairs_are_absent_from_training_images(shards: dict[str, tuple[Sample, ...]]) -> None:
     told = {
         split: {frozenset(said(text)[::2]) for sample in shards[split] for text in sample.texts} for split in SPLITS
     }
@@ -112,13 +112,13 @@ def test_held_out_kinds_are_neighbours_in_no_training_picture(shards: dict[str, 
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
-def test_a_held_out_caption_is_true_of_one_picture(shards: dict[str, tuple[Sample, ...]], split: str) -> None:
+def test_held_out_caption_is_true_of_one_image(shards: dict[str, tuple[Sample, ...]], split: str) -> None:
     for sample in shards[split]:
         (text,) = sample.texts
         assert [other.key for other in shards[split] if said(text) in shown(other)] == [sample.key]
 
 
-def test_the_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, ...]]) -> None:
+def test_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, ...]]) -> None:
     stages = find_recipe(f"{FILE}:scenes")
     assert [stage.name for stage in stages] == ["contrast", "random", "hard"]
     text = TextTransform(stages[0].data.text_length, str(folder / "tokenizer.json"))
@@ -127,12 +127,12 @@ def test_the_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, 
     assert all(text.decode(text.encode(caption).ids) == caption for caption in captions)
 
 
-def test_a_seed_draws_the_same_again(shards: dict[str, tuple[Sample, ...]]) -> None:
+def test_equal_seeds_draw_equal_images(shards: dict[str, tuple[Sample, ...]]) -> None:
     samples = sys.modules["scenes"].samples
     assert [sample.image for sample in samples("test", 60, 1)] == [sample.image for sample in shards["test"]]
     assert next(samples("test", 1, 2)).image != shards["test"][0].image
 
 
-def test_more_facts_than_there_are_cannot_be_drawn() -> None:
+def test_too_many_held_out_images_are_refused() -> None:
     with pytest.raises(ValueError, match="only 876 facts"):
         next(sys.modules["scenes"].samples("test", 877, 1))

@@ -204,12 +204,10 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             rate = learning_rate(recipe.optim, state.step, run.steps)
             set_learning_rate(state.optimizer, rate)
             for micro, loaded_batch in enumerate(islice(stream, micro_steps(recipe))):
-                numbers = accumulate(state, forward, loaded_batch.batch, micro)
-                log.add(numbers)
-                guard.watch(numbers)
-                for skipped in loaded_batch.skipped:
-                    skipped_log.append(state.step + 1, skipped.key, skipped.reason, skipped.replacement)
-                log.add({"count/skipped": len(loaded_batch.skipped)})
+                values = accumulate(state, forward, loaded_batch.batch, micro)
+                guard.watch(values)
+                log.add({**values, "count/skipped": len(loaded_batch.skipped)})
+                skipped_log.extend(state.step + 1, loaded_batch.skipped)
             norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
             if guard.passes(norm, state.step + 1):
                 state.optimizer.step()
@@ -269,7 +267,7 @@ def _seed(*numbers: int) -> int:
     return int(words[0]) << 31 | int(words[1]) >> 1
 
 
-def validate(state: TrainState) -> dict[str, float]:
+def validate(state: TrainState) -> Mapping[str, float]:
     """Evaluate the current task on the recipe's validation set, on every process, so that none has to wait."""
     data, task = state.recipe.data, state.task
     processor = replace(data.processor(), image=replace(data.image_transform, augment=None))

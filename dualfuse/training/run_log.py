@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse import upgrade
+from dualfuse.data.loader import Skipped
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_write
 
@@ -127,6 +128,11 @@ class SkippedLog:
         self._path = folder / SKIPPED
         self.count = len(_read_lines(self._path))
         """Samples skipped since the beginning of the run."""
+
+    def extend(self, step: int, skipped: Iterable[Skipped]) -> None:
+        """Record the samples that were skipped in ``step`` (1-based)."""
+        for sample in skipped:
+            self.append(step, sample.key, sample.reason, sample.replacement)
 
     def append(self, step: int, key: str, reason: str, replacement: str) -> None:
         """Record that in ``step`` (1-based) the sample ``replacement`` was used in place of the sample ``key``."""

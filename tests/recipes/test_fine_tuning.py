@@ -29,12 +29,12 @@ PLACES = {
 """Every recipe of both files."""
 
 
-def test_there_are_all() -> None:
+def test_all_recipes_are_listed() -> None:
     assert len(PLACES) == 16 + 12
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_recipe_is_whole(place: str) -> None:
+def test_recipe_is_complete(place: str) -> None:
     recipe = PLACES[place]
     assert recipes.find_recipe(place) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
@@ -83,7 +83,7 @@ def test_numbers_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_the_best_is_chosen_as_published(place: str) -> None:
+def test_best_model_is_chosen_as_published(place: str) -> None:
     """By recall where images are retrieved, by accuracy on dev; of VQAv2, and of VLMo's NLVR2, the last one is."""
     recipe = PLACES[place]
     recalled = recipe.name in ("coco", "flickr30k")

@@ -55,7 +55,7 @@ def images(number: int, first: int = 0) -> list[Sample]:
 
 
 @pytest.mark.parametrize("name", [name for name in recipes.NAMES if "small_finetune" in recipes.NAMES[name]])
-def test_a_recipe_is_whole(name: str) -> None:
+def test_recipe_is_complete(name: str) -> None:
     (recipe,) = recipes.find_recipe(name)
     assert from_json(to_json(recipe)) == recipe
     model = recipe.model
@@ -66,7 +66,7 @@ def test_a_recipe_is_whole(name: str) -> None:
 
 
 @pytest.mark.parametrize("rng", [None, 3])
-def test_wrong_ones_have_another_name_and_come_as_often(rng: int | None) -> None:
+def test_negatives_have_another_name_and_equal_frequency(rng: int | None) -> None:
     samples = images(10)
     pairs = list(labels.wrong_ones(samples, None if rng is None else RNG(rng)))
     assert Counter(image.key for image, _ in pairs) == Counter(sample.key for sample in samples)
@@ -90,7 +90,7 @@ def test_texts_that_fit_and_texts_that_differ(tmp_path: Path) -> None:
         assert said["fits"] == said["differs"]
 
 
-def test_two_pictures_of_one_thing(tmp_path: Path) -> None:
+def test_two_images_of_one_thing(tmp_path: Path) -> None:
     samples = images(60)
     seen = frozenset(labels.name_of(sample) for sample in samples[:60])
     numbers = labels.write_same(samples, seen, tmp_path, RNG(0))

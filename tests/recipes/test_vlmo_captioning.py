@@ -23,7 +23,7 @@ def test_the_published_command(name: str, lr: float, width: int) -> None:
     assert (made.task.beam, made.task.length_penalty) == (3, 0.6)
 
 
-def test_captions_go_on_from_pairs(tmp_path: Path) -> None:
+def test_captioning_starts_from_pairs(tmp_path: Path) -> None:
     """All weights are taken over, and learning goes on; validation gives captions' numbers."""
     pairs = changed(recipe(tmp_path, images=12), steps=2, save_every=2)
     start = train((pairs,), tmp_path / "pairs")

@@ -34,7 +34,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_recipe_is_whole(name: str) -> None:
+def test_recipe_is_complete(name: str) -> None:
     recipe = PLACES[name]
     assert recipes.find_recipe(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
     assert from_json(to_json(recipe)) == recipe
@@ -103,7 +103,7 @@ def small(tmp_path: Path) -> Recipe:
     )
 
 
-def test_learns_classes_and_is_judged(small: Recipe, tmp_path: Path) -> None:
+def test_small_recipe_learns_classes(small: Recipe, tmp_path: Path) -> None:
     train([small], tmp_path / "run")
     last = read_log(tmp_path / "run")[-1]
     assert last["validation/accuracy"] > 0.9 and last["validation/accuracy/top5"] == 1.0
@@ -117,7 +117,7 @@ def test_learns_classes_and_is_judged(small: Recipe, tmp_path: Path) -> None:
     assert found.predictions[0].answer.startswith("colour ")
 
 
-def test_a_run_that_goes_on_mixes_as_one_that_never_stopped(small: Recipe, tmp_path: Path) -> None:
+def test_resume_is_bitwise_with_mixup(small: Recipe, tmp_path: Path) -> None:
     short = replace(small, run=replace(small.run, steps=6, save_every=3, log_every=3))
     train([short], tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
@@ -129,7 +129,7 @@ def test_a_run_that_goes_on_mixes_as_one_that_never_stopped(small: Recipe, tmp_p
     assert all(torch.equal(tensor, again[name]) for name, tensor in whole.items())
 
 
-def test_classes_start_from_other_classes(small: Recipe, tmp_path: Path) -> None:
+def test_head_of_another_size_is_new(small: Recipe, tmp_path: Path) -> None:
     """A head of another size is new; the norm of the mean goes on."""
     short = replace(small, run=replace(small.run, steps=2), data=replace(small.data, validation=""))
     train([short], tmp_path / "first")

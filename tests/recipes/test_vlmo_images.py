@@ -54,7 +54,7 @@ def test_small_recipes_build_and_fit_each_other() -> None:
     assert (big.model.codes, big.model.stride, big.data.image_size) == (8192, 8, (112, 112))
 
 
-def test_taught_recipes_differ_in_their_targets_alone() -> None:
+def test_teacher_recipes_differ_only_in_their_targets() -> None:
     base, nano = vlmo_images.base_images_taught(), vlmo_images.nano_images_taught()
     assert replace(base, task=vlmo_images.base_images().task) == vlmo_images.base_images()
     assert from_json(to_json(nano)) == nano and nano.task.mask == vlmo_images.nano_images().task.mask

@@ -43,7 +43,7 @@ PLAN = Plan(num_workers=0)
 
 
 @pytest.mark.parametrize("name", PLACES)
-def test_a_recipe_is_whole(name: str) -> None:
+def test_recipe_is_complete(name: str) -> None:
     recipe = PLACES[name]
     place = f"dualfuse.recipes.vlmo_segmentation:{name}"
     assert place in recipes.NAMES.values() and recipes.find_recipe(place) == (recipe,)
@@ -124,7 +124,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_learns_and_is_judged_by_the_command(
+def test_small_recipe_learns_and_evaluate_agrees(
     trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Four classes that are guessed by their share would reach a mean IoU of 0.15 at best."""
@@ -142,7 +142,7 @@ def test_learns_and_is_judged_by_the_command(
         assert grid.width > 700 and grid.height > 8 * 200
 
 
-def test_numbers_are_those_of_what_is_predicted(trained: Path, data: Path) -> None:
+def test_metrics_equal_those_of_the_predictions(trained: Path, data: Path) -> None:
     """Every image by itself, its shorter side brought to the window, judged where it has a class."""
     model = hub.load(trained / "final")
     assert isinstance(model.task, Segmentation)
@@ -161,7 +161,7 @@ def test_numbers_are_those_of_what_is_predicted(trained: Path, data: Path) -> No
     assert found.size == f"8 images, {pixels:,} pixels"
 
 
-def test_windows_and_the_whole_picture_are_about_alike(trained: Path, data: Path) -> None:
+def test_sliding_windows_and_whole_images_agree_roughly(trained: Path, data: Path) -> None:
     model = hub.load(trained / "final")
     whole = replace(model, task=replace(model.recipe.task, test="whole").build(model.recipe.model.build()))
     whole.task.load_state_dict(model.task.state_dict())
@@ -170,7 +170,7 @@ def test_windows_and_the_whole_picture_are_about_alike(trained: Path, data: Path
     assert found[0] != found[1] and found[1] > 0.5
 
 
-def test_what_has_no_label_map_is_named(trained: Path, data: Path, tmp_path: Path) -> None:
+def test_samples_without_label_map_are_named(trained: Path, data: Path, tmp_path: Path) -> None:
     good = Shards.open(data / "val-*.tar")[:2]
     model, bare = hub.load(trained / "final"), Sample("bare", good[0].image)
     labels = decode_labels(good[1].label_map)
@@ -188,7 +188,7 @@ def test_what_has_no_label_map_is_named(trained: Path, data: Path, tmp_path: Pat
         check_outputs(model.task, answers=Path("a.csv"), save_image=None)
 
 
-def test_a_run_that_goes_on_is_as_one_that_never_stopped(data: Path, tmp_path: Path) -> None:
+def test_resume_is_bitwise(data: Path, tmp_path: Path) -> None:
     """Statistics of the norms, crops and light come back as well."""
     whole = small(data)
     short = replace(
@@ -204,7 +204,7 @@ def test_a_run_that_goes_on_is_as_one_that_never_stopped(data: Path, tmp_path: P
     assert any("running_mean" in name for name in first)
 
 
-def test_one_crop_at_a_time_is_refused(data: Path, tmp_path: Path) -> None:
+def test_batch_norm_with_one_crop_is_refused(data: Path, tmp_path: Path) -> None:
     recipe = small(data)
     alone = replace(recipe, run=replace(recipe.run, micro_batch=1))
     with pytest.raises(ValueError, match=r"give --run\.micro-batch 2 or more"):

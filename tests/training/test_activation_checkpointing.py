@@ -21,7 +21,7 @@ def test_a_run_ends_with_the_same_weights(tiny: Recipe, whole: Path, tmp_path: P
     assert all(torch.equal(again[name], once[name]) for name in once)
 
 
-def test_blocks_run_twice_and_keep_little() -> None:
+def test_checkpointed_blocks_run_twice_and_keep_little() -> None:
     def kept(again: bool) -> tuple[int, int]:
         torch.manual_seed(0)
         model = VLMoConfig(width=16, depth=4, heads=2, patch_size=8, image_size=(16, 16), vocab_size=20).build()

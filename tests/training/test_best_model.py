@@ -58,7 +58,7 @@ def assert_best(out: Path) -> int:
     return step
 
 
-def test_its_weights_are_those_of_the_best_step(evaluated: Recipe, straight: Path) -> None:
+def test_best_model_has_the_weights_of_the_best_step(evaluated: Recipe, straight: Path) -> None:
     assert 1 < assert_best(straight) < 8  # else keeping the first or the last one would do
     model = hub.load(straight / "best")
     found = evaluate_retrieval(
@@ -69,7 +69,7 @@ def test_its_weights_are_those_of_the_best_step(evaluated: Recipe, straight: Pat
 
 
 @pytest.mark.parametrize("stop", [2, 5])
-def test_a_run_that_was_stopped_keeps_the_same(
+def test_resume_keeps_the_same_best_model(
     evaluated: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
     out, seldom = (
@@ -97,12 +97,12 @@ def test_two_processes_agree(evaluated: Recipe, tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().err.count(f"step {step} is the best so far: */R@* 0.") == 1
 
 
-def test_without_a_name_nothing_but_the_last_is_kept(evaluated: Recipe, tmp_path: Path) -> None:
+def test_without_run_best_only_the_final_model_is_saved(evaluated: Recipe, tmp_path: Path) -> None:
     loop.train((changed(evaluated, best="", steps=2),), tmp_path / "out")
     assert not (tmp_path / "out" / "best").exists()
 
 
-def test_a_name_that_no_number_has_is_refused_and_another_goes_on(evaluated: Recipe, tmp_path: Path) -> None:
+def test_unknown_metric_is_refused_and_a_known_one_resumes(evaluated: Recipe, tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"run\.best is 'acc', but the validation metrics are text_to_image/R@1, .*\*/R@\*"
     ):
@@ -111,7 +111,7 @@ def test_a_name_that_no_number_has_is_refused_and_another_goes_on(evaluated: Rec
     assert_best(tmp_path / "out")
 
 
-def test_what_is_better() -> None:
+def test_better_depends_on_the_metric() -> None:
     first = BestModel("accuracy").after({"accuracy": 0.5}, 10)
     assert first == BestModel("accuracy", 0.5, 10)
     assert first.after({"accuracy": 0.5}, 20) is first and first.after({"accuracy": 0.4}, 20) is first
@@ -122,7 +122,7 @@ def test_what_is_better() -> None:
     assert headline({"a/R@1": 0.2, "b/R@1": 0.4, "loss": 9.0}, "*/R@1") == pytest.approx(0.3)
 
 
-def test_what_a_checkpoint_keeps_of_it() -> None:
+def test_best_step_is_restored_from_a_checkpoint() -> None:
     best = BestModel("accuracy", 0.1 + 0.2, 3)
     extra = json.loads(json.dumps(best.extra()))
     assert BestModel.restored("accuracy", extra) == best

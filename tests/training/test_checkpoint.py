@@ -60,7 +60,7 @@ def _bytes(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, bytes
 
 
 @pytest.mark.parametrize("adamw", ["torch", "official"])
-def test_ten_steps_are_five_and_five(tmp_path: Path, adamw: str) -> None:
+def test_ten_steps_equal_five_and_five(tmp_path: Path, adamw: str) -> None:
     whole = _start(adamw=adamw)
     _train(*whole, range(10))
     first = _start(adamw=adamw)
@@ -76,7 +76,7 @@ def test_ten_steps_are_five_and_five(tmp_path: Path, adamw: str) -> None:
     assert second[0].brief.weight.dtype == torch.bfloat16
 
 
-def test_the_order_of_groups_does_not_matter_but_their_settings_are_the_recipes(tmp_path: Path) -> None:
+def test_restore_keeps_the_optimizer_settings_of_the_recipe(tmp_path: Path) -> None:
     task, optimizer = _start()
     _train(task, optimizer, range(2))
     path = save(tmp_path, 2, task, optimizer, {}, 1)
@@ -86,7 +86,7 @@ def test_the_order_of_groups_does_not_matter_but_their_settings_are_the_recipes(
     assert torch.equal(other.state[task.norm.weight]["exp_avg"], optimizer.state[task.norm.weight]["exp_avg"])
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     assert latest(tmp_path / "nothing") is None
     start = _start()
     (tmp_path / "step-final").mkdir()
@@ -99,7 +99,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save(tmp_path, 11, *start, {}, 0)
 
 
-def test_saving_an_older_step_again_keeps_it(tmp_path: Path) -> None:
+def test_checkpoint_of_an_older_step_is_kept(tmp_path: Path) -> None:
     start = _start()
     for step in (10, 20):
         save(tmp_path, step, *start, {}, 1)
@@ -162,7 +162,7 @@ for place in sys.argv[2:]:
 """
 
 
-def test_a_kill_at_any_moment_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
+def test_kill_at_any_moment_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     places = ("model", "optimizer", "state", "replace", "remove")
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *places], check=True)
     for place in places:
@@ -209,14 +209,14 @@ def test_damaged_files_are_named(saved: Path, name: str) -> None:
     _fails(saved, "is not there", advice)
 
 
-def test_a_file_of_another_checkpoint_is_named(saved: Path) -> None:
+def test_file_of_another_checkpoint_is_named(saved: Path) -> None:
     size = (saved / "optimizer.safetensors").stat().st_size
     save_file({}, saved / "optimizer.safetensors")
     _fails(saved, "optimizer.safetensors is a safetensors file", f"not {size} bytes as saved")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 3}'])
-def test_a_damaged_state_is_named(saved: Path, text: str) -> None:
+def test_damaged_state_is_named(saved: Path, text: str) -> None:
     (saved / "state.json").write_text(text)
     _fails(saved, "state.json is missing or not the state of a checkpoint", "to resume from step-00000050")
     earlier = saved.with_name("step-00000050")
@@ -238,14 +238,14 @@ def test_another_task_is_refused_with_all_differences(saved: Path) -> None:
     assert "brief.weight is (4, 4) torch.bfloat16 in the file, (5, 5) torch.float32" in text
 
 
-def test_another_choice_of_trained_parameters_is_refused(saved: Path) -> None:
+def test_other_trained_parameters_are_refused(saved: Path) -> None:
     task, _ = _start()
     task.norm.weight.requires_grad = False
     with pytest.raises(ValueError, match=r"(?s)state.json does not fit.*not in the recipe's task: norm.weight"):
         restore(saved, task, build_optimizer(task, Optim()))
 
 
-def test_the_state_is_small_and_readable(saved: Path) -> None:
+def test_state_is_small_and_readable(saved: Path) -> None:
     state = json.loads((saved / "state.json").read_text())
     assert state["step"] == 100
     assert state["sizes"]["model.safetensors"] == (saved / "model.safetensors").stat().st_size

@@ -19,7 +19,7 @@ YEAR = 365 * 24 * 3600
 JUMPS = (0.0, 10.0 * YEAR, -3600.0, 3600.0, 40.0 * YEAR)
 
 
-def test_a_jumping_clock(
+def test_jumping_clock_does_not_change_the_log(
     tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Stopped and gone on with, so that checkpoints of all times lie side by side."""

@@ -61,7 +61,9 @@ def test_while_saving(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.C
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path / "out").items())
 
 
-def test_the_final_model(tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_full_disk_keeps_the_earlier_final_model(
+    tiny: Recipe, whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """What was there before stays; neither half of a new one is left."""
     model, loaded = hub.save(tmp_path / "model", hub.load(whole / "final").task, tiny), hub.load(whole / "final")
     before = files(model)

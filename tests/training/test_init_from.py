@@ -62,7 +62,9 @@ def text(task: Task, length: int) -> Tensor:
 
 @pytest.mark.parametrize("positions", ["relative", "absolute"])
 @pytest.mark.parametrize("size", [(48, 48), (40, 64), (24, 16)])
-def test_other_pictures_and_shorter_texts(tiny: Recipe, tmp_path: Path, positions: str, size: tuple[int, int]) -> None:
+def test_other_image_size_and_shorter_texts(
+    tiny: Recipe, tmp_path: Path, positions: str, size: tuple[int, int]
+) -> None:
     """A model reads images of any size by resizing on the fly; after the start it must read them alike."""
     start = changed(tiny, positions=positions)
     given, task, report = begun(
@@ -82,7 +84,7 @@ def test_other_pictures_and_shorter_texts(tiny: Recipe, tmp_path: Path, position
     assert task.model.embed_text(torch.ones(1, 7, dtype=torch.long), torch.ones(1, 7)).states[0].shape == (1, 7, 32)
 
 
-def test_texts_of_data_alone_leave_the_table(tiny: Recipe, tmp_path: Path) -> None:
+def test_shorter_data_texts_keep_the_table(tiny: Recipe, tmp_path: Path) -> None:
     _, _, report = begun(tiny, replace(tiny, data=replace(tiny.data, text_length=6)), tmp_path)
     assert report["resized"] == {}
 
@@ -96,7 +98,7 @@ def test_longer_texts_are_refused(tiny: Recipe, tmp_path: Path, positions: str) 
         begun(start, changed(start, text_length=13), tmp_path)
 
 
-def test_a_start_that_has_seen_pictures_alone(tiny: Recipe, tmp_path: Path) -> None:
+def test_start_trained_on_images_alone(tiny: Recipe, tmp_path: Path) -> None:
     """Its words were never trained: they may be others, and fewer; only images are handed over."""
     start = changed(tiny, text_length=5, tokenizer="")
     given, recipe = random(start), changed(tiny, image_size=(48, 40))
@@ -136,13 +138,13 @@ def test_vision_language_experts(tiny: Recipe, tmp_path: Path, both: str, expert
     assert torch.equal(task.mlm_head.decoder.weight, given.mlm_head.decoder.weight)
 
 
-def test_experts_that_the_start_has_are_copied(tiny: Recipe, tmp_path: Path) -> None:
+def test_existing_experts_are_copied(tiny: Recipe, tmp_path: Path) -> None:
     given, task, report = begun(tiny, replace(tiny, start_from="x", vl_expert_init="vision"), tmp_path)
     assert report["experts"] == {} and report["new"] == {}
     assert all(torch.equal(tensor, given.state_dict()[name]) for name, tensor in task.state_dict().items())
 
 
-def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
+def test_copied_experts_need_a_source(tiny: Recipe, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="vl_expert_init='vision' copies experts of start_from"):
         replace(tiny, vl_expert_init="vision")
     with pytest.raises(ValueError, match="this recipe's model has no vision-language experts; set it to random"):
@@ -150,14 +152,14 @@ def test_experts_from_nowhere(tiny: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model", [None, BRIDGETOWER], ids=["VLMo", "BridgeTower"])
-def test_a_second_picture_begins_as_the_first(tiny: Recipe, tmp_path: Path, model: BridgeTowerConfig | None) -> None:
+def test_second_image_type_starts_as_the_first(tiny: Recipe, tmp_path: Path, model: BridgeTowerConfig | None) -> None:
     tiny = replace(tiny, model=model or tiny.model)
     given, task, report = begun(tiny, changed(tiny, image_slots=2), tmp_path)
     assert torch.equal(task.model.types.weight, given.model.types.weight[[0, 1, 1]])
     assert list(report["resized"]) == ["model.types.weight"]
 
 
-def test_other_word_pieces_are_refused(tiny: Recipe, tmp_path: Path) -> None:
+def test_other_tokenizers_are_refused(tiny: Recipe, tmp_path: Path) -> None:
     """Also as many of them, under other numbers; the same ones in another file are welcome."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{n}" for n in range(MODEL.vocab_size - 5))]
     other = Tokenizer(models.WordPiece({name: n for n, name in enumerate(pieces)}, unk_token="[UNK]"))
@@ -173,7 +175,7 @@ def test_other_word_pieces_are_refused(tiny: Recipe, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("by_name", [True, False])
-def test_what_a_later_stage_would_refuse_is_said_before_the_first(tiny: Recipe, tmp_path: Path, by_name: bool) -> None:
+def test_errors_of_later_stages_are_raised_before_the_first(tiny: Recipe, tmp_path: Path, by_name: bool) -> None:
     first = changed(tiny, name="first", steps=1)
     if not by_name:
         loop.train((first,), tmp_path / "earlier")
@@ -191,7 +193,7 @@ def test_what_a_later_stage_would_refuse_is_said_before_the_first(tiny: Recipe, 
         assert not (tmp_path / "out").exists()
 
 
-def test_a_foreign_checkpoint(tiny: Recipe, tmp_path: Path) -> None:
+def test_third_party_checkpoint_is_converted(tiny: Recipe, tmp_path: Path) -> None:
     """A folder of Hugging Face is converted on the way, and lacks what it lacks: heads."""
     golden, folder = Path(__file__).parents[1] / "golden" / "bridgetower" / "add_shared", tmp_path / "theirs"
     folder.mkdir()
@@ -210,7 +212,7 @@ def test_a_foreign_checkpoint(tiny: Recipe, tmp_path: Path) -> None:
         init_from(task, replace(recipe, data=replace(recipe.data, tokenizer="")), str(folder), tmp_path)
 
 
-def test_beit_as_the_released_loader_takes_it(tmp_path: Path) -> None:
+def test_beit_equals_the_official_loader(tmp_path: Path) -> None:
     """The released text stage, begun with a BEiT that was fine-tuned on classes; its other weights were random."""
     golden = Path(__file__).parents[1] / "golden" / "vlmo" / "beit_stage2_state.safetensors"
     state = load_file(golden)
@@ -239,7 +241,7 @@ def test_beit_as_the_released_loader_takes_it(tmp_path: Path) -> None:
     assert all(name.startswith(new) or ".experts.text." in name for name in report["new"])
 
 
-def test_the_same_weights_start_alike(tiny: Recipe, tmp_path: Path) -> None:
+def test_start_by_name_equals_start_by_path(tiny: Recipe, tmp_path: Path) -> None:
     """A start by name in a tuple, and by the path of the folder."""
     first, second = changed(tiny, name="first", steps=1), changed(tiny, name="second", steps=2, start_from="first")
     loop.train((first, second), tmp_path)

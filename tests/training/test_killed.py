@@ -49,7 +49,7 @@ def moments(do: Callable[[], object], phase: str = "", die_at: int = 0) -> Count
 
 
 @pytest.mark.parametrize("kills", [7, pytest.param(20, marks=pytest.mark.slow)])
-def test_kill_9(tiny: Recipe, tmp_path: Path, kills: int) -> None:
+def test_killed_run_resumes_bitwise(tiny: Recipe, tmp_path: Path, kills: int) -> None:
     """Moments are drawn alike from loading, from two steps and from saving twice; the last two from finishing."""
     long, whole, out = changed(tiny, steps=kills, save_every=2), tmp_path / "whole", tmp_path / "out"
     loop.train((long,), whole)

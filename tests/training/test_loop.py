@@ -22,7 +22,7 @@ from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.training import loop
 
 
-def test_what_the_whole_run_is(tiny: Recipe, whole: Path) -> None:
+def test_run_folder_has_checkpoints_log_and_model(tiny: Recipe, whole: Path) -> None:
     said = lines(whole)
     assert [line["step"] for line in said] == list(range(1, 11))
     assert [line["count/samples"] for line in said] == list(range(8, 81, 8))
@@ -53,7 +53,7 @@ def even(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     return changed(made, drop_path=0.0, itc_weight=0.0, itm_weight=0.0, mlm_probability=0.2)
 
 
-def test_micro_batches_of_as_many_words_give_the_gradient_of_the_batch(
+def test_micro_batches_with_equal_token_counts_give_the_gradient_of_the_batch(
     even: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     at_once = gradient(even, tmp_path / "a", monkeypatch)
@@ -64,7 +64,7 @@ def test_micro_batches_of_as_many_words_give_the_gradient_of_the_batch(
     assert lines(tmp_path / "a")[0]["loss/mlm"] == pytest.approx(lines(tmp_path / "b")[0]["loss/mlm"], abs=1e-5)
 
 
-def test_a_step_is_the_mean_of_its_micro_batches(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_step_is_the_mean_of_its_micro_batches(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where they have different numbers of words: each stands for itself."""
     passes: list[dict[str, Tensor]] = []
     accumulate, steps = loop.accumulate, loop.micro_steps
@@ -87,7 +87,7 @@ def test_a_step_is_the_mean_of_its_micro_batches(tiny: Recipe, tmp_path: Path, m
     assert len(halves) == 2
 
 
-def test_every_weighting_can_be_trained_and_the_rest_is_frozen(
+def test_unused_parameters_are_frozen_for_every_loss_weighting(
     tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     def unmoved(name: str, cfg: PairsConfig, **model: object) -> set[str]:
@@ -155,7 +155,9 @@ def test_stages(
     assert (tmp_path / "first" / "final" / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_the_start_is_read_once(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_is_read_only_before_the_first_step(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run that goes on needs its checkpoint only: what it once started from may be gone."""
     first = changed(tiny, steps=1)
     loop.train((first,), tmp_path / "first")
@@ -169,7 +171,7 @@ def test_the_start_is_read_once(tiny: Recipe, tmp_path: Path, monkeypatch: pytes
         loop.train((second,), tmp_path / "third")
 
 
-def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
+def test_start_that_does_not_fit_is_refused(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     foreign = load_file(whole / "final" / "model.safetensors")
     folder = shutil.copytree(whole / "final", tmp_path / "foreign")
     safetensors.torch.save_file({f"module.{name}": tensor for name, tensor in foreign.items()}, folder / hub.WEIGHTS)
@@ -179,7 +181,9 @@ def test_a_start_that_does_not_fit(tiny: Recipe, whole: Path, tmp_path: Path) ->
         loop.train((replace(tiny, start_from=str(folder)),), tmp_path / "out")
 
 
-def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_recipe_in_the_same_folder_is_refused(
+    tiny: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(loop, "seed_step", at_step(6, interrupt))
         loop.train((tiny,), tmp_path)
@@ -199,7 +203,7 @@ def test_another_recipe_in_the_same_folder(tiny: Recipe, tmp_path: Path, monkeyp
         loop.train((tiny,), tmp_path)
 
 
-def test_mistakes_are_told_before_anything_is_trained(tiny: Recipe, tmp_path: Path) -> None:
+def test_mistakes_are_refused_before_training(tiny: Recipe, tmp_path: Path) -> None:
     first = changed(tiny, name="first")
 
     def fails(match: str, **changes: object) -> None:
@@ -234,7 +238,7 @@ def test_validation(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
 
 
-def test_broken_samples_are_skipped_and_told(tmp_path: Path) -> None:
+def test_broken_samples_are_skipped_and_logged(tmp_path: Path) -> None:
     content = samples(12)
     content[3] = Sample("003", content[3].image[:90], content[3].texts)
     content[7] = Sample("007", content[7].image, ())
@@ -253,7 +257,7 @@ def test_broken_samples_are_skipped_and_told(tmp_path: Path) -> None:
     ]
 
 
-def test_weights_that_are_no_numbers_are_never_saved(tiny: Recipe, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_never_saved(tiny: Recipe, tmp_path: Path) -> None:
     """A learning rate without bounds; what was saved before it stays."""
     ruined = changed(tiny, lr=1e39, warmup=0, grad_clip_norm=0.0, schedule="constant", save_every=1)
     with pytest.raises(ValueError, match=r"training has failed: after step 1 .* lower optim\.lr"):
@@ -261,7 +265,7 @@ def test_weights_that_are_no_numbers_are_never_saved(tiny: Recipe, tmp_path: Pat
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
-def test_validation_without_contrast_judges_the_pairs(tiny: Recipe, tmp_path: Path) -> None:
+def test_validation_without_itc_evaluates_pairs(tiny: Recipe, tmp_path: Path) -> None:
     validation = tiny.data.train[0]
     loop.train((changed(tiny, itc_weight=0.0, steps=2, validation=validation, eval_rerank=4),), tmp_path / "out")
     last = lines(tmp_path / "out")[-1]

@@ -72,7 +72,7 @@ def take_back(out: Path, to: Path, step: int) -> Path:
     ],
     ids=["2, sharded", "4", "4, sharded, recomputed", "2, sharded, one example at a time"],
 )
-def test_as_in_one_process(steady: Recipe, alone: Path, tmp_path: Path, world: int, settings: dict) -> None:
+def test_many_processes_equal_one(steady: Recipe, alone: Path, tmp_path: Path, world: int, settings: dict) -> None:
     """And what four have saved, two and one go on with, whether they share the weights out or not."""
     recipe = changed(steady, **settings)
     run(world, recipe, tmp_path / "out")
@@ -105,7 +105,7 @@ def test_sharded_parts_of_all_kinds(steady: Recipe, tmp_path: Path) -> None:
         run(1, recipe, take_back(tmp_path / "two", tmp_path / "others", step=2))
 
 
-def test_half_as_exact_weights_travel(steady: Recipe, alone: Path, tmp_path: Path) -> None:
+def test_bf16_trains_near_float32_and_saves_float32(steady: Recipe, alone: Path, tmp_path: Path) -> None:
     """bf16 in the blocks, float32 in what is saved; on the way losses stay near those of float32."""
     run(2, changed(steady, fsdp=True, precision="bf16", steps=2), tmp_path)
     assert {tensor.dtype for tensor in weights(tmp_path).values()} == {torch.float32}
@@ -114,7 +114,7 @@ def test_half_as_exact_weights_travel(steady: Recipe, alone: Path, tmp_path: Pat
         assert here["loss"] != there["loss"]
 
 
-def test_killed_while_a_checkpoint_is_written(steady: Recipe, alone: Path, tmp_path: Path) -> None:
+def test_kill_during_a_checkpoint_resumes_from_the_one_before(steady: Recipe, alone: Path, tmp_path: Path) -> None:
     """In the background of step 4, when all parts are on disk but it does not bear its name yet."""
 
     def die(*_: object) -> Path:
@@ -137,7 +137,7 @@ def test_killed_while_a_checkpoint_is_written(steady: Recipe, alone: Path, tmp_p
     assert not list(tmp_path.rglob("*.partial"))
 
 
-def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
+def test_full_disk_is_reported(steady: Recipe, alone: Path, tmp_path: Path) -> None:
     """The parts of step 4 do not fit: those of step 2 stay, nothing of the others does, and all processes say so."""
     folder = tmp_path / "checkpoints"
 
@@ -163,7 +163,7 @@ def test_a_full_disk(steady: Recipe, alone: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("ends", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["ends", "hangs"])
-def test_a_lost_process_ends_the_others(steady: Recipe, tmp_path: Path, ends: bool) -> None:
+def test_lost_process_ends_the_others(steady: Recipe, tmp_path: Path, ends: bool) -> None:
     """Mostly at once if it has ended, and after ``run.dist_timeout`` in any case."""
     pid = tmp_path / "pid"
 
@@ -185,7 +185,7 @@ def test_a_lost_process_ends_the_others(steady: Recipe, tmp_path: Path, ends: bo
     assert checkpoint.latest(tmp_path / "out/checkpoints").name == "step-00000002"  # type: ignore[union-attr]
 
 
-def test_a_damaged_part_is_named(steady: Recipe, tmp_path: Path) -> None:
+def test_damaged_shard_is_named(steady: Recipe, tmp_path: Path) -> None:
     run(2, changed(steady, fsdp=True, steps=2), tmp_path)
     shutil.rmtree(tmp_path / "final")
     part = next((tmp_path / "checkpoints/step-00000002/shards").glob("__1_*"))

@@ -128,14 +128,14 @@ def dies(accumulate: Backward, after: int) -> Backward:
     return once
 
 
-def test_rules_agree_where_all_is_well(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
+def test_rules_agree_without_nonfinite_steps(tiny: Recipe, whole: Path, tmp_path: Path) -> None:
     loop.train((changed(tiny, on_nonfinite="skip"),), tmp_path)
     expected = weights(whole)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in weights(tmp_path).items())
     assert lines(tmp_path) == lines(whole)
 
 
-def test_skipping_ends(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None]) -> None:
+def test_too_many_skipped_steps_stop_the_run(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None]) -> None:
     """Nine in a row may be an accident."""
     long = changed(tiny, steps=25, on_nonfinite="skip", save_every=100)
     ruin(*range(2, 11), *range(12, 22))

@@ -30,7 +30,7 @@ CONFIGS = {
 
 
 @pytest.mark.parametrize("variant", [name for name in CONFIGS if "optimizer_groups" in FACTS[name]])
-def test_groups_of_the_released_code(variant: str) -> None:
+def test_groups_equal_the_official_code(variant: str) -> None:
     decayed, spared, *heads = FACTS[variant]["optimizer_groups"]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.01, 0.0)
     assert not any(group["names"] for group in heads)  # those of the fine-tuning heads with their own learning rate

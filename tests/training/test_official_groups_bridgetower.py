@@ -20,7 +20,7 @@ GOLDEN = Path(__file__).parents[1] / "golden" / "bridgetower_official"
 RECORDED = {"lr": 1e-5, "weight_decay": 0.01, "head_lr_mult": 50.0, "fusion_lr_mult": 5.0}
 
 
-def test_the_six_groups_of_the_official_code() -> None:
+def test_official_code_has_six_groups() -> None:
     task = PairsConfig(itc_head=ITCHeadConfig(width=24, bias=True, temperature="plain")).build(OFFICIAL.build())
     optim = Optim(**RECORDED, decay_rule="official", schedule="constant")  # type: ignore[arg-type]
     optimizer = build_optimizer(task, optim)

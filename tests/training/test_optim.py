@@ -75,7 +75,7 @@ MATRICES = {
 }
 
 
-def test_matrices_are_decayed_and_nothing_else(task: Everything) -> None:
+def test_only_matrices_are_decayed(task: Everything) -> None:
     decayed, spared = _names(task, Optim(weight_decay=0.05))
     assert decayed == MATRICES
     assert spared == _every(task) - MATRICES
@@ -97,7 +97,7 @@ def test_the_released_rule(task: Everything) -> None:
 
 
 @pytest.mark.parametrize("decay", ["matrices", "official"])
-def test_frozen_parameters_and_empty_groups_are_left_out(task: Everything, decay: str) -> None:
+def test_frozen_parameters_and_empty_groups_are_omitted(task: Everything, decay: str) -> None:
     for name, parameter in task.named_parameters():
         parameter.requires_grad = name == "model.pooler.weight"
     (group,) = parameter_groups(task, Optim(decay_rule=decay))
@@ -116,7 +116,7 @@ def _train(optimizer: torch.optim.Optimizer, parameter: Tensor, gradients: Tenso
     return torch.stack(after)
 
 
-def test_released_adamw_against_the_stored_steps() -> None:
+def test_official_adamw_equals_recorded_steps() -> None:
     golden = load_file(GOLDEN)
     parameter = nn.Parameter(golden["p0"].clone())
     optimizer = TransformersAdamW([{"params": [parameter], "weight_decay": 0.01}], lr=2e-4, betas=(0.9, 0.98), eps=1e-8)
@@ -124,7 +124,7 @@ def test_released_adamw_against_the_stored_steps() -> None:
     torch.testing.assert_close(after, golden["params_after"], atol=1e-6, rtol=0)
 
 
-def test_released_adamw_where_gradients_are_as_small_as_epsilon() -> None:
+def test_official_adamw_with_gradients_as_small_as_epsilon() -> None:
     """One step by hand: bias correction does not reach eps, and the decay takes a share of the moved parameter."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
@@ -134,7 +134,7 @@ def test_released_adamw_where_gradients_are_as_small_as_epsilon() -> None:
     torch.testing.assert_close(after.item(), moved - 0.1 * 0.5 * moved, rtol=1e-6, atol=0)
 
 
-def test_torch_adamw_against_the_formula() -> None:
+def test_torch_adamw_equals_the_formula() -> None:
     """One step by hand: the first one moves by the learning rate, after the decay."""
     layer = nn.Linear(1, 1, bias=False)
     nn.init.ones_(layer.weight)
@@ -143,7 +143,7 @@ def test_torch_adamw_against_the_formula() -> None:
     torch.testing.assert_close(after.item(), 1 - 0.1 * 0.5 - 0.1 * 1e-3 / (1e-3 + 1e-3), rtol=1e-6, atol=0)
 
 
-def test_a_parameter_without_gradient_does_not_move(task: Everything) -> None:
+def test_parameter_without_gradient_does_not_change(task: Everything) -> None:
     before = task.model.pooler.weight.detach().clone()
     optimizer = build_optimizer(task, Optim(adamw="official"))
     _train(optimizer, task.contrast.logit_scale, torch.ones(2, 1))
@@ -151,7 +151,7 @@ def test_a_parameter_without_gradient_does_not_move(task: Everything) -> None:
     assert [parameter.shape for parameter in optimizer.state] == [(1,)]
 
 
-def test_learning_rate_against_the_released_schedule() -> None:
+def test_learning_rate_equals_the_official_schedule() -> None:
     """Factors that the official code printed: 200 000 steps, 20 000 of warm-up."""
     printed = {
         0: 0.0,
@@ -182,13 +182,13 @@ def test_warmup_longer_than_a_trial_run() -> None:
     assert learning_rate(Optim(lr=1, warmup=10), 10, 10) == 1
 
 
-def test_learning_rate_reaches_all_groups(task: Everything) -> None:
+def test_learning_rate_of_all_groups_is_set(task: Everything) -> None:
     optimizer = build_optimizer(task, Optim())
     set_learning_rate(optimizer, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
 
 
-def test_clipping_by_hand() -> None:
+def test_clipping_equals_the_formula() -> None:
     layer = nn.Linear(1, 2)
     layer.weight.grad, layer.bias.grad = torch.tensor([[3.0], [0.0]]), torch.tensor([4.0, 12.0])
     assert clip_grad_norm(layer, 0).item() == pytest.approx(13)
@@ -200,7 +200,7 @@ def test_clipping_by_hand() -> None:
     assert layer.bias.grad.tolist() == pytest.approx([0.4, 1.2], rel=1e-5)
 
 
-def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
+def test_heads_and_fusion_have_their_own_learning_rates() -> None:
     config = BridgeTowerConfig(
         image=CLIPViTConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
         text=RobertaConfig(width=64, depth=2, heads=2, feed_forward=32, vocab_size=20, text_length=8),
@@ -233,7 +233,7 @@ def test_heads_and_fusing_parts_learn_at_their_own_rate() -> None:
     assert len(without.param_groups) == 2
 
 
-def test_learning_rates_that_fall_with_depth() -> None:
+def test_layer_decay_lowers_the_rate_with_depth() -> None:
     """BEiT's rule for a model of three layers: decay ** (L + 1 - layer), the embeddings 0 and the head L + 1."""
     cfg = VLMoConfig(width=32, depth=3, heads=2, vl_expert_start=2, image_size=(32, 32), vocab_size=50, text_length=12)
     task = ImageClassificationConfig(num_classes=4).build(cfg.build())
@@ -250,7 +250,7 @@ def test_learning_rates_that_fall_with_depth() -> None:
     assert {group["lr"] for group in groups} == {0.1 * rate for rate in rates.values()}
 
 
-def test_layers_above_that_do_not_learn_do_not_count() -> None:
+def test_frozen_layers_do_not_count_for_layer_decay() -> None:
     """Of a BridgeTower images alone pass one tower: its top layer is the one below the head."""
     config = BridgeTowerConfig(
         image=CLIPViTConfig(width=64, depth=2, patch_size=8, image_size=(16, 16)),
@@ -281,7 +281,7 @@ def test_layers_above_that_do_not_learn_do_not_count() -> None:
 
 
 @pytest.mark.parametrize("decay", [0.0, -0.5, 1.5])
-def test_layer_decay_is_a_share(decay: float) -> None:
+def test_layer_decay_outside_0_to_1_is_refused(decay: float) -> None:
     task = ImageClassificationConfig(num_classes=4).build(
         VLMoConfig(width=32, depth=1, heads=2, vl_expert_start=1).build()
     )

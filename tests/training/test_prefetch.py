@@ -23,7 +23,7 @@ def loaded_batches(read: list[int], pinned: bool) -> Iterator[LoadedBatch]:
 
 
 @pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=GPU)])
-def test_each_comes_in_order_and_whole(kind: str) -> None:
+def test_batches_arrive_complete_and_in_order(kind: str) -> None:
     read: list[int] = []
     given = list(prefetch(loaded_batches(read, pinned=kind == "cuda"), torch.device(kind)))
     assert [loaded_batch.step for loaded_batch in given] == [0, 1, 2]
@@ -36,7 +36,7 @@ def test_each_comes_in_order_and_whole(kind: str) -> None:
 
 
 @pytest.mark.parametrize(("kind", "ahead"), [("cpu", 0), pytest.param("cuda", 1, marks=GPU)])
-def test_how_far_is_read_ahead(kind: str, ahead: int) -> None:
+def test_number_of_batches_read_ahead(kind: str, ahead: int) -> None:
     read: list[int] = []
     stream = prefetch(loaded_batches(read, pinned=kind == "cuda"), torch.device(kind))
     assert next(stream).step == 0
@@ -44,7 +44,7 @@ def test_how_far_is_read_ahead(kind: str, ahead: int) -> None:
 
 
 @GPU
-def test_loaders_pin_what_they_deliver() -> None:
+def test_loaders_pin_batches() -> None:
     made = next(loaded_batches([], pinned=True))
     assert made.batch["image"].is_pinned()
     assert made.batch["keys"] == (0,)

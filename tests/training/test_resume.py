@@ -113,7 +113,9 @@ def test_killed(tiny: Recipe, whole: Path, tmp_path: Path, step: int, prepare: t
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_asked_to_stop(tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+def test_signal_stops_after_a_checkpoint(
+    tiny: Recipe, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
     """Between two lines of the log, so that the counts of the last steps could be lost."""
     seldom = changed(tiny, log_every=4, save_every=100)
     with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match="stopped after step 7; run the same"):
@@ -140,7 +142,7 @@ def test_counts_survive_a_kill_between_two_lines(tiny: Recipe, whole: Path, tmp_
         assert count == {name: by_step[line["step"]][name] for name in count}
 
 
-def test_a_second_signal_does_not_wait() -> None:
+def test_second_signal_interrupts_at_once() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_requested() as stop:
         assert not stop.signal_number

@@ -103,9 +103,7 @@ def stopped(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         loop.train((recipe,), out)
 
 
-def test_the_same_data_elsewhere_and_written_anew(
-    three: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_moved_and_rewritten_data_resumes(three: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a place nor a clock matters, nor what one evaluates on; a folder of an earlier version goes on, too."""
     loop.train((three,), tmp_path / "whole")
     for case in ("elsewhere", "validation", "earlier"):
@@ -124,14 +122,16 @@ def test_the_same_data_elsewhere_and_written_anew(
 
 
 @pytest.mark.parametrize("text", ["", "{", "[3]", '[{"files": 3}]', "{}", '[{"files": ["a"]}]'])
-def test_a_damaged_note(three: Recipe, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_damaged_data_record_is_refused(
+    three: Recipe, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped(three, tmp_path / "out", monkeypatch)
     (tmp_path / "out" / "data.json").write_text(text)
     with pytest.raises(ValueError, match=r"data.json is damaged .*; delete it if the data has not changed"):
         loop.train((three,), tmp_path / "out")
 
 
-def test_flipped_bits_of_pictures_are_broken_samples(three: Recipe, tmp_path: Path) -> None:
+def test_flipped_bits_of_images_are_skipped(three: Recipe, tmp_path: Path) -> None:
     """PNG has checksums; the ledger says which samples they were, and what came instead."""
     path = shard(three, 1)
     content = bytearray(path.read_bytes())
@@ -146,7 +146,7 @@ def test_flipped_bits_of_pictures_are_broken_samples(three: Recipe, tmp_path: Pa
     assert lines(tmp_path / "out")[-1]["count/skipped"] == 2
 
 
-def test_flipped_bits_of_headers_are_found_before_the_run(three: Recipe, tmp_path: Path) -> None:
+def test_flipped_bits_of_headers_are_refused_before_training(three: Recipe, tmp_path: Path) -> None:
     path = shard(three, 2)
     content = bytearray(path.read_bytes())
     place = content.rindex(b"ustar") - 257

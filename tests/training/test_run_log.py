@@ -26,7 +26,7 @@ def _run(folder: Path, steps: range) -> None:
                 log.write(step, lr=0.5)
 
 
-def test_means_sums_and_fixed_numbers(tmp_path: Path) -> None:
+def test_means_sums_and_fixed_values(tmp_path: Path) -> None:
     with _log(tmp_path) as log:
         log.add({"loss": torch.tensor(1.0), "norm": 10.0, "count/samples": 8})
         log.add({"loss": torch.tensor([4.0], dtype=torch.bfloat16), "count/samples": torch.tensor(8)})
@@ -69,7 +69,7 @@ def test_many_half_precision_numbers_add_up(tmp_path: Path) -> None:
     assert read_log(tmp_path)[0]["loss"] == 1
 
 
-def test_time_goes_on_after_a_resume(tmp_path: Path) -> None:
+def test_time_continues_after_a_resume(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 4, "seconds": 1000.0}\n{"step": 6, "seconds": 2000.0}\n')
     with _log(tmp_path, start=5) as log:
         log.write(6)
@@ -84,7 +84,7 @@ def test_without_counted_samples_the_rate_is_in_steps(tmp_path: Path) -> None:
     assert line["steps_per_second"] > 0 and "samples_per_second" not in line
 
 
-def test_a_tensor_that_changes_later_was_taken_as_it_was(tmp_path: Path) -> None:
+def test_logged_tensor_may_change_later(tmp_path: Path) -> None:
     loss = torch.tensor(3.0, requires_grad=True)
     with _log(tmp_path) as log:
         log.add({"loss": loss})
@@ -94,7 +94,7 @@ def test_a_tensor_that_changes_later_was_taken_as_it_was(tmp_path: Path) -> None
     assert read_log(tmp_path)[0]["loss"] == 3
 
 
-def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
+def test_values_that_are_not_finite_are_null_in_the_file(tmp_path: Path) -> None:
     with _log(tmp_path) as log:
         log.add({"loss": torch.tensor(math.nan), "norm": math.inf})
         log.write(1)
@@ -103,7 +103,7 @@ def test_what_is_not_finite_is_null_in_the_file(tmp_path: Path) -> None:
     assert math.isnan(read_log(tmp_path)[0]["loss"])
 
 
-def test_a_resumed_log_has_no_duplicates(tmp_path: Path) -> None:
+def test_resumed_log_has_no_duplicates(tmp_path: Path) -> None:
     _run(tmp_path / "whole", range(10))
     _run(tmp_path / "killed", range(7))
     with (tmp_path / "killed" / "log.jsonl").open("a") as file:
@@ -118,7 +118,7 @@ def test_a_resumed_log_has_no_duplicates(tmp_path: Path) -> None:
     assert [line["count/samples"] for line in timeless[0]] == [3, 10, 21, 36, 55]
 
 
-def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
+def test_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
     with _log(tmp_path) as log:
         log.write(0, accuracy=0.1)
     _run(tmp_path, range(2))
@@ -126,7 +126,7 @@ def test_a_run_from_the_beginning_starts_a_new_log(tmp_path: Path) -> None:
     assert read_log(tmp_path / "nowhere") == []
 
 
-def test_a_damaged_log_says_so(tmp_path: Path) -> None:
+def test_damaged_log_is_refused(tmp_path: Path) -> None:
     (tmp_path / "log.jsonl").write_text('{"step": 1}\nhello\n')
     with pytest.raises(ValueError, match=r"log\.jsonl contains a line that is not JSON"):
         _log(tmp_path, start=2)
@@ -173,7 +173,7 @@ def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.M
         _log(tmp_path, tensorboard=True)
 
 
-def test_the_ledger(tmp_path: Path) -> None:
+def test_skipped_samples_are_logged(tmp_path: Path) -> None:
     ledger = SkippedLog(tmp_path, 0)
     ledger.append(1, "coco/7", "the image has 0 bytes", "coco/9")
     ledger.append(3, "coco/8", 'it says "no"\n', "coco/1")

@@ -24,7 +24,9 @@ ROOT = Path(__file__).parents[2]
     [(signal.SIGTERM, 143, 2, True), pytest.param(signal.SIGINT, 130, 0, False, marks=pytest.mark.slow)],
     ids=["SIGTERM to all its processes", "Ctrl-C"],
 )
-def test_of_a_scheduler(tmp_path: Path, number: int, code: int, workers: int, group: bool) -> None:
+def test_signal_of_a_scheduler_stops_with_its_exit_code(
+    tmp_path: Path, number: int, code: int, workers: int, group: bool
+) -> None:
     """Slurm, Kubernetes and ``timeout`` expect 128 and the number of the signal."""
     command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), "--run.steps", "5000"]
     command += ["--run.log-every", "1", "--run.save-every", "5000", "--data.num-workers", str(workers)]
@@ -40,7 +42,7 @@ def test_of_a_scheduler(tmp_path: Path, number: int, code: int, workers: int, gr
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step-{last:08d}"
 
 
-def test_a_loader_that_dies(
+def test_killed_loader_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """As when memory runs out: the command says so, and what to do."""

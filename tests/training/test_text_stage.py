@@ -60,7 +60,9 @@ def test_it_learns(stage: Recipe, tmp_path: Path) -> None:
     assert said[-1]["loss"] < said[0]["loss"] / 3
 
 
-def test_rows_in_order_and_broken_lines(stage: Recipe, caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_texts_come_in_order_and_broken_lines_are_skipped(
+    stage: Recipe, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     stream = training_dataloader(stage, start=0)
     first = [next(stream) for _ in range(6)]
     again = training_dataloader(changed(stage, num_workers=1), start=4)
@@ -76,7 +78,9 @@ def test_rows_in_order_and_broken_lines(stage: Recipe, caplog: pytest.LogCapture
     assert "90 texts; 1 unreadable lines" in caplog.text
 
 
-def test_what_is_frozen_costs_nothing(stage: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frozen_parameters_have_no_optimizer_state(
+    stage: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No gradient, no state of the optimiser, and vision experts that never run."""
     with_gradient: set[str] = set()
     clip, forward = loop.clip_grad_norm, Expert.forward

@@ -17,14 +17,14 @@ def one_thread_again() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("cores", "workers", "threads"), [(4, 1, 3), (2, 0, 2), (2, 1, 1), (2, 8, 1)])
-def test_a_core_for_each_worker(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int) -> None:
+def test_every_worker_has_a_core(monkeypatch: pytest.MonkeyPatch, cores: int, workers: int, threads: int) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     limit_threads(workers)
     assert torch.get_num_threads() == threads
 
 
-def test_what_the_user_set_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_set_by_the_user_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr("os.cpu_count", lambda: 16)
     limit_threads(0)

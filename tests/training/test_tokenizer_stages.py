@@ -65,7 +65,7 @@ def test_one_command_or_two(
     assert not (tmp_path / "given" / "tokenizer").exists() and alike(tmp_path / "alone", tmp_path / "given" / "images")
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_trained(two: tuple[Recipe, Recipe], tmp_path: Path) -> None:
+def test_unsuitable_tokenizers_are_refused_before_training(two: tuple[Recipe, Recipe], tmp_path: Path) -> None:
     words, images = two
     for recipes, match in (
         ((images, words), "images has task.tokenizer 'tokenizer', a recipe that does not come before it; put it first"),

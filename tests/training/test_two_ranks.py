@@ -46,7 +46,7 @@ def keys(out: Path) -> set[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
-def test_the_same_as_one_process(
+def test_two_processes_equal_one(
     steady: Recipe, tmp_path: Path, capfd: pytest.CaptureFixture[str], micro_batch: int
 ) -> None:
     """With accumulation, two micro-batches of two on each of two processes are two of four on one."""
@@ -68,14 +68,14 @@ def test_the_same_as_one_process(
     ],
     ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
 )
-def test_bridgetower_is_the_same_as_in_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
+def test_bridgetower_equals_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     recipe = replace(steady, model=BRIDGETOWER, task=cfg)
     loop.train((recipe,), tmp_path / "alone")
     assert start(2, lambda: print(loop.train((recipe,), tmp_path / "together"))) == [0, 0]
     assert_close(tmp_path / "together", tmp_path / "alone")
 
 
-def test_one_process_goes_on_where_two_were(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_process_resumes_a_run_of_two(steady: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loop.train((steady,), tmp_path / "alone")
     out, save = tmp_path / "out", checkpoint.save
 
