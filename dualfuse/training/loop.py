@@ -221,9 +221,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
                 guard.check()
             if recipe.data.validation and due(state.step, run.eval_every, run.steps):
                 guard.check()
-                metrics = validate(state)
-                log.write(state.step, **{f"validation/{name}": value for name, value in metrics.items()})
-                state.best = keep_best(state.best, metrics, state.step, partial(state.save_model, BEST))
+                validate_and_keep_best(state, log)
             if saving:
                 state.save()
             if stopping:
@@ -265,6 +263,13 @@ def seed_step(run: Run, step: int, micro: int) -> None:
 def _seed(*numbers: int) -> int:
     words = np.random.SeedSequence(numbers).generate_state(2, np.uint32)
     return int(words[0]) << 31 | int(words[1]) >> 1
+
+
+def validate_and_keep_best(state: TrainState, log: Log) -> None:
+    """Evaluate on the validation set, log the metrics, and save the model if it is the best so far."""
+    metrics = validate(state)
+    log.write(state.step, **{f"validation/{name}": value for name, value in metrics.items()})
+    state.best = keep_best(state.best, metrics, state.step, partial(state.save_model, BEST))
 
 
 def validate(state: TrainState) -> Mapping[str, float]:
