@@ -27,8 +27,9 @@ def _stores(recipe: Recipe) -> bool:
 
 
 def _write(converted: Converted) -> WrittenCheckpoint:
-    tensors = {PREFIX + name: tensor for name, tensor in converted.task.state_dict().items()}
-    return WrittenCheckpoint("toy.safetensors", tensors, Report("toy", shapes(tensors)))
+    tensors = converted.task.state_dict()
+    renamed = {PREFIX + name: tensor for name, tensor in tensors.items()}
+    return WrittenCheckpoint("toy.safetensors", renamed, Report("toy", shapes(tensors)))
 
 
 FORMAT = Format("toy", "toy", _recognize, _read, _stores, _write)
