@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from dualfuse.cli.console import printable
 from dualfuse.cli.parser import Model
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 
 if TYPE_CHECKING:
     from dualfuse.search.index import Hit, Index
@@ -72,8 +73,8 @@ def describe(index: Index) -> list[str]:
     lines = [f"{len(index)} images: {index.embedded} embedded now, {len(index) - index.embedded} from the index"]
     if index.skipped:
         lines.append(f"{len(index.skipped)} unreadable images skipped:")
-        lines += [f"  {printable(each.name)}: {printable(each.reason)}" for each in index.skipped[:SHOWN]]
-        lines += [f"  and {len(index.skipped) - SHOWN} more"] if len(index.skipped) > SHOWN else []
+        skipped = (f"{printable(each.name)}: {printable(each.reason)}" for each in index.skipped)
+        lines.append("  " + listing(skipped, SHOWN, "\n  "))
     location, root = index.store.location, index.collection.root
     if not location:
         lines.append("the index could not be saved, neither beside the images nor in your cache folder")
