@@ -155,7 +155,10 @@ def _defined(module: ModuleType | None, name: str) -> Any:  # Any: any value of 
 def _checked(kind: Any, address: object) -> Any:  # Any: any value; a dataclass type
     if not (isinstance(kind, type) and is_dataclass(kind) and _is_frozen(kind)):
         package = str(address).partition(":")[0].partition(".")[0]
-        advice = f"if you trust its code, import it with --import {package} or, in Python, dualfuse.plugins.load"
+        advice = (
+            f"if you trust its code, import it with --import {package} (--import path/{package}.py for a file) or, in "
+            "Python, dualfuse.plugins.load"
+        )
         raise DualfuseError(
             f'"{IS}": {address!r} names no frozen dataclass of dualfuse or of a module that was trusted; '
             + ("it may come from another version" if package == OWN else advice)
