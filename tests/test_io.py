@@ -10,7 +10,20 @@ import pytest
 import safetensors.torch
 import torch
 
-from dualfuse.io import PARTIAL, atomic_folder, atomic_write, listing, remove_folder, write_json, write_text
+from dualfuse.errors import DualfuseError
+from dualfuse.io import (
+    PARTIAL,
+    atomic_folder,
+    atomic_write,
+    check_regular,
+    listing,
+    open_regular,
+    read_bounded,
+    remove_folder,
+    walk,
+    write_json,
+    write_text,
+)
 
 
 @pytest.fixture(params=[0o022, 0o077], ids=oct)
@@ -76,3 +89,63 @@ def test_errors_name_the_path_and_the_space(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("names", "expected"), [((), "nothing"), (("a", "b"), "a, b"), ("abcd", "a, b, and 2 more")])
 def test_listing(names: str, expected: str) -> None:
     assert listing(names, 2) == expected
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "sparse").open("wb") as file:
+        file.truncate(30 << 30)
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for name, message in (
+        ("pipe", "a pipe"),
+        ("link", "a device"),
+        (".", "a folder"),
+        ("sparse", "32.2 GB"),
+    ):
+        for read in (check_regular, open_regular, read_bounded):
+            with pytest.raises(DualfuseError, match=message):
+                read(tmp_path / name, 1000)
+    with pytest.raises(FileNotFoundError):
+        read_bounded(tmp_path / "missing", 1000)
+    (tmp_path / "a.txt").write_text("four")
+    assert read_bounded(tmp_path / "a.txt", 4) == b"four"
+
+
+def test_the_bound_holds_for_files_whose_size_is_unknown() -> None:
+    with pytest.raises(DualfuseError, match="more than 8 bytes"):
+        read_bounded(Path("/proc/cpuinfo"), 8)  # its size is 0
+
+
+def test_walk_lists_every_folder_once(tmp_path: Path) -> None:
+    top, elsewhere = tmp_path / "top", tmp_path / "elsewhere"
+    for folder in (top / "a" / "b", top / "c", top / ".hidden", elsewhere):
+        folder.mkdir(parents=True)
+        (folder / "x.jpg").touch()
+    (top / "a" / "above").symlink_to("..")
+    (top / "a" / "beside").symlink_to("../c")
+    (top / "c" / "beside").symlink_to("../a")
+    (top / "0").symlink_to("c")  # sorted before the folder, which has its own name nevertheless
+    (top / "other").symlink_to(elsewhere)
+    (top / "self").symlink_to("self")
+    skipped: dict[str, str] = {}
+    content = dict(walk(top, skipped))
+    assert content == {"": ["self"], "a": [], "a/b": ["x.jpg"], "c": ["x.jpg"], "other": ["x.jpg"]}
+    assert sorted(skipped) == ["0", "a/above", "a/beside", "c/beside"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become another user")
+def test_walk_reports_unreadable_folders(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir()
+    tmp_path.chmod(0o755)
+    (tmp_path / "locked").chmod(0)
+    skipped: dict[str, str] = {}
+    relative_to = os.open(tmp_path, os.O_RDONLY)
+    here = os.open(".", os.O_RDONLY)
+    try:
+        os.fchdir(relative_to)  # the parents of tmp_path are closed to other users
+        os.seteuid(12345)
+        assert dict(walk(Path("."), skipped)) == {"": []}
+    finally:
+        os.seteuid(0)
+        os.fchdir(here)
+    assert skipped == {"locked": "unreadable folder: Permission denied"}

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import listing, walk
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
@@ -133,8 +132,7 @@ def _count_files(folder: Path) -> tuple[Counter[str], bool]:
     """Return the number of files by suffix, and whether any image has a .txt file; stops after many files."""
     endings: Counter[str] = Counter()
     has_texts = False
-    for _, folders, files in os.walk(folder, followlinks=True):
-        folders.sort()
+    for _, files in walk(folder):
         stems = {Path(file).stem for file in files if is_image_name(file)}
         has_texts |= any(file.endswith(".txt") and file[:-4] in stems for file in files)
         endings.update("images" if is_image_name(file) else Path(file).suffix.lower() for file in files)

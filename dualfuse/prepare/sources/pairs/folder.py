@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.io import walk
 from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, captions_of
 
 
@@ -32,14 +32,17 @@ def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
         )
 
 
-def image_names(folder: Path) -> list[str]:
-    """Return the sorted names, relative to ``folder``, of all images below it, without hidden files."""
-    names = []
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        base = Path(parent).relative_to(folder)
-        names += [(base / file).as_posix() for file in files if is_image_name(file)]
-    return sorted(names)
+def image_names(folder: Path, skipped: dict[str, str] | None = None) -> list[str]:
+    """Return the sorted names, relative to ``folder``, of all images below it, without hidden files.
+
+    ``skipped`` receives the sub-folders that could not be listed; see :func:`dualfuse.io.walk`.
+    """
+    return sorted(
+        f"{parent}/{name}" if parent else name
+        for parent, files in walk(folder, skipped)
+        for name in files
+        if is_image_name(name)
+    )
 
 
 def is_image_name(name: str) -> bool:
