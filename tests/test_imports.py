@@ -79,3 +79,12 @@ def imports_distributed(path: Path) -> bool:
 def test_only_distributed_imports_torch_distributed():
     importing = {module_name(path) for path in FILES if imports_distributed(path)}
     assert importing and all(name.startswith("dualfuse.distributed.") for name in importing)
+
+
+def test_every_public_name_loads_and_is_not_hidden_by_a_folder():
+    assert {"Task", "TaskConfig", "VisionLanguageModel", "load", "train", "write_shards"} <= set(dualfuse.__all__)
+    for name in dualfuse.__all__:
+        assert callable(getattr(dualfuse, name)), name
+        assert not (PACKAGE / name).is_dir(), name
+    with pytest.raises(AttributeError, match="'nothing'"):
+        _ = dualfuse.nothing
