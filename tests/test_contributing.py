@@ -1,31 +1,34 @@
-"""The tree in CONTRIBUTING.md names every file of the package, and none that is gone."""
+"""CONTRIBUTING.md: the reading path can be read, the tree names every folder, the layers are those that are checked."""
 
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def tree_paths() -> set[str]:
-    tree = re.search(r"```text\n(dualfuse/\n.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
+def test_reading_path_has_ten_files_and_the_stated_length():
+    files = re.findall(r"\]\((dualfuse/\S+\.py)\)", PAGE.partition("## Architecture")[0])
+    stated = re.search(r"about ([\d,]+) lines", PAGE)
+    assert len(files) == 10 and stated
+    lines = sum(len((ROOT / file).read_text().splitlines()) for file in files)
+    assert abs(lines - int(stated[1].replace(",", ""))) <= 200
+
+
+def test_tree_names_every_folder_and_file_at_the_top():
+    tree = re.search(r"```text\ndualfuse/\n(.*?)^tests/", PAGE, re.DOTALL | re.MULTILINE)
     assert tree is not None
-    paths, folders = set(), []
-    for line in tree[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        name = line.split()[0]
-        folders[depth:] = [name]
-        paths.add("".join(folders))
-    return {path for path in paths if path.startswith("dualfuse/")}
+    named = set(re.findall(r"(?<=[ \n])(\w+(?:\.py|/))(?=[ \n])", f" {tree[1]}"))
+    package = ROOT / "dualfuse"
+    there = {path.name for path in package.glob("*.py")} | {f"{path.parent.name}/" for path in package.glob("*/*.py")}
+    assert there - {"__main__.py"} <= named
+    inside = {f"{path.name}/" for path in package.rglob("*") if path.is_dir()}
+    assert {name for name in named - inside if not (package / name).exists()} == set()
 
 
-def test_the_tree_names_every_file():
-    tree = tree_paths()
-    as_a_whole = tuple(
-        path for path in tree if path.endswith("/") and not any(path in other for other in tree - {path})
-    )
-    files = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dualfuse").rglob("*.py")}
-    unnamed = {path for path in files - tree if not path.endswith("__.py") and not path.startswith(as_a_whole)}
-    gone = {path for path in tree if not (ROOT / path).exists()}
-    assert (unnamed, gone) == (set(), set())
+def test_layers_are_those_of_the_import_contract():
+    contract = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"][0]
+    assert "\n".join(contract["layers"][1:]) in PAGE
