@@ -30,7 +30,8 @@ import tyro
 from PIL import Image
 from torch import Tensor
 
-from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box, random_changes
+from dualfuse.data.image.randaugment import rand_augment
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box
 from dualfuse.data.loader import SampleReader, training_batches
 from dualfuse.data.map_dataset import find_files
 from dualfuse.data.processor import Processor
@@ -132,7 +133,9 @@ def _vary(image: Image.Image, transform: ImageTransform, rng: np.random.Generato
     if rng.random() < augment.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-    return Preprocess().normalize(random_changes(pixels, augment, rng))
+    if augment.rand_augment:
+        pixels = rand_augment(pixels, augment.rand_augment_policy, rng)
+    return Preprocess().normalize(pixels)
 
 
 CANDIDATES: dict[str, Callable[[str, ImageTransform], Batches]] = {

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from dualfuse.data.image import randaugment, randaugment_timm
+from dualfuse.data.image.randaugment import Policy, rand_augment
 from dualfuse.data.image.resize import (
     MAX_PIXELS,
     Resampling,
@@ -45,7 +45,7 @@ class Augment:
     """Probability of a horizontal flip."""
     rand_augment: bool = True
     """Apply RandAugment: two random operations on color or geometry, each with probability 0.5."""
-    rand_augment_policy: Literal["vlmo", "timm"] = "vlmo"
+    rand_augment_policy: Policy = "vlmo"
     """RandAugment of VLMo, with a fixed magnitude; or timm's stronger rand-m9-mstd0.5-inc1, as in BEiT fine-tuning."""
     color_jitter: float = 0.0
     """Strength (0 to 1) of random brightness, contrast and saturation; 0: none."""
@@ -148,7 +148,7 @@ class ImageTransform:
         image = decode(data)
         if self.augment is None:
             return self.preprocess.normalize(self.preprocess.resize(image, self.size))
-        return self.preprocess.normalize(augment_image(image, self.size, self.augment, rng, self.preprocess.resampling))
+        return self.preprocess.normalize(augment_image(image, self.augment, rng, self.size, self.preprocess.resampling))
 
 
 def decode(data: bytes) -> Tensor:
@@ -190,23 +190,25 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def augment_image(
-    image: Tensor, size: tuple[int, int], augment: Augment, rng: np.random.Generator, resampling: Resampling
+    image: Tensor,
+    augment: Augment,
+    rng: np.random.Generator,
+    size: tuple[int, int] | None = None,
+    resampling: Resampling = "torch",
 ) -> Tensor:
-    """Return an augmented ``image`` (3, *size) uint8; draws for crop, flip, color, RandAugment in turn."""
+    """Return an augmented ``image`` (3, H, W) uint8; draws for crop, flip, color, RandAugment in turn.
+
+    The crop is resized to ``size`` before its colors change; None: it is not resized.
+    """
     top, left, height, width = random_box(image.shape[1:], augment, rng)
-    image = resize(image[:, top : top + height, left : left + width], size, resampling)
+    image = image[:, top : top + height, left : left + width]
+    if size is not None:
+        image = resize(image, size, resampling)
     if rng.random() < augment.flip:
         image = image.flip(2)
     if augment.color_jitter > 0:
         image = jitter(image, augment.color_jitter, rng)
-    return apply_rand_augment(image, augment, rng)
-
-
-def apply_rand_augment(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
-    """Apply the RandAugment of ``augment``, if any, to ``image`` (3, H, W) uint8."""
-    if not augment.rand_augment:
-        return image
-    return (randaugment if augment.rand_augment_policy == "vlmo" else randaugment_timm).rand_augment(image, rng)
+    return rand_augment(image, augment.rand_augment_policy, rng) if augment.rand_augment else image
 
 
 def random_box(shape: tuple[int, ...], augment: Augment, rng: np.random.Generator) -> tuple[int, int, int, int]:

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dualfuse.data.image.resize import resize
-from dualfuse.data.image.transform import Augment, ImageTransform, apply_rand_augment, decode, jitter, random_box
+from dualfuse.data.image.transform import ImageTransform, augment_image, decode
 
 
 def two_views(
@@ -26,7 +26,7 @@ def two_views(
     preprocess, image = transform.preprocess, decode(data)
     if transform.augment is None:
         return preprocess.normalize(preprocess.resize(image, transform.size)), preprocess.resize(image, size)
-    view = random_crop(image, transform.augment, rng)
+    view = augment_image(image, transform.augment, rng)
     return preprocess.normalize(resize(view, transform.size, preprocess.resampling)), lanczos(view, size)
 
 
@@ -35,18 +35,7 @@ def tokenizer_view(data: bytes, transform: ImageTransform, rng: np.random.Genera
     image = decode(data)
     if transform.augment is None:
         return transform.preprocess.resize(image, transform.size)
-    return lanczos(random_crop(image, transform.augment, rng), transform.size)
-
-
-def random_crop(image: Tensor, augment: Augment, rng: np.random.Generator) -> Tensor:
-    """Return an augmented random crop of ``image`` (3, H, W) uint8, not resized; draws crop, flip, colors in turn."""
-    top, left, height, width = random_box(image.shape[1:], augment, rng)
-    image = image[:, top : top + height, left : left + width]
-    if rng.random() < augment.flip:
-        image = image.flip(2)
-    if augment.color_jitter > 0:
-        image = jitter(image, augment.color_jitter, rng)
-    return apply_rand_augment(image, augment, rng)
+    return lanczos(augment_image(image, transform.augment, rng), transform.size)
 
 
 def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:

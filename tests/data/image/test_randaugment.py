@@ -9,6 +9,8 @@ from PIL import Image
 
 from dualfuse.data.image import randaugment as ra
 
+VLMO = ra.POLICIES["vlmo"]
+
 
 def noise(height: int = 32, width: int = 64, low: int = 0, high: int = 256) -> np.ndarray:
     return np.random.default_rng(0).integers(low, high, (height, width, 3), dtype=np.uint8)
@@ -25,13 +27,13 @@ def test_auto_contrast_stretches_each_channel() -> None:
     pixels = pixels.astype(np.uint8)
     low, high = pixels.min((0, 1)), pixels.max((0, 1))
     expected = (pixels.astype(float) - low) * 255 / (high - low)
-    assert np.abs(np.asarray(ra.auto_contrast(Image.fromarray(pixels))) - expected).max() <= 1
+    assert np.abs(np.asarray(VLMO["auto_contrast"](Image.fromarray(pixels), 1.0)) - expected).max() <= 1
 
 
 def test_equalize_maps_levels_to_their_rank() -> None:
     pixels = (noise(64, 64) / 255.0) ** 3 * 200  # mostly dark
     pixels = pixels.astype(np.uint8)
-    found = np.asarray(ra.equalize(Image.fromarray(pixels)))
+    found = np.asarray(VLMO["equalize"](Image.fromarray(pixels), 1.0))
     for channel in range(3):
         values = pixels[..., channel]
         counts = np.bincount(values.ravel(), minlength=256)
@@ -43,7 +45,7 @@ def test_equalize_maps_levels_to_their_rank() -> None:
 
 def test_brighten_multiplies() -> None:
     expected = np.minimum(noise() * 1.36, 255)
-    assert np.abs(np.asarray(ra.brighten(Image.fromarray(noise()))) - expected).max() <= 1
+    assert np.abs(np.asarray(VLMO["brighten"](Image.fromarray(noise()), 1.0)) - expected).max() <= 1
 
 
 def test_sharpen_subtracts_the_smoothed_image() -> None:
@@ -54,7 +56,7 @@ def test_sharpen_subtracts_the_smoothed_image() -> None:
             around = pixels[y - 1 : y + 2, x - 1 : x + 2].sum((0, 1))
             smoothed[y, x] = np.floor((around + 4 * pixels[y, x]) / 13 + 0.5)
     expected = np.clip(smoothed + 1.36 * (pixels - smoothed), 0, 255)
-    assert np.abs(np.asarray(ra.sharpen(Image.fromarray(noise(12, 14)))) - expected).max() <= 1
+    assert np.abs(np.asarray(VLMO["sharpen"](Image.fromarray(noise(12, 14)), 1.0)) - expected).max() <= 1
 
 
 @pytest.mark.parametrize("side", [32, 224])
@@ -63,19 +65,21 @@ def test_shifts_by_whole_pixels_equal_interpolation(side: int, shift: tuple[int,
     image, inverse = Image.fromarray(noise(side, side)), (1, 0, float(shift[0]), 0, 1, float(shift[1]))
     how = Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR
     interpolated = image.transform(image.size, *how, fillcolor=ra.FILL)
-    np.testing.assert_array_equal(np.asarray(ra.affine(image, inverse)), np.asarray(interpolated))
+    np.testing.assert_array_equal(
+        np.asarray(ra.affine(image, inverse, Image.Resampling.BILINEAR)), np.asarray(interpolated)
+    )
 
 
 def test_translate_shifts_one_pixel_of_32_and_seven_of_224() -> None:
     pixels = noise(32, 64)
-    right = np.asarray(ra.translate_x(Image.fromarray(pixels), -1))
+    right = np.asarray(VLMO["translate_x"](Image.fromarray(pixels), -1))
     np.testing.assert_array_equal(right[:, 2:], pixels[:, :-2])
     assert (right[:, :2] == 128).all()
-    up = np.asarray(ra.translate_y(Image.fromarray(pixels), 1))
+    up = np.asarray(VLMO["translate_y"](Image.fromarray(pixels), 1))
     np.testing.assert_array_equal(up[:-1], pixels[1:])
     assert (up[-1:] == 128).all()
     large = noise(224, 224)
-    np.testing.assert_array_equal(np.asarray(ra.translate_x(Image.fromarray(large), 1))[:, :-7], large[:, 7:])
+    np.testing.assert_array_equal(np.asarray(VLMO["translate_x"](Image.fromarray(large), 1))[:, :-7], large[:, 7:])
 
 
 def sampled(pixels: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -102,7 +106,7 @@ def test_geometry_follows_the_formula(name: str, sign: float) -> None:
         "rotate": (x * np.cos(turn) - y * np.sin(turn) + 32, x * np.sin(turn) + y * np.cos(turn) + 32),
     }[name]
     expected, inside = sampled(pixels.astype(float), points[0] - 0.5, points[1] - 0.5)
-    found = np.asarray(getattr(ra, name)(Image.fromarray(pixels), sign)).astype(float)
+    found = np.asarray(VLMO[name](Image.fromarray(pixels), sign)).astype(float)
     assert inside.mean() > 0.6
     assert np.abs(found - expected)[inside].max() <= 1.5
     far_outside = (np.maximum(np.abs(points[0] - 32), np.abs(points[1] - 32))) > 33
@@ -110,8 +114,7 @@ def test_geometry_follows_the_formula(name: str, sign: float) -> None:
 
 
 def test_there_are_ten_operations() -> None:
-    names = {operation.__name__ for operation in (*ra.COLOR, *ra.GEOMETRY)}
-    assert names == {
+    assert VLMO.keys() == {
         *("identity", "auto_contrast", "equalize", "brighten", "sharpen"),
         *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
     }
@@ -122,10 +125,10 @@ def test_result_depends_on_the_generator_only() -> None:
     before = image.clone()
     for seed in range(30):
         first, other = np.random.default_rng(seed), np.random.default_rng(seed)
-        found = ra.rand_augment(image, first)
+        found = ra.rand_augment(image, "vlmo", first)
         np.random.seed(seed)
         assert found.dtype == torch.uint8 and found.shape == image.shape
-        assert torch.equal(found, ra.rand_augment(image.contiguous(), other))
+        assert torch.equal(found, ra.rand_augment(image.contiguous(), "vlmo", other))
     assert torch.equal(image, before)
 
 
@@ -134,28 +137,26 @@ def test_number_of_draws_is_constant() -> None:
     small = image[:, :8, :8]
     for seed in range(30):
         first, other = np.random.default_rng(seed), np.random.default_rng(seed)
-        ra.rand_augment(image, first)
-        ra.rand_augment(small, other)
+        ra.rand_augment(image, "vlmo", first)
+        ra.rand_augment(small, "vlmo", other)
         assert first.random() == other.random()
 
 
 def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
     counts: dict[str, int] = {}
 
-    def counted(name: str) -> object:
-        def operation(pil_image: Image.Image, *sign: float) -> Image.Image:
-            key = name + "".join("+" if value > 0 else "-" for value in sign)
-            counts[key] = counts.get(key, 0) + 1
+    def counted(name: str) -> ra.Operation:
+        def operation(pil_image: Image.Image, amount: float) -> Image.Image:
+            assert amount in (-1, 1)
+            counts[f"{name}{amount:+.0f}"] = counts.get(f"{name}{amount:+.0f}", 0) + 1
             return pil_image
 
         return operation
 
-    monkeypatch.setattr(ra, "COLOR", tuple(counted(f"tone{i}") for i in range(5)))
-    monkeypatch.setattr(ra, "GEOMETRY", tuple(counted(f"move{i}") for i in range(5)))
+    monkeypatch.setitem(ra.POLICIES, "vlmo", {name: counted(name) for name in VLMO})
     rng, image = np.random.default_rng(0), torch.zeros(3, 2, 2, dtype=torch.uint8)
     for _ in range(10_000):
-        ra.rand_augment(image, rng)
-    for i in range(5):  # 2 operations x 1/2 applied x 1/10; half of the moves each way
-        assert counts[f"tone{i}"] == pytest.approx(1000, abs=130)
-        assert counts[f"move{i}+"] == pytest.approx(500, abs=95)
-        assert counts[f"move{i}-"] == pytest.approx(500, abs=95)
+        ra.rand_augment(image, "vlmo", rng)
+    for name in VLMO:  # 2 operations x 1/2 applied x 1/10; half of them in each direction
+        assert counts[f"{name}+1"] == pytest.approx(500, abs=95)
+        assert counts[f"{name}-1"] == pytest.approx(500, abs=95)

@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from dualfuse.data.image import randaugment_timm as ra
+from dualfuse.data.image import randaugment as ra
 from dualfuse.data.image.transform import Augment, ImageTransform
 
+TIMM = ra.POLICIES["timm"]
 STRIP = (0, 1, 25, 26, 64, 127, 128, 180, 255)
 
 
@@ -40,27 +41,27 @@ def levels(image: Image.Image) -> list[int]:
 )
 def test_color_operations_on_known_values(name: str, level: float, wanted: list[int]) -> None:
     for sign in (-1.0, 1.0):
-        assert levels(getattr(ra, name)(strip(), level, sign)) == wanted
+        assert levels(TIMM[name](strip(), sign * level)) == wanted
 
 
 def test_enhancing_interpolates_two_images() -> None:
     """1.81 or 0.19 parts of the image at level 0.9, the rest of black, of its mean, of its greys."""
-    assert (ra.factor(0.9, 1), ra.factor(0.9, -1)) == (pytest.approx(1.81), pytest.approx(0.19))
+    assert (ra.factor(0.9), ra.factor(-0.9)) == (pytest.approx(1.81), pytest.approx(0.19))
     values = np.array(STRIP, float)
     for sign, share in ((1, 1.81), (-1, 0.19)):
-        assert np.abs(levels(ra.brightness(strip(), 0.9, sign)) - np.clip(values * share, 0, 255)).max() <= 1
+        assert np.abs(levels(TIMM["brightness"](strip(), sign * 0.9)) - np.clip(values * share, 0, 255)).max() <= 1
         mean = round(values.mean())
         wanted = np.clip(mean + share * (values - mean), 0, 255)
-        assert np.abs(levels(ra.contrast(strip(), 0.9, sign)) - wanted).max() <= 1
+        assert np.abs(levels(TIMM["contrast"](strip(), sign * 0.9)) - wanted).max() <= 1
         orange = np.array([200.0, 120.0, 40.0])
         grey = orange @ (0.299, 0.587, 0.114)
         image = Image.fromarray(np.tile(orange.astype(np.uint8), (2, 2, 1)))
-        found = np.asarray(ra.color(image, 0.9, sign))[0, 0]
+        found = np.asarray(TIMM["color"](image, sign * 0.9))[0, 0]
         assert np.abs(found - np.clip(grey + share * (orange - grey), 0, 255)).max() <= 1.5
     flat = Image.fromarray(np.full((5, 5, 3), 90, np.uint8))
     flat.putpixel((2, 2), (116, 116, 116))  # smoothed: 5 of 13 parts, 90 + 26 * 5 / 13 = 100
-    assert ra.sharpness(flat, 0.5, 1).getpixel((2, 2)) == (123, 123, 123)  # 100 + 1.45 * 16
-    assert ra.sharpness(flat, 0.5, -1).getpixel((2, 2)) == (108, 108, 108)  # 100 + 0.55 * 16 = 108.8
+    assert TIMM["sharpness"](flat, 0.5).getpixel((2, 2)) == (123, 123, 123)  # 100 + 1.45 * 16
+    assert TIMM["sharpness"](flat, -0.5).getpixel((2, 2)) == (108, 108, 108)  # 100 + 0.55 * 16 = 108.8
 
 
 def noise(height: int, width: int) -> np.ndarray:
@@ -70,10 +71,10 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_translations_are_shares_of_the_side() -> None:
     """0.8 * 0.45 = 36 %."""
     pixels = noise(50, 100)
-    right = np.asarray(ra.translate_x(Image.fromarray(pixels), 0.8, -1))
+    right = np.asarray(TIMM["translate_x"](Image.fromarray(pixels), -0.8))
     assert np.abs(right[:, 36:].astype(int) - pixels[:, :-36]).max() <= 1
     assert (right[:, :36] == 128).all()
-    up = np.asarray(ra.translate_y(Image.fromarray(pixels), 0.8, 1))
+    up = np.asarray(TIMM["translate_y"](Image.fromarray(pixels), 0.8))
     assert np.abs(up[:-18].astype(int) - pixels[18:]).max() <= 1
     assert (up[-18:] == 128).all()
 
@@ -96,7 +97,7 @@ def test_shear_and_rotation_follow_the_formula(sign: float) -> None:
         ),
     }
     for name, point in wanted.items():
-        found = np.asarray(getattr(ra, name)(image, 0.9, sign))[..., 0].astype(float)
+        found = np.asarray(TIMM[name](image, sign * 0.9))[..., 0].astype(float)
         light = np.where(found > 140, found, 0)  # not the grey around
         rows, columns = np.mgrid[:side, :side] + 0.5
         centre = (columns * light).sum() / light.sum(), (rows * light).sum() / light.sum()
@@ -104,13 +105,13 @@ def test_shear_and_rotation_follow_the_formula(sign: float) -> None:
 
 
 def test_auto_contrast_and_equalize() -> None:
-    assert np.abs(np.subtract(levels(ra.auto_contrast(strip((50, 75, 100)), 0.9, 1)), (0, 127, 255))).max() <= 1
-    found = levels(ra.equalize(strip(tuple(range(100, 164)) * 256), 0.9, 1))
+    assert np.abs(np.subtract(levels(TIMM["auto_contrast"](strip((50, 75, 100)), 0.9)), (0, 127, 255))).max() <= 1
+    found = levels(TIMM["equalize"](strip(tuple(range(100, 164)) * 256), 0.9))
     assert found[0] == 0 and found[63] == 255 and np.abs(np.diff(found[:64]) - 255 / 63).max() < 1.1
 
 
 def test_there_are_fifteen_operations() -> None:
-    assert [change.__name__ for change in ra.OPERATIONS] == [
+    assert list(TIMM) == [
         *("auto_contrast", "equalize", "invert", "posterize", "solarize", "solarize_add"),
         *("color", "contrast", "brightness", "sharpness"),
         *("shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
@@ -118,20 +119,21 @@ def test_there_are_fifteen_operations() -> None:
 
 
 def test_operations_are_equally_likely(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[tuple[int, float, float]] = []
+    drawn: list[tuple[int, float]] = []
 
-    def counted(number: int) -> ra.Change:
-        def change(pil_image: Image.Image, level: float, sign: float) -> Image.Image:
-            seen.append((number, level, sign))
+    def counted(number: int) -> ra.Operation:
+        def operation(pil_image: Image.Image, amount: float) -> Image.Image:
+            drawn.append((number, amount))
             return pil_image
 
-        return change
+        return operation
 
-    monkeypatch.setattr(ra, "OPERATIONS", tuple(map(counted, range(15))))
+    monkeypatch.setitem(ra.POLICIES, "timm", {name: counted(number) for number, name in enumerate(TIMM)})
     rng, image = np.random.default_rng(0), torch.zeros(3, 2, 2, dtype=torch.uint8)
     for _ in range(15_000):
-        ra.rand_augment(image, rng)
-    numbers, strengths, signs = (np.array(column) for column in zip(*seen, strict=True))
+        ra.rand_augment(image, "timm", rng)
+    numbers, amounts = (np.array(column) for column in zip(*drawn, strict=True))
+    strengths, signs = np.abs(amounts), np.sign(amounts)
     counts = np.bincount(numbers)
     assert counts.shape == (15,) and np.abs(counts - 1000).max() < 130  # 2 x 1/2 x 1/15
     assert abs(signs.mean()) < 0.03 and strengths.max() == 1.0 and strengths.min() > 0.6
