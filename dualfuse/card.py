@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
@@ -15,7 +14,7 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import format_metric
-from dualfuse.io import listing, write_text
+from dualfuse.io import MAX_JSON, listing, read_bounded, read_json, read_json_object, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Recipe
 
@@ -37,7 +36,7 @@ class Scores:
     def read(path: Path, command: str) -> Scores:
         """Read the JSON file; raises ``DualfuseError`` if it is not an object of numbers."""
         try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
+            metrics = read_json(path)
         except ValueError as error:
             raise DualfuseError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
@@ -48,7 +47,7 @@ class Scores:
 def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
     """Write README.md into a model folder, and return its path; raises ``DualfuseError`` if it was edited by hand."""
     path = folder / CARD
-    if path.exists() and not _is_generated(path.read_text(encoding="utf-8")):
+    if path.exists() and not _is_generated(read_bounded(path, MAX_JSON).decode()):
         raise DualfuseError(f"{path} was edited by hand and is kept; move it away to write a new one")
     text = card(folder, scores, licence)
     write_text(path, f"{text}\n{_mark(text)}")
@@ -148,12 +147,12 @@ def _origin(folder: Path) -> str:
     """Return what a model was trained or converted from, from the reports in or beside its folder; empty if unknown."""
     for report in (folder / CONVERSION, folder / START, folder.absolute().parent / START):
         if report.is_file():
-            return str(json.loads(report.read_text(encoding="utf-8")).get("source", ""))
+            return str(read_json_object(report).get("source", ""))
     return ""
 
 
 def _is_ours(folder: Path) -> bool:
-    return IS in json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+    return IS in read_json_object(folder / hub.CONFIG)
 
 
 def _sources(recipe: Recipe) -> str:

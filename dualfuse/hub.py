@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from dualfuse import upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import atomic_folder, write_json
+from dualfuse.io import atomic_folder, check_regular, read_json, write_json
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.tasks.base import Task
 
@@ -106,9 +105,9 @@ def recipe_to_json(recipe: Recipe) -> dict[str, JSON]:
 def recipe_from_file(path: Path) -> Recipe:
     """Read a file that holds :func:`recipe_to_json`; raises ``DualfuseError`` for any other."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         recipe = from_json({key: data[key] for key in data if key != PLUGINS} if isinstance(data, dict) else data)
-    except (OSError, ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
+    except (OSError, ValueError, RecursionError) as error:  # RecursionError: values that are nested too deeply
         raise DualfuseError(f"{path} does not describe a recipe: {error}") from error
     if not (isinstance(recipe, Recipe) and _is_complete(recipe)):
         raise DualfuseError(f"{path} does not describe a recipe; was it written by another program?")
@@ -133,10 +132,11 @@ def _is_complete(recipe: Recipe) -> bool:
 def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a model folder by name; raises ``DualfuseError`` for a damaged file."""
     try:
+        check_regular(folder / WEIGHTS)
         tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, DualfuseError, OSError) as error:
         raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or not a safetensors file: {error}") from error
-    return upgrade.tensors(tensors) if upgrade.is_old(json.loads((folder / CONFIG).read_text())) else tensors
+    return upgrade.tensors(tensors) if upgrade.is_old(read_json(folder / CONFIG)) else tensors
 
 
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:

@@ -11,7 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from safetensors import SafetensorError
 
@@ -68,6 +68,27 @@ def read_bounded(path: Path, limit: int) -> bytes:
         content = file.read(limit + 1)
     if len(content) > limit:  # a file that grows, or one of /proc, which has no size
         raise DualfuseError(f"{path} has more than {_size(limit)}, the largest size that is read")
+    return content
+
+
+def read_json(path: Path, limit: int = MAX_JSON) -> Any:  # Any: whatever the file holds
+    """Return the content of a JSON file; raises ``DualfuseError`` for other files, ``OSError`` if it is unreadable."""
+    try:
+        return json.loads(read_bounded(path, limit))
+    except DualfuseError:
+        raise
+    except (ValueError, RecursionError) as error:  # RecursionError: JSON that is nested too deeply
+        raise DualfuseError(f"{path} cannot be read as JSON: {error}") from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:  # Any: as above
+    """Return the object in a JSON file; raises ``DualfuseError`` if it is missing or holds anything else."""
+    try:
+        content = read_json(path)
+    except OSError as error:
+        raise DualfuseError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise DualfuseError(f"{path} does not hold a JSON object")
     return content
 
 

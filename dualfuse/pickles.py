@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import check_regular
 
 MODULES = ("__torch__.", "dall_e.", "torch.nn.modules.")
 """Prefixes of the classes of which only the attributes are kept: scripted modules, DALL-E's, and those of PyTorch."""
@@ -75,6 +76,7 @@ def read_pickle(path: Path) -> object:
     Tensors of an archive are mapped from the file, not copied. Modules become inert objects: see
     :func:`module_tensors`. Raises :class:`RefusedGlobalError` for a pickle that names anything else.
     """
+    check_regular(path)
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             return _read_legacy(file)

@@ -13,7 +13,7 @@ import safetensors.torch
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import check_regular, listing, read_json
 from dualfuse.pickles import RefusedGlobalError, module_tensors, read_pickle
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -59,17 +59,6 @@ def read_weights(path: Path) -> Weights:
     raise DualfuseError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
 
 
-def read_json(path: Path) -> dict[str, Any]:  # Any: whatever the file holds
-    """Return the object in a JSON file; ``DualfuseError`` for anything else."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise DualfuseError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise DualfuseError(f"{path} does not hold a JSON object")
-    return content
-
-
 def describe_file(path: Path) -> str:
     """Return what a file that should have held tensors is, in words that complete "it is …"."""
     if not path.exists():
@@ -77,6 +66,10 @@ def describe_file(path: Path) -> str:
     if path.is_dir():
         return "a folder"
     size = path.stat().st_size
+    try:
+        check_regular(path)
+    except DualfuseError as error:
+        return str(error).partition(" is ")[2]
     with path.open("rb") as file:
         head = file.read(512)
     kinds = (
@@ -111,7 +104,7 @@ def _describe_safetensors(path: Path, head: bytes, size: int) -> str:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        shard_of = json.loads(index.read_text())["weight_map"]
+        shard_of = read_json(index)["weight_map"]
         shards = sorted({str(shard) for shard in shard_of.values()})
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DualfuseError(f"{index} does not list the shards of a checkpoint: {error!r}") from error

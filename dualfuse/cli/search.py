@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 from dualfuse.cli.console import printable
 from dualfuse.cli.parser import Model
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import MAX_IMAGE, listing, read_bounded
 
 if TYPE_CHECKING:
     from dualfuse.search.index import Hit, Index
@@ -96,7 +96,7 @@ def grid(index: Index, hits: Sequence[Hit], query: str | Path, path: Path) -> No
     """Draw an image query, then the hits, best first, with rank, name and score, to ``path``."""
     from dualfuse.data.image.image_grid import Tile, image_grid
 
-    tiles = [Tile(query.read_bytes(), query.name, title="query")] if isinstance(query, Path) else []
+    tiles = [Tile(read_bounded(query, MAX_IMAGE), query.name, title="query")] if isinstance(query, Path) else []
     for rank, hit in enumerate(hits, start=1):
         parts = "" if hit.match is None else f", cosine {hit.cosine:.4f}, ITM {hit.match:.2f}"
         tiles.append(Tile(_image(index, hit), printable(hit.name), title=str(rank), note=f"{hit.score:.4f}{parts}"))

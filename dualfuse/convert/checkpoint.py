@@ -15,10 +15,11 @@ from dualfuse.convert.rename import matches
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.io import read_json_object
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Task, TaskConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
-from dualfuse.tensor_files import Weights, find_weights, read_json, read_weights
+from dualfuse.tensor_files import Weights, find_weights, read_weights
 
 BATCH_SIZE, RUN = 64, Run(steps=2000)
 """Training settings of the recipe of a third-party checkpoint."""
@@ -35,7 +36,7 @@ class Source:
     @cached_property
     def config(self) -> dict[str, Any]:  # Any: whatever JSON holds
         """The config.json of a folder; empty for a file."""
-        return read_json(self.path / "config.json") if self.path.is_dir() else {}
+        return read_json_object(self.path / "config.json") if self.path.is_dir() else {}
 
     @cached_property
     def weights(self) -> Weights:

@@ -13,8 +13,7 @@ from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import FORMATS
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
-from dualfuse.tensor_files import read_json
+from dualfuse.io import listing, read_json_object
 
 
 def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.LoadedModel:
@@ -66,7 +65,7 @@ def locate(source: Path | str) -> Path:
 
 def is_model_folder(path: Path) -> bool:
     """Whether a path is a model folder of dualfuse."""
-    return (path / hub.CONFIG).is_file() and IS in read_json(path / hub.CONFIG)
+    return (path / hub.CONFIG).is_file() and IS in read_json_object(path / hub.CONFIG)
 
 
 def _unknown(source: Source) -> str:

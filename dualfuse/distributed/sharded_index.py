@@ -9,6 +9,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import open_regular
 from dualfuse.pickles import StrictUnpickler
 
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"
@@ -32,7 +33,7 @@ class ShardReader(FileSystemReader):
 
     def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         """Return the index, after checking the names in it."""
-        with (Path(self.path) / ".metadata").open("rb") as file:
+        with open_regular(Path(self.path) / ".metadata") as file:
             StrictUnpickler(file, _resolve).load()
         return super().read_metadata(*args, **kwargs)
 

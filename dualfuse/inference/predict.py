@@ -10,6 +10,7 @@ import torch
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
+from dualfuse.io import MAX_IMAGE, read_bounded
 from dualfuse.tasks.prediction import Prediction
 
 ImageFile = Path | str | bytes
@@ -34,10 +35,12 @@ def predict(
 def read_inputs(image: ImageFile | Sequence[ImageFile] | None, text: str) -> Sample:
     """Read image files; return them with the text as a sample."""
     images = () if image is None else (image,) if isinstance(image, ImageFile) else tuple(image)
-    first, *others = [each if isinstance(each, bytes) else Path(each).expanduser().read_bytes() for each in images] or [
-        b""
-    ]
+    first, *others = [_read(each) for each in images] or [b""]
     return Sample("input", first, (text,) if text.strip() else (), other_images=tuple(others))
+
+
+def _read(image: ImageFile) -> bytes:
+    return image if isinstance(image, bytes) else read_bounded(Path(image).expanduser(), MAX_IMAGE)
 
 
 def at_least_one(top: int) -> int:

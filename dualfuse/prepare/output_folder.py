@@ -13,7 +13,7 @@ from pathlib import Path
 from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_text
+from dualfuse.io import MAX_TABLE, read_bounded, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.prepare.sources.source import Item
@@ -63,7 +63,7 @@ class PreparedFolder:
         """Write text files, by name, beside the shards unless they exist already, and store the remarks."""
         for name, text in files.items():
             path = self.folder / name
-            if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            if not path.is_file() or read_bounded(path, MAX_TABLE) != text.encode():
                 write_text(path, text)
         self.tally.remarks = list(remarks)
 

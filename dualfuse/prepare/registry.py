@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, walk
+from dualfuse.io import MAX_TABLE, listing, open_regular, read_json, walk
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
@@ -32,6 +31,7 @@ FORMATS = {
     "tar": "tar shards in the WebDataset layout (also the output of img2dataset)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+MAX_HEADER = 4096  # bytes of a table's first line
 _MAX_FILES = 100_000
 
 
@@ -82,14 +82,15 @@ def _file(path: Path) -> str:
 
 def _has_header(path: Path) -> bool:
     """Return whether a .txt file is a csv table, such as the captions.txt of Flickr8k."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        return file.readline().strip().lower().startswith(("image,", "image_name,", "image\t", "image_name|"))
+    with open_regular(path) as file:
+        line = file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace")
+        return line.strip().lower().startswith(("image,", "image_name,", "image\t", "image_name|"))
 
 
 def _json(path: Path) -> str:
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = read_json(path, MAX_TABLE)
+    except ValueError as error:
         raise DualfuseError(
             f"{path} is not a JSON file ({error}); name a file with one JSON object per line .jsonl"
         ) from None

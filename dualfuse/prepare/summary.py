@@ -14,7 +14,7 @@ from rich.text import Text
 
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, write_json
+from dualfuse.io import listing, read_json, write_json
 from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.source import Item
 
@@ -121,6 +121,6 @@ def load_tally(path: Path) -> Tally | None:
     """Load the tally at ``path``; None if there is no such file."""
     if not path.is_file():
         return None
-    content = upgrade.prepared(json.loads(path.read_text(encoding="utf-8")))
+    content = upgrade.prepared(read_json(path))
     splits = {name: Mark(**mark) for name, mark in content.pop("splits").items()}
     return Tally(**content, splits=splits)

@@ -9,7 +9,7 @@ from html import escape
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_text
+from dualfuse.io import MAX_TABLE, read_bounded, read_json, write_text
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
 from dualfuse.report.demo.page import REPORT, write_demo_page
@@ -46,7 +46,7 @@ def report(run: Path) -> Path:
 
 def run_page(run: Path) -> str:
     """Return the page of one run."""
-    recipe = json.loads((run / RECIPE).read_text(encoding="utf-8"))
+    recipe = read_json(run / RECIPE)
     logged = history(run, recipe["name"])
     steps = recipe["run"]["steps"]
     is_finished = (run / FINAL).is_dir()
@@ -126,7 +126,7 @@ def _draw(curves: tuple[Curve, ...], *, is_share: bool = False) -> str:
 
 def _skipped(run: Path) -> str:
     files = sorted(run.glob(f"**/{SKIPPED}"))
-    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for file in files for line in read_bounded(file, MAX_TABLE).decode().splitlines()]
     if not lines:
         return markup.section("Skipped samples", lead="None: every sample was readable.")
     reasons = Counter(line["reason"] for line in lines).most_common(SHOWN)

@@ -11,7 +11,7 @@ from dualfuse.data.map_dataset import find_files
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import MAX_IMAGE, listing, read_bounded
 from dualfuse.prepare.sources.pairs.folder import image_names
 
 
@@ -82,10 +82,7 @@ def _stamp(path: Path) -> str:
 
 
 def _read_file(folder: Path, names: tuple[str, ...], number: int) -> bytes:
-    path = folder / names[number]
-    if path.exists() and not path.is_file():
-        raise DualfuseError("it is not a regular file")  # reading a pipe would block
-    return path.read_bytes()
+    return read_bounded(folder / names[number], MAX_IMAGE)
 
 
 def _read_sample(shards: Shards, number: int) -> bytes:

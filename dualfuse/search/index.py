@@ -17,6 +17,7 @@ from torch import Tensor
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.encode import EmbeddedImages, SkippedImage, embed, embed_images, pixels
+from dualfuse.io import MAX_IMAGE, read_bounded
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 from dualfuse.search.collection import Collection
@@ -138,7 +139,7 @@ class Index:
         return model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def _embed_image(self, query: Path | bytes) -> Tensor:
-        data = query if isinstance(query, bytes) else query.read_bytes()
+        data = query if isinstance(query, bytes) else read_bounded(query, MAX_IMAGE)
         try:
             image = self.loaded.processor.image(data, np.random.default_rng(0))  # not augmented: nothing is drawn
         except ValueError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from dualfuse import upgrade
 from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
+from dualfuse.io import read_json
 from dualfuse.tensor_files import read_weights
 
 PREFIX = "model."  # of the model's tensors in a task's state dict
@@ -30,7 +30,7 @@ class FrozenModel:
 def load_frozen(folder: Path) -> FrozenModel:
     """Load the model of a folder; DualfuseError if there is none, or if its weights do not fit its config."""
     try:
-        stored = json.loads((folder / "config.json").read_text())
+        stored = read_json(folder / "config.json")
         recipe: Any = upgrade.config(stored)  # Any: what a file holds
         config, preprocess = from_json(recipe["model"]), from_json(recipe["data"]["preprocess"])
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -5,7 +5,6 @@ Checkpoints of a sharded task are written by ``sharded_checkpoint``, and read he
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
-from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
+from dualfuse.io import PARTIAL, atomic_folder, listing, read_json, remove_folder, replace_folder, write_json
 from dualfuse.tensor_files import describe_file
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
@@ -198,7 +197,7 @@ def optimizer_tensors(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict
 
 def _read_state(path: Path) -> State:
     try:
-        return State(**json.loads((path / STATE).read_text()))
+        return State(**read_json(path / STATE))
     except (OSError, ValueError, TypeError) as error:
         raise DualfuseError(f"{path / STATE} is missing or not the state of a checkpoint; {_advice(path)}") from error
 

@@ -5,7 +5,6 @@ Without them the rest of a run would silently differ from its beginning.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from dualfuse import hub
 from dualfuse.config import JSON, to_json
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, write_json
+from dualfuse.io import MAX_TABLE, listing, read_json, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint
 
@@ -65,7 +64,7 @@ def check_data_is_unchanged(out: Path, sets: Sequence[MapDataset]) -> None:
     if not (out / DATA).is_file():
         return  # a run of an earlier version
     try:
-        stored: list[Files] = [each["files"] for each in json.loads((out / DATA).read_text(encoding="utf-8"))]
+        stored: list[Files] = [each["files"] for each in read_json(out / DATA, MAX_TABLE)]
         changes = [line for before, now in zip(stored, sets, strict=True) for line in _changes(before, now.digests())]
     except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise DualfuseError(f"{out / DATA} is damaged ({error}); delete it if the data has not changed") from error

@@ -23,7 +23,7 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.data.loader import Skipped
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import atomic_write
+from dualfuse.io import MAX_TABLE, atomic_write, read_bounded
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -166,7 +166,7 @@ def cut_back(path: Path, step: int) -> None:
 def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
+    lines = read_bounded(path, MAX_TABLE).decode().split("\n")
     try:
         read = [json.loads(line) for line in lines[:-1]]  # what follows the last line break is incomplete
     except (ValueError, RecursionError) as error:

@@ -30,11 +30,11 @@ from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors,
 from dualfuse.convert.report import Report, import_report, shapes
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.io import read_json_object
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.pretrain.pairs import PairsConfig
-from dualfuse.tensor_files import read_json
 
 PREFIX = "bridgetower."
 """Prefix of all but the heads, in files of models with heads; the bare BridgeTowerModel has none."""
@@ -85,7 +85,7 @@ def _recognize(source: Source) -> bool:
 
 def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     processor = source.path / "preprocessor_config.json"
-    config = read_config(source.config, read_json(processor) if processor.is_file() else {})
+    config = read_config(source.config, read_json_object(processor) if processor.is_file() else {})
     prefix = PREFIX if any(name.startswith(PREFIX) for name in source.tensors) else ""
     imported = import_tensors(source.tensors, layout(config.model.bridge, prefix))
     tensors, notes = imported.tensors, list(config.notes)

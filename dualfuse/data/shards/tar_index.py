@@ -25,9 +25,10 @@ import numpy as np
 
 from dualfuse.data.sample import ChangedFile
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_write
+from dualfuse.io import MAX_IMAGE, MAX_JSON, atomic_write, check_regular, open_regular
 
-MAX_MEMBER = 256 << 20  # bytes; larger members are accidents, and would exhaust the memory of a loader process
+MAX_MEMBER = MAX_IMAGE  # bytes; larger members are accidents, and would exhaust the memory of a loader process
+MAX_INDEX = 1 << 30  # bytes; of a tar with ten million members or more
 MAX_NAME = 4096  # characters; the limit of file systems
 OPEN_TARS = 256  # mapped at the same time per process; each needs a file descriptor, of which the usual limit is 1024
 INDEX_FORMAT = 2
@@ -58,10 +59,10 @@ class TarIndex:
     def of(path: Path) -> TarIndex:
         """Load the index stored beside ``path``; if it is missing or outdated, create it and try to store it."""
         index_path = path.with_name(path.name + ".index.npz")
-        stat = path.stat()
+        stat = check_regular(path)
         stamp = np.array([INDEX_FORMAT, stat.st_size, stat.st_mtime_ns])
         try:
-            with index_path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            with open_regular(index_path, MAX_INDEX) as file, np.load(file, allow_pickle=False) as stored:
                 index = TarIndex(path, **stored)
             if np.array_equal(index.stamp, stamp):
                 return index
@@ -84,7 +85,7 @@ class TarIndex:
     def read(self, number: int, extensions: Container[str]) -> dict[str, bytes]:
         """Return the members of a sample whose lower-case extension is in ``extensions``, by extension.
 
-        Raises DualfuseError for a sample with two members of one extension, or with one larger than ``MAX_MEMBER``.
+        Raises DualfuseError for a sample with two members of one extension, or with one that is too large.
         """
         parts: dict[str, bytes] = {}
         previous: set[str] = set()
@@ -94,7 +95,7 @@ class TarIndex:
                 raise DualfuseError(f"two members end in .{extension}")
             previous.add(extension)
             if extension in extensions:
-                parts[extension] = self._bytes(member)
+                parts[extension] = self._bytes(member, MAX_JSON if extension == "json" else MAX_MEMBER)
         return parts
 
     def digest(self) -> str:
@@ -104,10 +105,10 @@ class TarIndex:
             content.update(np.ascontiguousarray(part).data)
         return content.hexdigest()
 
-    def _bytes(self, member: int) -> bytes:
+    def _bytes(self, member: int, limit: int) -> bytes:
         offset, size = int(self.offsets[member]), int(self.sizes[member])
-        if size > MAX_MEMBER:
-            raise DualfuseError(f"{self._name(member)} has {size:,} bytes; at most {MAX_MEMBER:,} are read")
+        if size > limit:
+            raise DualfuseError(f"{self._name(member)} has {size:,} bytes; at most {limit:,} are read")
         return mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))[offset : offset + size]
 
     def _name(self, member: int) -> str:
@@ -151,7 +152,7 @@ def _scan(path: Path) -> dict[str, np.ndarray]:
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
     """Yield name, offset and size of all files and hard links; raises DualfuseError unless it is a complete tar."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         try:
             tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 - file is closed
         except Exception as error:  # TarError, or any other error that a malicious header causes

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dualfuse.data.shards.tar_index import TarIndex, mapped
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import listing
+from dualfuse.io import check_regular, listing
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
@@ -53,7 +53,7 @@ class FileState:
     @staticmethod
     def of(path: Path) -> FileState:
         """Return the current state of a file."""
-        stat = path.stat()
+        stat = check_regular(path)
         return FileState(path, stat.st_size, stat.st_mtime_ns)
 
     def bytes(self) -> mmap.mmap:

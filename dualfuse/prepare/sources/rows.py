@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping
+from io import TextIOWrapper
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError, MissingExtraError
+from dualfuse.io import MAX_TABLE, open_regular, read_json
 
 TableRow = Mapping[str, object]
 
@@ -18,7 +20,7 @@ def read_rows(path: Path) -> Iterator[TableRow | None]:
         case ".jsonl" | ".ndjson":
             return json_lines(path)
         case ".json":
-            return (row if isinstance(row, dict) else None for row in json.loads(path.read_bytes()))
+            return (row if isinstance(row, dict) else None for row in read_json(path, MAX_TABLE))
         case ".parquet":
             return _parquet(path)
         case _:
@@ -26,7 +28,7 @@ def read_rows(path: Path) -> Iterator[TableRow | None]:
 
 
 def _separated(path: Path) -> Iterator[TableRow | None]:
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+    with TextIOWrapper(open_regular(path), "utf-8-sig", errors="replace", newline="") as file:
         header = file.readline()
         file.seek(0)
         delimiter = max(",\t;|", key=header.count)  # Flickr30k's results.csv is separated by "|"
@@ -45,7 +47,7 @@ def _separated(path: Path) -> Iterator[TableRow | None]:
 
 def json_lines(path: Path) -> Iterator[TableRow | None]:
     """Yield the JSON objects of a file with one per line; None for other lines."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for line in filter(None, map(bytes.strip, file)):
             try:
                 row = json.loads(line)

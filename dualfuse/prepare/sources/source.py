@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import MAX_IMAGE, open_regular, read_bounded
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif")
 """Suffixes of image files; files that cannot be decoded are reported."""
@@ -23,8 +24,12 @@ class Slice:
     """Number of bytes; -1: up to the end of the file."""
 
     def read(self) -> bytes:
-        """Return the bytes; raises ``OSError`` if there is no such file."""
-        with self.path.open("rb") as file:
+        """Return the bytes; raises ``OSError`` for a missing file, ``DualfuseError`` for a pipe or too many bytes."""
+        if self.size < 0:
+            return read_bounded(self.path, MAX_IMAGE)[self.offset :]
+        if self.size > MAX_IMAGE:
+            raise DualfuseError(f"its image has {self.size:,} bytes; at most {MAX_IMAGE:,} are read")
+        with open_regular(self.path) as file:
             file.seek(self.offset)
             return file.read(self.size)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from dualfuse.config import from_json, to_json
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_json
+from dualfuse.io import read_json, write_json
 from dualfuse.report.curves import History
 
 RESULTS = "results.json"
@@ -155,7 +154,7 @@ class DemoResults:
         """Read ``folder``/results.json; raises ``DualfuseError`` if it is damaged or of another version."""
         path = folder / RESULTS
         try:
-            results = from_json(json.loads(path.read_text(encoding="utf-8")))
+            results = from_json(read_json(path))
         except (ValueError, TypeError) as error:
             raise DualfuseError(f"{path} cannot be read ({error}); delete it and rerun dualfuse demo") from error
         if not isinstance(results, DemoResults):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shlex
 import shutil
@@ -19,7 +18,7 @@ from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
-from dualfuse.io import write_json
+from dualfuse.io import read_json, write_json
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import small_pairs
@@ -110,7 +109,7 @@ def part(name: str, out: Path) -> Iterator[None]:
 def seconds(out: Path) -> dict[str, float]:
     """Return the recorded durations of parts, in seconds."""
     path = out / "seconds.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def export(test: Shards, folder: Path) -> None:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_write
+from dualfuse.io import atomic_write, check_regular
 from dualfuse.metrics.recall import nearest
 from dualfuse.search.stores.base import Filter, Match, Metadata, matches
 
@@ -127,6 +127,7 @@ class ExactStore:
 
 
 def _read(path: Path, fingerprint: str) -> tuple[dict[str, Metadata], Tensor]:
+    check_regular(path)
     tensors = safetensors.torch.load_file(path)
     stored, entries = json.loads(tensors["entries"].numpy().tobytes())
     if stored != fingerprint or len(entries) != len(tensors["embeddings"]):

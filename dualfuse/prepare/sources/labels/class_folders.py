@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import MAX_JSON, listing, read_bounded
 from dualfuse.prepare.sources.label_names import parse_label
 from dualfuse.prepare.sources.pairs import folder
 from dualfuse.prepare.sources.source import Item, Source
@@ -75,6 +75,6 @@ def _labels(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str
 
 
 def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    for line in file.read_text(encoding="utf-8-sig").splitlines():
+    for line in read_bounded(file, MAX_JSON).decode("utf-8-sig").splitlines():
         if match := NAME.fullmatch(line.strip()):
             yield (match[1], match[2]) if match[1] else (match[3], match[4])

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.io import MAX_JSON, read_bounded
 from dualfuse.prepare.sources.pairs.folder import image_names
 from dualfuse.prepare.sources.source import Item, Slice, Source
 
@@ -69,11 +70,11 @@ def _class_names(source: Path) -> tuple[str, ...]:
     Of ADE20K's synonyms the first is returned, or all if another class has the same first one.
     """
     if (source / NAMES).is_file():
-        lines = (source / NAMES).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines = read_bounded(source / NAMES, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()
         return tuple(line.strip() for line in lines if line.strip())
     if not (source / ADE20K_NAMES).is_file():
         return ()
-    rows = (source / ADE20K_NAMES).read_text(encoding="utf-8-sig", errors="replace").splitlines()[1:]
+    rows = read_bounded(source / ADE20K_NAMES, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()[1:]
     full = [row.split("\t")[-1].strip() for row in rows if row.strip()]
     first = [name.partition(",")[0].strip() for name in full]
     return tuple(short if first.count(short) == 1 else name for short, name in zip(first, full, strict=True))

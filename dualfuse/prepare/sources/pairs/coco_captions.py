@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from dualfuse.data.split import split_in_name
+from dualfuse.io import MAX_TABLE, read_json
 from dualfuse.prepare.sources.image_finder import ImageFinder
 from dualfuse.prepare.sources.source import Item
 
@@ -29,7 +29,7 @@ def caption_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read_one(path: Path, images: Path | None) -> Iterator[Item]:
-    content: Mapping[str, Any] = json.loads(path.read_bytes())  # Any: checked where used
+    content: Mapping[str, Any] = read_json(path, MAX_TABLE)  # Any: checked where used
     texts: dict[object, list[str]] = defaultdict(list)
     for annotation in content["annotations"]:
         texts[annotation["image_id"]].append(annotation["caption"])

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
-from dualfuse.io import walk
+from dualfuse.io import MAX_JSON, read_bounded, read_json, walk
 from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, captions_of
 
 
@@ -53,7 +52,7 @@ def is_image_name(name: str) -> bool:
 def _captions(path: Path) -> tuple[str, ...]:
     if not path.is_file():
         return ()
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    lines = read_bounded(path, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()
     return tuple(line.strip() for line in lines if line.strip())
 
 
@@ -61,7 +60,7 @@ def _meta(path: Path) -> tuple[Mapping[str, object], str]:
     if not path.is_file():
         return {}, ""
     try:
-        meta = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        meta = read_json(path)
+    except ValueError:
         return {}, "unreadable json beside the image"
     return (meta, "") if isinstance(meta, dict) else ({}, "")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
 from dualfuse.data.split import split_name
+from dualfuse.io import MAX_TABLE, read_json
 from dualfuse.prepare.sources.image_finder import FLICKR, ImageFinder, around
 from dualfuse.prepare.sources.source import Item
 
@@ -19,7 +19,7 @@ def read(path: Path, images: Path | None) -> Iterator[Item]:
     published recipes.
     """
     find = ImageFinder(*((images,) if images else around(path.parent, *FLICKR)))
-    for entry in json.loads(path.read_bytes())["images"]:
+    for entry in read_json(path, MAX_TABLE)["images"]:
         name = f"{entry['filepath']}/{entry['filename']}" if entry.get("filepath") else entry["filename"]
         yield Item(
             name=name,

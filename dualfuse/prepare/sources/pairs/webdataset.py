@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dualfuse.data.shards.shards import parse_class
-from dualfuse.data.shards.tar_index import MAX_MEMBER
 from dualfuse.data.split import split_in_name
+from dualfuse.io import MAX_JSON, open_regular
 from dualfuse.prepare.sources.pairs.folder import is_image_name
 from dualfuse.prepare.sources.source import Item, Slice, captions_of
 
@@ -36,7 +36,7 @@ def tar_files(path: Path) -> tuple[Path, ...]:
 
 def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
     try:
-        with tarfile.open(tar) as archive:
+        with open_regular(tar) as file, tarfile.open(fileobj=file) as archive:
             for key, members in _samples(archive):
                 member = next((info for extension, info in members.items() if is_image_name(f"x.{extension}")), None)
                 image = Slice(tar, member.offset_data, member.size) if member else b""
@@ -76,7 +76,7 @@ def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
 
 
 def _bytes(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> bytes:
-    if info is None or info.size > MAX_MEMBER:
+    if info is None or info.size > MAX_JSON:
         return b""
     file = archive.extractfile(info)
     return file.read() if file else b""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import MAX_TABLE, open_regular, read_bounded
 from dualfuse.prepare.sources.rows import TableRow, json_lines
 
 HEAD = 4096  # bytes by which a large file is recognized
@@ -20,7 +21,7 @@ def read_json(path: Path, reduce: Callable[[dict[str, Any]], object] | None = No
     ``DualfuseError`` with the path if the file is not JSON, or if ``reduce`` misses a key.
     """
     try:
-        return json.loads(path.read_bytes(), object_hook=reduce)
+        return json.loads(read_bounded(path, MAX_TABLE), object_hook=reduce)
     except KeyError as error:
         raise DualfuseError(f"{path} has an entry without {error}; is it the published file?") from None
     except (ValueError, RecursionError) as error:
@@ -44,7 +45,7 @@ def numbered_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, TableRow |
 
 def head(path: Path) -> bytes:
     """Return the first bytes of a file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(HEAD)
 
 
