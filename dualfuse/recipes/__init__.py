@@ -10,8 +10,9 @@ from typing import Any
 from dualfuse import hub, plugins
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
+from dualfuse.recipes import finetune_vlmo
 
-NAMES = {
+FUNCTIONS = {
     "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
     "vlmo-base-plus-pairs": "dualfuse.recipes.vlmo:base_plus_pairs",
     "vlmo-large-pairs": "dualfuse.recipes.vlmo:large_pairs",
@@ -63,22 +64,6 @@ NAMES = {
     "ade20k-vlmo-large": "dualfuse.recipes.vlmo_segmentation:large",
     "ade20k-vlmo-large-640": "dualfuse.recipes.vlmo_segmentation:large_640",
     "vlmo-nano-segmentation": "dualfuse.recipes.vlmo_segmentation:nano",
-    "vqa-vlmo-base": "dualfuse.recipes.finetune_vlmo:vqa_base",
-    "vqa-vlmo-base-plus": "dualfuse.recipes.finetune_vlmo:vqa_base_plus",
-    "vqa-vlmo-large": "dualfuse.recipes.finetune_vlmo:vqa_large",
-    "nlvr2-vlmo-base": "dualfuse.recipes.finetune_vlmo:nlvr2_base",
-    "nlvr2-vlmo-base-224": "dualfuse.recipes.finetune_vlmo:nlvr2_base_224",
-    "nlvr2-vlmo-base-plus": "dualfuse.recipes.finetune_vlmo:nlvr2_base_plus",
-    "nlvr2-vlmo-base-plus-224": "dualfuse.recipes.finetune_vlmo:nlvr2_base_plus_224",
-    "nlvr2-vlmo-large": "dualfuse.recipes.finetune_vlmo:nlvr2_large",
-    "nlvr2-vlmo-large-224": "dualfuse.recipes.finetune_vlmo:nlvr2_large_224",
-    "coco-vlmo-base": "dualfuse.recipes.finetune_vlmo:coco_base",
-    "coco-vlmo-base-plus": "dualfuse.recipes.finetune_vlmo:coco_base_plus",
-    "coco-vlmo-large": "dualfuse.recipes.finetune_vlmo:coco_large",
-    "flickr30k-vlmo-base": "dualfuse.recipes.finetune_vlmo:flickr30k_base",
-    "flickr30k-vlmo-base-224": "dualfuse.recipes.finetune_vlmo:flickr30k_base_224",
-    "flickr30k-vlmo-base-plus": "dualfuse.recipes.finetune_vlmo:flickr30k_base_plus",
-    "flickr30k-vlmo-large": "dualfuse.recipes.finetune_vlmo:flickr30k_large",
     "caption-vlmo-base": "dualfuse.recipes.vlmo_captioning:base",
     "caption-vlmo-large": "dualfuse.recipes.vlmo_captioning:large",
     "vlmo-nano-captions": "dualfuse.recipes.vlmo_captioning:nano",
@@ -96,7 +81,9 @@ NAMES = {
     "flickr30k-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_flickr30k_base",
     "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
-"""The recipes that ``dualfuse recipes`` lists, by name."""
+"""Addresses of the functions of listed recipes, by name."""
+NAMES = (*FUNCTIONS, *finetune_vlmo.RECIPES)
+"""The recipes that ``dualfuse recipes`` lists."""
 
 
 def find_recipe(name: str) -> tuple[Recipe, ...]:
@@ -107,7 +94,9 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     """
     if (Path(name) / hub.CONFIG).is_file():
         return (_starting_from(Path(name)),)
-    address = NAMES.get(name, name)
+    if name in finetune_vlmo.RECIPES:
+        return (finetune_vlmo.RECIPES[name][1],)
+    address = FUNCTIONS.get(name, name)
     if ":" not in address:
         names = "\n  ".join(NAMES)
         raise DualfuseError(
@@ -129,5 +118,7 @@ def _starting_from(folder: Path) -> Recipe:
 
 
 def summary(name: str) -> str:
-    """Return the first line of the docstring of a listed recipe."""
-    return (inspect.getdoc(plugins.find(NAMES[name])) or "").splitlines()[0]
+    """Return the summary of a listed recipe."""
+    if name in finetune_vlmo.RECIPES:
+        return finetune_vlmo.RECIPES[name][0]
+    return (inspect.getdoc(plugins.find(FUNCTIONS[name])) or "").splitlines()[0]

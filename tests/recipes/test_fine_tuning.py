@@ -21,11 +21,10 @@ from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 PLACES = {
-    f"{module.__name__}:{name}": make()
-    for module in (finetune_vlmo, finetune_bridgetower)
-    for name, make in inspect.getmembers(module, inspect.isfunction)
-    if make.__module__ == module.__name__ and not name.startswith("_")
-}
+    f"{finetune_bridgetower.__name__}:{name}": make()
+    for name, make in inspect.getmembers(finetune_bridgetower, inspect.isfunction)
+    if make.__module__ == finetune_bridgetower.__name__ and not name.startswith("_")
+} | {name: recipe for name, (_, recipe) in finetune_vlmo.RECIPES.items()}
 """Every recipe of both files."""
 
 
@@ -57,7 +56,7 @@ def test_flags_of_questions(tmp_path: Path) -> None:
     answers = tmp_path / "answers.txt"
     answers.write_text("yes\nno\n", encoding="utf-8")
     flags = ["--task.answers", str(answers), "--optim.lr", "1e-4", "--data.train", "x.tar"]
-    (chosen,) = override(recipes.find_recipe("dualfuse.recipes.finetune_vlmo:vqa_base"), flags, prog="train")
+    (chosen,) = override(recipes.find_recipe("vqa-vlmo-base"), flags, prog="train")
     assert isinstance(chosen.task, VQAConfig)
     assert (chosen.task.answers, chosen.optim.lr, chosen.optim.head_lr_mult) == (("yes", "no"), 1e-4, 20.0)
 
@@ -68,10 +67,10 @@ def test_numbers_of_the_papers() -> None:
     def epochs(recipe: Recipe, samples: int) -> float:
         return recipe.run.steps * recipe.data.batch_size / samples
 
-    assert epochs(finetune_vlmo.vqa_base(), 640_000) == pytest.approx(10, abs=0.1)
-    assert epochs(finetune_vlmo.nlvr2_large(), 86_373) == pytest.approx(10, abs=0.1)
-    assert epochs(finetune_vlmo.coco_base(), 566_747) == pytest.approx(16, abs=0.5)
-    assert epochs(finetune_vlmo.flickr30k_base(), 145_000) == pytest.approx(32, abs=0.5)
+    assert epochs(PLACES["vqa-vlmo-base"], 640_000) == pytest.approx(10, abs=0.1)
+    assert epochs(PLACES["nlvr2-vlmo-large"], 86_373) == pytest.approx(10, abs=0.1)
+    assert epochs(PLACES["coco-vlmo-base"], 566_747) == pytest.approx(16, abs=0.5)
+    assert epochs(PLACES["flickr30k-vlmo-base"], 145_000) == pytest.approx(32, abs=0.5)
     assert epochs(finetune_bridgetower.vqa_large(), 645_381) == pytest.approx(10, abs=0.1)
     assert epochs(finetune_bridgetower.meter_nlvr2_base(), 86_373) == pytest.approx(10, abs=0.1)
     assert epochs(finetune_bridgetower.meter_coco_base(), 566_747) == pytest.approx(10, abs=0.1)

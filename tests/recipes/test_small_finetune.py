@@ -54,7 +54,7 @@ def images(number: int, first: int = 0) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.NAMES if "small_finetune" in recipes.NAMES[name]])
+@pytest.mark.parametrize("name", [name for name, at in recipes.FUNCTIONS.items() if "small_finetune" in at])
 def test_recipe_is_complete(name: str) -> None:
     (recipe,) = recipes.find_recipe(name)
     assert from_json(to_json(recipe)) == recipe

@@ -46,7 +46,7 @@ PLAN = Plan(num_workers=0)
 def test_recipe_is_complete(name: str) -> None:
     recipe = PLACES[name]
     place = f"dualfuse.recipes.vlmo_segmentation:{name}"
-    assert place in recipes.NAMES.values() and recipes.find_recipe(place) == (recipe,)
+    assert place in recipes.FUNCTIONS.values() and recipes.find_recipe(place) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     flags = [
         *("--task.num-classes", "5", "--task.augment.scale", "1", "2"),
