@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dualfuse.convert.rename import matches
+from dualfuse.convert.rename import ExportedTensors, matches
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.errors import DualfuseError
@@ -106,6 +106,14 @@ class Format:
     """Return the content in this format; raises ``DualfuseError`` if it cannot store the model."""
 
 
+def export_report(
+    converted: Converted, exported: ExportedTensors, new: Mapping[str, Tensor] | None = None, notes: Sequence[str] = ()
+) -> Report:
+    """Return the report on a conversion to a third-party format; ``new`` are tensors that the model lacks."""
+    used, dropped = shapes(exported.used), shapes(exported.dropped)
+    return Report(converted.report.source, used, new=shapes(new or {}), dropped=dropped, notes=tuple(notes))
+
+
 def build(checkpoint: ThirdPartyCheckpoint) -> Converted:
     """Build the task and load the weights; heads that the checkpoint lacks are initialized with the recipe's seed.
 
@@ -128,7 +136,9 @@ def build(checkpoint: ThirdPartyCheckpoint) -> Converted:
         outline.load_state_dict(used, strict=False, assign=True)
     except RuntimeError as error:
         raise DualfuseError(f"the tensors of {source} do not have the shapes of its model: {error}") from error
-    task = build_seeded(recipe)
+    with torch.random.fork_rng(devices=[]):  # the program's random state does not change
+        torch.manual_seed(recipe.run.seed)
+        task = recipe.build()
     task.load_state_dict(used, strict=False)
     report = checkpoint.report
     report = replace(
@@ -138,13 +148,6 @@ def build(checkpoint: ThirdPartyCheckpoint) -> Converted:
         notes=(*report.notes, *_dtype_notes(tensors)),
     )
     return Converted(task.eval(), recipe, checkpoint.kept, report)
-
-
-def build_seeded(recipe: Recipe) -> Task:
-    """Build the task of a recipe, initialized with its seed, without changing the program's random state."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.run.seed)
-        return recipe.build()
 
 
 def reject_any(format_name: str, obstacles: Mapping[str, bool]) -> None:

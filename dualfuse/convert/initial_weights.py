@@ -9,14 +9,14 @@ from pathlib import Path
 from torch import Tensor
 
 from dualfuse.convert import shapes as sizes
-from dualfuse.convert.checkpoint import Converted, Source, ThirdPartyCheckpoint, build_seeded
+from dualfuse.convert.checkpoint import Converted, Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import beit
 from dualfuse.convert.formats.bert import import_bert
 from dualfuse.convert.formats.clip import import_clip
 from dualfuse.convert.formats.roberta import import_roberta
 from dualfuse.convert.rename import ImportedTensors
 from dualfuse.convert.report import Report, shapes
-from dualfuse.convert.tokenizer import ROBERTA, check_tokenizer, find_tokenizer
+from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.embeddings import resize_positions
@@ -49,24 +49,20 @@ def from_clip_and_roberta(image: Path, text: Path, recipe: Recipe | None = None,
         )
     tensors = images.tensors | words.tensors
     tensors[_POSITIONS] = _resize(tensors[_POSITIONS], model.image)
-    task = build_seeded(recipe)
-    expected = task.state_dict()
+    expected = recipe.build_on_meta().state_dict()
     _check_sizes(tensors, expected, recipe.name)
     used = {name: tensor for name, tensor in tensors.items() if name in expected}
-    task.load_state_dict(used, strict=False)
     above = {name: tensor for name, tensor in tensors.items() if name not in expected}
     report = Report(
         f"{image} and {text}",
         used=shapes(used),
         unused=shapes(above | images.unused | words.unused),
         unexpected=shapes(images.unexpected | words.unexpected),
-        new=shapes({name: tensor for name, tensor in expected.items() if name not in tensors}),
         notes=("names of used tensors are dualfuse's",),
     )
     path = find_tokenizer(tokenizer, text if text.is_dir() else None, ROBERTA)
     recipe = replace(recipe, data=replace(recipe.data, tokenizer=path))
-    check_tokenizer(recipe.data.text_transform, task.model.vocab_size)
-    return Converted(task.eval(), recipe, words.kept, report)
+    return build(ThirdPartyCheckpoint(recipe, used, words.kept, report, may_be_new=("*",)))
 
 
 def with_copied_experts(checkpoint: ThirdPartyCheckpoint) -> ThirdPartyCheckpoint:

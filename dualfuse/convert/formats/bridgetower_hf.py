@@ -16,6 +16,7 @@ from dualfuse.convert.checkpoint import (
     Source,
     ThirdPartyCheckpoint,
     WrittenCheckpoint,
+    export_report,
 )
 from dualfuse.convert.formats import clip, roberta
 from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
@@ -27,7 +28,7 @@ from dualfuse.convert.formats.bridgetower_hf_config import (
     write_processor,
 )
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import Report, import_report, shapes
+from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.io import read_json_object
@@ -139,13 +140,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
             "by about 1e-5"
         )
     new = {name: tensor for name, tensor in exported.tensors.items() if pooler and "text_model.pooler." in name}
-    report = Report(
-        converted.report.source,
-        used=shapes(exported.used),
-        new=shapes(new),
-        dropped=shapes(exported.dropped),
-        notes=tuple(notes),
-    )
+    report = export_report(converted, exported, new, notes)
     return WrittenCheckpoint("model.safetensors", exported.tensors, report, json_files=json_files)
 
 

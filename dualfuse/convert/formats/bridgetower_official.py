@@ -18,13 +18,14 @@ from dualfuse.convert.checkpoint import (
     Source,
     ThirdPartyCheckpoint,
     WrittenCheckpoint,
+    export_report,
     reject_any,
     untrained_heads,
 )
 from dualfuse.convert.formats import clip, roberta
 from dualfuse.convert.formats.bridgetower import CROSS_MODAL, ITC, ITM, MLM, OPTIM, storable_towers
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import Report, import_report, shapes
+from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
@@ -216,19 +217,16 @@ def _write(converted: Converted) -> WrittenCheckpoint:
         replace(kind.layout, dropped=untrained_heads(task)),
         converted.kept,
     )
-    notes = (
-        ()
-        if model.layer_norm_eps == LAYER_NORM_EPS
-        else (f"epsilon of the cross-modal layers was {model.layer_norm_eps}; there it is {LAYER_NORM_EPS}",)
-    )
-    report = Report(converted.report.source, used=shapes(exported.used), dropped=shapes(exported.dropped), notes=notes)
-    hyper_parameters = {
-        "num_heads": model.heads,
-        "image_size": image.image_size[0],
-        "max_text_len": data.text_length,
-    }
+    notes = []
+    if model.layer_norm_eps != LAYER_NORM_EPS:
+        notes.append(f"epsilon of the cross-modal layers was {model.layer_norm_eps}; there it is {LAYER_NORM_EPS}")
+    config = {"num_heads": model.heads, "image_size": image.image_size[0], "max_text_len": data.text_length}
     return WrittenCheckpoint(
-        "bridgetower.ckpt", exported.tensors, report, "state_dict", {"hyper_parameters": {"config": hyper_parameters}}
+        "bridgetower.ckpt",
+        exported.tensors,
+        export_report(converted, exported, notes=notes),
+        "state_dict",
+        {"hyper_parameters": {"config": config}},
     )
 
 

@@ -14,12 +14,14 @@ from dualfuse.convert.checkpoint import (
     Source,
     ThirdPartyCheckpoint,
     WrittenCheckpoint,
+    export_report,
     reject_any,
     untrained_heads,
 )
+from dualfuse.convert.formats.bridgetower import ITM, MLM
 from dualfuse.convert.formats.vlmo_official_config import GRID_INDEX, Kind, recipe_of
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import Report, import_report, shapes
+from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import find_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.relative_bias import joint_index
@@ -80,16 +82,9 @@ MODEL: Table = (
 """Everything but the heads."""
 PAIRS: Table = (
     MODEL
-    | weight_and_bias(
-        {
-            "mlm_score.transform.dense": "mlm_head.dense",
-            "mlm_score.transform.LayerNorm": "mlm_head.norm",
-            "itm_score.fc": "itm_head",
-        }
-    )
+    | MLM
+    | ITM
     | {
-        "mlm_score.decoder.weight": "mlm_head.decoder.weight",
-        "mlm_score.bias": "mlm_head.decoder.bias",
         "itc_image_proj.fc.weight": "itc_heads.0.image.weight",
         "itc_text_proj.fc.weight": "itc_heads.0.text.weight",
         "itc_vl_image_proj.fc.weight": "itc_heads.1.image.weight",
@@ -166,9 +161,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
         "max_text_len_of_initckpt": model.text_length,
         "drop_path_rate": model.drop_path,
     }
-    report = Report(
-        converted.report.source, used=shapes(exported.used), new=shapes(new), dropped=shapes(exported.dropped)
-    )
+    report = export_report(converted, exported, new)
     return WrittenCheckpoint(
         "vlmo.ckpt", exported.tensors, report, "state_dict", {"hyper_parameters": {"config": hyper_parameters}}
     )
