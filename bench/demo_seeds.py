@@ -26,8 +26,8 @@ def metrics(results: DemoResults) -> Iterator[tuple[str, float]]:
             shares = recall.text_to_image if way == "text_to_image" else recall.image_to_text
             for k, share in zip(AT, shares, strict=True):
                 yield f"{way.replace('_', ' ')}, R@{k}, {name}", 100 * share
-    for number in results.fusion:
-        yield FUSION[number.name], 100 * number.value
+    for name, value in results.fusion:
+        yield FUSION[name], 100 * value
     yield "seconds, all objectives", total_seconds(results.joint)
     yield "seconds, contrast only", total_seconds(results.control)
 

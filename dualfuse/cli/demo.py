@@ -41,8 +41,8 @@ def print_results(results: DemoResults, out: Path) -> None:
     console.print(f"\n{'test split, R@1':<32}{'text to image':>15}{'image to text':>15}")
     for name, recall in results.retrieval.rows():
         console.print(f"{name:<32}{percent(recall.text_to_image[0]):>15}{percent(recall.image_to_text[0]):>15}")
-    for number in results.fusion:
-        console.print(f"{FUSION[number.name]:<60}{percent(number.value):>7}", soft_wrap=True)
+    for name, value in results.fusion:
+        console.print(f"{FUSION[name]:<60}{percent(value):>7}", soft_wrap=True)
     for question, answer in verdicts(results.retrieval):
         console.print(f"{question} {answer}", soft_wrap=True)
     console.print(f"\nreport: {out / 'report.html'}\ntry:    {search_command(out)}", soft_wrap=True)

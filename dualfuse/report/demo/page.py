@@ -6,12 +6,26 @@ from html import escape
 from pathlib import Path
 
 from dualfuse.io import write_text
-from dualfuse.report import markup
-from dualfuse.report.demo import sections, wording
-from dualfuse.report.demo.results import DemoResults, Recall
-from dualfuse.report.demo.wording import duration, percent
+from dualfuse.report import figures, markup
+from dualfuse.report.curves import History, joined, merged
+from dualfuse.report.demo import wording
+from dualfuse.report.demo.results import DemoResults, ImageResult, MaskedWord, Query, Scored
+from dualfuse.report.demo.wording import duration, percent, total_seconds
+from dualfuse.report.figures import Chart, Line
 
 REPORT = "report.html"
+LOSSES = {"loss/itc": "ITC loss", "loss/itm": "ITM loss", "loss/mlm": "MLM loss"}
+JOINT, CONTROL = 1, 2
+RECALL = "validation/text_to_image/R@1"
+FUSION = {
+    "itm/positive": "Matching pairs accepted",
+    "itm/random_negative": "Random negatives rejected",
+    "itm/hard_negative": "Hard negatives rejected",
+    "itm/positive_above_hard": "Matching pair scores above its hard negative (chance 50%)",
+    "mlm/accuracy": "Masked words predicted",
+    "mlm/accuracy_other_image": "Masked words predicted with another image",
+}
+"""Labels of the metrics of ITM and MLM, in the order of the page."""
 
 
 def write_demo_page(results: DemoResults, folder: Path) -> Path:
@@ -23,48 +37,49 @@ def write_demo_page(results: DemoResults, folder: Path) -> Path:
 
 def demo_page(results: DemoResults) -> str:
     """Return the page, which loads nothing; it links to the list of the images' authors."""
-    seconds = duration(wording.total_seconds(results.joint))
     body = (
-        _head(results, f"A vision-language model, trained from scratch in {seconds}"),
+        _head(results),
         _retrieval(results),
         _fusion(results),
-        sections.losses(results),
-        sections.validation(results),
-        sections.query_cards(results),
-        sections.masked_cards(results),
+        _losses(results),
+        _validation(results),
+        _query_cards(results),
+        _masked_cards(results),
         _how(results),
         "<footer>The images and captions are openly licensed; their authors and licences are in "
         '<a href="ATTRIBUTION.txt">ATTRIBUTION.txt</a>. Made by dualfuse '
-        f"{escape(results.machine.dualfuse)} from results.json; <code>dualfuse report</code> writes it again.</footer>",
+        f"{escape(dict(results.machine)['dualfuse'])} from results.json; <code>dualfuse report</code> writes it again."
+        "</footer>",
     )
     return markup.document("dualfuse demo", body)
 
 
-def _head(results: DemoResults, title: str) -> str:
-    found = results.retrieval
-    first = found.joint.text_to_image  # what search gives by default
+def _head(results: DemoResults) -> str:
+    retrieval, seconds = results.retrieval, duration(total_seconds(results.joint))
+    first = retrieval.joint.text_to_image  # what search gives by default
     tiles = (
-        markup.tile(percent(first[0]), f"of captions have their image ranked first among {found.images}"),
+        markup.tile(percent(first[0]), f"of captions have their image ranked first among {retrieval.images}"),
         markup.tile(percent(first[2]), "have it among the first ten"),
-        markup.tile(percent(found.chance.text_to_image[0]), "by chance"),
-        markup.tile(duration(wording.total_seconds(results.joint)), "of training, both stages"),
+        markup.tile(percent(retrieval.chance.text_to_image[0]), "by chance"),
+        markup.tile(seconds, "of training, both stages"),
     )
     sentences = " ".join(map(escape, wording.summary(results)))
     return (
-        f'<p class="eyebrow">dualfuse demo</p><h1>{escape(title)}</h1><p class="summary">{sentences}</p>'
-        f'<div class="tiles">{"".join(tiles)}</div>'
+        f'<p class="eyebrow">dualfuse demo</p><h1>A vision-language model, trained from scratch in {escape(seconds)}'
+        f'</h1><p class="summary">{sentences}</p><div class="tiles">{"".join(tiles)}</div>'
     )
 
 
 def _retrieval(results: DemoResults) -> str:
-    found = results.retrieval
+    retrieval = results.retrieval
+    texts, images = f"{retrieval.texts} captions", f"{retrieval.images} images"
     tables = (
-        _recall_card("Text to image", f"{found.texts} captions, {found.images} images", results, "text_to_image"),
-        _recall_card("Image to text", f"{found.images} images, {found.texts} captions", results, "image_to_text"),
+        _recall_card("Text to image", f"{texts}, {images}", results, "text_to_image"),
+        _recall_card("Image to text", f"{images}, {texts}", results, "image_to_text"),
     )
     answers = "".join(
         f'<div class="verdict"><b>{escape(question)}</b>{escape(answer)}</div>'
-        for question, answer in wording.verdicts(found)
+        for question, answer in wording.verdicts(retrieval)
     )
     return markup.section(
         "Retrieval",
@@ -76,8 +91,7 @@ def _retrieval(results: DemoResults) -> str:
 
 
 def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
-    found = results.retrieval
-    rows = [(name, _direction(recall, way)) for name, recall in found.rows()]
+    rows: list[tuple[str, tuple[float, ...]]] = [(name, getattr(each, way)) for name, each in results.retrieval.rows()]
     best = max(shares[0] for _, shares in rows)
     lines = "".join(
         f"<tr{' class=best' if shares[0] == best else ''}><th>{escape(name[0].upper() + name[1:])}</th>"
@@ -92,23 +106,8 @@ def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
     )
 
 
-def _direction(recall: Recall, way: str) -> tuple[float, ...]:
-    return recall.text_to_image if way == "text_to_image" else recall.image_to_text
-
-
-FUSION = {
-    "itm/positive": "Matching pairs accepted",
-    "itm/random_negative": "Random negatives rejected",
-    "itm/hard_negative": "Hard negatives rejected",
-    "itm/positive_above_hard": "Matching pair scores above its hard negative (chance 50%)",
-    "mlm/accuracy": "Masked words predicted",
-    "mlm/accuracy_other_image": "Masked words predicted with another image",
-}
-"""Labels of the metrics of ``evaluate_pairs``, in the order of the page."""
-
-
 def _fusion(results: DemoResults) -> str:
-    numbers = {number.name: number.value for number in results.fusion}
+    numbers = dict(results.fusion)
     lines = "".join(
         f"<tr><th>{escape(meaning)}</th><td>{markup.bar(numbers[name], percent(numbers[name]))}</td></tr>"
         for name, meaning in FUSION.items()
@@ -122,25 +121,144 @@ def _fusion(results: DemoResults) -> str:
     )
 
 
-def _how(results: DemoResults) -> str:
-    machine = results.machine
-    versions = (
-        ("dualfuse", machine.dualfuse),
-        ("torch", machine.torch),
-        ("Python", machine.python),
-        ("device", machine.device),
-        ("processors, threads", f"{machine.cpus}, {machine.threads}"),
-        ("seed", str(results.seed)),
-        ("parameters", f"{results.parameters:,}"),
-    )
-    parts = tuple((part.name, duration(part.value)) for part in results.parts)
+def _losses(results: DemoResults) -> str:
+    """Return the section of training losses, over steps and over time, with the boundary between the stages."""
+    charts = list[str]()
+    for name, title in LOSSES.items():  # the joint model on top; both share the first stage
+        lines = [Line(curve, CONTROL, is_dashed=True) for curve in joined(results.control, name)]
+        lines += [Line(curve, JOINT) for curve in joined(results.joint, name)]
+        charts += _charts(results, title, lines)
+    first = results.joint[0]
     return markup.section(
-        "How this was made",
-        markup.commands(results.commands),
-        markup.grid(
-            (
-                f'<div class="card">{markup.pairs_table(versions)}</div>',
-                f'<div class="card">{markup.pairs_table(parts)}</div>',
-            )
+        "Training",
+        _legend(),
+        markup.grid(charts, "half"),
+        lead=f"Training losses; thin lines are the logged means, thick lines a running mean. Up to the dotted line "
+        f"({first.steps:,} steps, {duration(first.seconds)}) both models are one run that trains with ITC only. Then "
+        f"the joint model trains with ITC, ITM and MLM ({_rest(results.joint)}), and the control continues with ITC "
+        f"only ({_rest(results.control)}).",
+    )
+
+
+def _validation(results: DemoResults) -> str:
+    """Return the section of validation recall; empty if there was no validation during training."""
+    lines = [
+        Line(merged(curves), series, is_dashed=series == CONTROL)
+        for stages, series in ((results.control, CONTROL), (results.joint, JOINT))
+        if (curves := joined(stages, RECALL))
+    ]
+    if not any(len(line.curve.values) > 2 for line in lines):
+        return ""
+    return markup.section(
+        "Validation recall",
+        _legend(),
+        markup.grid(_charts(results, "R@1, text to image,", lines, is_share=True), "half"),
+        lead="Share of validation captions whose image the dual encoder ranks first, without re-ranking.",
+    )
+
+
+def _charts(results: DemoResults, title: str, lines: list[Line], *, is_share: bool = False) -> list[str]:
+    """Return the lines over steps and over minutes; nothing if there are none."""
+    first, has_boundary = results.joint[0], len(results.joint) > 1
+    ends = {"steps": float(first.steps), "minutes": first.seconds / 60} if lines else {}
+    charts = {
+        over: Chart(tuple(lines), over, boundary=end if has_boundary else 0.0, is_share=is_share)
+        for over, end in ends.items()
+    }
+    return [markup.figure(f"{title} over {over}", figures.draw(chart)) for over, chart in charts.items()]
+
+
+def _legend() -> str:
+    return markup.legend((("ITC, ITM and MLM", JOINT, False), ("ITC only", CONTROL, True)))
+
+
+def _rest(stages: tuple[History, ...]) -> str:
+    return f"{sum(stage.steps for stage in stages[1:]):,} steps, {duration(total_seconds(stages[1:]))}"
+
+
+def _query_cards(results: DemoResults) -> str:
+    """Return the section of example queries, with successes and failures."""
+    images = {image.number: image for image in results.images}
+    texts = results.retrieval.texts
+    first = round(results.retrieval.reranked.text_to_image[0] * texts)
+    kinds = (
+        (f"the {first} captions whose image came first", [each for each in results.queries if not each.reranked_rank]),
+        (
+            f"the {texts - first} captions whose image did not come first",
+            [each for each in results.queries if each.reranked_rank],
         ),
     )
+    parts = [
+        f"<h3>{len(drawn)} of {kind}</h3>" + markup.grid([_query(query, images) for query in drawn], "half")
+        for kind, drawn in kinds
+        if drawn
+    ]
+    return markup.section(
+        "Example queries",
+        *parts,
+        lead="Captions of the test split, drawn at random from successes and failures. Each card shows the image of "
+        "the caption, then the first five results: ranked by cosine, and re-ranked by the sum of ITC and ITM logit. "
+        "The image of the caption is outlined in green.",
+    )
+
+
+def _query(query: Query, images: dict[int, ImageResult]) -> str:
+    rank = f"rank {query.reranked_rank + 1}"
+    if query.reranked_rank != query.rank:
+        rank = f"from rank {query.rank + 1} to {query.reranked_rank + 1} by re-ranking"
+    kind, label = ("miss", f"its image: {rank}") if query.reranked_rank else ("hit", f"found: {rank}")
+    return (
+        f'<article class="card query"><header>{_image(images[query.target], is_target=True)}'
+        f'<div><b>{escape(query.caption)}</b><span class="badge {kind}">{label}</span></div></header>'
+        f'<p class="how">dual encoder</p>{_row(query.nearest, query.target, images)}'
+        f'<p class="how">re-ranked</p>{_row(query.reranked, query.target, images)}</article>'
+    )
+
+
+def _row(results: tuple[Scored, ...], target: int, images: dict[int, ImageResult]) -> str:
+    cells = ""
+    for number, score in results:
+        text = f"{score:.3f}" if abs(score) < 1 else f"{score:.2f}"
+        cells += f"<div>{_image(images[number], is_target=number == target)}<span>{text}</span></div>"
+    return f'<div class="row">{cells}</div>'
+
+
+def _image(image: ImageResult, *, is_target: bool) -> str:
+    mark = ' class="right"' if is_target else ""
+    caption = escape(image.caption)
+    return f'<img{mark} alt="{caption}" title="{caption}" src="data:{escape(image.kind)};base64,{image.data}">'
+
+
+def _masked_cards(results: DemoResults) -> str:
+    """Return the section of masked words; empty if there are none."""
+    if not results.masked:
+        return ""
+    images = {image.number: image for image in results.images}
+    return markup.section(
+        "Masked words",
+        markup.grid([_masked(example, images) for example in results.masked], "small"),
+        lead="One word of a test caption is masked; the model predicts it from the rest and the image.",
+    )
+
+
+def _masked(example: MaskedWord, images: dict[int, ImageResult]) -> str:
+    caption = escape(example.caption).replace("[MASK]", "<mark>?</mark>")
+    bars = "".join(
+        markup.bar(probability, f"{word} {percent(probability)}").replace(
+            'class="bar"', 'class="bar right"' if word == example.word else 'class="bar"'
+        )
+        for word, probability in example.guesses
+    )
+    is_correct = example.guesses[0][0] == example.word
+    kind, label = ("hit", "correct") if is_correct else ("miss", f"it was: {example.word}")
+    return (
+        f'<article class="card masked">{_image(images[example.image], is_target=False)}'
+        f'<div><p>{caption}</p>{bars}<span class="badge {kind}">{escape(label)}</span></div></article>'
+    )
+
+
+def _how(results: DemoResults) -> str:
+    versions = (*results.machine, ("seed", str(results.seed)), ("parameters", f"{results.parameters:,}"))
+    parts = tuple((name, duration(seconds)) for name, seconds in results.parts)
+    cards = [f'<div class="card">{markup.pairs_table(rows)}</div>' for rows in (versions, parts)]
+    return markup.section("How this was made", markup.commands(results.commands), markup.grid(cards))

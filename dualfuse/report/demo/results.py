@@ -12,6 +12,9 @@ from dualfuse.report.curves import History
 
 RESULTS = "results.json"
 
+Scored = tuple[int, float]
+Named = tuple[str, float]
+
 
 @dataclass(frozen=True)
 class Recall:
@@ -56,14 +59,6 @@ class ImageResult:
 
 
 @dataclass(frozen=True)
-class RetrievedImage:
-    """A result of a query: the number of an image, and its score."""
-
-    image: int
-    score: float
-
-
-@dataclass(frozen=True)
 class Query:
     """A caption, the ranks of its image (0 is the first) before and after re-ranking, and the first five results."""
 
@@ -72,55 +67,19 @@ class Query:
     """The number of the image of the caption."""
     rank: int
     reranked_rank: int
-    nearest: tuple[RetrievedImage, ...]
-    reranked: tuple[RetrievedImage, ...]
-
-
-@dataclass(frozen=True)
-class Guess:
-    """A predicted word, and its probability."""
-
-    word: str
-    probability: float
+    nearest: tuple[Scored, ...]
+    reranked: tuple[Scored, ...]
+    """Images, by their number, and their scores."""
 
 
 @dataclass(frozen=True)
 class MaskedWord:
-    """A caption with one masked word, that word, and the most likely words."""
+    """A caption with one masked word, that word, and the most likely words with their probabilities."""
 
     image: int
     caption: str
     word: str
-    guesses: tuple[Guess, ...]
-
-
-@dataclass(frozen=True)
-class Number:
-    """A value and its name."""
-
-    name: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Versions and hardware of a run."""
-
-    dualfuse: str
-    torch: str
-    python: str
-    device: str
-    cpus: int
-    threads: int
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The example queries, the number of queries whose image came first, and the number of all queries."""
-
-    drawn: tuple[Query, ...]
-    first: int
-    texts: int
+    guesses: tuple[Named, ...]
 
 
 @dataclass(frozen=True)
@@ -131,19 +90,20 @@ class DemoResults:
     parameters: int
     train_images: int
     retrieval: Retrieval
-    fusion: tuple[Number, ...]
-    """The metrics of :func:`evaluate_pairs`."""
+    fusion: tuple[Named, ...]
+    """The metrics of ITM and MLM of the joint model."""
     joint: tuple[History, ...]
     """The stages of the joint model (ITC, then ITC, ITM and MLM)."""
     control: tuple[History, ...]
     """The stages of the control (ITC only); the first stage is the same run."""
-    queries: Queries
+    queries: tuple[Query, ...]
     masked: tuple[MaskedWord, ...]
     images: tuple[ImageResult, ...]
-    parts: tuple[Number, ...]
+    parts: tuple[Named, ...]
     """Seconds per part."""
     commands: tuple[str, ...]
-    machine: Machine
+    machine: tuple[tuple[str, str], ...]
+    """Versions and hardware."""
 
     def save(self, folder: Path) -> None:
         """Write ``folder``/results.json, as a whole or not at all."""

@@ -22,10 +22,10 @@ from dualfuse.io import read_json, write_json
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import small_pairs
-from dualfuse.report.curves import History, history
+from dualfuse.report.curves import history
 from dualfuse.report.demo import evaluate
 from dualfuse.report.demo.page import write_demo_page
-from dualfuse.report.demo.results import RESULTS, DemoResults, Number
+from dualfuse.report.demo.results import RESULTS, DemoResults
 from dualfuse.report.demo.wording import duration
 from dualfuse.training.loop import train
 from dualfuse.training.resume_checks import FINAL
@@ -139,14 +139,14 @@ def _evaluate(setup: Setup, finals: tuple[Path, Path]) -> DemoResults:
     joint, control = (hub.load(final, device=device) for final in finals)
     test = Shards.open(out / "data" / "test-*.tar")
     began = time.perf_counter()
-    retrieval = evaluate.retrieval_results(joint, control, test, PLAN)
-    fusion = evaluate.fusion_results(joint, test, PLAN)
+    retrieval, fusion = evaluate.metrics(joint, control, test, PLAN)
     queries = evaluate.queries(joint, test, PLAN)
     masked = evaluate.masked_words(joint, test)
-    histories = [_histories(recipes, out) for recipes in (setup.joint, setup.control)]
-    trained = {stage.name: stage.seconds for stages in histories for stage in stages}
+    histories = [
+        tuple(history(out / recipe.name, recipe.name) for recipe in recipes) for recipes in (setup.joint, setup.control)
+    ]
     parts = {"prepare the images": seconds(out)["prepare the images"]}
-    parts |= {f"train {name}": took for name, took in trained.items()}
+    parts |= {f"train {stage.name}": stage.seconds for stages in histories for stage in stages}
     parts["evaluate on the test split"] = time.perf_counter() - began
     results = DemoResults(
         seed=setup.seed,
@@ -159,13 +159,9 @@ def _evaluate(setup: Setup, finals: tuple[Path, Path]) -> DemoResults:
         queries=queries,
         masked=masked,
         images=evaluate.images(test, queries, masked),
-        parts=tuple(Number(name, round(took, 2)) for name, took in parts.items()),
+        parts=tuple((name, round(took, 2)) for name, took in parts.items()),
         commands=(f"dualfuse demo --out {shlex.quote(str(out))} --seed {setup.seed}", search_command(out)),
         machine=evaluate.machine(device),
     )
     results.save(out)
     return results
-
-
-def _histories(recipes: tuple[Recipe, ...], out: Path) -> tuple[History, ...]:
-    return tuple(history(out / recipe.name, recipe.name) for recipe in recipes)

@@ -33,22 +33,21 @@ def total_seconds(stages: Sequence[History]) -> float:
 
 def summary(results: DemoResults) -> tuple[str, str, str]:
     """Return three sentences: what was trained, the results, and the comparison with the control."""
-    found, machine = results.retrieval, results.machine
-    fusion = {number.name: number.value for number in results.fusion}
+    retrieval, machine, fusion = results.retrieval, dict(results.machine), dict(results.fusion)
     trained = (
-        f"In {duration(total_seconds(results.joint))} on {machine.device} ({machine.threads} CPU threads) a model of "
-        f"{results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and their "
+        f"In {duration(total_seconds(results.joint))} on {machine['device']} ({machine['threads']} CPU threads) a model "
+        f"of {results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and their "
         f"captions, starting from random weights."
     )
-    retrieval = (
-        f"Among {found.images} unseen test images its dual encoder ranks the image of a caption first for "
-        f"{percent(found.joint.text_to_image[0])} of the captions; after its fusion encoder has re-ranked the first "
-        f"{found.candidates}, for {percent(found.reranked.text_to_image[0])}; "
-        f"chance is {percent(found.chance.text_to_image[0])}."
+    result = (
+        f"Among {retrieval.images} unseen test images its dual encoder ranks the image of a caption first for "
+        f"{percent(retrieval.joint.text_to_image[0])} of the captions; after its fusion encoder has re-ranked the "
+        f"first {retrieval.candidates}, for {percent(retrieval.reranked.text_to_image[0])}; "
+        f"chance is {percent(retrieval.chance.text_to_image[0])}."
     )
     control = (
         f"Training with ITC only for {duration(total_seconds(results.control))} reaches "
-        f"{percent(found.itc_only.text_to_image[0])}"
+        f"{percent(retrieval.itc_only.text_to_image[0])}"
     )
     if "itm/positive_above_hard" in fusion:
         control += (
@@ -56,18 +55,20 @@ def summary(results: DemoResults) -> tuple[str, str, str]:
             f"{percent(fusion['itm/random_negative'])} of the random and {percent(fusion['itm/hard_negative'])} of the "
             "hard negatives"
         )
-    return trained, retrieval, control + "."
+    return trained, result, control + "."
 
 
-def verdicts(found: Retrieval) -> tuple[tuple[str, str], ...]:
+def verdicts(retrieval: Retrieval) -> tuple[tuple[str, str], ...]:
     """Return (question, answer) for each direction: did re-ranking help, and did ITM and MLM?"""
     ways = (
-        ("text_to_image", "finding images by caption", found.texts),
-        ("image_to_text", "finding captions by image", found.images),
+        ("text_to_image", "finding images by caption", retrieval.texts),
+        ("image_to_text", "finding captions by image", retrieval.images),
     )
     answers = []
     for way, what, queries in ways:
-        alone, joint, after = (getattr(recall, way) for recall in (found.itc_only, found.joint, found.reranked))
+        alone, joint, after = (
+            getattr(recall, way) for recall in (retrieval.itc_only, retrieval.joint, retrieval.reranked)
+        )
         answers.append((f"Did re-ranking help in {what}?", compare(joint, after, queries)))
         answers.append((f"Is the joint model's dual encoder better at {what}?", compare(alone, joint, queries)))
     return tuple(answers)
