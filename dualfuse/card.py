@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from hashlib import sha256
@@ -14,8 +15,9 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import format_metric
-from dualfuse.io import MAX_JSON, listing, read_bounded, read_json, read_json_object, write_text
+from dualfuse.io import MAX_JSON, listing, read_bounded, read_json_object, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.printable import code, json_line, markdown, printable
 from dualfuse.recipe import Recipe
 
 CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
@@ -35,13 +37,10 @@ class Scores:
     @staticmethod
     def read(path: Path, command: str) -> Scores:
         """Read the JSON file; raises ``DualfuseError`` if it is not an object of numbers."""
-        try:
-            metrics = read_json(path)
-        except ValueError as error:
-            raise DualfuseError(f"{path} is not a JSON file: {error}") from error
-        if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        numbers = {name: value for name, value in read_json_object(path).items() if isinstance(value, int | float)}
+        if len(numbers) < len(read_json_object(path)):
             raise DualfuseError(f"{path} is not an object of numbers, as dualfuse evaluate --out writes it")
-        return Scores(metrics, command)
+        return Scores(numbers, command)
 
 
 def write_card(folder: Path, scores: Scores | None = None, licence: str = "") -> Path:
@@ -63,12 +62,12 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
     recipe = hub.read_recipe(folder)
     parts = (
         _front_matter(recipe, licence),
-        f"# {recipe.name}\n\n{_sentence(folder, recipe)}",
+        f"# {markdown(recipe.name)}\n\n{_sentence(folder, recipe)}",
         "## Model\n\n" + _table(_model(folder, recipe)),
         "## Training\n\n" + _training(folder, recipe),
         "## Scores\n\n" + _scores(scores),
         "## Use\n\n" + _use(recipe),
-        f"## Licence\n\n- Weights: {licence or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
+        f"## Licence\n\n- Weights: {markdown(licence) or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
         f"- Weights it started from: {TO_FILL if _origin(folder) else 'none'}",
         f"## Intended use and limits\n\n{TO_FILL}",
     )
@@ -82,7 +81,7 @@ def _front_matter(recipe: Recipe, licence: str) -> str:
         "---",
         "library_name: dualfuse",
         *pipeline,
-        f"license: {licence or 'unknown  # to be filled in'}",
+        f"license: {json_line(licence) if licence else 'unknown  # to be filled in'}",
         "tags:",
         *(f"- {tag}" for tag in dict.fromkeys(tags)),
         "---",
@@ -111,15 +110,15 @@ def _model(folder: Path, recipe: Recipe) -> dict[str, str]:
 
 def _training(folder: Path, recipe: Recipe) -> str:
     if (folder / CONVERSION).is_file():
-        return f"Converted from `{_public(_origin(folder))}`; `{CONVERSION}` accounts for every tensor."
+        return f"Converted from {code(_public(_origin(folder)))}; `{CONVERSION}` accounts for every tensor."
     stages = _stages(folder)
     lines = ["| stage | task | steps | batch size | data |", "|---|---|---:|---:|---|"]
     lines += [
-        f"| {stage.name} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} | {_sources(stage)} |"
+        f"| {markdown(stage.name)} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} | {_sources(stage)} |"
         for stage in stages
     ]
     first = stages[0]
-    start = f"`{_public(first.start_from)}`" if first.start_from else "random weights"
+    start = code(_public(first.start_from)) if first.start_from else "random weights"
     last = {
         "task": _values(recipe.task),
         "optimizer": f"AdamW; {_values(recipe.optim)}",
@@ -127,7 +126,7 @@ def _training(folder: Path, recipe: Recipe) -> str:
         "augmentation": _values(recipe.data.augment) if recipe.data.augment else "none",
     }
     if recipe.train_only:
-        last["trained parameters"] = listing(recipe.train_only, SHOWN)
+        last["trained parameters"] = listing(map(markdown, recipe.train_only), SHOWN)
     return f"It started from {start}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
 
 
@@ -156,7 +155,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _sources(recipe: Recipe) -> str:
-    names = [f"`{_public(path)}`" for path in recipe.data.train]
+    names = [code(_public(path)) for path in recipe.data.train]
     if recipe.data.weights:
         names = [f"{name} ({weight:g})" for name, weight in zip(names, recipe.data.weights, strict=True)]
     return listing(names, SHOWN) if names else "not recorded"
@@ -168,8 +167,9 @@ def _scores(scores: Scores | None) -> str:
             "None yet. `dualfuse evaluate MODEL DATA --out scores.json` writes them, and "
             "`dualfuse card MODEL --scores scores.json --command '...'` adds them here."
         )
-    rows = {f"`{name}`": format_metric(name, value) for name, value in scores.metrics.items()}
-    return f"Computed by\n\n```bash\n{scores.command or TO_FILL}\n```\n\n" + _table(rows)
+    rows = {code(name): format_metric(name, value) for name, value in scores.metrics.items()}
+    command = printable(scores.command, "\n").replace("```", "'''")
+    return f"Computed by\n\n```bash\n{command or TO_FILL}\n```\n\n" + _table(rows)
 
 
 def _use(recipe: Recipe) -> str:
@@ -209,8 +209,8 @@ def _values(config: object) -> str:
 
 def _short(value: object) -> str:
     if isinstance(value, tuple):
-        return f"{len(value):,} names" if len(value) > SHOWN else f"({', '.join(map(str, value))})"
-    return repr(value) if isinstance(value, str) else str(value)
+        return f"{len(value):,} names" if len(value) > SHOWN else f"({', '.join(map(markdown, map(str, value)))})"
+    return markdown(repr(value)) if isinstance(value, str) else str(value)
 
 
 def _public(path: str) -> str:
@@ -219,8 +219,9 @@ def _public(path: str) -> str:
 
 
 def _table(rows: Mapping[str, str]) -> str:
-    cells = [(name, value.replace("|", "\\|")) for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in cells)])
+    cells = [re.sub(r"(?<!\\)\|", r"\\|", cell) for row in rows.items() for cell in row]
+    lines = (f"| {name} | {value} |" for name, value in zip(cells[::2], cells[1::2], strict=True))
+    return "\n".join(["| | |", "|---|---|", *lines])
 
 
 def _mark(text: str) -> str:

@@ -12,6 +12,7 @@ from tiny import MODEL, recipe
 
 from dualfuse import hub
 from dualfuse.card import Scores, card, write_card
+from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
@@ -113,7 +114,7 @@ def test_scores_are_listed_with_their_command(tmp_path: Path, pairs: Recipe) -> 
         assert row in text
     assert "None yet" in card(tmp_path / "final")
     (tmp_path / "scores.json").write_text('["a"]')
-    with pytest.raises(ValueError, match="not an object of numbers"):
+    with pytest.raises(DualfuseError, match="scores.json is not"):
         Scores.read(tmp_path / "scores.json", "")
 
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
+
 EXAMPLES = """
 dualfuse card runs/demo/pairs/final
 dualfuse card runs/demo/pairs/final --licence apache-2.0 --scores scores.json \\
@@ -26,4 +28,4 @@ def run(
     """
     from dualfuse.card import Scores, write_card
 
-    print(f"wrote {write_card(folder, Scores.read(scores, command) if scores else None, licence)}")
+    echo(f"wrote {write_card(folder, Scores.read(scores, command) if scores else None, licence)}")

@@ -1,12 +1,38 @@
-"""Log messages of the library on stderr, while a command runs."""
+"""What the commands print: results on stdout, messages on stderr, and never a control character of a foreign text."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import TracebackType
+
+from dualfuse.printable import printable
+
+LINES = "\n\t"  # characters that lay out the text of a command
+
+
+def echo(text: object, *, to_stderr: bool = False) -> None:
+    """Print a text, with escapes for control characters and for characters that the stream cannot encode.
+
+    Where the reader of the stream has gone (``| head``), nothing is printed.
+    """
+    stream = sys.stderr if to_stderr else sys.stdout
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    shown = printable(str(text), LINES).encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        print(shown, file=stream, flush=True)
+    except BrokenPipeError:
+        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # for the flush at exit
+            os.dup2(nowhere.fileno(), stream.fileno())
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print the traceback of an error, as ``sys.excepthook`` does, with escapes for control characters."""
+    echo("".join(traceback.format_exception(kind, error, trace)).rstrip(), to_stderr=True)
 
 
 @contextmanager
@@ -28,10 +54,4 @@ class _StderrHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         prefix = f"{record.levelname.lower()}: " if record.levelno >= logging.WARNING else ""
-        print(prefix + self.format(record), file=sys.stderr, flush=True)
-
-
-def printable(text: str) -> str:
-    """Return ``text``, such as a file name of any bytes, in a form that a terminal or a font can show."""
-    text = text.encode(errors="backslashreplace").decode()  # bytes that are not UTF-8
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
+        echo(prefix + self.format(record), to_stderr=True)

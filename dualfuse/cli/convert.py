@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
 from dualfuse.errors import DualfuseError
 
 EXAMPLES = """
@@ -61,4 +62,4 @@ def run(
     if len(stages) > 1:
         raise DualfuseError(f"--recipe {recipe} has {len(stages)} stages; give a recipe with one")
     built = stages[0] if stages else None
-    print(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=built, language=language))
+    echo(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=built, language=language))

@@ -31,13 +31,12 @@ def run(
 
 def print_results(results: DemoResults, out: Path) -> None:
     """Print the results of the demo, and a command to try next."""
-    from rich.console import Console
-
+    from dualfuse.progress import PlainConsole
     from dualfuse.report.demo.page import FUSION
     from dualfuse.report.demo.run import search_command
     from dualfuse.report.demo.wording import percent, verdicts
 
-    console = Console(highlight=False)
+    console = PlainConsole()
     console.print(f"\n{'test split, R@1':<32}{'text to image':>15}{'image to text':>15}")
     for name, recall in results.retrieval.rows():
         console.print(f"{name:<32}{percent(recall.text_to_image[0]):>15}{percent(recall.image_to_text[0]):>15}")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,13 +34,12 @@ def run(
     Finds unreadable, tiny, huge, animated and duplicate images, empty, over-long and duplicate texts, and images and
     texts that two splits share. With --save-image FILE.jpg the findings are also written to FILE.json.
     """
-    from rich.console import Console
-
     from dualfuse.doctor.examine import examine
+    from dualfuse.progress import PlainConsole
 
-    print_report(examine(path, text_length=text_length, save_image=save_image), Console(highlight=False))
+    print_report(examine(path, text_length=text_length, save_image=save_image), PlainConsole())
     if save_image:
-        print(f"wrote {save_image} and {save_image.with_suffix('.json')}")
+        echo(f"wrote {save_image} and {save_image.with_suffix('.json')}")
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
 from dualfuse.cli.parser import ClassNames, Model, Templates
 from dualfuse.io import write_json
 
@@ -57,7 +58,7 @@ def run(
     loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     check_outputs(loaded.task, answers=answers, save_image=save_image)
     evaluated = evaluate_model(loaded, data, Plan(batch_size, rerank, num_workers, exclude_broken, all_metrics=True))
-    print("\n".join(evaluated.lines()))
+    echo("\n".join(evaluated.lines()))
     if out:
         write_json(out, evaluated.metrics)
     if save_image:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from dualfuse.cli.console import echo
 from dualfuse.cli.parser import Model
 from dualfuse.errors import DualfuseError
 
@@ -42,4 +43,4 @@ def run(
     explanations = explain(load(model, device=dist.device()), image, text, method=method)
     save_image.parent.mkdir(parents=True, exist_ok=True)
     heat_map_grid(explanations, f"{method}: {text}").save(save_image)
-    print(f"{explanations[0].answer}\nwrote {save_image}")
+    echo(f"{explanations[0].answer}\nwrote {save_image}")

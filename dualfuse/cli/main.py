@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-import traceback
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -25,7 +24,7 @@ from dualfuse.cli import (
     train,
     upload,
 )
-from dualfuse.cli.console import log_to_stderr
+from dualfuse.cli.console import echo, log_to_stderr, show_traceback
 from dualfuse.cli.parser import COMMON, deferred, parse, split_common_options
 from dualfuse.errors import DualfuseError
 from dualfuse.io import is_disk_full
@@ -51,38 +50,39 @@ COMMANDS: dict[str, ModuleType] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return the exit status.
 
-    0: success; 2: an error that the user can fix, as one message on stderr; 128 plus the number of the signal: an
-    interruption. Any other exception is a defect of dualfuse and is not caught.
+    0: success; 1: none of many inputs could be used; 2: an error that the user can fix, as one message on stderr; 128
+    plus the number of the signal: an interruption. Any other exception is a defect of dualfuse and is not caught.
     """
+    if arguments is None:  # a process of its own
+        sys.excepthook = show_traceback
     name, words = _command(sys.argv[1:] if arguments is None else arguments)
     imports, debug, words = split_common_options(words)
     with log_to_stderr():
         try:
-            _run(name, words, imports)
+            return _run(name, words, imports) or 0
         except KeyboardInterrupt as error:
-            print(f"interrupted: {error}" if str(error) else "interrupted", file=sys.stderr)
+            echo(f"interrupted: {error}" if str(error) else "interrupted", to_stderr=True)
             return 128 + getattr(error, "number", signal.SIGINT)  # reason for getattr: only a run says which signal
         except (DualfuseError, OSError, RuntimeError) as error:
             message = _message(error)
             if not message:
                 raise
             if debug:
-                traceback.print_exc()
-            print(f"dualfuse {name}: {message}", file=sys.stderr)
+                show_traceback(type(error), error, error.__traceback__)
+            echo(f"dualfuse {name}: {message}", to_stderr=True)
             return 2
-    return 0
 
 
-def _run(name: str, words: list[str], imports: list[str]) -> None:
+def _run(name: str, words: list[str], imports: list[str]) -> int | None:
+    """Run a command and return its status; None: 0."""
     from dualfuse import plugins
 
     if name == "train":  # its flags depend on the recipe
         plugins.load(imports)
-        train.run(words)
-    else:
-        call = parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)
-        plugins.load(imports)
-        call()
+        return train.run(words)
+    call = parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)
+    plugins.load(imports)
+    return call()
 
 
 def _message(error: Exception) -> str:

@@ -6,7 +6,6 @@ import ast
 import functools
 import inspect
 import io
-import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
@@ -18,6 +17,7 @@ import tyro
 from tyro.conf import Positional, arg
 from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
 
+from dualfuse.cli.console import echo
 from dualfuse.errors import DualfuseError
 
 Result = TypeVar("Result")
@@ -76,10 +76,10 @@ def parse(
             return tyro.cli(target, args=list(words), prog=prog, registry=_documented(), **options)
     except SystemExit as end:
         if not end.code:  # after --help
-            print(f"\n{help_end(examples)}")
+            echo(f"\n{help_end(examples)}")
         else:
             _refuse_old_flags(words)
-            print(errors.getvalue(), end="", file=sys.stderr)
+            echo(errors.getvalue().rstrip("\n"), to_stderr=True)
         raise
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from dualfuse.cli.console import echo
 from dualfuse.cli.parser import ClassNames, Model, Templates
 from dualfuse.errors import DualfuseError
 
@@ -40,10 +40,11 @@ def run(
     batch_size: Annotated[int, arg(help="with --table: rows per forward pass")] = 32,
     zero_shot: ClassNames = "",
     templates: Templates = "",
-) -> None:
+) -> int:
     """Run the model's head on an image and a text, or on each row of a table.
 
-    Answers to a table go to --out, or to stdout as one JSON object per line.
+    Answers to a table go to --out, or to stdout as one JSON object per line. The exit status is 1 if no row of the
+    table could be used.
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
@@ -54,12 +55,12 @@ def run(
     _check_table(image, text, table, out)
     loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     if table:
-        _predict_table(loaded, table, out, top=top, batch_size=batch_size)
-        return
+        return _predict_table(loaded, table, out, top=top, batch_size=batch_size)
     prediction = predict(loaded, image or None, text, top=top)
-    print("\n".join(prediction.lines()))
+    echo("\n".join(prediction.lines()))
     if prediction.is_cut:
-        print(f"the text is truncated to {loaded.processor.text.length} tokens", file=sys.stderr)
+        echo(f"the text is truncated to {loaded.processor.text.length} tokens", to_stderr=True)
+    return 0
 
 
 def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Path | None) -> None:
@@ -74,11 +75,13 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
         raise DualfuseError(f"--out {out} would replace the table; give another file")
 
 
-def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: int, batch_size: int) -> None:
+def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: int, batch_size: int) -> int:
+    """Return the exit status: 1 if no row could be used."""
     from dualfuse.inference.table import predict_table, table_writer
+    from dualfuse.printable import json_line
 
     counts, unusable = Counter[str](), list[str]()
-    with table_writer(out) if out else nullcontext(lambda answer: print(answer.line())) as write:
+    with table_writer(out) if out else nullcontext(lambda answer: echo(json_line(answer.record()))) as write:
         for answer in predict_table(model, table, top=top, batch_size=batch_size):
             write(answer)
             if answer.prediction is None:
@@ -88,4 +91,5 @@ def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: in
     lines = [f"{counts['answered']:,} rows answered, {counts['unusable']:,} unusable", *unusable]
     lines += [f"  and {counts['unusable'] - SHOWN:,} more"] if counts["unusable"] > SHOWN else []
     lines += [f"{counts['truncated']:,} texts truncated to the model's text length"] if counts["truncated"] else []
-    print("\n".join(lines + ([f"wrote {out}"] if out else [])), file=sys.stderr)
+    echo("\n".join(lines + ([f"wrote {out}"] if out else [])), to_stderr=True)
+    return 0 if counts["answered"] else 1

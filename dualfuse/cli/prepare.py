@@ -33,8 +33,7 @@ def run(
     The format of SOURCE is recognized. Unusable items are skipped, counted and listed in OUT/skipped.jsonl. The command
     can be interrupted at any time; rerunning it resumes.
     """
-    from rich.console import Console
-
     from dualfuse.prepare.pipeline import prepare
+    from dualfuse.progress import PlainConsole
 
-    Console(highlight=False).print(prepare(source, out, conversion))
+    PlainConsole().print(prepare(source, out, conversion))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dualfuse.cli.console import echo
+
 EXAMPLES = """
 dualfuse recipes
 dualfuse train ten-seconds --help
@@ -14,4 +16,4 @@ def run() -> None:
 
     width = max(map(len, recipes.NAMES))
     for name in recipes.NAMES:
-        print(f"{name:{width}}  {recipes.summary(name)}")
+        echo(f"{name:{width}}  {recipes.summary(name)}")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
+
 EXAMPLES = """
 dualfuse report runs/demo/pairs
 """
@@ -18,4 +20,4 @@ def run(
     """Write the HTML page of a run: curves, metrics and settings."""
     from dualfuse.report.run_page import report
 
-    print(f"wrote {report(run)}")
+    echo(f"wrote {report(run)}")

@@ -58,7 +58,7 @@ def run(
         raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
     loaded = load(model, device=dist.device())
     index = Index.build(loaded, images, store=find(store)(fingerprint(loaded)) if store else None)
-    print("\n".join(describe(index)), file=sys.stderr)
+    echo("\n".join(describe(index)), file=sys.stderr)
     if isinstance(question, str) and loaded.processor.text.encode(question).truncated:
         print(f"the query is truncated to {loaded.processor.text.length} tokens", file=sys.stderr)
     hits = index.search(question, top=top, rerank=rerank)

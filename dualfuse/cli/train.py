@@ -9,6 +9,7 @@ from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dualfuse.cli.console import echo
 from dualfuse.cli.parser import help_end, parse
 from dualfuse.errors import DualfuseError
 
@@ -64,7 +65,7 @@ def run(words: Sequence[str]) -> None:
 
     chosen = override(recipes.find_recipe(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
     out = parsed.out or Path("runs") / parsed.name.rpartition(":")[2]
-    print(f"model: {train(chosen, out)}")
+    echo(f"model: {train(chosen, out)}")
 
 
 def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
+from dualfuse.cli.console import echo
+
 EXAMPLES = """
 dualfuse upload runs/demo/pairs/final OWNER/NAME
 dualfuse upload runs/demo/pairs/final OWNER/NAME --no-private
@@ -24,4 +26,4 @@ def run(
     """
     from dualfuse import hub
 
-    print(hub.upload(model, name, private=private))
+    echo(hub.upload(model, name, private=private))

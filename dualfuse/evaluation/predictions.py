@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_write, write_json, write_text
+from dualfuse.io import write_json, write_text
+from dualfuse.printable import csv_line
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,7 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
         write_json(path, entries, indent=None)
     elif path.suffix == ".csv" and not captions:
         _check_unique([answer.id for answer in answers], "questions are answered more than once")
-        with atomic_write(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows((answer.id, answer.answer) for answer in answers)
+        write_text(path, "".join(csv_line((answer.id, answer.answer)) for answer in answers))
     else:
         formats = (
             ".json (COCO) or .jsonl (all fields)" if captions else ".json (VQA), .csv (NLVR2) or .jsonl (all fields)"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.io import atomic_write
+from dualfuse.printable import csv_line, json_line
 from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
 from dualfuse.prepare.sources.image_finder import ImageFinder
 from dualfuse.prepare.sources.rows import TableRow, read_rows
@@ -45,10 +44,6 @@ class TablePrediction:
         """Return all fields as JSON values."""
         output = {"problem": self.problem} if self.prediction is None else self.prediction.record()
         return {"row": self.row, **self.inputs, **output}
-
-    def line(self) -> str:
-        """Return the record as JSON in one line."""
-        return json.dumps(self.record(), ensure_ascii=False, default=str)  # an id may be a date of a parquet file
 
     def cells(self) -> dict[str, object]:
         """Return the best answer in columns of ``CELLS``."""
@@ -86,17 +81,16 @@ def _predictions(
 
 
 @contextmanager
-def table_writer(path: Path) -> Iterator[Callable[[TablePrediction], None]]:
+def table_writer(path: Path) -> Iterator[Callable[[TablePrediction], object]]:
     """Open ``path`` (.jsonl or .csv) for predictions; the file appears when all are written."""
     if path.suffix not in (".jsonl", ".csv"):
         raise DualfuseError(f"{path} should end in .jsonl, for all answers of each row, or .csv, for the best one")
     with atomic_write(path) as partial_path, partial_path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
-            table = csv.DictWriter(file, CELLS, lineterminator="\n")
-            table.writeheader()
-            yield lambda answer: table.writerow(answer.cells())
+            file.write(csv_line(CELLS))
+            yield lambda answer: file.write(csv_line(map(answer.cells().get, CELLS)))
         else:
-            yield lambda answer: print(answer.line(), file=file)
+            yield lambda answer: file.write(f"{json_line(answer.record())}\n")
 
 
 RowInputs = tuple[dict[str, object], Callable[[], Sample]]

@@ -11,7 +11,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -36,6 +35,7 @@ from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, tabl
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
 from dualfuse.prepare.sources.source import Source, foreign_errors, readable
 from dualfuse.prepare.summary import Summary
+from dualfuse.progress import PlainConsole
 
 _DEFAULTS = PrepareOptions()
 FOLDER = "folder"  # value of --label: the folder of an image is its label
@@ -144,10 +144,10 @@ def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object
 
 
 def _progress() -> Progress:
-    console = Console(stderr=True)
+    console = PlainConsole(stderr=True)
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[skipped]} skipped"),

@@ -17,6 +17,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, read_json, write_json
 from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.source import Item
+from dualfuse.printable import brief
 
 EXAMPLES = 3
 MAX_LABELS = 30_000  # ImageNet has 21,841
@@ -87,7 +88,7 @@ class Summary:
         yield from self.tally.remarks
         if self.tally.labels:
             common = sorted(self.tally.labels.items(), key=lambda pair: -pair[1])
-            yield f"{len(common):,} labels: {listing((f'{label} {count:,}' for label, count in common), 20)}"
+            yield f"{len(common):,} labels: {listing((f'{brief(label)} {count:,}' for label, count in common), 20)}"
         for change, count in sorted(self.tally.changed.items()):
             yield f"{count:,} {change}"
         for note, count in sorted(self.tally.noted.items(), key=lambda pair: -pair[1]):
@@ -102,7 +103,7 @@ def _count(counts: dict[str, int], examples: dict[str, list[str]], name: str, re
     counts[reason] = counts.get(reason, 0) + 1
     first = examples.setdefault(reason, [])
     if len(first) < EXAMPLES:
-        first.append(name)
+        first.append(brief(name))
 
 
 def extend_listing(listing: str, item: Item) -> str:

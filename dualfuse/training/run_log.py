@@ -15,7 +15,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
 import torch
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from dualfuse import upgrade
 from dualfuse.data.loader import Skipped
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import MAX_TABLE, atomic_write, read_bounded
+from dualfuse.progress import PlainConsole
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
@@ -200,7 +200,7 @@ def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:
 
 
 def _console(steps: int, start: int) -> _Terminal | _Plain:
-    return _Terminal(steps, start) if Console(stderr=True).is_terminal else _Plain(steps)
+    return _Terminal(steps, start) if PlainConsole(stderr=True).is_terminal else _Plain(steps)
 
 
 class _Silent:
@@ -232,7 +232,7 @@ class _Terminal:
     def __init__(self, steps: int, start: int) -> None:
         columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
         # refreshed by hand, without a thread beside the training
-        self.progress = Progress(*columns, console=Console(stderr=True), auto_refresh=False)
+        self.progress = Progress(*columns, console=PlainConsole(stderr=True), auto_refresh=False)
         self.bar = self.progress.add_task("", total=steps, completed=start, text="")
         self.progress.start()
 
