@@ -114,7 +114,8 @@ def _training(folder: Path, recipe: Recipe) -> str:
     stages = _stages(folder)
     lines = ["| stage | task | steps | batch size | data |", "|---|---|---:|---:|---|"]
     lines += [
-        f"| {markdown(stage.name)} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} | {_sources(stage)} |"
+        f"| {markdown(stage.name)} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} "
+        f"| {_sources(stage)} |"
         for stage in stages
     ]
     first = stages[0]

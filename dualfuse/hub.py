@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -142,17 +143,26 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
     """Return the local folder of a model on the Hugging Face hub, OWNER/NAME, or one file of it, OWNER/NAME/FILE.
 
-    Files in the cache are not fetched again, and are found without a network. Raises ``DualfuseError`` if the name is
-    not found, and ``MissingExtraError`` without the extra hub.
+    Files in the cache are not fetched again, and are found without a network. Raises ``DualfuseError`` with the command
+    that fetches the files on another machine if the name is not found, and ``MissingExtraError`` without the extra hub.
     """
     parts = name.split("/", 2)
     if not all(re.fullmatch(r"[\w.-]*\w[\w.-]*", part) for part in parts[:2]):
         raise DualfuseError(f"{name!r} is neither a local path nor a name on the Hugging Face hub (OWNER/NAME)")
-    with _hub(f"{name!r} is not a local path, and could not be fetched from the Hugging Face hub"):
+    repository, chosen = "/".join(parts[:2]), parts[2] if len(parts) == 3 else f"--include {shlex.join(files)}"
+    advice = (
+        (
+            f"; without a network here, run on a machine that has one: hf download {repository} {chosen} --local-dir "
+            f"{parts[1]}, copy the folder {parts[1]} to this machine, and give its path in place of the name"
+        )
+        if len(parts) > 1
+        else ""
+    )
+    with _hub(f"{name!r} is not a local path, and could not be fetched from the Hugging Face hub", advice):
         from huggingface_hub import hf_hub_download, snapshot_download
 
         if len(parts) == 3:
-            return Path(hf_hub_download("/".join(parts[:2]), parts[2]))
+            return Path(hf_hub_download(repository, parts[2]))
         folder = Path(snapshot_download(name, allow_patterns=list(files)))
         if files == MODELS and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*"]))
@@ -175,11 +185,11 @@ def upload(folder: Path, name: str, *, private: bool = True) -> str:
 
 
 @contextmanager
-def _hub(failure: str) -> Iterator[None]:
-    """Turn any exception of the hub's client into a ``DualfuseError`` that begins with ``failure``."""
+def _hub(failure: str, advice: str = "") -> Iterator[None]:
+    """Turn any exception of the hub's client into a ``DualfuseError``: ``failure``, its reason, and ``advice``."""
     try:
         yield
     except ImportError as error:
         raise MissingExtraError("the Hugging Face hub", "hub") from error
     except Exception as error:  # of huggingface_hub, of its HTTP client, which changes with its versions, of the disk
-        raise DualfuseError(f"{failure}: {(str(error).splitlines() or [repr(error)])[0]}") from error
+        raise DualfuseError(f"{failure}: {(str(error).splitlines() or [repr(error)])[0]}{advice}") from error

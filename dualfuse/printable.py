@@ -11,7 +11,7 @@ LONGEST = 100
 """Characters of a foreign text that a message repeats."""
 _JOINERS = "\u200c\u200d"  # inside words of Persian and of Indic scripts, and inside emoji
 _SEPARATORS = re.compile(r"[,;|\t\r\n\"']")
-_FORMULA = re.compile(r"[\s\x00]*[=+\-@＝＋－＠]|[\t\r\n]")
+_FORMULA = re.compile(r"[\s\x00]*[=+\-@\uff1d\uff0b\uff0d\uff20]|[\t\r\n]")
 
 
 def printable(text: str, keep: str = "") -> str:

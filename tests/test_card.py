@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -114,7 +115,7 @@ def test_scores_are_listed_with_their_command(tmp_path: Path, pairs: Recipe) -> 
         assert row in text
     assert "None yet" in card(tmp_path / "final")
     (tmp_path / "scores.json").write_text('["a"]')
-    with pytest.raises(DualfuseError, match="scores.json is not"):
+    with pytest.raises(DualfuseError, match=r"scores.json"):
         Scores.read(tmp_path / "scores.json", "")
 
 
@@ -135,3 +136,29 @@ def test_edited_card_is_kept(tmp_path: Path, pairs: Recipe) -> None:
         write_card(folder)
     assert "our own images" in path.read_text()
     hub.load(folder)  # a card is nothing to a loader
+
+
+def test_names_from_outside_are_texts_of_the_card(tmp_path: Path, pairs: Recipe) -> None:
+    saved(tmp_path / "final", pairs)
+    config = json.loads((tmp_path / "final" / hub.CONFIG).read_text())
+    evil = "x\n\n<script>alert(1)</script>\n## EVIL | `a` [b](c)\x1b"
+    config |= {"name": evil, "start_from": evil, "train_only": [evil]}
+    config["data"]["train"] = [f"a`{evil}"]
+    (tmp_path / "final" / hub.CONFIG).write_text(json.dumps(config))
+    text = card(tmp_path / "final", Scores({evil: 1.0}, f"a\n```\n{evil}"), licence=evil)
+    blocks = text.split("```")
+    assert len(blocks) == 5  # the command of the scores and the example of use
+    prose = "".join(blocks[::2])
+    spans = re.sub(r"`[^`\n]*`", "", prose.split("---\n", 2)[2])
+    assert "<script>" not in spans and "\x1b" not in text
+    headings = [line for line in prose.splitlines() if line.startswith("#")]
+    assert not any("EVIL" in line for line in headings[1:]) and len(headings) == 7
+    assert ModelCard(text).data.license == evil
+
+
+@pytest.mark.parametrize("content", ["[]", "{", "7"])
+def test_damaged_report_is_refused(tmp_path: Path, pairs: Recipe, content: str) -> None:
+    saved(tmp_path / "final", pairs)
+    (tmp_path / "final" / "start.json").write_text(content)
+    with pytest.raises(DualfuseError, match=r"start.json .* JSON"):
+        card(tmp_path / "final")

@@ -301,8 +301,12 @@ def test_upload_and_download(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     served.requests.clear()
     assert hub.download("me/mine") == fetched and not served.requests
-    with pytest.raises(DualfuseError, match=r"'me/other' is not a local path, and could not be fetched"):
+    with pytest.raises(DualfuseError, match=r"'me/other' is not a local path, and could not be fetched") as error:
         hub.download("me/other")
+    assert "hf download me/other --include '*.json' merges.txt" in str(error.value)
+    assert "--local-dir other, copy the folder other" in str(error.value)
+    with pytest.raises(DualfuseError, match=r"hf download me/other a.ckpt --local-dir other"):
+        hub.download("me/other/a.ckpt")
 
 
 def test_pickles_are_not_fetched_beside_safetensors(served: type[Hub]) -> None:

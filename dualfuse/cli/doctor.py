@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
+from dualfuse.cli.parser import check_drawing
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +38,8 @@ def run(
     from dualfuse.doctor.examine import examine
     from dualfuse.progress import PlainConsole
 
+    if save_image:
+        check_drawing(save_image, path)
     print_report(examine(path, text_length=text_length, save_image=save_image), PlainConsole())
     if save_image:
         echo(f"wrote {save_image} and {save_image.with_suffix('.json')}")

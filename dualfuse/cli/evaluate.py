@@ -8,7 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import ClassNames, Model, Templates
+from dualfuse.cli.parser import ClassNames, Model, Templates, check_drawing
 from dualfuse.io import write_json
 
 EXAMPLES = """
@@ -54,6 +54,8 @@ def run(
     from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
 
+    if save_image:
+        check_drawing(save_image, data)
     keep_big_blocks()
     loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     check_outputs(loaded.task, answers=answers, save_image=save_image)

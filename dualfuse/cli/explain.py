@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Model
-from dualfuse.errors import DualfuseError
+from dualfuse.cli.parser import Model, check_drawing
 
 EXAMPLES = """
 dualfuse explain runs/demo/pairs/final --image photo.jpg --text "a red bicycle" --save-image explanation.png
@@ -36,11 +35,10 @@ def run(
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
+    from dualfuse.data.image.image_grid import save_drawing
     from dualfuse.inference.explain import explain, heat_map_grid
 
-    if save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DualfuseError(f"--save-image {save_image}: the file name must end in .png or .jpg")
+    check_drawing(save_image)
     explanations = explain(load(model, device=dist.device()), image, text, method=method)
-    save_image.parent.mkdir(parents=True, exist_ok=True)
-    heat_map_grid(explanations, f"{method}: {text}").save(save_image)
+    save_drawing(heat_map_grid(explanations, f"{method}: {text}"), save_image)
     echo(f"{explanations[0].answer}\nwrote {save_image}")

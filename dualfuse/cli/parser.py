@@ -6,11 +6,13 @@ import ast
 import functools
 import inspect
 import io
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import MISSING, Field, fields, is_dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tyro
@@ -100,6 +102,17 @@ def _refuse_old_flags(words: Sequence[str]) -> None:
         flag, _, value = word.partition("=")
         if flag.startswith("--") and (new := new_flag(flag, value or following)):
             raise DualfuseError(f"{flag} is now {new}")
+
+
+def check_drawing(path: Path, data: str | Path = "") -> None:
+    """Raise ``DualfuseError`` unless ``path`` can be an image and lies outside of the folder ``data``, if there is one.
+
+    Inside it, the drawing would be one of the images the next time.
+    """
+    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise DualfuseError(f"--save-image {path}: the file name must end in .png or .jpg")
+    if os.path.isdir(data) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(data)):
+        raise DualfuseError(f"--save-image {path} would become one of the images in {data}; give a path outside of it")
 
 
 def help_end(examples: str) -> str:

@@ -1,26 +1,28 @@
-"""``dualfuse search``: prints the hits of one query with their scores, and draws them."""
+"""``dualfuse search``: prints the hits of one query or of many with their scores, and draws them."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
-from dualfuse.cli.console import printable
-from dualfuse.cli.parser import Model
+from dualfuse.cli.console import echo
+from dualfuse.cli.parser import Model, check_drawing
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_IMAGE, listing, read_bounded
+from dualfuse.printable import brief, json_line, printable
 
 if TYPE_CHECKING:
     from dualfuse.search.index import Hit, Index
+    from dualfuse.search.queries import Answer
 
 EXAMPLES = """
 dualfuse search runs/demo/pairs/final runs/demo/images "flag of Jamaica"
 dualfuse search runs/demo/pairs/final photos "a red bicycle" --rerank 16 --save-image hits.png
 dualfuse search runs/demo/pairs/final photos photos/cat.jpg --top 20
+dualfuse search runs/demo/pairs/final photos --queries queries.txt --json
 """
 COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
 SHOWN = 5  # skipped images that are named; all are counted
@@ -29,10 +31,19 @@ SHOWN = 5  # skipped images that are named; all are counted
 def run(
     model: Model,
     images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder of images, or shards")],
-    query: Annotated[Positional[str], arg(metavar="QUERY", help="a text, or the path of an image")],
+    query: Annotated[Positional[str], arg(metavar="QUERY", help="a text, or the path of an image")] = "",
+    queries: Annotated[
+        Path | None,
+        arg(
+            metavar="FILE",
+            help="search for many queries: a text file with one per line, or a csv, tsv, json, jsonl or parquet table "
+            "with a column query, text or image, and maybe id",
+        ),
+    ] = None,
     top: Annotated[int, arg(help="number of hits")] = 10,
     rerank: Annotated[int, arg(help="candidates that fusion re-ranks, for text queries; 0: none")] = 0,
-    save_image: Annotated[Path | None, arg(metavar="FILE", help="draw the hits, as .png or .jpg")] = None,
+    json: Annotated[bool, arg(help="print one JSON object per query, with its hits")] = False,
+    save_image: Annotated[Path | None, arg(metavar="FILE", help="draw the hits of one query, as .png or .jpg")] = None,
     store: Annotated[
         str,
         arg(
@@ -41,31 +52,58 @@ def run(
             "a file beside the images",
         ),
     ] = "",
-) -> None:
+) -> int:
     """Search images by text or by image.
 
-    The images are embedded once; the index is stored beside them and follows added, changed and removed images.
+    The images are embedded once; the index is stored beside them and follows added, changed and removed images. A query
+    that is the path of an existing file is that image. The exit status is 1 if none of many queries could be used.
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
     from dualfuse.plugins import find
     from dualfuse.search.index import Index, fingerprint
+    from dualfuse.search.queries import Query, answer, answers, interpret, read_queries
 
-    question = _question(query)
-    if save_image and save_image.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise DualfuseError(f"--save-image {save_image}: the file name must end in .png or .jpg")
-    if rerank and isinstance(question, Path):
-        raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
+    _check_options(images, query, queries, rerank, save_image)
+    many = tuple(read_queries(queries)) if queries else ()
     loaded = load(model, device=dist.device())
     index = Index.build(loaded, images, store=find(store)(fingerprint(loaded)) if store else None)
-    echo("\n".join(describe(index)), file=sys.stderr)
-    if isinstance(question, str) and loaded.processor.text.encode(question).truncated:
-        print(f"the query is truncated to {loaded.processor.text.length} tokens", file=sys.stderr)
-    hits = index.search(question, top=top, rerank=rerank)
-    print("\n".join(table(hits)))
+    echo("\n".join(describe(index)), to_stderr=True)
+    if queries:
+        results = answers(index, many, top=top, rerank=rerank, folder=queries.parent)
+        return 0 if sum([_show(each, json, f"query: {printable(each.query.text)}") for each in results]) else 1
+    result = answer(index, Query(query), top=top, rerank=rerank)
+    _show(result, json)
     if save_image:
-        grid(index, hits, question, save_image)
-        print(f"wrote {save_image}", file=sys.stderr)
+        grid(index, result.hits, interpret(query), save_image)
+        echo(f"wrote {save_image}", to_stderr=True)
+    return 0
+
+
+def _check_options(images: str, query: str, queries: Path | None, rerank: int, save_image: Path | None) -> None:
+    """Raise ``DualfuseError`` for options that contradict each other, before the model is loaded."""
+    from dualfuse.search.queries import interpret
+
+    if bool(query) == bool(queries):
+        raise DualfuseError("give one query, or --queries FILE with many")
+    if save_image and queries:
+        raise DualfuseError("--save-image draws the hits of one query; leave out --queries or --save-image")
+    if save_image:
+        check_drawing(save_image, images)
+    if query and isinstance(interpret(query), Path) and rerank:
+        raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
+
+
+def _show(answer: Answer, as_json: bool, heading: str = "") -> bool:
+    """Print an answer, and return whether the query could be used."""
+    if as_json:
+        echo(json_line(answer.record()))
+    else:
+        lines = [f"problem: {answer.problem}"] if answer.problem else table(answer.hits)
+        echo("\n".join([heading, *lines, ""] if heading else lines))
+    if answer.is_truncated:
+        echo(f"the query {brief(answer.query.text)} is truncated to the model's text length", to_stderr=True)
+    return not answer.problem
 
 
 def describe(index: Index) -> list[str]:
@@ -94,27 +132,13 @@ def table(hits: Sequence[Hit]) -> list[str]:
 
 def grid(index: Index, hits: Sequence[Hit], query: str | Path, path: Path) -> None:
     """Draw an image query, then the hits, best first, with rank, name and score, to ``path``."""
-    from dualfuse.data.image.image_grid import Tile, image_grid
+    from dualfuse.data.image.image_grid import Tile, image_grid, save_drawing
 
     tiles = [Tile(read_bounded(query, MAX_IMAGE), query.name, title="query")] if isinstance(query, Path) else []
     for rank, hit in enumerate(hits, start=1):
         parts = "" if hit.match is None else f", cosine {hit.cosine:.4f}, ITM {hit.match:.2f}"
         tiles.append(Tile(_image(index, hit), printable(hit.name), title=str(rank), note=f"{hit.score:.4f}{parts}"))
-    drawn = image_grid(tiles, columns=COLUMNS, cell=CELL, heading=printable(str(query)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    drawn.save(path)
-
-
-def _question(query: str) -> str | Path:
-    """Return a query that has the file name of an image as a path; ``DualfuseError`` if the file is missing."""
-    from dualfuse.prepare.sources.pairs.folder import is_image_name
-
-    path = Path(query)
-    if not is_image_name(path.name):
-        return query
-    if not path.is_file():
-        raise DualfuseError(f"{query} does not exist; a query with the ending of an image file is taken for its path")
-    return path
+    save_drawing(image_grid(tiles, columns=COLUMNS, cell=CELL, heading=printable(str(query))), path)
 
 
 def _scores(hit: Hit) -> str:

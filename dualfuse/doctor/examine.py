@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dualfuse.data.image.image_grid import Tile, image_grid
+from dualfuse.data.image.image_grid import Tile, image_grid, save_drawing
 from dualfuse.data.map_dataset import find_files
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.sample import BrokenSample
@@ -53,9 +53,8 @@ def examine(path: Path, *, text_length: int = 40, save_image: Path | None = None
     evidence.compare()
     report = Report(str(path), _splits(evidence), evidence.findings())
     if save_image:
-        save_image.parent.mkdir(parents=True, exist_ok=True)
         if evidence.content:
-            draw(evidence, str(path)).save(save_image)
+            save_drawing(draw(evidence, str(path)), save_image)
         report.save(save_image.with_suffix(".json"))
     return report
 

@@ -17,10 +17,10 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.io import atomic_write
-from dualfuse.printable import csv_line, json_line
 from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
 from dualfuse.prepare.sources.image_finder import ImageFinder
 from dualfuse.prepare.sources.rows import TableRow, read_rows
+from dualfuse.printable import csv_line, json_line
 from dualfuse.progress import track
 from dualfuse.tasks.prediction import Prediction
 

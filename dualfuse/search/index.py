@@ -213,12 +213,14 @@ def _metadata(collection: Collection, number: int) -> Metadata:
     return {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
 
 
-def _paths(collection: Collection, model: str) -> tuple[Path, Path]:
+def _paths(collection: Collection, model: str) -> tuple[Path, ...]:
     """Return where the embeddings of a collection may be: beside it, or in the user's cache folder."""
 
     def file(source: Path) -> str:  # one folder may hold several sets of tars
         return f"{model}-{blake2b(os.fsencode(source), digest_size=4).hexdigest()}.safetensors"
 
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     beside = collection.root / FOLDER / file(collection.source.relative_to(collection.root))  # both can be moved
-    return beside, cache / "dualfuse" / "search" / file(collection.source)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    if cache.startswith("~"):  # a user without a home folder
+        return (beside,)
+    return beside, Path(cache) / "dualfuse" / "search" / file(collection.source)

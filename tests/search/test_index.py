@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,11 +17,12 @@ from toy_store import ToyStore
 
 from dualfuse import hub
 from dualfuse.cli import search as search_command
-from dualfuse.cli.console import printable
 from dualfuse.data.sample import Sample
+from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.prepare.shard_writer import write_shards
+from dualfuse.printable import printable
 from dualfuse.recipe import Data, Recipe
 from dualfuse.search import index as index_module
 from dualfuse.search.index import Index, fingerprint
@@ -460,3 +462,102 @@ def test_store_is_used_by_the_protocol_alone(loaded: LoadedModel, images: Path) 
     paint(images / "03.png", 333)
     again = Index.build(loaded, images, store=store)
     assert (again.embedded, len(again), len(store.items)) == (1, 11, 11)
+
+
+def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_one_query_as_json(
+    folders: tuple[Path, Path], loaded: LoadedModel, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert search_command.run(str(folders[0]), str(images), TEXT, top=3, rerank=2, json=True) == 0
+    (line,) = printed_lines(capsys)
+    hits = Index.build(loaded, images).search(TEXT, top=3, rerank=2)
+    assert line == {
+        "query": TEXT,
+        "hits": [{"rank": rank, **vars(hit)} for rank, hit in enumerate(hits, start=1)],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("queries.txt", "\ufeffa cat\r\nq.png\n\nnone.png\n"),
+        ("queries.csv", "id,query\n1,a cat\n2,q.png\n,none.png\n"),
+        ("queries.jsonl", '{"text": "a cat", "id": 1}\n{"text": "q.png"}\n{"text": "none.png"}\n'),
+    ],
+)
+def test_many_queries(
+    folders: tuple[Path, Path],
+    loaded: LoadedModel,
+    images: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    content: str,
+) -> None:
+    """Texts and paths relative to the file; a missing image is the problem of its query only."""
+    queries = tmp_path / "elsewhere" / name
+    queries.parent.mkdir()
+    queries.write_text(content, encoding="utf-8")
+    shutil.copy(images / "03.png", queries.parent / "q.png")
+    assert search_command.run(str(folders[0]), str(images), queries=queries, top=2, json=True) == 0
+    text, image, missing = printed_lines(capsys)
+    hits = Index.build(loaded, images).search("a cat", top=2)
+    assert (text["query"], text["hits"]) == ("a cat", [{"rank": n, **vars(hit)} for n, hit in enumerate(hits, start=1)])
+    assert image["hits"][0]["name"] == "03.png"
+    assert "none.png does not exist" in missing["problem"] and "hits" not in missing
+    assert ("id" in text) == (name != "queries.txt")
+    assert search_command.run(str(folders[0]), str(images), queries=queries, top=2) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("query: a cat\nrank") and "\n\nquery: none.png\nproblem: none.png" in printed
+
+
+def test_status_of_queries_that_cannot_be_used(
+    folders: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "q.txt").write_text("none.png\nalso-none.jpg\n")
+    assert search_command.run(str(folders[0]), str(images), queries=tmp_path / "q.txt", json=True) == 1
+    assert ["problem" in line for line in printed_lines(capsys)] == [True, True]
+    (tmp_path / "q.csv").write_text("id,words\n1,a\n")
+    (tmp_path / "cp1252.txt").write_bytes("a\ncafé\n".encode("cp1252"))
+    for name, fact in (("q.csv", "has no column called query"), ("cp1252.txt", "line 2 is not UTF-8 at byte 5")):
+        with pytest.raises(DualfuseError, match=fact):
+            search_command.run(str(folders[0]), str(images), queries=tmp_path / name)
+    with pytest.raises(DualfuseError, match="one query, or --queries"):
+        search_command.run(str(folders[0]), str(images))
+    with pytest.raises(DualfuseError, match="--save-image"):
+        search_command.run(str(folders[0]), str(images), queries=tmp_path / "q.txt", save_image=tmp_path / "a.png")
+
+
+def test_query_that_is_a_file_is_searched_by_content_or_refused(
+    folders: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copy(images / "03.png", tmp_path / "without-ending")
+    (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    search_command.run(str(folders[0]), str(images), str(tmp_path / "without-ending"), top=1)
+    assert "03.png" in capsys.readouterr().out
+    with pytest.raises(DualfuseError, match=r"photo.heic: .* not an image"):
+        search_command.run(str(folders[0]), str(images), str(tmp_path / "photo.heic"))
+    with pytest.raises(DualfuseError, match="not valid Unicode"):
+        search_command.run(str(folders[0]), str(images), "a \udcff cat")
+
+
+def test_drawing_does_not_become_an_image_of_the_collection(folders: tuple[Path, Path], images: Path) -> None:
+    for path in (images / "hits.png", images / "new" / "hits.png", images / "deep" / ".." / "hits.jpg"):
+        with pytest.raises(DualfuseError, match="outside"):
+            search_command.run(str(folders[0]), str(images), TEXT, save_image=path)
+    assert not (images / "new").exists() and not (images / "hits.png").exists()
+
+
+def test_search_without_a_home_folder(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(user: object) -> object:
+        raise KeyError(user)
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    index = Index.build(loaded, images)
+    assert Path(index.store.location).is_relative_to(images / ".dualfuse")
+    assert Index.build(loaded, images).embedded == 0

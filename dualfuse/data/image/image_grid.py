@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,12 +14,27 @@ from PIL import Image, ImageDraw, ImageFont
 
 from dualfuse.data.image.transform import decode
 from dualfuse.errors import DualfuseError
+from dualfuse.io import atomic_write
+from dualfuse.printable import printable
 
 MARGIN = 8
 MAX_LINES = 4  # of a caption; longer ones end in an ellipsis
+CHARACTERS = 5000  # different ones of a grid that are looked up in fonts
+LACKING = 40  # characters that a message names
 INK, FAINT, RED, PAPER, EMPTY = "#1a1a1a", "#707070", "#c62828", "white", "#eeeeee"
-FONTS = ("NotoSansCJK-Regular.ttc", "NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf", "arial.ttf")
+FONTS = (
+    "NotoSansCJK-Regular.ttc", "NotoSansCJKsc-Regular.otf", "NotoSansCJKjp-Regular.otf", "NotoSansSC-Regular.otf",
+    "SourceHanSans-Regular.ttc", "SourceHanSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf", "DroidSansFallback.ttf", "uming.ttc", "PingFang.ttc", "Hiragino Sans GB.ttc",
+    "msyh.ttc", "YuGothM.ttc", "malgun.ttf", "Arial Unicode.ttf", "NotoSans-Regular.ttf", "DejaVuSans.ttf",
+    "Arial.ttf", "arial.ttf",
+)  # fmt: skip
+"""Files of system fonts, those with Chinese, Japanese and Korean first."""
+FONT = "DUALFUSE_FONT"
+"""Environment variable with the path or the file name of a font that is preferred to ``FONTS``."""
+UNASSIGNED = "\U0010ffff"  # drawn as any character that a font lacks
 
+logger = logging.getLogger(__name__)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -37,12 +56,15 @@ def image_grid(
 ) -> Image.Image:
     """Return a grid of ``tiles``, each ``cell`` pixels wide, with ``columns`` columns, below a ``heading``.
 
-    An image that cannot be decoded is shown as a gray field with the text "no image".
+    An image that cannot be decoded is shown as a gray field with the text "no image". Logs a warning with the
+    characters that the font lacks; the environment variable DUALFUSE_FONT names a better one.
     """
     if not tiles or columns < 1:
         raise DualfuseError(f"a grid needs images and columns; there are {len(tiles)} images and {columns} columns")
-    font = _font(max(10, cell // 15))
-    drawn = [_draw(tile if isinstance(tile, Tile) else Tile(tile[0], tile[1]), cell, font) for tile in tiles]
+    cells = [_shown(tile if isinstance(tile, Tile) else Tile(tile[0], tile[1])) for tile in tiles]
+    heading = printable(heading)
+    font = _font_for("".join([heading, *("".join((tile.title, tile.caption, tile.note)) for tile in cells)]), cell)
+    drawn = [_draw(tile, cell, font) for tile in cells]
     rows = [drawn[start : start + columns] for start in range(0, len(drawn), columns)]
     heights = [max(tile.height for tile in row) for row in rows]
     top = 3 * MARGIN + _line_height(font) if heading else MARGIN
@@ -54,6 +76,18 @@ def image_grid(
             grid.paste(tile, (MARGIN + column * (cell + MARGIN), top))
         top += height + MARGIN
     return grid
+
+
+def save_drawing(image: Image.Image, path: Path) -> None:
+    """Write an image to ``path`` atomically, as PNG or, by any other suffix than .png, as JPEG."""
+    with atomic_write(path) as partial:
+        image.save(partial, "PNG" if path.suffix.lower() == ".png" else "JPEG")
+
+
+def _shown(tile: Tile) -> Tile:
+    """Return a tile with texts that can be drawn; newlines remain."""
+    title, caption, note = (printable(text, "\n") for text in (tile.title, tile.caption, tile.note))
+    return tile._replace(title=title, caption=caption, note=note)
 
 
 def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
@@ -112,14 +146,44 @@ def _shorten(text: str, width: int, font: Font) -> str:
     return kept.rstrip() + "…"
 
 
-def _font(size: int) -> Font:
-    """Return a system font with a wide range of characters, or else Pillow's own."""
-    for name in FONTS:
+def _font_for(text: str, cell: int) -> Font:
+    """Return the installed font that lacks fewest characters of ``text``, for cells of ``cell`` pixels."""
+    size = max(10, cell // 15)
+    fonts = [ImageFont.truetype(path, size) for path in _installed(os.environ.get(FONT, ""))]
+    characters = sorted({each for each in text if each.isprintable() and not each.isspace()})[:CHARACTERS]
+    font = min([*fonts, ImageFont.load_default(size)], key=lambda font: len(_lacking(font, characters)))
+    if lacking := _lacking(font, characters):
+        logger.warning(
+            "the font of the grid lacks %d characters: %s; install a font that has them, such as Noto Sans CJK, or "
+            "give its file in the environment variable %s",
+            len(lacking), "".join(lacking[:LACKING]), FONT,
+        )  # fmt: skip
+    return font
+
+
+@cache
+def _installed(preferred: str) -> tuple[str, ...]:
+    """Return the names of the installed fonts among ``FONTS``, after the ``preferred`` one (empty: none)."""
+    installed: list[str] = []
+    for name in filter(None, (preferred, *FONTS)):
         try:
-            return ImageFont.truetype(name, size)
-        except OSError:  # not installed
-            continue
-    return ImageFont.load_default(size)
+            ImageFont.truetype(name, 10)
+            installed.append(name)
+        except OSError as error:
+            if name == preferred:
+                raise DualfuseError(f"{FONT} is {preferred}, which is not a font that can be read") from error
+    return tuple(installed)
+
+
+def _lacking(font: Font, characters: Sequence[str]) -> list[str]:
+    """Return the ``characters`` that a font draws as an unassigned one."""
+    missing = _glyph(font, UNASSIGNED)
+    return [each for each in characters if _glyph(font, each) == missing]
+
+
+def _glyph(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
+    mask = font.getmask(character)
+    return mask.size, bytes(mask)
 
 
 def _line_height(font: Font) -> int:

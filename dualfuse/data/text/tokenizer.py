@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dualfuse.errors import DualfuseError
+from dualfuse.printable import brief
 
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
@@ -63,11 +64,15 @@ class TextTransform:
     def encode(self, text: str) -> EncodedText:
         """Return the start token, the tokens of ``text`` up to the maximum length, and the end token.
 
-        Names of special tokens inside ``text`` ("[SEP]") are encoded as ordinary characters.
+        Names of special tokens inside ``text`` ("[SEP]") are encoded as ordinary characters. Raises DualfuseError for a
+        text that is not valid Unicode.
         """
         loaded = load_tokenizer(self.tokenizer)
         kept = self.length - 2
-        encoding = _encode_beginning(loaded.tokenizer, text, kept)
+        try:
+            encoding = _encode_beginning(loaded.tokenizer, text, kept)
+        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, or bytes of the command line
+            raise DualfuseError(f"the text {brief(text)!r} is not valid Unicode; give texts in UTF-8") from error
         words = (-1 if word is None else word for word in encoding.word_ids[:kept])
         return EncodedText(
             ids=np.array((loaded.start, *encoding.ids[:kept], loaded.end), dtype=np.int64),

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.image.image_grid import save_drawing
 from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels
 from dualfuse.data.image.resize import resize
@@ -230,7 +231,7 @@ class Segmentation(Task):
             for example in islice(run.batches(self.cfg.read_whole, _single, batch_size=1), DRAWN)
         ]
         heading = f"the first {len(drawn)} of {len(data.samples):,} images"
-        segmentation_grid(drawn, self.names, heading).save(path)
+        save_drawing(segmentation_grid(drawn, self.names, heading), path)
 
     def read_input(self, sample: Sample, processor: Processor) -> Any:  # Any: it never returns
         """Raise DualfuseError: label maps are drawn."""

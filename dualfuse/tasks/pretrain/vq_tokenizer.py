@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
-from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, image_grid
+from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, image_grid, save_drawing
 from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
@@ -92,7 +92,8 @@ class VQTokenizer(Task):
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw the first images of a set with their reconstructions, and the code usage."""
         run = Evaluation(self, data, Plan(batch_size=DRAWN, num_workers=0, exclude_broken=True))
-        codebook_grid(self.model, next(run.batches(self.cfg.read, self.cfg.collate))["view"]).save(path)
+        batch = next(run.batches(self.cfg.read, self.cfg.collate))
+        save_drawing(codebook_grid(self.model, batch["view"]), path)
 
 
 @torch.inference_mode()

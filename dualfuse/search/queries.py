@@ -1,0 +1,116 @@
+"""Queries: texts and image files, one or a file with many, and the hits of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dualfuse.errors import DualfuseError
+from dualfuse.io import MAX_TABLE, read_bounded
+from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
+from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.prepare.sources.rows import TableRow, read_rows
+from dualfuse.printable import brief
+from dualfuse.search.index import Hit, Index
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+TEXTS = ("query", "queries", "question", *TEXT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Query:
+    """A text or the path of an image, as it was given, with its ``id`` in a file of queries (None: without)."""
+
+    text: str
+    id: object = None
+    problem: str = ""
+    """Reason for which a row of the file is not a query; empty: none."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The hits of a query, best first, or the ``problem`` for which there are none."""
+
+    query: Query
+    hits: tuple[Hit, ...] = ()
+    problem: str = ""
+    is_truncated: bool = False
+    """Whether the text was truncated to the length that the model reads."""
+
+    def record(self) -> dict[str, object]:
+        """Return the answer as JSON values."""
+        named = {"query": self.query.text} | ({} if self.query.id is None else {"id": self.query.id})
+        if self.problem:
+            return named | {"problem": self.problem}
+        hits = [{"rank": rank, **vars(hit)} for rank, hit in enumerate(self.hits, start=1)]
+        return named | ({"is_truncated": True} if self.is_truncated else {}) | {"hits": hits}
+
+
+def answer(index: Index, query: Query, *, top: int, rerank: int, folder: Path | None = None) -> Answer:
+    """Search for one query; see :func:`interpret`. Raises ``DualfuseError`` or ``OSError`` if it cannot be used."""
+    if query.problem:
+        raise DualfuseError(query.problem)
+    question, text = interpret(query.text, folder), index.loaded.processor.text
+    hits = index.search(question, top=top, rerank=rerank)
+    return Answer(query, hits, is_truncated=isinstance(question, str) and text.encode(question).truncated)
+
+
+def answers(index: Index, queries: Iterable[Query], *, top: int, rerank: int, folder: Path) -> Iterator[Answer]:
+    """Yield the answer to each query; paths of images are also looked up in ``folder``."""
+    for query in queries:
+        try:
+            yield answer(index, query, top=top, rerank=rerank, folder=folder)
+        except (DualfuseError, OSError) as error:
+            yield Answer(query, problem=str(error))
+
+
+def interpret(query: str, folder: Path | None = None) -> str | Path:
+    """Return the path of the file that a query names (also relative to ``folder``), or its text if there is no file.
+
+    Raises ``DualfuseError`` for the missing file of a query with the ending of an image file.
+    """
+    for path in (Path(query), *([folder / query] if folder else [])):
+        if os.path.isfile(path):  # Path.is_file raises OSError for a name that is too long
+            return path
+    if is_image_name(query) and "\n" not in query:
+        raise DualfuseError(
+            f"{brief(query)} does not exist; a query with the ending of an image file is taken for its path"
+        )
+    return query
+
+
+def read_queries(path: Path) -> Iterator[Query]:
+    """Yield the queries of a text file, one per line, or of a table with a column such as "query", and maybe "id".
+
+    Raises ``DualfuseError`` if the table has no such column, and for a text that is not UTF-8.
+    """
+    if path.suffix.lower() not in TABLES:
+        yield from (Query(line.strip()) for line in _lines(path) if line.strip())
+        return
+    column = ""
+    for number, row in enumerate(read_rows(path), start=1):
+        column = column or (_column(row, path) if row else "")
+        if row is None:
+            yield Query("", number, "the row cannot be read")
+        else:
+            cell = row.get(column)
+            yield Query("" if cell is None else str(cell).strip(), row.get("id", number))
+
+
+def _column(row: TableRow, path: Path) -> str:
+    plain = {name.strip().lower(): name for name in row}
+    usual = [plain[name] for name in (*TEXTS, *IMAGE_COLUMNS) if name in plain]
+    if not usual:
+        raise DualfuseError(f"{path} has no column called query, text or image; it has {brief(', '.join(row))}")
+    return usual[0]
+
+
+def _lines(path: Path) -> list[str]:
+    data = read_bounded(path, MAX_TABLE)
+    try:
+        return data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DualfuseError(f"{path}: line {line} is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
