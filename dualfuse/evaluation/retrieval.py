@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 import torch
@@ -16,41 +16,17 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.metrics.recall import nearest, ranks, ranks_of_scores, recall, reranked_ranks
-from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.models.base import Tokens
 from dualfuse.progress import track
+
+if TYPE_CHECKING:
+    from dualfuse.tasks.base import Task
 
 TEXT_TO_IMAGE, IMAGE_TO_TEXT = "text_to_image", "image_to_text"
 
 
-class Retriever(Protocol):
-    """The part of ``tasks.base.Task`` that retrieval uses: unit embeddings of both modalities, and a score of pairs."""
-
-    model: VisionLanguageModel
-
-    @property
-    def can_match(self) -> bool:
-        """Whether :meth:`match_logit` is trained, so that the fusion encoder can re-rank."""
-        ...
-
-    def image_features(self, image: Tokens) -> Tensor:
-        """Return unit embeddings (B, D)."""
-        ...
-
-    def text_features(self, text: Tokens) -> Tensor:
-        """Return unit embeddings (B, D)."""
-        ...
-
-    def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
-        """Return the log-odds (B,) that image and text match."""
-        ...
-
-    def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
-        """Return the score that orders candidates, from two scores of the same shape."""
-        ...
-
-
 @torch.inference_mode()
-def evaluate_retrieval(task: Retriever, data: EvaluationData, plan: Plan) -> EvaluationResult:
+def evaluate_retrieval(task: Task, data: EvaluationData, plan: Plan) -> EvaluationResult:
     """Evaluate the dual encoder on every image of a set with all its texts; re-rank ``plan.rerank`` candidates.
 
     Tasks without a trained ITM head are evaluated without re-ranking. Raises DualfuseError if ITC was not trained.
@@ -76,7 +52,7 @@ def evaluate_retrieval(task: Retriever, data: EvaluationData, plan: Plan) -> Eva
 
 
 @torch.inference_mode()
-def evaluate_fused_retrieval(task: Retriever, data: EvaluationData, plan: Plan) -> EvaluationResult:
+def evaluate_fused_retrieval(task: Task, data: EvaluationData, plan: Plan) -> EvaluationResult:
     """Evaluate the fusion encoder alone, by its score of each pair of an image and a text of a set.
 
     An image is embedded once, a text once per batch of images; both cost little beside fusing. Memory: four bytes per
@@ -140,7 +116,7 @@ class TextBatch:
 class Gallery(Evaluation):
     """The images of a set with all their texts, read from first to last as often as needed; never held all at once."""
 
-    def __init__(self, task: Retriever, data: EvaluationData, plan: Plan) -> None:
+    def __init__(self, task: Task, data: EvaluationData, plan: Plan) -> None:
         """``task`` is in evaluation mode."""
         super().__init__(task.model, data, plan)
         self.task = task
@@ -151,20 +127,16 @@ class Gallery(Evaluation):
 
     def features(self) -> tuple[Tensor, Tensor, TextBatch, Tensor]:
         """Return embeddings of images (N, D) and texts (M, D), the texts, and the image number of each text (M,)."""
-        images, collected = list[Tensor](), _Texts()
+        images, of_images = list[Tensor](), list[tuple[np.ndarray, ...]]()
         for batch in self.image_batches("images"):
             images.append(self.task.image_features(self.task.model.embed_image(batch["image"])))
-            collected.add(batch["texts"])
-        texts = TextBatch.of(collected.ids)
-        owner = torch.tensor(collected.owner, device=self.device)
-        return torch.cat(images), self.text_embeddings(texts), texts, owner
+            of_images += batch["texts"]
+        texts, owner = _joined(of_images)
+        return torch.cat(images), self.text_embeddings(texts), texts, owner.to(self.device)
 
     def texts(self) -> tuple[TextBatch, Tensor]:
         """Return all texts, and the image number of each (M,)."""
-        collected = _Texts()
-        for batch in self.image_batches("texts"):
-            collected.add(batch["texts"])
-        return TextBatch.of(collected.ids), torch.tensor(collected.owner)
+        return _joined([texts for batch in self.image_batches("texts") for texts in batch["texts"]])
 
     def text_embeddings(self, texts: TextBatch) -> Tensor:
         """Return embeddings (M, D), computed in order of length to save padding."""
@@ -224,16 +196,7 @@ class Gallery(Evaluation):
         return self.task.model.embed_text(chosen.ids, chosen.mask)
 
 
-class _Texts:
-    """Collects the texts of images, and the number of the image of each."""
-
-    def __init__(self) -> None:
-        self.ids: list[np.ndarray] = []
-        self.owner: list[int] = []
-        self.images = 0
-
-    def add(self, texts: Sequence[Sequence[np.ndarray]]) -> None:
-        for number, ids in enumerate(texts, start=self.images):
-            self.ids += ids
-            self.owner += [number] * len(ids)
-        self.images += len(texts)
+def _joined(of_images: Sequence[Sequence[np.ndarray]]) -> tuple[TextBatch, Tensor]:
+    """Return the texts of all images, and the image number of each (M,)."""
+    owner = [number for number, texts in enumerate(of_images) for _ in texts]
+    return TextBatch.of([ids for texts in of_images for ids in texts]), torch.tensor(owner)

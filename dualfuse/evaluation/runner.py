@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from torch import nn
@@ -19,6 +19,12 @@ from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import SetPrediction, write_predictions
 from dualfuse.progress import track
 
+if TYPE_CHECKING:
+    from dualfuse.hub import LoadedModel
+    from dualfuse.tasks.base import Task
+
+Read = Callable[[Sample, Processor, np.random.Generator], Example]
+"""Turns a sample into an example, as ``TaskConfig.read`` does."""
 UNBOUNDED = ("loss", "CIDEr-D")
 """Endings of the names of metrics that are not shares of one."""
 
@@ -116,49 +122,11 @@ class Evaluation:
         return EvaluationResult(metrics, size, tuple(self._excluded.values()), tuple(predictions))
 
 
-class Read(Protocol):
-    """Turns a sample into an example, as ``TaskConfig.read`` does."""
-
-    def __call__(self, sample: Sample, processor: Processor, rng: np.random.Generator, /) -> Example:
-        """Return the tensors of one sample."""
-        ...
-
-
 def _read(read: Read, processor: Processor, sample: Sample, rng: np.random.Generator) -> Example:
     return read(sample, processor, rng)
 
 
-class EvaluableTask(Protocol):
-    """The part of ``tasks.base.Task`` that an evaluation uses."""
-
-    cfg: Any  # Any: a TaskConfig, which opens the set
-    writes_predictions: bool
-    can_draw: bool
-
-    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
-        """Evaluate the task on a set."""
-        ...
-
-    def draw(self, data: EvaluationData, path: Path) -> None:
-        """Draw predictions for the first images of a set."""
-        ...
-
-
-class EvaluableModel(Protocol):
-    """The part of ``hub.LoadedModel`` that an evaluation uses."""
-
-    @property
-    def task(self) -> EvaluableTask:
-        """The task, in evaluation mode."""
-        ...
-
-    @property
-    def processor(self) -> Processor:
-        """The processor of its inputs."""
-        ...
-
-
-def evaluate(model: EvaluableModel, data: str, plan: Plan) -> EvaluationResult:
+def evaluate(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
     """Evaluate a model on its training task; ``data`` are shards or, for masked text, a text corpus.
 
     Raises DualfuseError if the model is in training mode, and ``BrokenSample`` for a sample that cannot be read,
@@ -167,13 +135,13 @@ def evaluate(model: EvaluableModel, data: str, plan: Plan) -> EvaluationResult:
     return model.task.evaluate(_open(model, data), plan)
 
 
-def draw(model: EvaluableModel, data: str, path: Path) -> None:
+def draw(model: LoadedModel, data: str, path: Path) -> None:
     """Draw the predictions of a model for the first images of ``data``; DualfuseError if its task draws nothing."""
     check_outputs(model.task, answers=None, save_image=path)
     model.task.draw(_open(model, data), path)
 
 
-def check_outputs(task: EvaluableTask, *, answers: Path | None, save_image: Path | None) -> None:
+def check_outputs(task: Task, *, answers: Path | None, save_image: Path | None) -> None:
     """Raise DualfuseError, before an evaluation starts, if the task cannot fill one of the files."""
     kind = type(task).__name__
     if answers and not task.writes_predictions:
@@ -185,6 +153,6 @@ def check_outputs(task: EvaluableTask, *, answers: Path | None, save_image: Path
         )
 
 
-def _open(model: EvaluableModel, data: str) -> EvaluationData:
+def _open(model: LoadedModel, data: str) -> EvaluationData:
     [samples] = model.task.cfg.open_data((data,), model.processor.text)
     return EvaluationData(samples, model.processor)

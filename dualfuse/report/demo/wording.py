@@ -35,9 +35,9 @@ def summary(results: DemoResults) -> tuple[str, str, str]:
     """Return three sentences: what was trained, the results, and the comparison with the control."""
     retrieval, machine, fusion = results.retrieval, dict(results.machine), dict(results.fusion)
     trained = (
-        f"In {duration(total_seconds(results.joint))} on {machine['device']} ({machine['threads']} CPU threads) a model "
-        f"of {results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and their "
-        f"captions, starting from random weights."
+        f"In {duration(total_seconds(results.joint))} on {machine['device']} ({machine['threads']} CPU threads) a "
+        f"model of {results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and "
+        "their captions, starting from random weights."
     )
     result = (
         f"Among {retrieval.images} unseen test images its dual encoder ranks the image of a caption first for "

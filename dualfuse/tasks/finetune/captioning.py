@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,11 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
-from dualfuse.data.loader import Batch
+from dualfuse.data.loader import Batch, Example
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.masking import apply_mask
-from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import EncodedText, TextTransform, load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import PredictedCaption
@@ -27,37 +26,22 @@ from dualfuse.models.base import Tokens, VisionLanguageModel, generation_error, 
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.finetune.beam_search import Beam, beam_search
 from dualfuse.tasks.prediction import Prediction, ScoredAnswer, check_images
-from dualfuse.tasks.pretrain.pair_batch import mlm_positions
+from dualfuse.tasks.pretrain.pair_batch import TextBatch, TextExample, collate_texts
 
 COCO_IDS = ("image_id", "cocoid")
 """Keys of COCO's image number in the json of a sample."""
 
 
-class CaptionExample(TypedDict):
-    """An image (3, H, W), its caption with masked tokens (T,), and their labels (T,), -100 elsewhere."""
+class CaptionExample(TextExample):
+    """An image (3, H, W) and its caption with masked tokens."""
 
     image: Tensor
-    ids: np.ndarray
-    labels: np.ndarray
 
 
-class CaptionBatch(TypedDict):
-    """B examples: image (B, 3, H, W); ids, mask (B, T); ``positions`` and ``targets`` (B, R) of masked tokens."""
+class CaptionBatch(TextBatch):
+    """Images (B, 3, H, W) and their captions with masked tokens."""
 
     image: Tensor
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    targets: Tensor
-
-
-class ReferenceExample(TypedDict):
-    """An image (3, H, W), its number and key, and its reference captions."""
-
-    image: Tensor
-    key: str
-    image_id: str | int
-    references: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -89,15 +73,7 @@ class CaptioningConfig(TaskConfig):
 
     def collate(self, examples: Sequence[CaptionExample]) -> CaptionBatch:
         """Pad the captions to the longest one."""
-        ids, mask = pad_texts([example["ids"] for example in examples])
-        positions, targets = mlm_positions([example["labels"] for example in examples])
-        return {
-            "image": torch.stack([example["image"] for example in examples]),
-            "ids": ids,
-            "mask": mask,
-            "positions": positions,
-            "targets": targets,
-        }
+        return {**collate_texts(examples), "image": torch.stack([example["image"] for example in examples])}
 
     def build(self, model: VisionLanguageModel) -> Captioning:
         """Return the task with a fresh head; DualfuseError for a model that cannot generate text."""
@@ -111,15 +87,15 @@ def mask_caption(words: EncodedText, share: float, rng: np.random.Generator) -> 
     return (1 + rng.permutation(most)[: max(1, int(number * share + 0.5))]).tolist()
 
 
-def read_references(sample: Sample, processor: Processor, rng: np.random.Generator) -> ReferenceExample:
-    """Return the image and all its captions; there may be none."""
+def read_references(sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
+    """Return the image (3, H, W), its key and number, and all its captions as "references"; there may be none."""
     ids = (sample.meta[name] for name in COCO_IDS if isinstance(sample.meta.get(name), int))
     image_id = next((number for number in ids if isinstance(number, int)), sample.key)
     image = processor.image(sample.image, rng)
     return {"image": image, "key": sample.key, "image_id": image_id, "references": sample.texts}
 
 
-def collate_references(examples: Sequence[ReferenceExample]) -> Batch:
+def collate_references(examples: Sequence[Example]) -> Batch:
     """Stack the images; the examples stay a tuple."""
     return {"image": torch.stack([example["image"] for example in examples]), "examples": tuple(examples)}
 

@@ -40,14 +40,15 @@ Names = Annotated[
 ]
 """Names of classes or answers; on the command line a file with one name per line, in config.json the names."""
 
+STACKED = ("image", "images", "target")
+
 
 class QuestionExample(TypedDict):
-    """Images (P, 3, H, W), one text (T,), and the question; in training also ``target``: an index, or scores (C,)."""
+    """Images (P, 3, H, W), one text (T,), and the question; in training also a target: an index, or scores (C,)."""
 
     images: Tensor
     ids: np.ndarray
     question: Question
-    target: NotRequired[Tensor]
 
 
 class QuestionBatch(TypedDict):
@@ -70,6 +71,14 @@ class QuestionConfig(TaskConfig):
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Return an example with its "question" and without target, whether or not the sample is labelled."""
 
+    def collate(self, examples: Sequence[Any]) -> Batch:  # Any: what read and read_question return
+        """Return a batch of examples that all have a target, or all have none; texts are padded to the longest one."""
+        columns = {name: [example[name] for example in examples] for name in examples[0]}
+        batch: dict[str, Any] = {name: torch.stack(columns[name]) for name in STACKED if name in columns}
+        if "ids" in columns:
+            batch["ids"], batch["mask"] = pad_texts(columns["ids"])
+        return batch if "target" in columns else batch | {"questions": tuple(columns["question"])}
+
 
 class PairQuestionConfig(QuestionConfig):
     """Reads ``num_images`` images, one text, and a label; a base class of frozen dataclasses."""
@@ -85,16 +94,9 @@ class PairQuestionConfig(QuestionConfig):
         """Read images and text, and the label if there is one."""
         return read_question(sample, label_of(sample, self.labels), processor, rng, self.num_images)
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Read images, text and label; every image is augmented independently."""
-        example = self.read_question(sample, processor, rng)
-        if not example["question"].target:
-            raise BrokenSample(sample.key, 'it has no "label" in its json')
-        return with_target(example, torch.tensor(self.labels.index(example["question"].target[0])))
-
-    def collate(self, examples: Sequence[QuestionExample]) -> QuestionBatch:
-        """Pad the texts to the longest one."""
-        return collate_questions(examples)
+        return with_label(self.read_question(sample, processor, rng), self.labels)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -139,27 +141,12 @@ def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
     raise BrokenSample(sample.key, f"its label is {label!r}; the labels of the task are {listing(labels, 20)}")
 
 
-def with_target(example: QuestionExample, target: Tensor) -> QuestionExample:
-    """Return a training example."""
-    labelled = example.copy()
-    labelled["target"] = target
-    return labelled
-
-
-def collate_questions(examples: Sequence[QuestionExample]) -> QuestionBatch:
-    """Return a batch of examples that all have a target, or all have none; texts are padded to the longest one."""
-    ids, mask = pad_texts([example["ids"] for example in examples])
-    batch: QuestionBatch = {
-        "images": torch.stack([example["images"] for example in examples]),
-        "ids": ids,
-        "mask": mask,
-    }
-    targets = [example["target"] for example in examples if "target" in example]
-    if targets:
-        batch["target"] = torch.stack(targets)
-    else:
-        batch["questions"] = tuple(example["question"] for example in examples)
-    return batch
+def with_label(example: Example, labels: Sequence[str]) -> dict[str, Any]:  # Any: see Example
+    """Return a training example, whose target is the index of its label; ``BrokenSample`` without a label."""
+    question: Question = example["question"]
+    if not question.target:
+        raise BrokenSample(question.key, 'it has no "label" in its json')
+    return {**example, "target": torch.tensor(labels.index(question.target[0]))}
 
 
 class Classification(Task):
@@ -168,7 +155,8 @@ class Classification(Task):
     cfg: QuestionConfig
     writes_predictions = True
     top_k = 1
-    """The number of best names that :meth:`metric` needs."""
+    """The number of best names that ``metric`` needs."""
+    metric: ClassVar[type[Metric]] = Accuracy
 
     def __init__(self, cfg: QuestionConfig, model: VisionLanguageModel, names: tuple[str, ...]) -> None:
         """Store the parts; subclasses build the head."""
@@ -194,13 +182,9 @@ class Classification(Task):
         """Return the probability (B, C) of each name."""
         return self.logits(batch).softmax(1)
 
-    def metric(self) -> Metric:
-        """Return a metric with zero counts."""
-        return Accuracy()
-
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
-        """Answer every sample, and compute the metrics of :meth:`metric` over labelled ones.
+        """Answer every sample, and compute the numbers of ``metric`` over labelled ones.
 
         An unlabelled set, such as a test set, gives predictions and no metrics. Annotators' answers beyond the task's
         vocabulary count: no prediction can match them.

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, NotRequired, TypedDict
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,10 +13,11 @@ from torch.nn import functional as F
 
 from dualfuse.data.image.mixup import Mixup
 from dualfuse.data.image.random_erasing import erase
+from dualfuse.data.loader import Batch, Example
 from dualfuse.data.processor import Processor
-from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.metrics.accuracy import Metric, Question, TopAccuracy
+from dualfuse.metrics.accuracy import TopAccuracy
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
 from dualfuse.tasks.finetune.classification import (
@@ -27,25 +27,10 @@ from dualfuse.tasks.finetune.classification import (
     check_names,
     label_of,
     question_of,
+    with_label,
 )
 
 STD = 0.02
-
-
-class ImageExample(TypedDict):
-    """One image (3, H, W) and its question; in training also the index of its class."""
-
-    image: Tensor
-    question: Question
-    target: NotRequired[int]
-
-
-class ImageBatch(TypedDict):
-    """B images (B, 3, H, W); in training with ``target`` (B,), otherwise with the ``questions``."""
-
-    image: Tensor
-    target: NotRequired[Tensor]
-    questions: NotRequired[tuple[Question, ...]]
 
 
 @dataclass(frozen=True)
@@ -89,30 +74,17 @@ class ImageClassificationConfig(QuestionConfig):
         """Names of the classes."""
         return self.labels or tuple(map(str, range(self.num_classes)))
 
-    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> ImageExample:
-        """Read the image, and the label if there is one."""
+    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
+        """Read the image (3, H, W), and the label if there is one."""
         target = label_of(sample, self.names)
         return {"image": processor.image(sample.image, rng), "question": question_of(sample, target)}
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> ImageExample:
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Read image and label; ``BrokenSample`` without a label."""
-        target = label_of(sample, self.names)
-        if not target:
-            raise BrokenSample(sample.key, 'it has no "label" in its json')
-        image = processor.image(sample.image, rng)
+        example = with_label(self.read_question(sample, processor, rng), self.names)
         if processor.image.augment is not None and rng.random() < self.random_erasing:
-            image = erase(image, rng)
-        return {"image": image, "question": question_of(sample, target), "target": self.names.index(target[0])}
-
-    def collate(self, examples: Sequence[ImageExample]) -> ImageBatch:
-        """Return a batch of examples that all have a target, or all have none."""
-        batch: ImageBatch = {"image": torch.stack([example["image"] for example in examples])}
-        targets = [example["target"] for example in examples if "target" in example]
-        if targets:
-            batch["target"] = torch.tensor(targets)
-        else:
-            batch["questions"] = tuple(example["question"] for example in examples)
-        return batch
+            example["image"] = erase(example["image"], rng)
+        return example
 
     def build(self, model: VisionLanguageModel) -> ImageClassification:
         """Return the task with a fresh head."""
@@ -123,6 +95,7 @@ class ImageClassification(Classification):
     """One linear layer on the image encoder (BEiT, section 2.6)."""
 
     top_k = 5
+    metric = TopAccuracy
 
     def __init__(self, cfg: ImageClassificationConfig, model: VisionLanguageModel) -> None:
         """Initialise the head with a truncated normal of 0.02, multiplied by ``head_scale``."""
@@ -134,13 +107,13 @@ class ImageClassification(Classification):
         nn.init.zeros_(self.head.bias)
         self.head.weight.data *= cfg.head_scale
 
-    def logits(self, batch: ImageBatch) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """Return logits (B, C) in float32."""
         image = self.model.embed_image(batch["image"])
         state = self.model.average_patches(image) if self.features == "patches" else self.model.encode(image)
         return self.head(self.norm(state)).float()
 
-    def forward(self, batch: ImageBatch) -> TaskOutput:
+    def forward(self, batch: Batch) -> TaskOutput:
         """Return the loss of a batch with targets; in training mode with Mixup and CutMix."""
         assert "target" in batch, "a batch of read_question() has no targets"
         target = F.one_hot(batch["target"], len(self.names)).float()
@@ -155,7 +128,3 @@ class ImageClassification(Classification):
         loss = F.cross_entropy(logits, target, label_smoothing=self.smoothing)
         accuracy = (logits.argmax(1) == target.argmax(1)).float().mean()
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy": accuracy})
-
-    def metric(self) -> Metric:
-        """Return top-1 and top-5 accuracy with zero counts."""
-        return TopAccuracy()

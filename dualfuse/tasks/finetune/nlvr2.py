@@ -36,10 +36,8 @@ class NLVR2Config(PairQuestionConfig):
 class NLVR2(PairClassification):
     """Fuses the text with each image, and classifies both pooled states together."""
 
+    metric = Consistency
+
     def __init__(self, cfg: NLVR2Config, model: VisionLanguageModel) -> None:
         """Build the head for two pooled states."""
         super().__init__(cfg, model, cfg.labels, hidden_scale=cfg.hidden_scale, images=2, dropout=cfg.dropout)
-
-    def metric(self) -> Consistency:
-        """Return accuracy and consistency with zero counts."""
-        return Consistency()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse.data.processor import Processor
-from dualfuse.data.sample import BrokenSample, Sample
+from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import evaluate_fused_retrieval
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
@@ -22,7 +22,7 @@ from dualfuse.losses.itc import find_positives
 from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
-from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, content_id, pad_to_global_length
+from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, pad_to_global_length, read_pair
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,7 @@ class RankingConfig(TaskConfig):
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
         """Draw one of the captions, and transform the image."""
-        if not sample.texts:
-            raise BrokenSample(sample.key, "it has no text")
-        caption = sample.texts[rng.integers(len(sample.texts))]
-        ids = processor.text.encode(caption).ids
-        return {
-            "image": processor.image(sample.image, rng),
-            "ids": ids,
-            "masked_ids": ids,
-            "labels": np.full_like(ids, -100),  # no token is masked
-            "image_id": content_id(sample.image),
-            "text_id": content_id(caption.casefold().encode()),
-            "source": sample.source,
-        }
+        return read_pair(sample, processor, rng)
 
     def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Pad the texts to the longest one."""

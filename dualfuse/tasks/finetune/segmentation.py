@@ -39,26 +39,17 @@ DRAWN = 12
 """Images in a grid."""
 
 
-class CropExample(TypedDict):
-    """A crop (3, H, W), and the class indices (H, W) of its pixels."""
+class Crops(TypedDict):
+    """A crop (3, H, W) and the class indices (H, W) of its pixels, or a batch of them."""
 
     image: Tensor
     target: Tensor
 
 
-class WholeExample(TypedDict):
-    """A resized image (3, h, w), and the file and the class indices (H, W) of the original."""
+class WholeExample(Crops):
+    """A resized image (3, h, w), and the class indices (H, W) and the file of the original."""
 
-    image: Tensor
-    target: Tensor
     file: bytes
-
-
-class CropBatch(TypedDict):
-    """B crops (B, 3, H, W) and their classes (B, H, W)."""
-
-    image: Tensor
-    target: Tensor
 
 
 @dataclass(frozen=True)
@@ -108,7 +99,7 @@ class SegmentationConfig(TaskConfig):
         """Names of the classes."""
         return self.labels or tuple(map(str, range(self.num_classes)))
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> CropExample:
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Crops:
         """Read a random crop; ``BrokenSample`` without a label map that fits."""
         image, labels = self._image_and_labels(sample)
         preprocess, size = processor.image.preprocess, processor.image.size
@@ -118,7 +109,7 @@ class SegmentationConfig(TaskConfig):
             "target": pad_to_size(labels, size, IGNORE_LABEL),
         }
 
-    def collate(self, examples: Sequence[CropExample]) -> CropBatch:
+    def collate(self, examples: Sequence[Crops]) -> Crops:
         """Stack the crops."""
         return {
             "image": torch.stack([example["image"] for example in examples]),
@@ -176,7 +167,7 @@ class Segmentation(Task):
         """Return the four feature maps of images (B, 3, H, W), the finest first."""
         return self.strides(self.model.patch_maps(self.model.embed_image(images), self.cfg.feature_layers))
 
-    def forward(self, batch: CropBatch) -> TaskOutput:
+    def forward(self, batch: Crops) -> TaskOutput:
         """Return the loss of both heads, averaged over labelled pixels."""
         images, target = batch["image"], batch["target"].long()
         if self.training and len(images) * dist.world_size() == 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -12,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dualfuse.data.loader import Example
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.metrics.accuracy import Metric
 from dualfuse.metrics.vqa import AnswerScore, soft_scores
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
@@ -25,9 +24,7 @@ from dualfuse.tasks.finetune.classification import (
     QuestionBatch,
     QuestionConfig,
     QuestionExample,
-    collate_questions,
     read_question,
-    with_target,
 )
 
 
@@ -65,7 +62,7 @@ class VQAConfig(QuestionConfig):
         """Read image, question and annotators' answers, in the vocabulary or not."""
         return read_question(sample, annotated_answers(sample), processor, rng)
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> QuestionExample:
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Read image, question and scores (answers,); ``BrokenSample`` if no answer is in the vocabulary.
 
         The published training sets exclude such questions, too.
@@ -79,11 +76,7 @@ class VQAConfig(QuestionConfig):
         target = torch.zeros(len(self.answers))
         for answer, score in scores.items():
             target[self.index[answer]] = score
-        return with_target(read_question(sample, answers, processor, rng), target)
-
-    def collate(self, examples: Sequence[QuestionExample]) -> QuestionBatch:
-        """Pad the questions to the longest one."""
-        return collate_questions(examples)
+        return {**read_question(sample, answers, processor, rng), "target": target}
 
     def build(self, model: VisionLanguageModel) -> VQA:
         """Return the task with a fresh head."""
@@ -102,6 +95,8 @@ def annotated_answers(sample: Sample) -> tuple[str, ...]:
 class VQA(PairClassification):
     """Scores every answer independently, by the degree to which annotators agree on it."""
 
+    metric = AnswerScore
+
     def __init__(self, cfg: VQAConfig, model: VisionLanguageModel) -> None:
         """Build the head for all answers."""
         super().__init__(cfg, model, cfg.names, hidden_scale=cfg.hidden_scale)
@@ -115,7 +110,3 @@ class VQA(PairClassification):
     def probabilities(self, batch: QuestionBatch) -> Tensor:
         """Return the independent probability (B, C) of each answer; rows need not add up to one."""
         return self.logits(batch).sigmoid()
-
-    def metric(self) -> Metric:
-        """Return the official accuracy with zero counts."""
-        return AnswerScore()

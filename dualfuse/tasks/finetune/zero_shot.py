@@ -8,15 +8,16 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from dualfuse.data.loader import Batch
 from dualfuse.data.processor import Processor
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import normalize
-from dualfuse.metrics.accuracy import Metric, TopAccuracy
+from dualfuse.metrics.accuracy import TopAccuracy
 from dualfuse.progress import track
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.finetune.classification import Classification
-from dualfuse.tasks.finetune.image_classification import ImageBatch, ImageClassificationConfig
+from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 
 PLAIN = ("a photo of a {}.",)
 CLIP = (
@@ -68,6 +69,7 @@ class ZeroShot(Classification):
     """Answers with the class whose embedding is most similar to that of the image."""
 
     top_k = 5
+    metric = TopAccuracy
     embeddings: Tensor
 
     def __init__(self, task: Task, embeddings: Tensor, labels: tuple[str, ...]) -> None:
@@ -79,11 +81,7 @@ class ZeroShot(Classification):
         self.dual_encoder = task
         self.register_buffer("embeddings", embeddings)
 
-    def logits(self, batch: ImageBatch) -> Tensor:
+    def logits(self, batch: Batch) -> Tensor:
         """Return the ITC logits (B, C) in float32."""
         cosine = self.dual_encoder.image_features(self.model.embed_image(batch["image"])) @ self.embeddings.T
         return self.dual_encoder.rerank_score(cosine, torch.zeros_like(cosine)).float()  # without an ITM logit
-
-    def metric(self) -> Metric:
-        """Return top-1 and top-5 accuracy with zero counts."""
-        return TopAccuracy()

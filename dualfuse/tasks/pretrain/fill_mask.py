@@ -44,20 +44,11 @@ def read_masked(text: str, transform: TextTransform) -> MaskedQuery:
     return MaskedQuery(ids_with_ends, 1 + masks, len(ids) > longest)
 
 
-@dataclass(frozen=True, eq=False)
-class MaskedQueryBatch:
-    """B texts: ids, mask (B, T), and the positions (B, R) of masks, 0 where a text has fewer."""
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-
-    @staticmethod
-    def of(texts: Sequence[MaskedQuery], device: torch.device) -> MaskedQueryBatch:
-        """Pad texts to the longest one."""
-        ids, mask = pad_texts([text.ids for text in texts])
-        positions = torch.from_numpy(pad_arrays([text.positions for text in texts], 0))
-        return MaskedQueryBatch(ids.to(device), mask.to(device), positions.to(device))
+def collate_queries(texts: Sequence[MaskedQuery], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids and mask (B, T) of texts, and the positions (B, R) of masks, 0 where a text has fewer."""
+    ids, mask = pad_texts([text.ids for text in texts])
+    positions = torch.from_numpy(pad_arrays([text.positions for text in texts], 0))
+    return ids.to(device), mask.to(device), positions.to(device)
 
 
 def fill_masks(texts: Sequence[MaskedQuery], logits: Tensor, transform: TextTransform, top: int) -> list[Prediction]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, TypedDict
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse.data.map_dataset import MapDataset
@@ -16,7 +15,6 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.corpus import Corpus, pack_share
 from dualfuse.data.text.masking import mask_words
-from dualfuse.data.text.padding import pad_texts
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
@@ -25,27 +23,8 @@ from dualfuse.losses.mlm import mlm_loss
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.prediction import Prediction, text_of
-from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, MaskedQueryBatch, fill_masks, read_masked
-from dualfuse.tasks.pretrain.pair_batch import mlm_positions
-
-
-class TextExample(TypedDict):
-    """One text: tokens (T,), some of them masked, and labels (T,), -100 at unmasked tokens."""
-
-    ids: np.ndarray
-    labels: np.ndarray
-
-
-class MaskedTextBatch(TypedDict):
-    """B texts: ids, mask (B, T); ``positions`` (B, R) are those of masked tokens, ``targets`` the original tokens.
-
-    Where a text has fewer than R, targets are -100.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    positions: Tensor
-    targets: Tensor
+from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, read_masked
+from dualfuse.tasks.pretrain.pair_batch import TextBatch, TextExample, collate_texts
 
 
 @dataclass(frozen=True)
@@ -76,11 +55,9 @@ class MaskedTextConfig(TaskConfig):
         ids, labels = mask_words(words, processor.text.vocab_size, processor.text.mask_id, rng, self.mlm_probability)
         return {"ids": ids, "labels": labels}
 
-    def collate(self, examples: Sequence[TextExample]) -> MaskedTextBatch:
+    def collate(self, examples: Sequence[TextExample]) -> TextBatch:
         """Return a batch of texts padded to the longest."""
-        ids, mask = pad_texts([example["ids"] for example in examples])
-        positions, targets = mlm_positions([example["labels"] for example in examples])
-        return {"ids": ids, "mask": mask, "positions": positions, "targets": targets}
+        return collate_texts(examples)
 
     def build(self, model: VisionLanguageModel) -> MaskedText:
         """Return the task with a freshly initialized head."""
@@ -98,7 +75,7 @@ class MaskedText(Task):
         self.cfg, self.model = cfg, model
         self.mlm_head = MLMHead(model.width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
 
-    def forward(self, batch: MaskedTextBatch) -> TaskOutput:
+    def forward(self, batch: TextBatch) -> TaskOutput:
         """Return the mean loss over the masked tokens of all processes."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
         states = self.model.token_states(text, batch["positions"])
@@ -134,6 +111,6 @@ class MaskedText(Task):
 
     def predict(self, inputs: Sequence[MaskedQuery], processor: Processor, top: int) -> list[Prediction]:
         """Return the most probable tokens of each mask."""
-        batch = MaskedQueryBatch.of(inputs, self.device)
-        states = self.model.token_states(self.model.embed_text(batch.ids, batch.mask), batch.positions)
+        ids, mask, positions = collate_queries(inputs, self.device)
+        states = self.model.token_states(self.model.embed_text(ids, mask), positions)
         return fill_masks(inputs, self.mlm_head(states), processor.text, top)

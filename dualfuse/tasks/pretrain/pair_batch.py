@@ -1,4 +1,4 @@
-"""Image-text pairs as tensors: reading a sample, and collating examples to a batch."""
+"""Masked texts and image-text pairs as tensors: reading a sample, and collating examples to a batch."""
 
 from __future__ import annotations
 
@@ -20,40 +20,55 @@ from dualfuse.data.text.padding import pad_arrays, pad_texts
 Masking = Literal["whole_word", "token", "official"]
 
 
-class PairExample(TypedDict):
-    """One pair: image (3, H, W); ids, masked_ids and MLM labels (T,); ids of image, text and training set."""
+class TextExample(TypedDict):
+    """One text: tokens (T,), some of which may be masked, and labels (T,), -100 at unmasked tokens."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+class PairExample(TextExample):
+    """One pair: image (3, H, W); ids without masks, masked_ids and MLM labels (T,); ids of image, text and set."""
 
     image: Tensor
-    ids: np.ndarray
     masked_ids: np.ndarray
-    labels: np.ndarray
     image_id: int
     text_id: int
     source: int
 
 
-class PairBatch(TypedDict):
-    """B pairs: image (B, 3, H, W); ids, mask, masked_ids (B, T); image_id, text_id, source (B,).
+class TextBatch(TypedDict):
+    """B texts: ids, mask (B, T).
 
     ``positions`` (B, R) are those of masked tokens, ``targets`` (B, R) the original tokens, -100 where a text has
     fewer than R.
     """
 
-    image: Tensor
     ids: Tensor
     mask: Tensor
-    masked_ids: Tensor
     positions: Tensor
     targets: Tensor
+
+
+class PairBatch(TextBatch):
+    """B pairs: a :class:`TextBatch` without masks, image (B, 3, H, W), masked_ids (B, T); three ids (B,)."""
+
+    image: Tensor
+    masked_ids: Tensor
     image_id: Tensor
     text_id: Tensor
     source: Tensor
 
 
 def read_pair(
-    sample: Sample, processor: Processor, rng: np.random.Generator, masking: Masking, probability: float, tags: str
+    sample: Sample,
+    processor: Processor,
+    rng: np.random.Generator,
+    masking: Masking | None = None,
+    probability: float = 0.0,
+    tags: str = "",
 ) -> PairExample:
-    """Draw a caption, add tags, mask tokens with ``probability``, and transform the image.
+    """Draw a caption, add tags, mask tokens with ``probability`` (None: no tokens), and transform the image.
 
     Raises ``BrokenSample`` for a sample without text.
     """
@@ -61,8 +76,10 @@ def read_pair(
         raise BrokenSample(sample.key, "it has no text")
     caption = sample.texts[rng.integers(len(sample.texts))]
     words = processor.text.encode(_add_tags(caption, sample.meta.get(tags), rng))
-    mask = MASKING_RULES[masking]
-    masked_ids, labels = mask(words, processor.text.vocab_size, processor.text.mask_id, rng, probability)
+    masked_ids, labels = words.ids, np.full_like(words.ids, -100)
+    if masking is not None:
+        mask, text = MASKING_RULES[masking], processor.text
+        masked_ids, labels = mask(words, text.vocab_size, text.mask_id, rng, probability)
     return {
         "image": processor.image(sample.image, rng),
         "ids": words.ids,
@@ -82,17 +99,19 @@ def _add_tags(caption: str, tags: object, rng: np.random.Generator) -> str:
     return drawn if rng.random() < 1 / 3 else f"{caption} {drawn}"
 
 
-def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
-    """Return a batch whose texts are padded to the longest."""
+def collate_texts(examples: Sequence[TextExample]) -> TextBatch:
+    """Return a batch of texts padded to the longest."""
     ids, mask = pad_texts([example["ids"] for example in examples])
     positions, targets = mlm_positions([example["labels"] for example in examples])
+    return {"ids": ids, "mask": mask, "positions": positions, "targets": targets}
+
+
+def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
+    """Return a batch whose texts are padded to the longest."""
     return {
+        **collate_texts(examples),
         "image": torch.stack([example["image"] for example in examples]),
-        "ids": ids,
-        "mask": mask,
         "masked_ids": torch.from_numpy(pad_arrays([example["masked_ids"] for example in examples], 0)),
-        "positions": positions,
-        "targets": targets,
         "image_id": torch.tensor([example["image_id"] for example in examples]),
         "text_id": torch.tensor([example["text_id"] for example in examples]),
         "source": torch.tensor([example["source"] for example in examples]),
@@ -100,7 +119,7 @@ def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
 
 
 def mlm_positions(labels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
-    """Return ``positions`` and ``targets`` of :class:`PairBatch` for labels (T,), -100 at unmasked tokens."""
+    """Return ``positions`` and ``targets`` of :class:`TextBatch` for labels (T,), -100 at unmasked tokens."""
     positions = [np.flatnonzero(label != -100) for label in labels]
     targets = [label[position] for label, position in zip(labels, positions, strict=True)]
     return torch.from_numpy(pad_arrays(positions, 0)), torch.from_numpy(pad_arrays(targets, -100))

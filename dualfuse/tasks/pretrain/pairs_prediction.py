@@ -17,7 +17,7 @@ from dualfuse.layers.heads import ITCHead, MLMHead, normalize
 from dualfuse.models.base import Fused, Tokens
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.prediction import Prediction, check_images, text_of
-from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, MaskedQueryBatch, fill_masks, read_masked
+from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, read_masked
 
 if TYPE_CHECKING:
     from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -129,6 +129,6 @@ class PairPrediction(Task):
 
     def _embed(self, inputs: Sequence[PairInput]) -> tuple[Tokens, Tokens, Tensor]:
         """Return embedded images and texts, and the positions (B, R) of masks."""
-        texts = MaskedQueryBatch.of([each.text for each in inputs], self.device)
+        ids, mask, positions = collate_queries([each.text for each in inputs], self.device)
         images = torch.stack([each.image for each in inputs]).to(self.device)
-        return self.model.embed_image(images), self.model.embed_text(texts.ids, texts.mask), texts.positions
+        return self.model.embed_image(images), self.model.embed_text(ids, mask), positions

@@ -28,14 +28,8 @@ CELL, COLUMNS, HEIGHT, MARGIN = 192, 5, 120, 8  # of the grid, in pixels and cel
 CHUNK = 64  # images that are reconstructed at a time
 
 
-class ViewExample(TypedDict):
-    """One view (3, H, W) uint8 of an image."""
-
-    view: Tensor
-
-
-class ViewBatch(TypedDict):
-    """B views (B, 3, H, W) uint8."""
+class Views(TypedDict):
+    """One view (3, H, W) uint8 of an image, or a batch of them."""
 
     view: Tensor
 
@@ -49,11 +43,11 @@ class VQTokenizerConfig(TaskConfig):
     commitment: float = 0.25
     """Weight of the distance between encoder outputs and their code embeddings, as in VQ-VAE."""
 
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> ViewExample:
+    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Views:
         """Return the view that masked image modeling tokenizes; texts are ignored."""
         return {"view": tokenizer_view(sample.image, processor.image, rng)}
 
-    def collate(self, examples: Sequence[ViewExample]) -> ViewBatch:
+    def collate(self, examples: Sequence[Views]) -> Views:
         """Return a batch of views of one size."""
         return {"view": torch.stack([example["view"] for example in examples])}
 
@@ -75,7 +69,7 @@ class VQTokenizer(Task):
         self.cfg = cfg
         self.model = model  # pyright: ignore[reportIncompatibleVariableOverride]
 
-    def forward(self, batch: ViewBatch) -> TaskOutput:
+    def forward(self, batch: Views) -> TaskOutput:
         """Return reconstruction error plus weighted commitment loss.
 
         Logs the mean squared error of pixels from 0 to 1, the fraction of codes in use, and their perplexity.
