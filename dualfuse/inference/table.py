@@ -17,9 +17,10 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.io import atomic_write
+from dualfuse.prepare.sources.cells import cell_image, cell_texts
 from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
 from dualfuse.prepare.sources.image_finder import ImageFinder
-from dualfuse.prepare.sources.rows import TableRow, read_rows
+from dualfuse.prepare.sources.rows import Row, TableRow, read_rows
 from dualfuse.printable import csv_line, json_line
 from dualfuse.progress import track
 from dualfuse.tasks.prediction import Prediction
@@ -71,7 +72,7 @@ def _predictions(
     model: LoadedModel, table: Path, top: int, batch_size: int, num_workers: int
 ) -> Iterator[TablePrediction]:
     read = partial(_read, model, _row_reader(table))
-    rows = (row for _, row in parallel_map(read, enumerate(read_rows(table), start=1), num_workers))
+    rows = (row for _, row in parallel_map(read, read_rows(table), num_workers))
     while chunk := list(islice(rows, batch_size)):
         usable = [row.value for row in chunk if not row.problem]
         with torch.inference_mode():
@@ -99,7 +100,7 @@ RowInputs = tuple[dict[str, object], Callable[[], Sample]]
 
 def _row_reader(table: Path) -> Callable[[TableRow], RowInputs]:
     """Return a reader of rows; the columns are those of the first readable row."""
-    first = next((row for row in read_rows(table) if row is not None), None)
+    first = next((row.cells for row in read_rows(table) if not row.problem), None)
     if first is None:
         raise DualfuseError(
             f"{table} holds no row that can be read; a table has a line of column names and lines below"
@@ -114,7 +115,7 @@ def _row_reader(table: Path) -> Callable[[TableRow], RowInputs]:
 
 
 def _row_inputs(find: ImageFinder, text: str, images: tuple[str, ...], name: str, row: TableRow) -> RowInputs:
-    words = str(row.get(text) or "")
+    words = "\n".join(cell_texts(row.get(text)))
     cells = [row.get(column) for column in images]
     inputs: dict[str, object] = {"id": row[name]} if name in row else {}
     inputs |= {"image": cells[0]} if cells and isinstance(cells[0], str) else {}
@@ -127,16 +128,8 @@ def _sample(find: ImageFinder, text: str, cells: list[object]) -> Sample:
 
 
 def _image(cell: object, find: ImageFinder) -> bytes:
-    match cell:
-        case bytes():
-            return cell
-        case {"bytes": bytes(data)}:  # how Hugging Face data sets store images
-            return data
-        case str() if cell.lower().startswith(("http://", "https://")):
-            raise DualfuseError("its image is a URL, and dualfuse downloads no images")
-        case str():
-            return find(cell.strip()).read()
-    raise DualfuseError(f"its image is a {type(cell).__name__}; a path is needed")
+    image = cell_image(cell)
+    return find(image).read() if isinstance(image, str) else image
 
 
 @dataclass(frozen=True)
@@ -149,12 +142,13 @@ class _Row:
     problem: str = ""
 
 
-def _read(model: LoadedModel, read: Callable[[TableRow], RowInputs], numbered: tuple[int, TableRow | None]) -> _Row:
-    number, row = numbered
-    if row is None:
-        return _Row(number, {}, problem="the row cannot be read")
-    inputs, sample = read(row)
+def _read(model: LoadedModel, read: Callable[[TableRow], RowInputs], row: Row) -> _Row:
+    number = row.number
+    if row.problem:
+        return _Row(number, {}, problem=f"the row cannot be read: {row.problem}")
+    inputs: dict[str, object] = {}
     try:
+        inputs, sample = read(row.cells)
         return _Row(number, inputs, model.task.read_input(sample(), model.processor))
     except BrokenSample as error:
         return _Row(number, inputs, problem=error.reason)

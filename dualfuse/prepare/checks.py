@@ -49,7 +49,7 @@ class ItemChecker:
         if item.split and self.shares:
             raise DualfuseError(f"{item.name} is in split {item.split}: the source has splits already; remove --split")
         if item.problem:
-            return SkippedItem(item.problem)
+            return SkippedItem(item.problem, item.detail)
         if not _is_unicode(item):
             return SkippedItem("invalid Unicode", "its name, texts or fields cannot be encoded as UTF-8")
         texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))

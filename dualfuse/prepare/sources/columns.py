@@ -36,7 +36,10 @@ def choose(names: Iterable[str], requested: Columns, table: str) -> Columns:
     Raises ``DualfuseError`` if a requested column does not exist, or if no column of images is recognized. Texts and a
     split are optional.
     """
-    plain = {name.strip().lower(): name for name in names}
+    plain: dict[str, str] = {}
+    for name in names:
+        if plain.setdefault(name.strip().lower(), name) != name:
+            raise DualfuseError(f"{table} has the columns {plain[name.strip().lower()]!r} and {name!r}; rename one")
     for name in filter(None, (requested.image, *requested.texts, requested.split, requested.label)):
         if name not in plain.values():
             raise DualfuseError(f"{table} has no column {name!r}; its columns are {', '.join(plain.values())}")

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from dualfuse.data.text.captions import parse_list
 from dualfuse.prepare.sources.source import Item
 
 NUMBER = re.compile(r"0|[1-9]\d*")
@@ -43,7 +44,7 @@ def parse_label(cell: object) -> dict[str, object]:
 
     Whole numbers become integers, so that they can be the index of a label.
     """
-    match cell:
+    match parse_list(cell):
         case float() if cell.is_integer():
             return {"label": int(cell)}
         case int():
@@ -51,7 +52,7 @@ def parse_label(cell: object) -> dict[str, object]:
         case str() if cell.strip():
             text = cell.strip()
             return {"label": int(text) if NUMBER.fullmatch(text) else text}
-        case [_, *_] if all(isinstance(answer, str) and answer.strip() for answer in cell):
-            return {"answers": list(cell)}
+        case [_, *_] as answers if all(isinstance(answer, str) and answer.strip() for answer in answers):
+            return {"answers": list(answers)}
         case _:
             return {}

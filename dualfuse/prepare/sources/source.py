@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dualfuse.data.text.captions import texts_of
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_IMAGE, open_regular, read_bounded
 
@@ -56,18 +57,13 @@ class Item:
     """Remark about an item that is kept; counted like a problem."""
     label_map: Slice | bytes = b""
     """PNG with a class number for each pixel; empty: none."""
+    detail: str = ""
+    """Details about the problem, for ``skipped.jsonl``."""
 
     @property
     def title(self) -> str:
         """The name, and the ``id`` of the meta, which distinguishes items that share an image."""
         return f"{self.name} ({self.meta['id']})" if "id" in self.meta else self.name
-
-
-def captions_of(meta: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the captions in the JSON object of an image: a list ``captions``, a ``caption`` or a ``text``."""
-    value = meta.get("captions") or meta.get("caption") or meta.get("text")
-    captions = value if isinstance(value, list) else [value]
-    return tuple(text for text in captions if isinstance(text, str) and text.strip())
 
 
 @dataclass(frozen=True)
@@ -98,8 +94,13 @@ def foreign_errors(path: Path, kind: str) -> Iterator[None]:
 
 
 def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:
-    """Yield the items of a source, without captions that are not strings; see :func:`foreign_errors`."""
+    """Yield the items of a source with their texts as strings; see :func:`foreign_errors`."""
     with foreign_errors(path, kind):
         for item in items:
-            texts = tuple(text for text in item.texts if isinstance(text, str))
-            yield item if len(texts) == len(item.texts) else replace(item, texts=texts)
+            if all(isinstance(text, str) for text in item.texts):
+                yield item
+                continue
+            try:
+                yield replace(item, texts=texts_of(item.texts))
+            except DualfuseError as error:
+                yield replace(item, texts=(), problem="unreadable caption", detail=str(error))

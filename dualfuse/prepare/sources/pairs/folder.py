@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.data.text.captions import captions_of
 from dualfuse.io import MAX_JSON, read_bounded, read_json, walk
-from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, captions_of
+from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice
 
 
 def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from dualfuse.data.shards.shards import parse_class
 from dualfuse.data.split import split_in_name
+from dualfuse.data.text.captions import captions_of
 from dualfuse.io import MAX_JSON, open_regular
 from dualfuse.prepare.sources.pairs.folder import is_image_name
-from dualfuse.prepare.sources.source import Item, Slice, captions_of
+from dualfuse.prepare.sources.source import Item, Slice
 
 Members = dict[str, tarfile.TarInfo]  # by extension: "jpg", "txt", "json"
 

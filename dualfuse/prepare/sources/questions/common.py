@@ -9,7 +9,7 @@ from typing import Any
 
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_TABLE, open_regular, read_bounded
-from dualfuse.prepare.sources.rows import TableRow, json_lines
+from dualfuse.prepare.sources.rows import Row, json_lines
 
 HEAD = 4096  # bytes by which a large file is recognized
 
@@ -36,11 +36,11 @@ def entries(path: Path, name: str, reduce: Callable[[dict[str, Any]], object]) -
     return content[name]
 
 
-def numbered_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, TableRow | None]]:
-    """Yield (file, "FILE:LINE", row) for the JSON lines of several files; the row is None for an unreadable line."""
+def numbered_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, Row]]:
+    """Yield (file, "FILE:NUMBER", row) for the JSON lines of several files."""
     for path in files:
-        for number, row in enumerate(json_lines(path), start=1):
-            yield path, f"{path.name}:{number}", row
+        for row in json_lines(path):
+            yield path, f"{path.name}:{row.number}", row
 
 
 def head(path: Path) -> bytes:

@@ -8,7 +8,7 @@ from pathlib import Path
 from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.image_finder import FLICKR, ImageFinder, around
 from dualfuse.prepare.sources.questions.common import DuplicateFinder, head, numbered_rows
-from dualfuse.prepare.sources.rows import TableRow
+from dualfuse.prepare.sources.rows import UNREADABLE, TableRow
 from dualfuse.prepare.sources.source import Item, Source
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -41,10 +41,10 @@ def load(source: Path, images: Path | None) -> Source:
 def _items(files: tuple[Path, ...], find: ImageFinder) -> Iterator[Item]:
     duplicates = DuplicateFinder()
     for path, where, row in numbered_rows(files):
-        if row is None:
-            yield Item(where, b"", problem="unreadable row")
+        if row.problem:
+            yield Item(where, b"", problem=UNREADABLE, detail=row.problem)
         else:
-            yield _item(row, where, split_in_name(path.stem), duplicates, find)
+            yield _item(row.cells, where, split_in_name(path.stem), duplicates, find)
 
 
 def _item(row: TableRow, where: str, split: str, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
