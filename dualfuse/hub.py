@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -21,6 +20,7 @@ from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_folder, check_regular, read_json, write_json
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.tasks.base import Task
+from dualfuse.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
 PLUGINS = "plugins"
@@ -49,9 +49,8 @@ def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor]
     ``weights`` are the gathered weights of a sharded task; None: those of ``task``.
     """
     weights = task.state_dict() if weights is None else weights
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
-    with atomic_folder(folder, state.values(), NO_SPACE) as partial:
-        safetensors.torch.save_file(state, partial / WEIGHTS)
+    with atomic_folder(folder, weights.values(), NO_SPACE) as partial:
+        save_tensors(weights, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
         write_json(partial / CONFIG, recipe_to_json(recipe))
     return folder
@@ -134,8 +133,8 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     """Return the weights of a model folder by name; raises ``DualfuseError`` for a damaged file."""
     try:
         check_regular(folder / WEIGHTS)
-        tensors = safetensors.torch.load_file(folder / WEIGHTS)
-    except (SafetensorError, DualfuseError, OSError) as error:
+        tensors = load_tensors(folder / WEIGHTS)
+    except (SafetensorError, ValueError, OSError) as error:
         raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or not a safetensors file: {error}") from error
     return upgrade.tensors(tensors) if upgrade.is_old(read_json(folder / CONFIG)) else tensors
 

@@ -1,4 +1,7 @@
-"""Read tensors by name from safetensors files, pickles and sharded checkpoints; no code of a file is run."""
+"""Tensors by name: safetensors files with tied tensors, and readers of pickles and sharded checkpoints.
+
+No code of a file is run.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
@@ -19,6 +23,8 @@ from dualfuse.pickles import RefusedGlobalError, module_tensors, read_pickle
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in a Hugging Face folder, in the order of preference; NAME.index.json lists the shards of one."""
+TIES = "tied"
+"""Key in the metadata of a safetensors file: the names of tied tensors, each with the name it is stored under."""
 WRAPPERS = ("state_dict", "module", "model")
 """Keys under which checkpoints of Lightning, DeepSpeed and BEiT hold their tensors."""
 
@@ -29,6 +35,36 @@ class Weights:
 
     tensors: dict[str, Tensor]
     hyper_parameters: Mapping[str, object] = field(default_factory=dict[str, object])
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Write a safetensors file for :func:`load_tensors`; a tensor with several names, such as a tied weight, once."""
+    names: dict[tuple[object, ...], str] = {}
+    storages, stored, ties = set[int](), dict[str, Tensor](), dict[str, str]()
+    for name, tensor in tensors.items():
+        tensor, storage = tensor.detach(), tensor.untyped_storage().data_ptr()
+        view = (storage, tensor.dtype, tensor.storage_offset(), tensor.shape, tensor.stride())
+        first = names.setdefault(view, name) if tensor.numel() else name
+        if first != name:
+            ties[name] = first
+            continue
+        tensor = tensor.cpu().contiguous()
+        stored[name] = tensor.clone() if storage in storages else tensor  # safetensors refuses overlapping views
+        storages.add(storage)
+    safetensors.torch.save_file(stored, path, {TIES: json.dumps(ties)} if ties else None)
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file, tied ones under each of their names.
+
+    Raises ``SafetensorError`` if the file is damaged, ``ValueError`` if its list of ties is.
+    """
+    with safetensors.safe_open(path, framework="pt") as file:
+        ties = json.loads((file.metadata() or {}).get(TIES, "{}"))
+    tensors = safetensors.torch.load_file(path)
+    if not (isinstance(ties, dict) and all(first in tensors for first in ties.values())):
+        raise DualfuseError(f"{path} lists tied tensors that it does not hold")
+    return tensors | {name: tensors[first] for name, first in ties.items()}
 
 
 def find_weights(folder: Path) -> Path:
@@ -123,7 +159,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load_file(path)
+        return load_tensors(path)
     except Exception as error:  # safetensors' own, and those of torch for shapes that do not fit
         raise DualfuseError(f"{path} is damaged: it is {describe_file(path)}. {error}") from error
 

@@ -12,21 +12,43 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import constants
 from tiny import caption, changed, png_image, recipe
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualfuse import hub
+from dualfuse.config import trust
 from dualfuse.data.text import tokenizer
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.pretrain.pairs import Pairs
+from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
+
+
+@dataclass(frozen=True)
+class TiedConfig(PairsConfig):
+    """Pairs whose MLM decoder is the word embedding."""
+
+    def build(self, model: Any) -> Tied:
+        return Tied(self, model)
+
+
+class Tied(Pairs):
+    def __init__(self, cfg: PairsConfig, model: Any) -> None:
+        super().__init__(cfg, model)
+        self.mlm_head.decoder.weight = model.words.word.weight
+
+
+def assert_same_weights(one: nn.Module, other: nn.Module) -> None:
+    there = other.state_dict()
+    assert all(torch.equal(tensor, there[name]) for name, tensor in one.state_dict().items())
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +95,17 @@ def test_a_loaded_model_gives_the_same_outputs(
     assert len(set(outputs(task, processor)[2].tolist())) == 3
     monkeypatch.chdir(folder.parent)
     assert torch.equal(outputs(hub.load(folder.name).task, processor)[0], outputs(task, processor)[0])
+
+
+def test_tied_weights_are_stored_once_and_loaded(tiny: Recipe, tmp_path: Path) -> None:
+    task = TiedConfig().build(tiny.model.build())
+    hub.save(tmp_path / "tied", task, replace(tiny, task=TiedConfig()))
+    trust(TiedConfig)
+    loaded = hub.load(tmp_path / "tied").task
+    assert loaded.mlm_head.decoder.weight is loaded.model.words.word.weight
+    assert_same_weights(loaded, task)
+    untied = hub.read_tensors(tmp_path / "tied")  # such as for start_from of a task that does not tie
+    assert torch.equal(untied["mlm_head.decoder.weight"], task.mlm_head.decoder.weight)
 
 
 def test_a_model_folder_can_be_moved(tiny: Recipe, task: Pairs, tmp_path: Path) -> None:

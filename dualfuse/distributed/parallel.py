@@ -19,11 +19,19 @@ if TYPE_CHECKING:
 # FSDP and DTensor are imported only with several processes: the import takes a second
 
 
-def wrap(task: nn.Module, device: torch.device) -> nn.Module:
-    """Return the module whose forward() synchronizes gradients: DDP, or the task itself if sharded or alone."""
+def wrap(task: nn.Module, device: torch.device, *, fixed_graph: bool = True) -> nn.Module:
+    """Return the module whose forward() synchronizes gradients: DDP, or the task itself if sharded or alone.
+
+    Without ``fixed_graph`` DDP finds the parameters that a batch does not use, instead of waiting for their gradients:
+    a process without one contributes zero, and a parameter that no process used has no gradient in that step.
+    """
     if world_size() == 1 or is_sharded(task):
         return task
-    return DistributedDataParallel(task, device_ids=[device.index] if device.type == "cuda" else None)
+    return DistributedDataParallel(
+        task,
+        device_ids=[device.index] if device.type == "cuda" else None,
+        find_unused_parameters=not fixed_graph,
+    )
 
 
 def apply_fsdp(task: nn.Module, blocks: Iterable[nn.Module], device: torch.device, *, half: bool) -> None:

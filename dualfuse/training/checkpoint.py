@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import PARTIAL, atomic_folder, listing, read_json, remove_folder, replace_folder, write_json
-from dualfuse.tensor_files import describe_file
+from dualfuse.tensor_files import describe_file, load_tensors, save_tensors
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -56,10 +55,10 @@ def save(
     earlier checkpoints intact. :func:`restore` returns ``extra``.
     """
     target = _target(folder, step, keep)
-    weights, moments = _unshared(task.state_dict()), _unshared(optimizer_tensors(task, optimizer))
+    weights, moments = task.state_dict(), optimizer_tensors(task, optimizer)
     with atomic_folder(target, (*weights.values(), *moments.values()), NO_ROOM) as partial:
-        safetensors.torch.save_file(weights, partial / MODEL)
-        safetensors.torch.save_file(moments, partial / OPTIMIZER)
+        save_tensors(weights, partial / MODEL)
+        save_tensors(moments, partial / OPTIMIZER)
         write_state(partial, step, trained_parameters(task, optimizer), extra)
     _tidy(target, keep)
     return target
@@ -164,17 +163,6 @@ def _owner(key: str) -> tuple[str, str]:
     return name, field
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return tensors that do not share memory: safetensors refuses tied weights and views."""
-    unshared, storages = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        unshared[name] = tensor.clone() if storage in storages else tensor
-        storages.add(storage)
-    return unshared
-
-
 def _names(task: nn.Module, optimizer: torch.optim.Optimizer) -> dict[Tensor, str]:
     """Return the optimizer's parameters with their names, in its order."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
@@ -206,8 +194,8 @@ def _read_tensors(path: Path, state: State) -> dict[str, Tensor]:
     size = state.sizes.get(path.name, 0)
     if path.is_file() and path.stat().st_size == size:
         try:
-            return safetensors.torch.load_file(path)
-        except SafetensorError:
+            return load_tensors(path)
+        except (SafetensorError, ValueError):
             pass  # described below
     raise DualfuseError(f"{path} is {describe_file(path)}, not {size} bytes as saved; {_advice(path.parent)}")
 

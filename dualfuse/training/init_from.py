@@ -1,14 +1,11 @@
-"""The initial weights of a run, from an earlier run or a checkpoint, and the parameters that it trains."""
+"""The initial weights of a run, from an earlier run or a checkpoint."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
@@ -18,7 +15,7 @@ from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.base import Batch, Task
+from dualfuse.tasks.base import Task
 from dualfuse.training.weight_transfer import TransferredWeights, has_text_embedding, model_outline, transfer_weights
 
 logger = logging.getLogger(__name__)
@@ -111,36 +108,3 @@ def _compare_tokenizers(start: Start, recipe: Recipe) -> None:
             f"{names[1]} ({len(after):,}), so token ids would have other meanings. "
             f"Give --data.tokenizer {paths[0] or repr('')}"
         )
-
-
-def freeze(task: Task, train_only: Sequence[str]) -> None:
-    """Freeze every parameter that no pattern matches; without patterns, nothing is frozen."""
-    names = [name for name, _ in task.named_parameters()]
-    for pattern in train_only:
-        if not any(fnmatchcase(name, pattern) for name in names):
-            raise DualfuseError(
-                f"pattern {pattern!r} of train_only matches no parameter; the parameters are {listing(names)}"
-            )
-    for name, parameter in task.named_parameters():
-        if train_only and not any(fnmatchcase(name, pattern) for pattern in train_only):
-            parameter.requires_grad_(False)
-
-
-def freeze_unused(task: Task, batch: Batch) -> None:
-    """Freeze the unused parameters, those that the loss of ``batch`` does not depend on, and log their names.
-
-    They would never change, but distributed training would wait for their gradients forever. Which parameters are
-    unused depends on the model, the task and the weights of its losses: without ITM, for example, the pooler.
-    """
-    named = [(name, parameter) for name, parameter in task.named_parameters() if parameter.requires_grad]
-    loss = task(batch).loss
-    if not loss.requires_grad:
-        raise DualfuseError(
-            "the loss depends on no trainable parameter; check train_only and the loss weights of the recipe"
-        )
-    gradients = torch.autograd.grad(loss, [parameter for _, parameter in named], allow_unused=True)
-    unused = [name for (name, _), gradient in zip(named, gradients, strict=True) if gradient is None]
-    for name in unused:
-        task.get_parameter(name).requires_grad_(False)
-    if unused:
-        logger.info("frozen, because the loss does not depend on them: %s", listing(unused))

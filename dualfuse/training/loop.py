@@ -34,7 +34,8 @@ from dualfuse.training.dataloader import (
     probe_batch,
     training_dataloader,
 )
-from dualfuse.training.init_from import check_init_from, freeze, freeze_unused, init_from
+from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
+from dualfuse.training.init_from import check_init_from, init_from
 from dualfuse.training.memory import checkpoint_activations, compile_blocks, keep_big_blocks, uncompiled
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
@@ -102,7 +103,15 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     if start and not newest:
         init_from(task, recipe, start, out)
     freeze(task, recipe.train_only)
-    freeze_unused(task.to(device), to_device(probe_batch(recipe), device))
+    is_fixed = has_fixed_graph(task.to(device))
+    if is_fixed:
+        freeze_unused(task, to_device(probe_batch(recipe), device))
+    elif recipe.run.fsdp and dist.world_size() > 1:
+        raise DualfuseError(
+            "run.fsdp needs a gradient of every parameter from every process, which the third-party modules of this "
+            "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
+        )
+    report_trainable(task, out)
     _wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
@@ -112,7 +121,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
     state = TrainState(recipe, out, task, optimizer, step, BestModel.restored(recipe.run.best, extra), sharded)
-    fit(state, dist.wrap(task, device), prefetch(training_dataloader(recipe, start=step), device))
+    fit(state, dist.wrap(task, device, fixed_graph=is_fixed), prefetch(training_dataloader(recipe, start=step), device))
     state.settle()
     state.save_model(FINAL)
 
@@ -241,6 +250,7 @@ def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) 
     with dist.sync_gradients(forward, when=micro == steps - 1):
         with torch.autocast(state.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             output = forward(batch)
+        check_depends(output.loss)
         (output.loss / steps).backward()
     return output.log
 

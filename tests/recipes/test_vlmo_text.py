@@ -13,7 +13,7 @@ from official_vlmo import to_official_names
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import vlmo, vlmo_text
-from dualfuse.training.init_from import freeze
+from dualfuse.training.freeze import freeze
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "vlmo" / "text_stage.json").read_text())
 SIZE = dict(

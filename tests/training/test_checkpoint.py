@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dualfuse.recipe import Optim
-from dualfuse.tensor_files import describe_file
+from dualfuse.tensor_files import describe_file, load_tensors, save_tensors
 from dualfuse.training.checkpoint import latest, restore, save
 from dualfuse.training.optim import build_optimizer
 
@@ -275,3 +275,40 @@ def test_describe_file(tmp_path: Path, saved: Path) -> None:
     assert describe_file(saved / "model.safetensors") == f"a safetensors file ({size} of {size} bytes)"
     assert describe_file(saved) == "a folder"
     assert describe_file(tmp_path / "nowhere") == "not there"
+
+
+class TiedNet(nn.Module):
+    """A decoder that shares the weight of the embedding, as in many language models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.decoder = nn.Embedding(7, 3), nn.Linear(3, 7)
+        self.decoder.weight = self.embedding.weight
+
+
+def test_tied_weights_are_stored_once_and_restored(tmp_path: Path) -> None:
+    net = TiedNet()
+    optimizer = build_optimizer(net, Optim())
+    net.decoder(net.embedding(torch.arange(7))).square().sum().backward()
+    optimizer.step()
+    path = save(tmp_path, 1, net, optimizer, {}, keep=1)
+    assert set(load_file(path / "model.safetensors")) == {"embedding.weight", "decoder.bias"}
+    other = TiedNet()
+    restore(path, other, build_optimizer(other, Optim()))
+    assert other.decoder.weight is other.embedding.weight and torch.equal(other.decoder.weight, net.decoder.weight)
+
+
+def test_tied_tensors_are_loaded_under_each_name_and_views_as_they_are(tmp_path: Path) -> None:
+    whole = torch.arange(6.0).view(2, 3)
+    tensors = {"whole": whole, "tied": whole, "row": whole[1], "turned": whole.T, "none": torch.zeros(0), "0": whole[0]}
+    save_tensors(tensors, tmp_path / "a.safetensors")
+    assert set(load_file(tmp_path / "a.safetensors")) == tensors.keys() - {"tied"}
+    loaded = load_tensors(tmp_path / "a.safetensors")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("ties", ["[", "[1]", '{"a": "b"}'])
+def test_damaged_ties_are_refused(tmp_path: Path, ties: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "a.safetensors", {"tied": ties})
+    with pytest.raises(ValueError):
+        load_tensors(tmp_path / "a.safetensors")

@@ -25,7 +25,7 @@ from dualfuse.metrics.accuracy import Question, TopAccuracy
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig, VLMo
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
-from dualfuse.training.init_from import freeze
+from dualfuse.training.freeze import freeze
 
 MODELS: dict[str, ModelConfig] = {
     "vlmo": replace(MODEL, drop_path=0.0, init=InitConfig(std=0.15, layer_scale=0.0)),
