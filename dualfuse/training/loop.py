@@ -111,12 +111,12 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
             "run.fsdp needs a gradient of every parameter from every process, which the third-party modules of this "
             "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
         )
-    report_trainable(task, out)
     _wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
     check_batch_division(recipe, extra)
     write_recipe(recipe, out)
+    report_trainable(task, out)
     if not newest:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None

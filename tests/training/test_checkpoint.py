@@ -123,7 +123,7 @@ def kill(*_, **__):
     os.kill(os.getpid(), 9)
 
 def half_of(name):
-    def save_file(tensors, path):
+    def save_file(tensors, path, metadata):
         whole_save(tensors, path)
         if path.name == name:
             os.truncate(path, path.stat().st_size // 2)
