@@ -22,49 +22,35 @@ LAYER_NORM_EPS = 1e-5
 TEXT_LENGTH = 50
 """The paper's text length, for files without max_text_len."""
 
-_TOP: Json = {
-    "hidden_size": 768,
-    "hidden_act": "gelu",
-    "layer_norm_eps": LAYER_NORM_EPS,
-    "link_tower_type": "add",
-    "num_hidden_layers": 6,
-    "share_cross_modal_transformer_layers": True,
-    "share_link_tower_layers": False,
-    "contrastive_hidden_size": 512,
+_FIELDS = {
+    "": {
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "bridge": "link_tower_type",
+        "shared_transform": "share_cross_modal_transformer_layers",
+    },
+    "text_config.": {
+        "width": "hidden_size",
+        "depth": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "feed_forward": "intermediate_size",
+        "vocab_size": "vocab_size",
+        "pad_id": "pad_token_id",
+    },
+    "vision_config.": {"width": "hidden_size", "depth": "num_hidden_layers", "patch_size": "patch_size"},
 }
-_TEXT: Json = {
-    "vocab_size": 50_265,
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "intermediate_size": 3072,
-    "hidden_act": "gelu",
-    "hidden_dropout_prob": 0.1,
-    "attention_probs_dropout_prob": 0.1,
-    "max_position_embeddings": 514,
-    "type_vocab_size": 1,
-    "layer_norm_eps": LAYER_NORM_EPS,
-    "pad_token_id": 1,
-    "is_decoder": False,
-    "add_cross_attention": False,
-}
-_IMAGE: Json = {
-    "hidden_size": 768,
-    "num_hidden_layers": 12,
-    "num_channels": 3,
-    "patch_size": 16,
-    "image_size": 288,
-    "layer_norm_eps": LAYER_NORM_EPS,
-    "share_layernorm": True,
-    "remove_last_layer": False,
-}
-_DEFAULTS = {"": _TOP, "text_config.": _TEXT, "vision_config.": _IMAGE}
-"""The defaults of transformers."""
+"""Names of the fields of a model and its towers."""
 
-_FIXED = {
-    "": ("hidden_act", "layer_norm_eps", "share_link_tower_layers"),
-    "text_config.": ("hidden_act", "layer_norm_eps", "type_vocab_size", "is_decoder", "add_cross_attention"),
-    "vision_config.": ("layer_norm_eps", "num_channels", "share_layernorm"),
+_FIXED: Mapping[str, Json] = {
+    "": {"hidden_act": "gelu", "layer_norm_eps": LAYER_NORM_EPS, "share_link_tower_layers": False},
+    "text_config.": {
+        "hidden_act": "gelu",
+        "layer_norm_eps": LAYER_NORM_EPS,
+        "type_vocab_size": 1,
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+    "vision_config.": {"layer_norm_eps": LAYER_NORM_EPS, "num_channels": 3, "share_layernorm": True},
 }
 """Fields whose default is the only supported value: others fail there, have no effect, or have never been published."""
 
@@ -79,6 +65,19 @@ _OLD_FIELDS: Json = {
     "image_token_type_idx": ("nothing", 1),
 }
 """Fields of the first revisions that transformers no longer reads, their new names, and the values without effect."""
+
+
+def _stored(prefix: str, config: BridgeTowerConfig | RobertaConfig | CLIPViTConfig) -> dict[str, Any]:
+    return {**_FIXED[prefix], **{theirs: getattr(config, ours) for ours, theirs in _FIELDS[prefix].items()}}
+
+
+_DEFAULTS: Mapping[str, Json] = {
+    "": _stored("", BridgeTowerConfig()) | {"contrastive_hidden_size": 512},
+    "text_config.": _stored("text_config.", RobertaConfig())
+    | {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1, "max_position_embeddings": 514},
+    "vision_config.": _stored("vision_config.", CLIPViTConfig()) | {"image_size": 288, "remove_last_layer": False},
+}
+"""The defaults of transformers, which are those of BridgeTower's base size."""
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,9 @@ def read_config(config: Json, processor: Json) -> HuggingFaceConfig:
     model = BridgeTowerConfig(
         image=image,
         text=text,
-        width=fields["hidden_size"],
+        **_loaded("", fields),
         heads=text.heads,
         feed_forward=text.feed_forward,
-        layers=fields["num_hidden_layers"],
-        bridge=fields["link_tower_type"],
-        shared_transform=fields["share_cross_modal_transformer_layers"],
         layer_norm_eps=LAYER_NORM_EPS,
         itc_image_feature="transformed",
         dropout=dropout,
@@ -151,14 +147,10 @@ def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int,
         },
     )
     return {
-        **_TOP,
+        **_stored("", model),
         "architectures": [architecture],
         "model_type": "bridgetower",
-        "hidden_size": model.width,
         "num_attention_heads": model.heads,
-        "num_hidden_layers": model.layers,
-        "link_tower_type": model.bridge,
-        "share_cross_modal_transformer_layers": model.shared_transform,
         "init_layernorm_from_vision_encoder": False,
         "tie_word_embeddings": False,
         "contrastive_hidden_size": itc_width,
@@ -166,7 +158,12 @@ def write_config(model: BridgeTowerConfig, *, architecture: str, itc_width: int,
         "max_text_len": text_length,
         "dtype": "float32",
         "text_config": _write_text(text, model.dropout),
-        "vision_config": _write_image(image),
+        "vision_config": {
+            **_stored("vision_config.", image),
+            "model_type": "bridgetower_vision_model",
+            "image_size": image.image_size[0],
+            "remove_last_layer": False,
+        },
     }
 
 
@@ -211,12 +208,11 @@ def _check(config: Json, fields: Json) -> None:
                 f"config.json has {old} {config[old]!r}, a field of the first revisions that transformers does not "
                 f"read any more; it reads {new}. Take a newer revision of these files"
             )
-    for prefix, name in ((prefix, name) for prefix, names in _FIXED.items() for name in names):
-        value, supported = fields[prefix + name], _DEFAULTS[prefix][name]
-        if value != supported:
-            raise DualfuseError(
-                f"config.json has {prefix}{name} {value!r}; only {supported!r} works in transformers or here"
-            )
+    for name, supported in (
+        (prefix + name, value) for prefix, fixed in _FIXED.items() for name, value in fixed.items()
+    ):
+        if (value := fields[name]) != supported:
+            raise DualfuseError(f"config.json has {name} {value!r}; only {supported!r} works in transformers or here")
     if fields["link_tower_type"] not in BRIDGES:
         raise DualfuseError(
             f"config.json has link_tower_type {fields['link_tower_type']!r}; it can be {', '.join(BRIDGES)}"
@@ -234,53 +230,27 @@ def _check(config: Json, fields: Json) -> None:
         )
 
 
+def _loaded(prefix: str, fields: Json) -> dict[str, Any]:
+    return {ours: fields[prefix + theirs] for ours, theirs in _FIELDS[prefix].items()}
+
+
 def _read_towers(fields: Json) -> tuple[RobertaConfig, CLIPViTConfig]:
-    pad, size = fields["text_config.pad_token_id"], fields["vision_config.image_size"]
-    text = RobertaConfig(
-        width=fields["text_config.hidden_size"],
-        depth=fields["text_config.num_hidden_layers"],
-        heads=fields["text_config.num_attention_heads"],
-        feed_forward=fields["text_config.intermediate_size"],
-        vocab_size=fields["text_config.vocab_size"],
-        text_length=fields["text_config.max_position_embeddings"] - pad - 1,
-        pad_id=pad,
-    )
-    image = CLIPViTConfig(
-        width=fields["vision_config.hidden_size"],
-        depth=text.depth,
-        patch_size=fields["vision_config.patch_size"],
-        image_size=(size, size),
-    )
-    return text, image
+    text, size = _loaded("text_config.", fields), fields["vision_config.image_size"]
+    text["text_length"] = fields["text_config.max_position_embeddings"] - text["pad_id"] - 1
+    image = _loaded("vision_config.", fields) | {"depth": text["depth"], "image_size": (size, size)}
+    return RobertaConfig(**text), CLIPViTConfig(**image)
 
 
 def _write_text(text: RobertaConfig, dropout: float) -> dict[str, Any]:
     return {
-        **_TEXT,
+        **_stored("text_config.", text),
         "model_type": "bridgetower_text_model",
-        "vocab_size": text.vocab_size,
-        "hidden_size": text.width,
-        "num_hidden_layers": text.depth,
-        "num_attention_heads": text.heads,
-        "intermediate_size": text.feed_forward,
         "hidden_dropout_prob": dropout,
         "attention_probs_dropout_prob": dropout,
         "max_position_embeddings": text.text_length + text.pad_id + 1,
-        "pad_token_id": text.pad_id,
         "bos_token_id": 0,
         "eos_token_id": 2,
         "tie_word_embeddings": False,  # versions before 5 tie by this field alone
-    }
-
-
-def _write_image(image: CLIPViTConfig) -> dict[str, Any]:
-    return {
-        **_IMAGE,
-        "model_type": "bridgetower_vision_model",
-        "hidden_size": image.width,
-        "num_hidden_layers": image.depth,
-        "patch_size": image.patch_size,
-        "image_size": image.image_size[0],
     }
 
 
