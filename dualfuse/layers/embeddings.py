@@ -23,6 +23,17 @@ class MaskedPatches:
     token: Tensor
 
 
+def patch_grid(images: Tensor, patch: int) -> tuple[int, int]:
+    """Return the height and width in patches of images (B, 3, H, W); raises ``DualfuseError`` unless they fit."""
+    height, width = images.shape[-2:]
+    if height % patch or width % patch:
+        raise DualfuseError(
+            f"images of {height} x {width} pixels cannot be cut into patches of {patch}; "
+            f"resize them to multiples of {patch}"
+        )
+    return height // patch, width // patch
+
+
 class PatchEmbedding(nn.Module):
     """Turns an image into a class token and its patches, row by row."""
 
@@ -37,13 +48,7 @@ class PatchEmbedding(nn.Module):
 
     def forward(self, images: Tensor, hidden: MaskedPatches | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Turn (B, 3, H, W) into (B, 1 + P, D) and the grid of P patches, of which some may be ``hidden``."""
-        height, width = images.shape[-2:]
-        if height % self.patch or width % self.patch:
-            raise DualfuseError(
-                f"images of {height} x {width} pixels cannot be cut into patches of {self.patch}; "
-                f"resize them to multiples of {self.patch}"
-            )
-        grid = (height // self.patch, width // self.patch)
+        grid = patch_grid(images, self.patch)
         if hidden is not None:  # a convolutional stem reads beyond the border of a patch
             images = images.masked_fill(_pixels(hidden.mask, grid, self.patch), 0)
         patches = self.projection(images).flatten(2).transpose(1, 2)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +11,6 @@ from torch.nn import functional as F
 from dualfuse import distributed as dist
 from dualfuse.losses.grad_cache import grad_cache
 
-ITCForm = Literal["softmax", "sigmoid"]
 COUNT_CHUNK = 256  # examples of a (B, N) matrix that are counted at a time
 
 

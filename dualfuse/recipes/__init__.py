@@ -92,8 +92,10 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     The recipe of a model folder starts from its weights. A file is read again if it has changed since. Raises
     ``DualfuseError`` if there is no such recipe.
     """
-    if (Path(name) / hub.CONFIG).is_file():
-        return (_starting_from(Path(name)),)
+    if ((folder := Path(name)) / hub.CONFIG).is_file():
+        recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
+        data = replace(recipe.data, train=(), weights=(), validation="")
+        return (replace(recipe, start_from=str(folder), data=data),)
     if name in finetune_vlmo.RECIPES:
         return (finetune_vlmo.RECIPES[name][1],)
     address = FUNCTIONS.get(name, name)
@@ -110,11 +112,6 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise DualfuseError(f"{address} returns a {type(made).__name__}, but must return a Recipe or a tuple of them")
     return recipes
-
-
-def _starting_from(folder: Path) -> Recipe:
-    recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
-    return replace(recipe, start_from=str(folder), data=replace(recipe.data, train=(), weights=(), validation=""))
 
 
 def summary(name: str) -> str:

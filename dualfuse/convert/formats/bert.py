@@ -45,7 +45,10 @@ def import_bert(
     Layers above ``depth``, and the word positions if VLMo has ``relative`` ones, are unused. Raises ``DualfuseError``
     if this is not a BERT, or one of another width.
     """
-    renamed = {_new_name(name): tensor for name, tensor in tensors.items()}
+    renamed = {
+        name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias"): tensor
+        for name, tensor in tensors.items()  # the first BERT files have gamma and beta
+    }
     prefix = PREFIX if any(name.startswith(PREFIX) for name in renamed) else ""
     unused = (*(prefix + name for name in _UNUSED), "cls.seq_relationship.*", "cls.predictions.bias")
     names = add_prefixes(_ENCODER, prefix, "") | _HEAD
@@ -76,8 +79,3 @@ def _layer(name: str) -> int:
     """Return the index of the layer that a tensor belongs to; -1 for none."""
     index = re.match(r"encoder\.layer\.(\d+)\.", name)
     return int(index[1]) if index else -1
-
-
-def _new_name(name: str) -> str:
-    """Return today's name: the first BERT files called weight and bias of a norm gamma and beta."""
-    return name.replace("LayerNorm.gamma", "LayerNorm.weight").replace("LayerNorm.beta", "LayerNorm.bias")

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import attend
 from dualfuse.layers.attention_flow import AttentionFlow
-from dualfuse.layers.embeddings import Stem, convolutions, resize_positions
+from dualfuse.layers.embeddings import Stem, convolutions, patch_grid, resize_positions
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import ImageTowerConfig, Tower, TowerOutput
 
@@ -83,13 +83,7 @@ class CLIPViT(Tower):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the normalized embeddings (B, 1 + P, width) of class token and patches, and the grid of patches."""
-        height, width = images.shape[-2:]
-        if height % self.patch_size or width % self.patch_size:
-            raise DualfuseError(
-                f"images of {height} x {width} pixels cannot be cut into patches of {self.patch_size}; "
-                f"resize them to multiples of {self.patch_size}"
-            )
-        grid = (height // self.patch_size, width // self.patch_size)
+        grid = patch_grid(images, self.patch_size)
         patches = self.projection(images).flatten(2).transpose(1, 2)
         class_token = self.class_embedding.expand(len(images), 1, -1)
         positions = resize_positions(self.positions[None], self.window, grid)
