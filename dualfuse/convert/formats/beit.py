@@ -11,7 +11,7 @@ from torch import Tensor
 from dualfuse.convert import shapes as sizes
 from dualfuse.convert.checkpoint import Converted, Format, Source, ThirdPartyCheckpoint, WrittenCheckpoint, reject_any
 from dualfuse.convert.formats.beit_config import SHARED_TABLE, TABLE_OF_LAYER, TEXT_LENGTH, recipe_of
-from dualfuse.convert.formats.clip import concatenate
+from dualfuse.convert.formats.clip import concatenate_qkv
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
 from dualfuse.convert.report import Report, import_report, shapes
 from dualfuse.convert.tokenizer import find_tokenizer
@@ -21,21 +21,15 @@ from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.finetune.image_classification import ImageClassification, ImageClassificationConfig
 
-_BLOCK: Table = {
+ATTENTION: Table = {
     "attn.qkv.weight": "attention.shared.qkv.weight",
     "attn.q_bias": "attention.shared.q_bias",
     "attn.v_bias": "attention.shared.v_bias",
     "gamma_1": "scale_1.weight",
     "gamma_2": "scale_2.weight",
-} | weight_and_bias(
-    {
-        "norm1": "norm",
-        "attn.proj": "attention.shared.projection",
-        "norm2": "experts.image.norm",
-        "mlp.fc1": "experts.image.up",
-        "mlp.fc2": "experts.image.down",
-    }
-)
+} | weight_and_bias({"norm1": "norm", "attn.proj": "attention.shared.projection"})
+"""A block without experts, which VLMo's files name like BEiT's."""
+_EXPERT = {"norm2": "experts.image.norm", "mlp.fc1": "experts.image.up", "mlp.fc2": "experts.image.down"}
 _NAMES: Table = (
     {
         "cls_token": "model.patches.class_token",
@@ -45,7 +39,7 @@ _NAMES: Table = (
         "blocks.{}.attn.relative_position_bias_table": TABLE_OF_LAYER,
     }
     | weight_and_bias({"patch_embed.proj": "model.patches.projection", "norm": "model.norm", "lm_head": "head"})
-    | add_prefixes(_BLOCK, "blocks.{}.", "model.blocks.{}.")
+    | add_prefixes(ATTENTION | weight_and_bias(_EXPERT), "blocks.{}.", "model.blocks.{}.")
 )
 _CLASSIFIER = weight_and_bias({"fc_norm": "norm", "head": "head"})
 
@@ -117,16 +111,8 @@ def hugging_face_layout(prefix: str, names: Collection[str]) -> Layout:
 
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate Hugging Face's query, key and value weights to ...attention.qkv.weight, in this order."""
-    fused, parts = {}, ("query.weight", "key.weight", "value.weight")
-    for name, tensor in tensors.items():
-        layer, middle, part = name.partition(".attention.attention.")
-        if not middle or part not in parts:
-            fused[name] = tensor
-        elif part == parts[0]:
-            fused[f"{layer}{middle}qkv.weight"] = concatenate(
-                tensors, [layer + middle + each for each in parts], "BEiT"
-            )
-    return fused
+    pattern = r"(.*\.attention\.attention\.)({})(\.weight)"
+    return concatenate_qkv(tensors, pattern, ("query", "key", "value"), "BEiT")
 
 
 def to_vlmo(tensors: Mapping[str, Tensor], text_length: int) -> dict[str, Tensor]:

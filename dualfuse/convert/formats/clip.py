@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import torch
@@ -87,20 +88,24 @@ def import_clip(tensors: Mapping[str, Tensor]) -> ImportedTensors:
 
 def fuse_qkv(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Concatenate the query, key and value projections of Hugging Face's image tower, in this order."""
-    fused = {}
+    return concatenate_qkv(tensors, r"((?!text_model\.).*\.self_attn\.)({})(_proj\..*)", ("q", "k", "v"), "CLIP")
+
+
+def concatenate_qkv(
+    tensors: Mapping[str, Tensor], pattern: str, parts: tuple[str, str, str], model: str
+) -> dict[str, Tensor]:
+    """Concatenate query, key and value tensors along their first axis, under the name "qkv" in place of ``parts``.
+
+    ``pattern`` has three groups; the second, {}, is one of ``parts``. Raises ``DualfuseError`` if a key or value is
+    missing in a file of ``model``.
+    """
+    compiled, fused = re.compile(pattern.format("|".join(parts))), {}
     for name, tensor in tensors.items():
-        layer, middle, rest = name.partition(".self_attn.")
-        letter, _, part = rest.partition("_proj.")
-        if not middle or letter not in ("q", "k", "v") or name.startswith("text_model."):
+        if not (match := compiled.fullmatch(name)):
             fused[name] = tensor
-        elif letter == "q":
-            names = [f"{layer}.self_attn.{other}_proj.{part}" for other in "qkv"]
-            fused[f"{layer}.self_attn.qkv_proj.{part}"] = concatenate(tensors, names, "CLIP")
+        elif match[2] == parts[0]:
+            names = [match[1] + part + match[3] for part in parts]
+            if missing := [each for each in names if each not in tensors]:
+                raise DualfuseError(f"this {model} has no {' and no '.join(missing)} beside {name}: it is not complete")
+            fused[f"{match[1]}qkv{match[3]}"] = torch.cat([tensors[each] for each in names])
     return fused
-
-
-def concatenate(tensors: Mapping[str, Tensor], names: list[str], model: str) -> Tensor:
-    """Concatenate tensors along their first axis; ``DualfuseError`` if one is missing in a file of ``model``."""
-    if missing := [name for name in names if name not in tensors]:
-        raise DualfuseError(f"this {model} has no {' and no '.join(missing)} beside {names[0]}: it is not complete")
-    return torch.cat([tensors[name] for name in names])

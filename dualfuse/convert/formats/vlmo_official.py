@@ -18,6 +18,7 @@ from dualfuse.convert.checkpoint import (
     reject_any,
     untrained_heads,
 )
+from dualfuse.convert.formats.beit import ATTENTION
 from dualfuse.convert.formats.bridgetower import ITM, MLM
 from dualfuse.convert.formats.vlmo_official_config import GRID_INDEX, Kind, recipe_of
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
@@ -41,22 +42,12 @@ KINDS: Mapping[type[TaskConfig], Kind] = {
     NLVR2Config: "nlvr2",
 }
 
-_BLOCK: Table = (
-    weight_and_bias({"norm1": "norm", "attn.proj": "attention.shared.projection"})
-    | {
-        "gamma_1": "scale_1.weight",
-        "gamma_2": "scale_2.weight",
-        "attn.qkv.weight": "attention.shared.qkv.weight",
-        "attn.q_bias": "attention.shared.q_bias",
-        "attn.v_bias": "attention.shared.v_bias",
+_BLOCK: Table = ATTENTION | weight_and_bias(
+    {
+        f"{module}_{name}{part}": f"experts.{expert}.{ours}"
+        for name, expert in {"text": "text", "imag": "image", "vl": VL}.items()
+        for module, part, ours in (("norm2", "", "norm"), ("mlp", ".fc1", "up"), ("mlp", ".fc2", "down"))
     }
-    | weight_and_bias(
-        {
-            f"{module}_{name}{part}": f"experts.{expert}.{ours}"
-            for name, expert in {"text": "text", "imag": "image", "vl": VL}.items()
-            for module, part, ours in (("norm2", "", "norm"), ("mlp", ".fc1", "up"), ("mlp", ".fc2", "down"))
-        }
-    )
 )
 WORD_POSITIONS = "text_embeddings.position_embeddings.weight"
 MODEL: Table = (
