@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+from dualfuse.data.image.decode import decode, decoding
 from dualfuse.data.image.image_file import header
-from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
@@ -31,6 +31,7 @@ class SampleFindings:
     """64-bit hash of each text, ignoring case and white space."""
 
 
+@decoding()
 def examine_sample(shards: Shards, number: int, text: TextTransform) -> SampleFindings:
     """Inspect sample ``number``."""
     try:

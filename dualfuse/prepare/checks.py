@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from dualfuse.data.image.decode import decode
 from dualfuse.data.image.image_file import ConvertedImage, TooLarge, convert_image
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
-from dualfuse.data.image.transform import decode
 from dualfuse.data.split import Shares, split_by_content
 from dualfuse.errors import DualfuseError
 from dualfuse.prepare.sources.source import Item, Slice

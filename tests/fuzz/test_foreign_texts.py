@@ -15,8 +15,8 @@ from PIL import Image
 from pyarrow import parquet
 from tiny import png_image, tokenizer
 
+from dualfuse.data.image.decode import decode
 from dualfuse.data.image.image_file import convert_image
-from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import BrokenSample
 from dualfuse.data.text.corpus import Corpus
 from dualfuse.data.text.tokenizer import TextTransform

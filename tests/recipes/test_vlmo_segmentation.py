@@ -19,8 +19,8 @@ from dualfuse import hub, recipes
 from dualfuse.cli.main import main
 from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
+from dualfuse.data.image.decode import decode
 from dualfuse.data.image.label_map import decode_labels, encode_labels
-from dualfuse.data.image.transform import decode
 from dualfuse.data.loader import Skipped
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from dualfuse.data.image.transform import FORMATS, MAX_PIXELS, decode
+from dualfuse.data.image.decode import FORMATS, decode, decoding, without_large_notes
+from dualfuse.data.image.resize import MAX_PIXELS
 from dualfuse.errors import DualfuseError
 
 JPEG_QUALITY = 90
+ANIMATED = ("GIF", "WEBP", "PNG")
+"""Formats of animations; further images in a JPEG (MPO) or TIFF are previews, depth maps or pages."""
 
 _SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"))
 
@@ -43,8 +46,8 @@ class ConvertedImage:
 def header(data: bytes) -> Header:
     """Return the header of an image; raises ``TooLarge``, or ``DualfuseError`` for other files."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            frames = int(getattr(image, "n_frames", 1))  # only formats that can be animated have it
+        with Image.open(io.BytesIO(without_large_notes(data)), formats=FORMATS) as image:
+            frames = int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
             result = Header(*image.size, frames)
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from error
@@ -59,6 +62,7 @@ def header(data: bytes) -> Header:
     return result
 
 
+@decoding()
 def convert_image(data: bytes, longest_side: int = 0) -> ConvertedImage:
     """Decode an image to check it, and return it in a format for shards.
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dualfuse.data.image.transform import decode
+from dualfuse.data.image.decode import decode, decoding
 from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_write
 from dualfuse.printable import printable
@@ -111,6 +111,7 @@ def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
     return drawn
 
 
+@decoding()
 def _image(pil_image: bytes | np.ndarray, cell: int) -> Image.Image | None:
     """Return an image resized to fit into a cell; None if it cannot be decoded."""
     try:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from dualfuse.data.image.resize import MAX_PIXELS
+from dualfuse.data.image.decode import decoding, reserve, without_large_notes
 from dualfuse.errors import DualfuseError
 
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
@@ -22,9 +22,8 @@ def decode_labels(data: bytes) -> Tensor:
     Raises DualfuseError for anything but a complete single-channel PNG of at most ``MAX_PIXELS`` pixels.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DualfuseError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed")
+        with decoding(), Image.open(io.BytesIO(without_large_notes(data)), formats=("PNG",)) as image:
+            reserve(image.width, image.height)
             if image.mode not in MODES:
                 raise DualfuseError(f"it is a color image (mode {image.mode}); a label map has one channel")
             numbers = np.array(image).astype(np.int32)

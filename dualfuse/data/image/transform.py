@@ -1,21 +1,19 @@
 """Image preprocessing: from the bytes of a file to a normalized tensor, with or without augmentation.
 
-Pillow decodes; torch resizes, unless ``Preprocess.resampling`` is "pillow".
+torch resizes, unless ``Preprocess.resampling`` is "pillow".
 """
 
 from __future__ import annotations
 
-import io
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dualfuse.data.image.decode import decode, decoding
 from dualfuse.data.image.randaugment import Policy, rand_augment
 from dualfuse.data.image.resize import (
     MAX_PIXELS,
@@ -27,7 +25,6 @@ from dualfuse.data.image.resize import (
 )
 from dualfuse.errors import DualfuseError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 CROP_TRIES = 10
 GRAY = (0.299, 0.587, 0.114)  # ITU-R 601-2 luma, as Pillow's mode "L"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -140,6 +137,7 @@ class ImageTransform:
                 "squares; give the same number twice, or choose resize_mode 'squash'"
             )
 
+    @decoding()
     def __call__(self, data: bytes, rng: np.random.Generator) -> Tensor:
         """Return the image as float32 (3, H, W); ``rng`` is used with ``augment`` only.
 
@@ -149,44 +147,6 @@ class ImageTransform:
         if self.augment is None:
             return self.preprocess.normalize(self.preprocess.resize(image, self.size))
         return self.preprocess.normalize(augment_image(image, self.augment, rng, self.size, self.preprocess.resampling))
-
-
-def decode(data: bytes) -> Tensor:
-    """Decode an image to uint8 RGB (3, H, W), rotated by its EXIF orientation, transparency on white.
-
-    Of an animation the first frame is returned. Raises DualfuseError for anything but a complete JPEG, PNG, WebP, GIF,
-    BMP or TIFF file of at most ``MAX_PIXELS`` pixels.
-    """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DualfuseError(f"{image.width} x {image.height} pixels, more than the {MAX_PIXELS:,} allowed")
-            image.load()
-            with suppress(Exception):  # broken EXIF data does not matter
-                ImageOps.exif_transpose(image, in_place=True)
-            pixels = torch.from_numpy(np.array(to_rgb(image)))
-    except UnidentifiedImageError:
-        raise DualfuseError(
-            f"{len(data):,} bytes are not an image in one of the formats {', '.join(FORMATS)}"
-        ) from None
-    except Exception as error:  # Pillow's parsers raise all kinds of errors for malicious files
-        raise DualfuseError(f"image of {len(data):,} bytes cannot be decoded: {error}") from error
-    return pixels.permute(2, 0, 1)
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert an image to mode RGB: transparency on white, 16-bit gray scaled to 8 bits."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("I", "F"):
-        raise DualfuseError(
-            f"mode {image.mode} (32 bits per channel) has no defined range; save the image with 8 or 16 bits"
-        )
-    if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")  # a conversion would copy
-    image = image.convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def augment_image(

@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dualfuse.data.image.decode import decode, decoding
 from dualfuse.data.image.resize import resize
-from dualfuse.data.image.transform import ImageTransform, augment_image, decode
+from dualfuse.data.image.transform import ImageTransform, augment_image
 
 
+@decoding()
 def two_views(
     data: bytes, transform: ImageTransform, size: tuple[int, int], rng: np.random.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -30,6 +32,7 @@ def two_views(
     return preprocess.normalize(resize(view, transform.size, preprocess.resampling)), lanczos(view, size)
 
 
+@decoding()
 def tokenizer_view(data: bytes, transform: ImageTransform, rng: np.random.Generator) -> Tensor:
     """Return the tokenizer's view only, uint8 at the size of ``transform``; see :func:`two_views`."""
     image = decode(data)

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
+from dualfuse.data.image.decode import decode, decoding
 from dualfuse.data.image.image_grid import save_drawing
 from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels
 from dualfuse.data.image.resize import resize
-from dualfuse.data.image.transform import decode
 from dualfuse.data.loader import Batch
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
@@ -99,6 +99,7 @@ class SegmentationConfig(TaskConfig):
         """Names of the classes."""
         return self.labels or tuple(map(str, range(self.num_classes)))
 
+    @decoding()
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Crops:
         """Read a random crop; ``BrokenSample`` without a label map that fits."""
         image, labels = self._image_and_labels(sample)
@@ -116,6 +117,7 @@ class SegmentationConfig(TaskConfig):
             "target": torch.stack([example["target"] for example in examples]),
         }
 
+    @decoding()
     def read_whole(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> WholeExample:
         """Read an image for evaluation: the shorter side is that of a window, the longer one up to four times that."""
         image, labels = self._image_and_labels(sample)

@@ -12,7 +12,6 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualfuse.data.image import label_map
 from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.image.photometric_distortion import distort
@@ -67,7 +66,7 @@ def test_other_files_are_refused(kind: str) -> None:
 
 
 def test_too_large_maps_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_map, "MAX_PIXELS", 99)
+    monkeypatch.setattr("dualfuse.data.image.decode.MAX_PIXELS", 99)
     with pytest.raises(ValueError, match="10 x 10 pixels, more than the 99 allowed"):
         decode_labels(png(np.zeros((10, 10), np.uint8)))
 

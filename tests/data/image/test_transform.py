@@ -6,15 +6,20 @@ import io
 import math
 import pickle
 import struct
+import threading
+import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from dualfuse.data.image.decode import decode, decoding, reserve, without_large_notes
+from dualfuse.data.image.image_file import Header, header
 from dualfuse.data.image.resize import MAX_PIXELS, resize
-from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, decode, jitter, random_box, to_pixels
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, jitter, random_box, to_pixels
 
 NOTHING = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
@@ -177,6 +182,93 @@ def png_that_claims(width: int, height: int) -> bytes:
 def test_too_large_images_are_refused_before_decoding(side: int) -> None:
     with pytest.raises(ValueError, match="pixels"):
         decode(png_that_claims(side, side))
+
+
+def with_chunks(png: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """Insert chunks after the header of a PNG."""
+    made = (
+        struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body)) for kind, body in chunks
+    )
+    return png[:33] + b"".join(made) + png[33:]
+
+
+def test_large_notes_of_a_png_do_not_matter() -> None:
+    """Pillow refuses texts and profiles above 1 MB, as image generators write them."""
+    image = Image.fromarray(noise(20, 30))
+    png, packed = encoded(image, "PNG"), zlib.compress(b"x" * 3_000_000)
+    notes = (
+        (b"zTXt", b"workflow\0\0" + packed),
+        (b"iTXt", b"workflow\0\1\0en\0w\0" + packed),
+        (b"iCCP", b"profile\0\0" + packed),
+    )
+    for chunks in (*((note,) for note in notes), notes, ((b"tEXt", b"a\0" + b"x" * 1_000_000),) * 70):
+        data = with_chunks(png, *chunks)
+        assert torch.equal(decode(data), decode(png)) and header(data) == Header(30, 20, 1)
+    small = with_chunks(png, (b"zTXt", b"a\0\0" + zlib.compress(b"b")), (b"iCCP", b"a\0\0" + zlib.compress(b"b")))
+    assert without_large_notes(small) == small
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a rotation, beside a large note
+    rotated = with_chunks(encoded(image, "PNG", exif=exif.tobytes()), *notes)
+    assert decode(rotated).shape == (3, 30, 20)
+
+
+def test_only_animations_have_frames() -> None:
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    for kind, count in (("GIF", 2), ("WEBP", 2), ("PNG", 2), ("MPO", 1)):
+        assert header(encoded(frames[0], kind, save_all=True, append_images=frames[1:])).frames == count, kind
+
+
+def test_strips_do_not_change_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = Image.fromarray(noise(37, 23))
+    alpha = Image.fromarray(noise(37, 23)[..., 0])
+    transparent = image.copy()
+    transparent.putalpha(alpha)
+    palette = image.quantize(16)
+    files = [
+        *(encoded(image.convert(mode), kind) for mode, kind in (("RGB", "PNG"), ("L", "PNG"), ("CMYK", "JPEG"))),
+        *(encoded(each, "PNG") for each in (transparent, palette, alpha.convert("LA"), alpha.convert("I;16"))),
+        encoded(palette, "PNG", transparency=3),
+        encoded(palette, "GIF", transparency=3),
+    ]
+    expected = [decode(data) for data in files]
+    monkeypatch.setattr("dualfuse.data.image.decode.STRIP", 23 * 5)
+    assert all(torch.equal(decode(data), pixels) for data, pixels in zip(files, expected, strict=True))
+
+
+def test_decoded_pixels_are_bounded_over_all_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualfuse.data.image.decode.MAX_DECODED", 1000)
+    running: list[int] = []
+    most: list[int] = []
+
+    @decoding()
+    def hold(pixels: int) -> None:
+        reserve(pixels, 1)
+        running.append(pixels)
+        most.append(sum(running))
+        time.sleep(0.002)
+        running.remove(pixels)
+
+    sizes = [10, 999, 400, 600, 5000, 1, 300, 300, 300, 300] * 3  # 5000 alone exceeds the limit, and is decoded alone
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(hold, sizes))
+    assert max(most) == 5000 and max(each for each in most if each < 5000) <= 1000
+
+
+def test_threads_that_hold_an_image_do_not_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualfuse.data.image.decode.MAX_DECODED", 1000)
+    barrier = threading.Barrier(2, timeout=10)
+
+    @decoding()
+    def two_images(pixels: int) -> None:
+        reserve(pixels, 1)
+        barrier.wait()
+        with decoding():
+            reserve(pixels, 1)
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(two_images, (500, 500)))
+    with decoding():
+        reserve(1000, 1)  # all is released
 
 
 def test_other_formats_are_named_in_the_refusal() -> None:

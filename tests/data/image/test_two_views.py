@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, decode, random_box
+from dualfuse.data.image.decode import decode
+from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, random_box
 from dualfuse.data.image.two_views import lanczos, tokenizer_view, two_views
 
 

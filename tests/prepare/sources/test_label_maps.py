@@ -14,8 +14,8 @@ from PIL import Image
 from rich.console import Console
 from shapes import NAMES, ade20k, draw
 
+from dualfuse.data.image.decode import decode
 from dualfuse.data.image.label_map import decode_labels
-from dualfuse.data.image.transform import decode
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.metrics.vqa import read_vocabulary
