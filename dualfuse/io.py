@@ -100,25 +100,30 @@ def _check_status(path: Path, status: os.stat_result, limit: int | None) -> None
         raise DualfuseError(f"{path} has {_size(status.st_size)}; at most {_size(limit)} are read")
 
 
-def walk(folder: Path, skipped: dict[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
+def walk(
+    folder: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None
+) -> Iterator[tuple[str, list[str]]]:
     """Yield ``folder`` and each folder below it: its relative POSIX path ("" first), and the sorted names of its files.
 
     Every folder is listed once, by its own path if it has one below ``folder``, otherwise by the first link to it; so
-    loops of links end. Folders whose names begin with "." are not entered. ``skipped`` receives the relative paths of
-    unreadable folders and of links to folders that are listed already, with the reason. Raises ``OSError`` if
-    ``folder`` itself is unreadable.
+    loops of links end. Folders whose names begin with "." are not entered, nor is the folder ``exclude``. ``skipped``
+    receives the relative paths of unreadable folders and of links to folders that are listed already, with the reason.
+    Raises ``OSError`` if ``folder`` itself is unreadable.
     """
     skipped = {} if skipped is None else skipped
     listed: set[tuple[int, int]] = set()
+    excluded = _identity(exclude) if exclude is not None and exclude.is_dir() else None
     folders, links = [""], list[str]()
     while folders or links:
         relative = folders.pop() if folders else links.pop(0)
         try:
-            status = os.stat(folder / relative)
-            if (status.st_dev, status.st_ino) in listed:
+            identity = _identity(folder / relative)
+            if identity == excluded:
+                continue
+            if identity in listed:
                 skipped[relative] = "a link to a folder that is listed already"
                 continue
-            listed.add((status.st_dev, status.st_ino))
+            listed.add(identity)
             with os.scandir(folder / relative) as scan:
                 entries = sorted(scan, key=lambda entry: entry.name)
         except OSError as error:
@@ -131,6 +136,11 @@ def walk(folder: Path, skipped: dict[str, str] | None = None) -> Iterator[tuple[
         links += [prefix + name for name, is_link in inner.items() if is_link and name[0] != "."]
         folders += [prefix + name for name, is_link in reversed(inner.items()) if not is_link and name[0] != "."]
         yield relative, [entry.name for entry in entries if entry.name not in inner]
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -105,10 +105,12 @@ def _is_unicode(item: Item) -> bool:
 
 
 def _bytes(source: Slice | bytes) -> bytes | SkippedItem:
+    if isinstance(source, bytes):
+        return source or SkippedItem(MISSING)
     try:
-        data = source if isinstance(source, bytes) else source.read()
+        data = source.read()
     except FileNotFoundError:
-        return SkippedItem(MISSING, str(source))
+        return SkippedItem(MISSING, source.remark or str(source.path))
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
         return SkippedItem("unreadable image", str(error))
-    return data or SkippedItem(MISSING if source == b"" else "unreadable image", "empty")
+    return data or SkippedItem("unreadable image", "empty")

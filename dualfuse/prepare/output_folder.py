@@ -30,9 +30,15 @@ class PreparedFolder:
     which the next run removes.
     """
 
-    def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
-        """``request`` is the source and the options; raises ``DualfuseError`` if ``folder`` holds something else."""
-        self.folder, self._limit = folder, limit
+    def __init__(
+        self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int], advice: Mapping[str, str]
+    ) -> None:
+        """``request`` is the source and the options; raises ``DualfuseError`` if ``folder`` holds something else.
+
+        ``advice`` is the end of the error that no item is usable, by the most common reason ("": all others).
+        """
+        self.folder, self._limit, self._advice = folder, limit, advice
+        self._first_missing = ""
         upgrade.rename_skipped(folder, "skipped.jsonl")
         finished = load_tally(folder / "prepared.json")
         earlier = finished or load_tally(folder / "progress.json")
@@ -134,6 +140,8 @@ class PreparedFolder:
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
         self._skipped.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
         self.tally.skip(item.title, why.reason)
+        if why.reason == MISSING:
+            self._first_missing = self._first_missing or why.detail
         if self.tally.skipped.get(MISSING) == MAX_MISSING and not self._writers:
             raise self._nothing()
 
@@ -164,13 +172,12 @@ class PreparedFolder:
 
     def _nothing(self) -> DualfuseError:
         (self.folder / "progress.json").unlink()  # nothing was written, so other options can be tried
-        tally, first = self.tally, self.tally.examples.get(MISSING, [""])[0]
+        tally = self.tally
         reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.skipped.items()) or "it is empty"
-        hints = {
-            MISSING: f"give the folder of images with --images, so that {first} is found below it",
-            "no caption": "give the caption column with --text, put .txt files beside the images, or use --images-only",
-        }
-        hint = hints.get(max(tally.skipped, key=tally.skipped.__getitem__, default=""), "see skipped.jsonl")
+        reason = max(tally.skipped, key=tally.skipped.__getitem__, default="")
+        hint = self._advice.get(reason, self._advice[""]).format(name=tally.examples.get(MISSING, [""])[0])
+        if reason == MISSING and " is not there, but " in self._first_missing:
+            hint = self._first_missing
         return DualfuseError(f"none of the first {tally.consumed} items is usable ({reasons}); {hint}")
 
 

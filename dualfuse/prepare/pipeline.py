@@ -6,9 +6,11 @@ An interrupted conversion is resumed by the same call, with bytewise identical r
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 from rich.progress import (
@@ -25,7 +27,7 @@ from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.split import parse_shares
 from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import read_vocabulary
-from dualfuse.prepare.checks import ItemChecker
+from dualfuse.prepare.checks import MISSING, ItemChecker
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.output_folder import PreparedFolder
 from dualfuse.prepare.registry import recognize
@@ -48,7 +50,9 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
     conversion is resumed; a complete one is only checked. Raises ``DualfuseError`` for a source of unknown format, for
     options that do not fit it, and if ``out`` holds something else.
     """
-    kind, path = recognize(source)
+    if source.is_dir() and out.is_dir() and source.samefile(out):
+        raise DualfuseError(f"SOURCE and OUT are the same folder, {out}; give another one for the shards")
+    kind, path = recognize(source, out, _columns(options))
     if kind == "table" and path != source and options.label_column == FOLDER:
         kind, path = "folder", source  # a table in a folder of classes is ignored
     _check_options(kind, options)
@@ -56,10 +60,11 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
     check = ItemChecker(parse_shares(options.split), options.longest_side, images_only)
     limit = (options.shard_samples, options.shard_megabytes << 20)
     with foreign_errors(path, kind):
-        opened = _open(kind, path, options)
+        opened = _FORMATS[kind].load(path, options, out)
     items = readable(opened.items, path, kind)
+    advice = _advice(kind, options, opened.remarks)
     with (
-        closing(PreparedFolder(out, _request(kind, path, options), limit=limit)) as prepared,
+        closing(PreparedFolder(out, _request(kind, path, options), limit=limit, advice=advice)) as prepared,
         _progress() as progress,
         warnings.catch_warnings(),
     ):
@@ -73,37 +78,51 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
         return prepared.finish()
 
 
-def _open(kind: str, path: Path, options: PrepareOptions) -> Source:
-    answers = read_vocabulary(options.answers) if options.answers else ()
-    match kind:
-        case "vqav2":
-            return vqav2.load(path, options.images, answers)
-        case "visual-genome":
-            return visual_genome.load(path, options.images, answers)
-        case "nlvr2":
-            return nlvr2.load(path, options.images)
-        case "snli-ve":
-            return snli_ve.load(path, options.images)
-        case "easy-vqa":
-            return easy_vqa.load(path)
-        case "folder" if options.label_column:
-            return class_folders.load(path, options.class_names)
-        case "label-maps":
-            return label_maps.load(path)
-        case "folder":
-            names = folder.image_names(path)
-            return Source(folder.read(path, names), len(names))
-        case "karpathy":
-            items = tuple(karpathy.read(path, options.images))
-            return Source(iter(items), len(items))
-        case "captions":
-            items = tuple(coco_captions.read(path, options.images))
-            return Source(iter(items), len(items))
-        case "tar":
-            return Source(webdataset.read(path))
-        case _:
-            columns = (options.image_column, options.text_columns, options.split_column, options.label_column)
-            return Source(tables.read(path, options.images, Columns(*columns)))
+@dataclass(frozen=True)
+class _Format:
+    """How a format is read: the loader, called with the path, the options and OUT, and the options that it accepts."""
+
+    load: Callable[[Path, PrepareOptions, Path], Source]
+    accepts: tuple[Literal["images", "answers", "columns"], ...] = ()
+    captions: str = ""
+    """Advice about images without captions."""
+
+
+def _folder(path: Path, options: PrepareOptions, out: Path) -> Source:
+    return class_folders.load(path, options.class_names, out) if options.label_column else folder.load(path, out)
+
+
+_FORMATS = {
+    "vqav2": _Format(lambda path, o, out: vqav2.load(path, o.images, _answers(o)), ("images", "answers")),
+    "visual-genome": _Format(
+        lambda path, o, out: visual_genome.load(path, o.images, _answers(o)), ("images", "answers")
+    ),
+    "nlvr2": _Format(lambda path, o, out: nlvr2.load(path, o.images), ("images",)),
+    "snli-ve": _Format(lambda path, o, out: snli_ve.load(path, o.images), ("images",)),
+    "easy-vqa": _Format(lambda path, o, out: easy_vqa.load(path)),
+    "label-maps": _Format(lambda path, o, out: label_maps.load(path)),
+    "folder": _Format(_folder, captions="put .txt files beside the images"),
+    "karpathy": _Format(lambda path, o, out: karpathy.load(path, o.images), ("images",)),
+    "captions": _Format(lambda path, o, out: coco_captions.load(path, o.images), ("images",)),
+    "tar": _Format(
+        lambda path, o, out: Source(webdataset.read(path, out)),
+        captions="add a member .txt, or .json with a caption, to each sample",
+    ),
+    "table": _Format(
+        lambda path, o, out: tables.load(path, o.images, _columns(o), out),
+        ("images", "columns"),
+        captions="give the caption column with --text",
+    ),
+}
+
+
+def _answers(options: PrepareOptions) -> tuple[str, ...]:
+    return read_vocabulary(options.answers) if options.answers else ()
+
+
+def _columns(options: PrepareOptions) -> Columns:
+    label = "" if options.label_column == FOLDER else options.label_column
+    return Columns(options.image_column, options.text_columns, options.split_column, label)
 
 
 def _in_classes(kind: str, options: PrepareOptions) -> bool:
@@ -122,17 +141,29 @@ def _check_options(kind: str, options: PrepareOptions) -> None:
         raise DualfuseError(
             "--class-names names the folders of classes; it needs --label folder and a folder of images"
         )
-    label = "" if by_folder else options.label_column
-    columns = (options.image_column, options.text_columns, options.split_column, label)
-    if any(columns) and kind != "table":
-        names = "--image, --text, --label and --split-column"
-        raise DualfuseError(f"{names} are for tables, but this source has the format {kind!r}")
-    if options.answers and kind not in ("vqav2", "visual-genome"):
-        raise DualfuseError(f"--answers is for VQAv2 and Visual Genome, but this source has the format {kind!r}")
-    if options.images and kind in ("folder", "tar", "easy-vqa", "label-maps"):
-        raise DualfuseError(
-            f"--images is for tables and JSON files, but this source has the format {kind!r}, which includes images"
-        )
+    columns = (options.image_column, options.text_columns, options.split_column, not by_folder and options.label_column)
+    groups = (
+        ("columns", any(columns), "--image, --text, --label and --split-column are for tables"),
+        ("answers", options.answers, "--answers is for VQAv2 and Visual Genome"),
+        ("images", options.images, "--images is for tables and JSON files that name images"),
+    )
+    for group, is_given, message in groups:
+        if is_given and group not in _FORMATS[kind].accepts:
+            raise DualfuseError(f"{message}, but this source has the format {kind!r}")
+
+
+def _advice(kind: str, options: PrepareOptions, remarks: Iterable[str]) -> Mapping[str, str]:
+    """Return what to do about items that are skipped, by the most common reason; "": about others."""
+    format_ = _FORMATS[kind]
+    other = "another" if options.images else "the"
+    missing = f"give {other} folder of images with --images, so that {{name}} is found below it"
+    captions = ", or ".join(filter(None, (format_.captions, "use --images-only")))
+    rest = "; ".join((*remarks, "see skipped.jsonl"))
+    return {
+        MISSING: missing if "images" in format_.accepts else rest,
+        "no caption": "; ".join((captions, *remarks)),
+        "": rest,
+    }
 
 
 def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object]:

@@ -7,14 +7,18 @@ from pathlib import Path
 
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_TABLE, listing, open_regular, read_json, walk
+from dualfuse.prepare.sources.cells import is_url
+from dualfuse.prepare.sources.columns import Columns, choose
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.prepare.sources.pairs.tables import is_metadata
 from dualfuse.prepare.sources.questions.easy_vqa import easy_vqa_folder
 from dualfuse.prepare.sources.questions.nlvr2 import sentence_files
 from dualfuse.prepare.sources.questions.snli_ve import pair_files
 from dualfuse.prepare.sources.questions.visual_genome import is_visual_genome
 from dualfuse.prepare.sources.questions.vqav2 import question_files
+from dualfuse.prepare.sources.rows import read_rows
 
 FORMATS = {
     "folder": "a folder of images, each with a .txt file of captions beside it (also img2dataset's format files), "
@@ -33,17 +37,19 @@ FORMATS = {
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 MAX_HEADER = 4096  # bytes of a table's first line
 _MAX_FILES = 100_000
+_COLUMNS = Columns()
 
 
-def recognize(source: Path) -> tuple[str, Path]:
+def recognize(source: Path, exclude: Path | None = None, columns: Columns = _COLUMNS) -> tuple[str, Path]:
     """Return the format of ``source``, one of ``FORMATS``, and the file or folder to read.
 
-    The latter is ``source`` itself, or the only table in a folder of images without text files. Raises
-    ``DualfuseError`` with the contents of ``source`` and the known formats.
+    The latter is ``source`` itself, or the only table with images (in one of ``columns``) in a folder without text
+    files. The folder ``exclude`` is ignored. Raises ``DualfuseError`` with the contents of ``source`` and the known
+    formats.
     """
     if not source.exists():
         raise DualfuseError(f"{source} does not exist; give a file or a folder:\n{_known_formats()}")
-    return _published(source) or (_folder(source) if source.is_dir() else (_file(source), source))
+    return _published(source) or (_folder(source, exclude, columns) if source.is_dir() else (_file(source), source))
 
 
 def _published(source: Path) -> tuple[str, Path] | None:
@@ -95,9 +101,9 @@ def _json(path: Path) -> str:
             f"{path} is not a JSON file ({error}); name a file with one JSON object per line .jsonl"
         ) from None
     match content:
-        case {"images": [{"sentences": _}, *_]}:
+        case {"images": [*entries]} if any(isinstance(entry, dict) and "sentences" in entry for entry in entries):
             return "karpathy"
-        case {"images": [*_], "annotations": [{"caption": _}, *_]}:
+        case {"images": [*_], "annotations": [*entries]} if any("caption" in e for e in entries if isinstance(e, dict)):
             return "captions"
         case [{**row}, *_] if any(isinstance(cell, str) for cell in row.values()):
             return "table"
@@ -110,15 +116,18 @@ def _json(path: Path) -> str:
     )
 
 
-def _folder(folder: Path) -> tuple[str, Path]:
-    endings, texts = _count_files(folder)
+def _folder(folder: Path, exclude: Path | None, columns: Columns) -> tuple[str, Path]:
+    endings, texts, metadata = _count_files(folder, exclude)
     if endings[".tar"]:
         return "tar", folder
-    tables = [
-        path for path in sorted(folder.iterdir()) if path.suffix.lower() in _TABLES or path.name == "captions.txt"
-    ]
-    if len(tables) == 1 and not texts:
-        return "table", tables[0]
+    if not texts:
+        tables = [path for path in sorted(folder.iterdir()) if is_table_name(path.name)]
+        if endings["images"]:
+            tables = [path for path in tables if _has_images(path, columns)]
+        if metadata and all(_has_images(path, columns) for path in metadata):
+            return "table", metadata[0] if metadata == [folder / metadata[0].name] else folder
+        if len(tables) == 1:
+            return "table", tables[0]
     if endings["images"]:
         return "folder", folder
     if endings[".parquet"]:
@@ -129,17 +138,35 @@ def _folder(folder: Path) -> tuple[str, Path]:
     )
 
 
-def _count_files(folder: Path) -> tuple[Counter[str], bool]:
-    """Return the number of files by suffix, and whether any image has a .txt file; stops after many files."""
+def is_table_name(name: str) -> bool:
+    """Return whether a file is a table by its name, such as the captions.txt of Flickr8k."""
+    return name.lower().endswith(_TABLES) or name == "captions.txt"
+
+
+def _has_images(table: Path, columns: Columns) -> bool:
+    """Return whether the first readable row of a table names an image in a file, or holds one."""
+    try:
+        row = next((row.cells for row in read_rows(table) if not row.problem), {})
+        return not is_url(row.get(choose(row, columns, str(table)).image))
+    except DualfuseError:
+        return False
+
+
+def _count_files(folder: Path, exclude: Path | None) -> tuple[Counter[str], bool, list[Path]]:
+    """Return the number of files by suffix, whether any image has a .txt file, and Hugging Face's tables of metadata.
+
+    Stops after many files.
+    """
     endings: Counter[str] = Counter()
-    has_texts = False
-    for _, files in walk(folder):
+    has_texts, metadata = False, []
+    for parent, files in walk(folder, exclude=exclude):
         stems = {Path(file).stem for file in files if is_image_name(file)}
-        has_texts |= any(file.endswith(".txt") and file[:-4] in stems for file in files)
+        has_texts |= any(file.lower().endswith(".txt") and file[:-4] in stems for file in files)
+        metadata += [folder / parent / file for file in files if is_metadata(file)]
         endings.update("images" if is_image_name(file) else Path(file).suffix.lower() for file in files)
         if endings.total() > _MAX_FILES:
             break
-    return endings, has_texts
+    return endings, has_texts, metadata
 
 
 def _known_formats() -> str:

@@ -16,7 +16,7 @@ from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, read_json, write_json
 from dualfuse.prepare.shard_writer import Mark
-from dualfuse.prepare.sources.source import Item
+from dualfuse.prepare.sources.source import Item, Slice
 from dualfuse.printable import brief
 
 EXAMPLES = 3
@@ -60,8 +60,10 @@ class Tally:
 
     def keep(self, item: Item) -> None:
         """Count the label and the note of a written item."""
-        if item.note:
-            _count(self.noted, self.noted_examples, item.title, item.note)
+        images = (item.image, *item.other_images)
+        for note in dict.fromkeys((item.note, *(image.remark for image in images if isinstance(image, Slice)))):
+            if note:
+                _count(self.noted, self.noted_examples, item.title, note)
         if "label" in item.label:
             label = str(item.label["label"])
             self.labels[label] = self.labels.get(label, 0) + 1

@@ -36,7 +36,7 @@ class LabelledRows:
                     "no label" if cell in (None, "", []) else "its label is not a text, a number or a list of texts"
                 )
             texts = (text,) if text else ()
-            yield replace(row, texts=texts, label=label, problem=row.problem or problem, note=note)
+            yield replace(row, texts=texts, label=label, problem=row.problem or problem, note=note or row.note)
 
 
 def parse_label(cell: object) -> dict[str, object]:

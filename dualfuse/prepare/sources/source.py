@@ -11,8 +11,12 @@ from dualfuse.data.text.captions import texts_of
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_IMAGE, open_regular, read_bounded
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".jfif", ".avif")
-"""Suffixes of image files; files that cannot be decoded are reported."""
+IMAGE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",
+    ".avif", ".heic", ".heif", ".hif", ".jp2", ".j2k", ".jpx", ".jxl", ".tga", ".psd", ".svg",
+    ".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw",
+)  # fmt: skip
+"""Suffixes of image files; files that cannot be decoded are skipped with the name of their format."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,8 @@ class Slice:
     offset: int = 0
     size: int = -1
     """Number of bytes; -1: up to the end of the file."""
+    remark: str = ""
+    """How the file was found, or which files with similar names exist; empty: it has the name in the source."""
 
     def read(self) -> bytes:
         """Return the bytes; raises ``OSError`` for a missing file, ``DualfuseError`` for a pipe or too many bytes."""

@@ -91,7 +91,7 @@ def test_layout_is_recognized(tmp_path: Path) -> None:
     folder = package(tmp_path)
     assert recognize(folder) == ("easy-vqa", folder / "data") == recognize(folder / "data")
     assert "easy-vqa" in FORMATS
-    with pytest.raises(ValueError, match="has the format 'easy-vqa', which includes images"):
+    with pytest.raises(ValueError, match="this source has the format 'easy-vqa'"):
         prepare(folder, tmp_path / "out", PrepareOptions(images=folder))
     (folder / "data" / "answers.txt").unlink()
     assert recognize(folder / "data")[0] != "easy-vqa"

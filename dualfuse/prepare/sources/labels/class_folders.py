@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
@@ -19,14 +20,15 @@ LABELS = "labels.txt"
 NAME = re.compile(r"([^\t]+)\t\s*(.+)|([^\s,]+)[\s,]\s*(.+)")
 
 
-def load(path: Path, class_names: Path | None) -> Source:
+def load(path: Path, class_names: Path | None, exclude: Path | None = None) -> Source:
     """Return the images below ``path`` with the names of their classes as labels; texts beside them are kept.
 
     The class is the first folder below ``path``, or below train, val and test if all folders are splits.
     ``class_names`` is a file with a folder and its class per line: "n01440764 tench". The labels, sorted by folder, are
     written to labels.txt. Raises ``DualfuseError`` for a folder without a name.
     """
-    images = folder.image_names(path)
+    skipped: dict[str, str] = {}
+    images = folder.image_names(path, skipped, exclude)
     tops = {name.partition("/")[0] for name in images if "/" in name}
     has_splits = bool(tops) and all(map(is_split_name, tops))
     classes = sorted({folder_name for name in images if (folder_name := _class(name, has_splits))})
@@ -37,7 +39,7 @@ def load(path: Path, class_names: Path | None) -> Source:
         )
     labels_of, remarks = _labels(classes, class_names)
     labels = "".join(f"{labels_of[name]}\n" for name in classes)
-    items = _items(folder.read(path, images), labels_of, has_splits)
+    items = chain(_items(folder.read(path, images), labels_of, has_splits), folder.unreadable(skipped))
     return Source(items, len(images), {LABELS: labels}, remarks)
 
 

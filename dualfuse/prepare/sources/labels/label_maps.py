@@ -8,11 +8,12 @@ per line.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.io import MAX_JSON, read_bounded
-from dualfuse.prepare.sources.pairs.folder import image_names
+from dualfuse.prepare.sources.pairs.folder import image_names, unreadable
 from dualfuse.prepare.sources.source import Item, Slice, Source
 
 IMAGES, LABEL_MAPS = "images", "annotations"
@@ -32,11 +33,13 @@ def load(source: Path) -> Source:
 
     Images without a label map, and label maps without an image, are items with that problem.
     """
-    images, maps = image_names(source / IMAGES), image_names(source / LABEL_MAPS)
+    skipped: dict[str, str] = {}
+    images, maps = image_names(source / IMAGES, skipped), image_names(source / LABEL_MAPS, skipped)
     names = _class_names(source)
     remarks = (f"{NAMES}: {len(names)} names of classes, for --task.labels",) if names else ()
     files = {NAMES: "".join(f"{name}\n" for name in names)} if names else {}
-    return Source(_items(source, images, maps), len(_stems(maps) | _stems(images)), files, remarks)
+    items = chain(_items(source, images, maps), unreadable(skipped))
+    return Source(items, len(_stems(maps) | _stems(images)), files, remarks)
 
 
 def _items(source: Path, images: list[str], maps: list[str]) -> Iterator[Item]:

@@ -3,12 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.data.text.captions import captions_of
-from dualfuse.io import MAX_JSON, read_bounded, read_json, walk
-from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice
+from dualfuse.io import MAX_JSON, listing, read_bounded, read_json, walk
+from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, Source
+
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
+
+
+def load(folder: Path, exclude: Path | None = None) -> Source:
+    """Return the images below ``folder``, except those in ``exclude``; see ``read``.
+
+    Sub-folders that cannot be listed are items with that problem. Remarks name the text files and tables that are not
+    read, and the folders with the name of a split that are none.
+    """
+    skipped: dict[str, str] = {}
+    files = {parent: names for parent, names in walk(folder, skipped, exclude)}
+    names = sorted(_path(parent, name) for parent in files for name in files[parent] if is_image_name(name))
+    lost = tuple(unreadable(skipped))
+    return Source(chain(read(folder, names), lost), len(names) + len(lost), remarks=tuple(_remarks(files, names)))
+
+
+def unreadable(skipped: Mapping[str, str]) -> Iterator[Item]:
+    """Yield an item for each folder that ``walk`` could not list."""
+    for name, reason in skipped.items():
+        if reason.startswith("unreadable"):
+            yield Item(name, b"", problem=reason)
+
+
+def _remarks(files: Mapping[str, Sequence[str]], names: Sequence[str]) -> Iterator[str]:
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in names}
+    paths = [_path(parent, name) for parent in files for name in files[parent]]
+    texts = [path for path in paths if path.lower().endswith(".txt") and path[:-4] not in stems]
+    if texts:
+        yield f"{len(texts):,} text files are not read, because no image has the same name: {listing(texts, 3)}"
+    tables = [path for path in paths if path.lower().endswith(TABLES) and path.rpartition(".")[0] not in stems]
+    if tables:
+        yield f"not read: {listing(tables, 5)}; to read a table, give it as SOURCE"
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
+    splits = sorted(filter(is_split_name, tops))
+    if splits and len(splits) < len(tops):
+        others = listing(sorted(f"in {top}" if top else f"beside {splits[0]}" for top in tops - set(splits)), 3)
+        yield f"not splits, because there are also images {others}: {', '.join(splits)}"
+
+
+def _path(parent: str, name: str) -> str:
+    return f"{parent}/{name}" if parent else name
 
 
 def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
@@ -32,16 +75,13 @@ def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
         )
 
 
-def image_names(folder: Path, skipped: dict[str, str] | None = None) -> list[str]:
-    """Return the sorted names, relative to ``folder``, of all images below it, without hidden files.
+def image_names(folder: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> list[str]:
+    """Return the sorted names, relative to ``folder``, of all images below it, without hidden files and ``exclude``.
 
     ``skipped`` receives the sub-folders that could not be listed; see :func:`dualfuse.io.walk`.
     """
     return sorted(
-        f"{parent}/{name}" if parent else name
-        for parent, files in walk(folder, skipped)
-        for name in files
-        if is_image_name(name)
+        _path(parent, name) for parent, names in walk(folder, skipped, exclude) for name in names if is_image_name(name)
     )
 
 

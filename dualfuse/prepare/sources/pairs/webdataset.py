@@ -10,29 +10,34 @@ from pathlib import Path
 from dualfuse.data.shards.shards import parse_class
 from dualfuse.data.split import split_in_name
 from dualfuse.data.text.captions import captions_of
-from dualfuse.io import MAX_JSON, open_regular
-from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.io import MAX_JSON, open_regular, walk
+from dualfuse.prepare.sources.pairs.folder import is_image_name, unreadable
 from dualfuse.prepare.sources.source import Item, Slice
 
 Members = dict[str, tarfile.TarInfo]  # by extension: "jpg", "txt", "json"
 
 
-def read(path: Path) -> Iterator[Item]:
-    """Yield the samples of a tar, or of all tars below a folder, in file order.
+def read(path: Path, exclude: Path | None = None) -> Iterator[Item]:
+    """Yield the samples of a tar, or of all tars below a folder except those in ``exclude``, in file order.
 
     The split is the one in the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``). A member
     ``.cls``, as in ImageNet shards, is the label: a class number or name.
     """
-    for tar in tar_files(path):
+    skipped: dict[str, str] = {}
+    for tar in tar_files(path, skipped, exclude):
         folders = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
         split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, folders)), "")
         name = "/".join((*folders, tar.stem))
         yield from _read_tar(tar, name, split)
+    yield from unreadable(skipped)
 
 
-def tar_files(path: Path) -> tuple[Path, ...]:
-    """Return the tar at ``path``, or all tars below it, sorted by name."""
-    return (path,) if path.is_file() else tuple(sorted(path.rglob("*.tar")))
+def tar_files(path: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> tuple[Path, ...]:
+    """Return the tar at ``path``, or all tars below it, sorted by name; see :func:`dualfuse.io.walk`."""
+    if path.is_file():
+        return (path,)
+    files = (path / parent / name for parent, names in walk(path, skipped, exclude) for name in names)
+    return tuple(sorted(file for file in files if file.suffix.lower() == ".tar"))
 
 
 def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
