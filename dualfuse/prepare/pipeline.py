@@ -109,7 +109,7 @@ _FORMATS = {
         captions="add a member .txt, or .json with a caption, to each sample",
     ),
     "table": _Format(
-        lambda path, o, out: tables.load(path, o.images, _columns(o), out),
+        lambda path, o, out: tables.load(path, o.images, _columns(o), exclude=out),
         ("images", "columns"),
         captions="give the caption column with --text",
     ),
