@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.resizing import Resizable, cut_positions, times
 
 Stem = Literal["linear", "convolution"]
 
@@ -34,7 +35,7 @@ def patch_grid(images: Tensor, patch: int) -> tuple[int, int]:
     return height // patch, width // patch
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(Resizable):
     """Turns an image into a class token and its patches, row by row."""
 
     def __init__(self, width: int, *, patch: int, stem: Stem, positions: tuple[int, int] | None) -> None:
@@ -58,6 +59,12 @@ class PatchEmbedding(nn.Module):
         if self.window is None:
             return tokens, grid
         return tokens + resize_positions(self.position, self.window, grid), grid
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: PatchEmbedding, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Resize the absolute positions to the grid of this module."""
+        return resize_grid(tensor, source.window, self.window) if name == "position" else None
 
 
 def _pixels(mask: Tensor, grid: tuple[int, int], patch: int) -> Tensor:
@@ -92,8 +99,21 @@ def resize_positions(position: Tensor, source: tuple[int, int], target: tuple[in
     return torch.cat([first, resized.flatten(2).transpose(1, 2)], dim=1)
 
 
-class TextEmbedding(nn.Module):
+def resize_grid(
+    positions: Tensor, source: tuple[int, int] | None, target: tuple[int, int] | None
+) -> tuple[Tensor, str] | None:
+    """Return absolute positions (..., 1 + hw, D) of another grid, and the rule; None if both grids are the same."""
+    if source is None or target is None or source == target:
+        return None
+    resized = resize_positions(positions.view(1, *positions.shape[-2:]), source, target)
+    shape = positions.shape[:-2] + resized.shape[-2:]
+    return resized.view(shape), f"patches {times(source)} to {times(target)}, bicubic"
+
+
+class TextEmbedding(Resizable):
     """BERT's embedding: LayerNorm(word + type 0 (+ position)) with epsilon 1e-12, then dropout."""
+
+    embeds_text = True
 
     def __init__(self, width: int, *, vocabulary: int, positions: int, dropout: float) -> None:
         """``positions`` is the number of learned absolute positions; 0: none."""
@@ -115,3 +135,9 @@ class TextEmbedding(nn.Module):
                 )
             embedded = embedded + self.position.weight[: ids.shape[1]]
         return self.dropout(self.norm(embedded))
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: TextEmbedding, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Drop the positions beyond those of this module."""
+        return cut_positions(name, tensor, self.position, unused=0)

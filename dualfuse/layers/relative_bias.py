@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.resizing import Resizable, check_text_length, times
 
 Grid = tuple[int, int]
 """Height and width of an image in patches."""
 
 
-class RelativeBias(nn.Module):
+class RelativeBias(Resizable):
     """A table of biases for all layers of a model, indexed by relative position (BEiT, VLMo).
 
     Table rows: (2h-1)(2w-1) distances between patches, 3 for the image's class token, 2 between modalities, 2t-3
@@ -40,6 +41,23 @@ class RelativeBias(nn.Module):
         index = joint_index(text, grid, grid or self.window, self.text).to(table.device)
         bias = F.embedding(index, table)  # (N, N, L * H); faster in the backward pass than indexing
         return bias.permute(2, 0, 1).unflatten(0, (self.layers, self.heads)).contiguous()
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: RelativeBias, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Resize the table; without texts in the source, this module keeps its own rows for them."""
+        rule = f"patches {times(source.window)} to {times(self.window)}, texts"
+        if not has_text:
+            images = resize_table(tensor[: num_image_rows(source.window)].float(), source.window, self.window)
+            if images.shape[1] != self.table.shape[1]:
+                return None
+            table = torch.cat([images.to(tensor), self.table.detach()[len(images) :].to(tensor)])
+            return table, f"{rule} keep their initial values"
+        if (source.window, source.text) == (self.window, self.text) or len(tensor) != len(source.table):
+            return None
+        check_text_length(source.text, self.text)
+        table = cut_texts(resize_table(tensor.float(), source.window, self.window), self.window, source.text, self.text)
+        return table.to(tensor.dtype), f"{rule} {source.text} to {self.text}"
 
 
 def _distances(grid: Grid) -> int:

@@ -15,6 +15,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import gather_positions
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import MaskedPatches
+from dualfuse.layers.resizing import Resizable
 from dualfuse.models.kv_cache import KVCache
 
 MAX_DEPTH = 1000  # a config file may ask for any number of layers, and each takes time to build
@@ -98,7 +99,7 @@ class Capabilities:
     """``token_states`` and ``embed_masked_image`` are defined: masked images and masked texts can be trained on."""
 
 
-class VisionLanguageModel(nn.Module, ABC):
+class VisionLanguageModel(Resizable, ABC):
     """A model that works as a dual encoder and as a fusion encoder, through four verbs."""
 
     width: int
@@ -153,6 +154,15 @@ class VisionLanguageModel(nn.Module, ABC):
         A module that is listed twice counts at its last level; a module that is not listed counts with the heads.
         """
         return ((block,) for block in self.fsdp_blocks())
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: VisionLanguageModel, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Add or remove types of images: a second image starts as the first (NLVR2)."""
+        if name != "types.weight" or (size := len(self.get_parameter(name))) == len(tensor):
+            return None
+        more = tensor[-1:].expand(max(0, size - len(tensor)), -1)
+        return torch.cat([tensor[:size], more]), f"types {len(tensor)} to {size}"
 
     def attention_flow(self, flow: AttentionFlow, text: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Return the relevance of text (T, M) and image (1 + P, M) after fusion, given that of their input tokens.

@@ -11,12 +11,7 @@ from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import Block
-from dualfuse.layers.embeddings import PatchEmbedding, TextEmbedding, resize_positions
-from dualfuse.layers.relative_bias import RelativeBias, cut_texts, num_image_rows, resize_table
-from dualfuse.models.bridgetower import BridgeTower
-from dualfuse.models.towers.clip_vit import CLIPViT
-from dualfuse.models.towers.roberta import RobertaEmbeddings
-from dualfuse.models.vlmo import VLMo
+from dualfuse.layers.resizing import Resizable
 from dualfuse.recipe import Recipe
 
 Shape = tuple[int, ...]
@@ -62,14 +57,14 @@ def transfer_weights(
     are truncated. Raises ``DualfuseError`` if the task has longer texts than the checkpoint, or if ``vl_expert_init``
     asks for copies of experts that do not exist.
     """
-    source, targets = model_outline(start), task.state_dict()
-    untrained = () if has_text_embedding(stored, start, task) else _text_prefixes(task)
+    source, targets, has_text = model_outline(start), task.state_dict(), has_text_embedding(stored, start, task)
+    untrained = () if has_text else _text_prefixes(task)
     result = TransferredWeights({})
     for name, target in targets.items():
         if name not in stored or name.startswith(untrained):
             continue
         tensor, before, after = stored[name], tuple(stored[name].shape), tuple(target.shape)
-        resized = _resize_image_part(name, tensor, source, task) if untrained else _resize(name, tensor, source, task)
+        resized = _resize(name, tensor, source, task, has_text=has_text)
         if resized is not None and tuple(resized[0].shape) == after:
             result.tensors[name] = resized[0]
             result.resized[name] = Resized(before, after, resized[1])
@@ -97,85 +92,31 @@ def has_text_embedding(stored: Mapping[str, Tensor], start: Recipe, task: nn.Mod
 
 def _text_prefixes(task: nn.Module) -> tuple[str, ...]:
     """Return the prefixes of the parameter names of text embeddings."""
-    return tuple(
-        f"{name}." for name, module in task.named_modules() if isinstance(module, TextEmbedding | RobertaEmbeddings)
-    )
+    modules = task.named_modules()
+    return tuple(f"{name}." for name, module in modules if isinstance(module, Resizable) and module.embeds_text)
 
 
-def _resize_image_part(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
-    """As :func:`_resize` for a start without texts: a relative bias table keeps its own rows for texts."""
-    before, after = _owner(source, name), _owner(task, name)
-    if not (isinstance(before, RelativeBias) and isinstance(after, RelativeBias)):
-        return _resize(name, tensor, source, task)
-    images = resize_table(tensor[: num_image_rows(before.window)].float(), before.window, after.window)
-    if images.shape[1] != after.table.shape[1]:
-        return None
-    table = torch.cat([images.to(tensor), after.table.detach()[len(images) :].to(tensor)])
-    return table, f"patches {_times(before.window)} to {_times(after.window)}, texts keep their initial values"
-
-
-def _resize(name: str, tensor: Tensor, source: nn.Module, task: nn.Module) -> tuple[Tensor, str] | None:
+def _resize(
+    name: str, tensor: Tensor, source: nn.Module, task: nn.Module, *, has_text: bool
+) -> tuple[Tensor, str] | None:
     """Return a tensor resized for ``task`` and the rule; None if it needs no resizing, or has no rule."""
     before, after = _owner(source, name), _owner(task, name)
-    if isinstance(before, RelativeBias) and isinstance(after, RelativeBias):
-        return _resize_relative(tensor, before, after)
-    if isinstance(before, PatchEmbedding) and isinstance(after, PatchEmbedding) and name.endswith(".position"):
-        return _resize_grid(tensor, before.window, after.window)
-    if isinstance(before, CLIPViT) and isinstance(after, CLIPViT) and name.endswith(".positions"):
-        resized = _resize_grid(tensor[None], before.window, after.window)
-        return resized and (resized[0][0], resized[1])
-    embeddings, models = TextEmbedding | RobertaEmbeddings, VLMo | BridgeTower
-    is_text = isinstance(before, embeddings) and isinstance(after, type(before)) and ".position." in name
-    is_type = isinstance(before, models) and isinstance(after, models) and name.endswith(".types.weight")
-    if not (is_text or is_type) or (size := len(task.get_parameter(name))) == len(tensor):
+    if before is None or after is None or type(before[0]).resize_tensor is not type(after[0]).resize_tensor:
         return None
-    if is_text:
-        extra = after.pad + 1 if isinstance(after, RobertaEmbeddings) else 0
-        _refuse_longer(len(tensor) - extra, size - extra)
-        return tensor[:size], f"texts {len(tensor) - extra} to {size - extra}"
-    more = tensor[-1:].expand(max(0, size - len(tensor)), -1)  # a second image starts as the first (NLVR2)
-    return torch.cat([tensor[:size], more]), f"types {len(tensor)} to {size}"
+    return after[0].resize_tensor(after[1], tensor, before[0], has_text=has_text)
 
 
-def _resize_relative(tensor: Tensor, before: RelativeBias, after: RelativeBias) -> tuple[Tensor, str] | None:
-    if (before.window, before.text) == (after.window, after.text) or len(tensor) != len(before.table):
-        return None
-    _refuse_longer(before.text, after.text)
-    table = resize_table(tensor.float(), before.window, after.window)
-    rule = f"patches {_times(before.window)} to {_times(after.window)}, texts {before.text} to {after.text}"
-    return cut_texts(table, after.window, before.text, after.text).to(tensor.dtype), rule
-
-
-def _resize_grid(
-    tensor: Tensor, before: tuple[int, int] | None, after: tuple[int, int] | None
-) -> tuple[Tensor, str] | None:
-    if before is None or after is None or before == after:
-        return None
-    return resize_positions(tensor, before, after), f"patches {_times(before)} to {_times(after)}, bicubic"
-
-
-def _owner(task: nn.Module, name: str) -> nn.Module | None:
-    """Return the module that a position embedding belongs to: its own module or the one around it."""
-    parts = name.split(".")[:-1]
-    for end in (len(parts), len(parts) - 1):
+def _owner(task: nn.Module, name: str) -> tuple[Resizable, str] | None:
+    """Return the module that can resize a tensor, its own or the one around it, and the name of the tensor there."""
+    parts = name.split(".")
+    for end in (len(parts) - 1, len(parts) - 2):
         try:
             module = task.get_submodule(".".join(parts[:end]))
         except AttributeError:
             continue
-        if isinstance(
-            module, RelativeBias | PatchEmbedding | CLIPViT | TextEmbedding | RobertaEmbeddings | VLMo | BridgeTower
-        ):
-            return module
+        if isinstance(module, Resizable):
+            return module, ".".join(parts[end:])
     return None
-
-
-def _refuse_longer(before: int, after: int) -> None:
-    if after > before:
-        raise DualfuseError(
-            f"the start was trained on texts of {before} tokens, the model of this recipe takes {after}: the positions "
-            f"beyond are untrained. Set --model.text-length {before} (and --data.text-length to at most that), or "
-            "start from a model of longer texts"
-        )
 
 
 def _expert_sources(task: nn.Module, available: Mapping[str, Tensor], expert: str) -> dict[str, str]:
@@ -196,7 +137,3 @@ def _expert_sources(task: nn.Module, available: Mapping[str, Tensor], expert: st
 
 def _shapes(tensors: Mapping[str, Tensor], *, without: Mapping[str, object]) -> dict[str, Shape]:
     return {name: tuple(tensor.shape) for name, tensor in sorted(tensors.items()) if name not in without}
-
-
-def _times(grid: Shape) -> str:
-    return " x ".join(map(str, grid))

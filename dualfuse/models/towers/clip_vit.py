@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention import attend
 from dualfuse.layers.attention_flow import AttentionFlow
-from dualfuse.layers.embeddings import Stem, convolutions, patch_grid, resize_positions
+from dualfuse.layers.embeddings import Stem, convolutions, patch_grid, resize_grid, resize_positions
+from dualfuse.layers.resizing import Resizable
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import ImageTowerConfig, Tower, TowerOutput
 
@@ -46,7 +47,7 @@ class CLIPViTConfig(ImageTowerConfig):
         return CLIPViT(self)
 
 
-class CLIPViT(Tower):
+class CLIPViT(Tower, Resizable):
     """CLIP's image encoder without its projection: pre-norm blocks, quick GELU, no dropout."""
 
     def __init__(self, cfg: CLIPViTConfig) -> None:
@@ -88,6 +89,10 @@ class CLIPViT(Tower):
         class_token = self.class_embedding.expand(len(images), 1, -1)
         positions = resize_positions(self.positions[None], self.window, grid)
         return self.norm_before(torch.cat([class_token, patches], dim=1) + positions), grid
+
+    def resize_tensor(self, name: str, tensor: Tensor, source: CLIPViT, *, has_text: bool) -> tuple[Tensor, str] | None:
+        """Resize the positions to the grid of this tower."""
+        return resize_grid(tensor, source.window, self.window) if name == "positions" else None
 
     def fsdp_blocks(self) -> Sequence[nn.Module]:
         """Return the blocks."""

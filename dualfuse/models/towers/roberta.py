@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.post_norm import TextLayer
+from dualfuse.layers.resizing import Resizable, cut_positions
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import TextTowerConfig, Tower, TowerOutput
 
@@ -68,8 +69,10 @@ class Roberta(Tower):
         return flow.stack(self.layers, x)
 
 
-class RobertaEmbeddings(nn.Module):
+class RobertaEmbeddings(Resizable):
     """LayerNorm(word + position + type row 0), then dropout; positions number the tokens that are not padding."""
+
+    embeds_text = True
 
     def __init__(self, cfg: RobertaConfig, *, dropout: float) -> None:
         """The position table has the rows of published weights, of which the first ``pad_id`` + 1 are unused."""
@@ -91,3 +94,9 @@ class RobertaEmbeddings(nn.Module):
         is_token = (ids != self.pad).long()
         positions = self.pad + is_token.cumsum(1) * is_token
         return self.dropout(self.norm(self.word(ids) + self.position(positions) + self.token_type.weight[0]))
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: RobertaEmbeddings, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Drop the positions beyond those of this module."""
+        return cut_positions(name, tensor, self.position, unused=self.pad + 1)
