@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass
 
 from dualfuse.data.image.decode import decode
+from dualfuse.data.image.formats import UnsupportedFormat
 from dualfuse.data.image.image_file import ConvertedImage, TooLarge, convert_image
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
 from dualfuse.data.split import Shares, split_by_content
@@ -75,7 +76,13 @@ class ItemChecker:
         except TooLarge as error:
             return SkippedItem("image too large", str(error))
         except ValueError as error:
-            return SkippedItem("unreadable image", str(error))
+            return _unreadable(error)
+
+
+def _unreadable(error: Exception) -> SkippedItem:
+    """Return the reason for skipping an image that cannot be read or decoded."""
+    is_unsupported = isinstance(error, UnsupportedFormat)
+    return SkippedItem(f"{error.name} image" if is_unsupported else "unreadable image", str(error))
 
 
 def _label_map(source: Slice | bytes, data: bytes, image: ConvertedImage) -> bytes | SkippedItem:
@@ -112,5 +119,5 @@ def _bytes(source: Slice | bytes) -> bytes | SkippedItem:
     except FileNotFoundError:
         return SkippedItem(MISSING, source.remark or str(source.path))
     except (OSError, ValueError) as error:  # ValueError: an invalid file name
-        return SkippedItem("unreadable image", str(error))
+        return _unreadable(error)
     return data or SkippedItem("unreadable image", "empty")

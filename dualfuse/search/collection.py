@@ -11,8 +11,9 @@ from dualfuse.data.map_dataset import find_files
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_IMAGE, listing, read_bounded
+from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import image_names
+from dualfuse.prepare.sources.source import Slice
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def _stamp(path: Path) -> str:
 
 
 def _read_file(folder: Path, names: tuple[str, ...], number: int) -> bytes:
-    return read_bounded(folder / names[number], MAX_IMAGE)
+    return Slice(folder / names[number]).read()
 
 
 def _read_sample(shards: Shards, number: int) -> bytes:

@@ -14,10 +14,10 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from dualfuse.data.image.formats import FORMATS, UnsupportedFormat, formats_of
 from dualfuse.data.image.resize import MAX_PIXELS
 from dualfuse.errors import DualfuseError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_DECODED = 2 * MAX_PIXELS
 """Pixels that the threads of a process decode at the same time; each takes 4 to 13 bytes, by format."""
 STRIP = 1 << 20
@@ -33,15 +33,18 @@ def decode(data: bytes) -> Tensor:
     """Decode an image to uint8 RGB (3, H, W), rotated by its EXIF orientation, transparency on white.
 
     Of an animation the first frame is returned. Raises DualfuseError for anything but a complete JPEG, PNG, WebP, GIF,
-    BMP or TIFF file of at most ``MAX_PIXELS`` pixels.
+    BMP or TIFF file (or AVIF or HEIC, if Pillow can decode it) of at most ``MAX_PIXELS`` pixels; UnsupportedFormat for
+    an image in another known format.
     """
     try:
-        with decoding(), Image.open(io.BytesIO(without_large_notes(data)), formats=FORMATS) as image:
+        with decoding(), Image.open(io.BytesIO(without_large_notes(data)), formats=formats_of(data)) as image:
             reserve(image.width, image.height)
             image.load()
             with suppress(Exception):  # broken EXIF data does not matter
                 ImageOps.exif_transpose(image, in_place=True)
             pixels = torch.from_numpy(_rgb_pixels(image))
+    except UnsupportedFormat:
+        raise
     except UnidentifiedImageError:
         raise DualfuseError(
             f"{len(data):,} bytes are not an image in one of the formats {', '.join(FORMATS)}"

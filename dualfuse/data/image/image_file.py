@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from PIL import Image, UnidentifiedImageError
 
-from dualfuse.data.image.decode import FORMATS, decode, decoding, without_large_notes
+from dualfuse.data.image.decode import decode, decoding, without_large_notes
+from dualfuse.data.image.formats import FORMATS, UnsupportedFormat, formats_of
 from dualfuse.data.image.resize import MAX_PIXELS
 from dualfuse.errors import DualfuseError
 
@@ -46,11 +47,13 @@ class ConvertedImage:
 def header(data: bytes) -> Header:
     """Return the header of an image; raises ``TooLarge``, or ``DualfuseError`` for other files."""
     try:
-        with Image.open(io.BytesIO(without_large_notes(data)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(without_large_notes(data)), formats=formats_of(data)) as image:
             frames = int(getattr(image, "n_frames", 1)) if image.format in ANIMATED else 1
             result = Header(*image.size, frames)
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from error
+    except UnsupportedFormat:
+        raise
     except UnidentifiedImageError as error:
         raise DualfuseError(
             f"{len(data):,} bytes are not an image in one of the formats {', '.join(FORMATS)}"

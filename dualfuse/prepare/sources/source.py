@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from dualfuse.data.image.formats import check_suffix
 from dualfuse.data.text.captions import texts_of
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_IMAGE, open_regular, read_bounded
@@ -33,6 +34,7 @@ class Slice:
     def read(self) -> bytes:
         """Return the bytes; raises ``OSError`` for a missing file, ``DualfuseError`` for a pipe or too many bytes."""
         if self.size < 0:
+            check_suffix(self.path)
             return read_bounded(self.path, MAX_IMAGE)[self.offset :]
         if self.size > MAX_IMAGE:
             raise DualfuseError(f"its image has {self.size:,} bytes; at most {MAX_IMAGE:,} are read")
