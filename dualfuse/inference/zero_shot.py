@@ -9,10 +9,8 @@ from pathlib import Path
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.metrics.vqa import read_vocabulary
+from dualfuse.prepare.sources.label_names import LABELS_FILE
 from dualfuse.tasks.finetune.zero_shot import CLIP, PLAIN, ZeroShot, class_embeddings
-
-NAMES_FILE = "labels.txt"
-"""Class names of a data set, in the folder of its shards; written by ``dualfuse prepare``."""
 
 
 def with_zero_shot(model: LoadedModel, names: str = "", templates: str = "") -> LoadedModel:
@@ -43,11 +41,11 @@ def class_names(names: str) -> tuple[str, ...]:
     Raises DualfuseError for fewer than two names, and for duplicates.
     """
     path = Path(names).expanduser()
-    path = path / NAMES_FILE if path.is_dir() else path
-    if not path.is_file() and ("," not in names or path.name == NAMES_FILE):
+    path = path / LABELS_FILE if path.is_dir() else path
+    if not path.is_file() and ("," not in names or path.name == LABELS_FILE):
         raise DualfuseError(
             f"{names!r} names no classes: give a file with one name per line, the folder that prepare wrote its "
-            f'{NAMES_FILE} into, or a list such as "cat, dog, red fox"'
+            f'{LABELS_FILE} into, or a list such as "cat, dog, red fox"'
         )
     parsed = read_vocabulary(path) if path.is_file() else tuple(filter(None, map(str.strip, names.split(","))))
     if len(set(parsed)) < max(2, len(parsed)):

@@ -32,6 +32,7 @@ from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.output_folder import PreparedFolder
 from dualfuse.prepare.registry import recognize
 from dualfuse.prepare.sources.columns import Columns
+from dualfuse.prepare.sources.label_names import labels_file
 from dualfuse.prepare.sources.labels import class_folders, label_maps
 from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, tables, webdataset
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
@@ -74,7 +75,8 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
             prepared.add(item, outcome)
             skipped = sum(prepared.tally.skipped.values())
             progress.update(task, completed=prepared.tally.consumed, skipped=skipped)
-        prepared.write_files(opened.files, opened.remarks)
+        files = opened.files or (labels_file(prepared.tally.labels) if options.label_column or kind == "tar" else {})
+        prepared.write_files(files, opened.remarks)
         return prepared.finish()
 
 

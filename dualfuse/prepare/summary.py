@@ -16,11 +16,11 @@ from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, read_json, write_json
 from dualfuse.prepare.shard_writer import Mark
+from dualfuse.prepare.sources.label_names import MAX_LABELS
 from dualfuse.prepare.sources.source import Item, Slice
 from dualfuse.printable import brief
 
 EXAMPLES = 3
-MAX_LABELS = 30_000  # ImageNet has 21,841
 
 
 @dataclass

@@ -80,7 +80,7 @@ def base_1k_probe() -> Classes:
 
 
 def nano() -> Classes:
-    """VLMo-nano on your classes, minutes on a laptop; needs --data.train and --task.labels or --task.num-classes."""
+    """VLMo-nano on your classes, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels."""
     return Recipe(
         name="classes",
         model=NANO,

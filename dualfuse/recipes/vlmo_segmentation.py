@@ -52,7 +52,7 @@ def large_640() -> Segmentation:
 
 
 def nano() -> Segmentation:
-    """VLMo-nano on your label maps, minutes on a laptop; needs --data.train and --task.labels or --task.num-classes."""
+    """VLMo-nano on your label maps, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels."""
     return Recipe(
         name="segmentation",
         model=NANO,

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -60,6 +60,10 @@ class TaskConfig(ABC):
     @abstractmethod
     def build(self, model: Any) -> Task:  # Any: what the model's config builds
         """Return the task with freshly initialised heads on ``model``."""
+
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the config for data of which labels.txt names the classes; by default they make no difference."""
+        return self
 
     def open_data(self, sources: Sequence[str], text: TextTransform) -> tuple[MapDataset, ...]:
         """Open sets of training or validation data; every process calls this with the same ``sources``."""

@@ -36,6 +36,7 @@ from dualfuse.training.dataloader import (
 )
 from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
 from dualfuse.training.init_from import check_init_from, init_from
+from dualfuse.training.label_names import with_labels
 from dualfuse.training.memory import checkpoint_activations, compile_blocks, keep_big_blocks, uncompiled
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
@@ -65,8 +66,9 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     """Run recipes in order, each in its own folder, and return the folder of the last model.
 
     A finished recipe is skipped, and an unfinished one resumes from its newest checkpoint. A single recipe uses the
-    folder ``out``, several use ``out``/name. Raises ``DualfuseError`` before the first step if a folder contains the
-    run of another recipe, if data is missing, or if the initial weights do not fit.
+    folder ``out``, several use ``out``/name. A task without labels takes those of labels.txt beside its training data.
+    Raises ``DualfuseError`` before the first step if a folder contains the run of another recipe, if data is missing,
+    or if the initial weights do not fit.
 
     The process's random state, number of threads and malloc limits are changed.
     """
@@ -75,6 +77,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         raise DualfuseError(f"the recipes of one run need different names, but are called {[r.name for r in recipes]}")
     trust(tuple(recipes))
     keep_big_blocks()
+    recipes = [with_labels(recipe) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
         unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from dualfuse.data.text.captions import parse_list
 from dualfuse.prepare.sources.source import Item
 
+LABELS_FILE = "labels.txt"
+"""Names of all classes beside the shards, one per line, in the order of their indices."""
 NUMBER = re.compile(r"0|[1-9]\d*")
+MAX_LABELS = 30_000  # ImageNet has 21,841
 DUPLICATE = "the same row came before"
 
 
@@ -37,6 +40,19 @@ class LabelledRows:
                 )
             texts = (text,) if text else ()
             yield replace(row, texts=texts, label=label, problem=row.problem or problem, note=note or row.note)
+
+
+def labels_file(labels: Iterable[str]) -> Mapping[str, str]:
+    """Return the text of labels.txt by its name: names are sorted, and numbers count from 0 to the largest.
+
+    Empty without labels, and for names with line breaks.
+    """
+    names = sorted(set(labels))
+    if any(len(name.splitlines()) != 1 for name in names):
+        return {}
+    if all(NUMBER.fullmatch(name) and len(name) < len(str(MAX_LABELS)) for name in names):
+        names = list(map(str, range(1 + max(map(int, names), default=-1))))
+    return {LABELS_FILE: "".join(f"{name}\n" for name in names)} if names else {}
 
 
 def parse_label(cell: object) -> dict[str, object]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NotRequired, TypedDict
+from typing import Annotated, Any, ClassVar, NotRequired, Self, TypedDict
 
 import numpy as np
 import torch
@@ -41,6 +43,32 @@ Names = Annotated[
 """Names of classes or answers; on the command line a file with one name per line, in config.json the names."""
 
 STACKED = ("image", "images", "target")
+
+
+class ClassesConfig(TaskConfig):
+    """Has the number of classes and, if they are known, their names; a base class of frozen dataclasses."""
+
+    num_classes: int
+    labels: Names = ()
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Names of the classes."""
+        return self.labels or tuple(map(str, range(self.num_classes)))
+
+    def with_labels(self, labels: tuple[str, ...]) -> Self:
+        """Return the config with ``labels``, unless it has its own or they are numbers below ``num_classes``.
+
+        Raises DualfuseError if ``num_classes`` was set to another number.
+        """
+        if self.labels or set(labels) <= set(self.names):
+            return self
+        if self.num_classes not in (type(self).num_classes, len(labels)):
+            raise DualfuseError(
+                f"task.num_classes is {self.num_classes}, but the data has a labels.txt with {len(labels)} names; give "
+                "the names with --task.labels FILE, or remove that file"
+            )
+        return replace(self, labels=labels)
 
 
 class QuestionExample(TypedDict):
@@ -102,7 +130,10 @@ class PairQuestionConfig(QuestionConfig):
 def check_names(names: Sequence[str]) -> None:
     """Raise DualfuseError for fewer than two names, and for duplicates."""
     if len(set(names)) < max(2, len(names)):
-        raise DualfuseError(f"{len(names)} names of classes, {len(set(names))} of them different; give two or more")
+        raise DualfuseError(
+            f"{len(names)} names of classes, {len(set(names))} of them different; give two or more, one per line of a "
+            "file, with --task.labels FILE"
+        )
 
 
 def read_question(
@@ -138,7 +169,11 @@ def label_of(sample: Sample, labels: Sequence[str]) -> tuple[str, ...]:
         return (str(label),)
     if isinstance(label, int) and 0 <= label < len(labels):
         return (labels[label],)
-    raise BrokenSample(sample.key, f"its label is {label!r}; the labels of the task are {listing(labels, 20)}")
+    raise BrokenSample(
+        sample.key,
+        f"its label is {label!r}; the labels of the task are {listing(labels, 20)}; "
+        "give all of them, one per line, with --task.labels FILE",
+    )
 
 
 def with_label(example: Example, labels: Sequence[str]) -> dict[str, Any]:  # Any: see Example

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -21,6 +20,7 @@ from dualfuse.metrics.accuracy import TopAccuracy
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
 from dualfuse.tasks.finetune.classification import (
+    ClassesConfig,
     Classification,
     Names,
     QuestionConfig,
@@ -34,7 +34,7 @@ STD = 0.02
 
 
 @dataclass(frozen=True)
-class ImageClassificationConfig(QuestionConfig):
+class ImageClassificationConfig(ClassesConfig, QuestionConfig):
     """Classes, head, and augmentation beyond that of ``data``.
 
     A sample has in its json a "label", by name or index; texts are ignored. With ``train_only`` ("head.*",) this is a
@@ -68,11 +68,6 @@ class ImageClassificationConfig(QuestionConfig):
                 f"label_smoothing is {self.label_smoothing} and random_erasing {self.random_erasing}; the first should "
                 "be at least 0 and below 1, the second from 0 to 1"
             )
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.labels or tuple(map(str, range(self.num_classes)))
 
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Read the image (3, H, W), and the label if there is one."""

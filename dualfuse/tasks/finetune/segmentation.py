@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
@@ -28,8 +27,8 @@ from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationRes
 from dualfuse.layers.upernet import AuxiliaryHead, FourStrides, UPerNet, enlarge
 from dualfuse.metrics.mean_iou import ConfusionMatrix
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
-from dualfuse.tasks.finetune.classification import Names, check_names
+from dualfuse.tasks.base import Task, TaskOutput, detached
+from dualfuse.tasks.finetune.classification import ClassesConfig, Names, check_names
 from dualfuse.tasks.finetune.segmentation_grid import SegmentedImage, segmentation_grid
 from dualfuse.tasks.finetune.sliding_window import best_class, sliding_window, whole_image
 
@@ -53,7 +52,7 @@ class WholeExample(Crops):
 
 
 @dataclass(frozen=True)
-class SegmentationConfig(TaskConfig):
+class SegmentationConfig(ClassesConfig):
     """Classes, layers, and augmentation of training images.
 
     A sample has a label map, ``KEY.labels.png`` in its shard. ``data.image_size`` is the size of crops in training and
@@ -93,11 +92,6 @@ class SegmentationConfig(TaskConfig):
                 f"auxiliary_weight is {self.auxiliary_weight}, dropout {self.dropout}, stride {self.stride}; they "
                 "should be at least 0, at least 0 and below 1, above 0 and at most 1"
             )
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of the classes."""
-        return self.labels or tuple(map(str, range(self.num_classes)))
 
     @decoding()
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Crops:

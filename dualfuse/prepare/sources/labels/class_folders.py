@@ -12,11 +12,10 @@ from pathlib import Path
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_JSON, listing, read_bounded
-from dualfuse.prepare.sources.label_names import parse_label
+from dualfuse.prepare.sources.label_names import LABELS_FILE, parse_label
 from dualfuse.prepare.sources.pairs import folder
 from dualfuse.prepare.sources.source import Item, Source
 
-LABELS = "labels.txt"
 NAME = re.compile(r"([^\t]+)\t\s*(.+)|([^\s,]+)[\s,]\s*(.+)")
 
 
@@ -40,7 +39,7 @@ def load(path: Path, class_names: Path | None, exclude: Path | None = None) -> S
     labels_of, remarks = _labels(classes, class_names)
     labels = "".join(f"{labels_of[name]}\n" for name in classes)
     items = chain(_items(folder.read(path, images), labels_of, has_splits), folder.unreadable(skipped))
-    return Source(items, len(images), {LABELS: labels}, remarks)
+    return Source(items, len(images), {LABELS_FILE: labels}, remarks)
 
 
 def _items(images: Iterator[Item], labels_of: Mapping[str, str], has_splits: bool) -> Iterator[Item]:
