@@ -7,11 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualfuse.data.text.decode import read_lines
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, read_bounded
+from dualfuse.prepare.sources.cells import cell_image, cell_texts
 from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
+from dualfuse.prepare.sources.image_finder import ImageFinder
 from dualfuse.prepare.sources.pairs.folder import is_image_name
 from dualfuse.prepare.sources.rows import TableRow, read_rows
+from dualfuse.prepare.sources.source import Slice
 from dualfuse.printable import brief
 from dualfuse.search.index import Hit, Index
 
@@ -27,6 +30,8 @@ class Query:
     id: object = None
     problem: str = ""
     """Reason for which a row of the file is not a query; empty: none."""
+    image: Slice | bytes | None = None
+    """The image of a row that has one."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,8 @@ def answer(index: Index, query: Query, *, top: int, rerank: int, folder: Path | 
     """Search for one query; see :func:`interpret`. Raises ``DualfuseError`` or ``OSError`` if it cannot be used."""
     if query.problem:
         raise DualfuseError(query.problem)
-    question, text = interpret(query.text, folder), index.loaded.processor.text
+    image, text = query.image.read() if isinstance(query.image, Slice) else query.image, index.loaded.processor.text
+    question = image or interpret(query.text, folder)
     hits = index.search(question, top=top, rerank=rerank)
     return Answer(query, hits, is_truncated=isinstance(question, str) and text.encode(question).truncated)
 
@@ -84,33 +90,28 @@ def interpret(query: str, folder: Path | None = None) -> str | Path:
 def read_queries(path: Path) -> Iterator[Query]:
     """Yield the queries of a text file, one per line, or of a table with a column such as "query", and maybe "id".
 
-    Raises ``DualfuseError`` if the table has no such column, and for a text that is not UTF-8.
+    A row may have an image instead, as in tables of ``prepare``. Raises ``DualfuseError`` if the first row has no such
+    column, and for a text that cannot be decoded.
     """
     if path.suffix.lower() not in TABLES:
-        yield from (Query(line.strip()) for line in _lines(path) if line.strip())
+        yield from map(Query, read_lines(path))
         return
-    column = ""
-    for number, row in enumerate(read_rows(path), start=1):
-        column = column or (_column(row, path) if row else "")
-        if row is None:
-            yield Query("", number, "the row cannot be read")
-        else:
-            cell = row.get(column)
-            yield Query("" if cell is None else str(cell).strip(), row.get("id", number))
+    find = ImageFinder(path.parent)
+    for row in read_rows(path):
+        plain = {name.strip().lower(): cell for name, cell in row.cells.items()}
+        if row.number == 1 and not (row.problem or plain.keys() & {*TEXTS, *IMAGE_COLUMNS}):
+            raise DualfuseError(f"{path} has no column called query, text or image; it has {brief(', '.join(plain))}")
+        name = plain.get("id", row.number)
+        try:
+            yield Query("", name, row.problem) if row.problem else _query(plain, name, find)
+        except DualfuseError as error:
+            yield Query("", name, str(error))
 
 
-def _column(row: TableRow, path: Path) -> str:
-    plain = {name.strip().lower(): name for name in row}
-    usual = [plain[name] for name in (*TEXTS, *IMAGE_COLUMNS) if name in plain]
-    if not usual:
-        raise DualfuseError(f"{path} has no column called query, text or image; it has {brief(', '.join(row))}")
-    return usual[0]
-
-
-def _lines(path: Path) -> list[str]:
-    data = read_bounded(path, MAX_TABLE)
-    try:
-        return data.decode("utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DualfuseError(f"{path}: line {line} is not UTF-8 at byte {error.start}; save the file as UTF-8") from None
+def _query(cells: TableRow, name: object, find: ImageFinder) -> Query:
+    """Return the query in a row whose columns have lower-case names; DualfuseError for a cell of the wrong type."""
+    text = next(("\n".join(cell_texts(cells[column])) for column in TEXTS if cells.get(column)), "")
+    image = next((cell_image(cells[column]) for column in IMAGE_COLUMNS if cells.get(column)), "")
+    if text or not image:
+        return Query(text.strip(), name)
+    return Query("", name, image=image) if isinstance(image, bytes) else Query(image, name, image=find(image))

@@ -485,7 +485,7 @@ def test_one_query_as_json(
     [
         ("queries.txt", "\ufeffa cat\r\nq.png\n\nnone.png\n"),
         ("queries.csv", "id,query\n1,a cat\n2,q.png\n,none.png\n"),
-        ("queries.jsonl", '{"text": "a cat", "id": 1}\n{"text": "q.png"}\n{"text": "none.png"}\n'),
+        ("queries.jsonl", '{"text": "a cat", "id": 1}\n{"image": "q.png"}\n{"image": "none.png"}\n'),
     ],
 )
 def test_many_queries(
@@ -507,11 +507,11 @@ def test_many_queries(
     hits = Index.build(loaded, images).search("a cat", top=2)
     assert (text["query"], text["hits"]) == ("a cat", [{"rank": n, **vars(hit)} for n, hit in enumerate(hits, start=1)])
     assert image["hits"][0]["name"] == "03.png"
-    assert "none.png does not exist" in missing["problem"] and "hits" not in missing
+    assert "none.png" in missing["problem"] and "hits" not in missing
     assert ("id" in text) == (name != "queries.txt")
     assert search_command.run(str(folders[0]), str(images), queries=queries, top=2) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("query: a cat\nrank") and "\n\nquery: none.png\nproblem: none.png" in printed
+    assert printed.startswith("query: a cat\nrank") and "\n\nquery: none.png\nproblem: " in printed
 
 
 def test_status_of_queries_that_cannot_be_used(
@@ -522,7 +522,7 @@ def test_status_of_queries_that_cannot_be_used(
     assert ["problem" in line for line in printed_lines(capsys)] == [True, True]
     (tmp_path / "q.csv").write_text("id,words\n1,a\n")
     (tmp_path / "cp1252.txt").write_bytes("a\ncafé\n".encode("cp1252"))
-    for name, fact in (("q.csv", "has no column called query"), ("cp1252.txt", "line 2 is not UTF-8 at byte 5")):
+    for name, fact in (("q.csv", "has no column called query"), ("cp1252.txt", r"cp1252.txt.* byte 4 .* line 2")):
         with pytest.raises(DualfuseError, match=fact):
             search_command.run(str(folders[0]), str(images), queries=tmp_path / name)
     with pytest.raises(DualfuseError, match="one query, or --queries"):

@@ -9,9 +9,9 @@ from urllib.parse import unquote, unquote_to_bytes
 
 from dualfuse.data.text.captions import parse_list, texts_of
 from dualfuse.errors import DualfuseError
+from dualfuse.printable import LONGEST, brief
 
 MAX_NAME = 4096  # characters of a path, the limit of file systems
-SHOWN = 100  # characters of a cell in messages
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 BASE64 = re.compile(r"[A-Za-z0-9+/_\r\n-]+={0,2}\s*")
 ENCODED_IMAGE = re.compile(r"[/_]9j[/_]|iVBORw0KGgo|UklGR|R0lGOD|Qk|SUkqA|TU0AK|AAAA.{4}Z0eX")
@@ -50,11 +50,6 @@ def cell_image(cell: object) -> str | bytes:
     raise DualfuseError(f"its image is a {type(cell).__name__}; a path is needed")
 
 
-def shorten(text: str) -> str:
-    """Return the beginning of a cell, for a message."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}... ({len(text):,} characters)"
-
-
 def is_url(cell: object) -> bool:
     """Return whether a cell is the address of something in the network."""
     return isinstance(cell, str) and bool(URL.match(cell.strip())) and not cell.strip().lower().startswith("file://")
@@ -68,10 +63,10 @@ def _text_image(text: str) -> str | bytes:
         raise DualfuseError("its image is a URL, and dualfuse downloads no images")
     if text[:7].lower() == "file://":
         return unquote(text[7:].removeprefix("localhost"))
-    if len(text) > 2 * SHOWN and BASE64.fullmatch(text) and (ENCODED_IMAGE.match(text) or len(text) > MAX_NAME):
+    if len(text) > 2 * LONGEST and BASE64.fullmatch(text) and (ENCODED_IMAGE.match(text) or len(text) > MAX_NAME):
         return _base64(text)
     if len(text) > MAX_NAME:
-        raise DualfuseError(f"its image is neither a path nor base64: {shorten(text)}")
+        raise DualfuseError(f"its image is neither a path nor base64: {brief(text)}")
     return text
 
 
@@ -81,4 +76,4 @@ def _base64(text: str) -> bytes:
     try:
         return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
     except binascii.Error as error:
-        raise DualfuseError(f"its image is not valid base64 ({error}): {shorten(text)}") from error
+        raise DualfuseError(f"its image is not valid base64 ({error}): {brief(text)}") from error
