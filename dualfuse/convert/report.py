@@ -55,9 +55,7 @@ class Report:
 
 def import_report(source: str, imported: ImportedTensors, notes: list[str]) -> Report:
     """Return the report on a third-party checkpoint before a task is built from it."""
-    return Report(
-        source, shapes(imported.used), shapes(imported.unused), shapes(imported.unexpected), notes=tuple(notes)
-    )
+    return Report(source, shapes(imported.used), shapes(imported.unused), shapes(imported.unexpected), notes=(*notes,))
 
 
 def shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -41,9 +41,8 @@ def text_tower(tensors: Mapping[str, Tensor], heads: int = 0) -> RobertaConfig:
 
 def count(tensors: Mapping[str, Tensor], prefix: str) -> int:
     """Return the number of indexed modules below a prefix."""
-    return 1 + max(
-        (int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix)), default=-1
-    )
+    indices = (int(name.removeprefix(prefix).split(".")[0]) for name in tensors if name.startswith(prefix))
+    return 1 + max(indices, default=-1)
 
 
 def integer(hyper_parameters: Mapping[str, object], name: str, default: int = 0) -> int:

@@ -47,9 +47,7 @@ class Bridge(nn.Module):
 
     def attention_flow(self, flow: AttentionFlow, u: Tensor, z: Tensor) -> Tensor:
         """Return the relevance (N, M) after the bridge, given that of u and z. Raises DualfuseError if undefined."""
-        raise DualfuseError(
-            f"{type(self).__name__} does not define attention_flow, so its attention cannot be explained"
-        )
+        raise DualfuseError(f"{type(self).__name__} does not define attention_flow: its attention cannot be explained")
 
 
 class Add(Bridge):

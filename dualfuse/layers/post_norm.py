@@ -26,10 +26,8 @@ class Attention(nn.Module):
         ``mask`` (B, N) is True at tokens of the context; None: everywhere.
         """
         dropout = self.dropout if self.training else 0.0
-        attended = attend(
-            self.query(x), self.key(context), self.value(context), heads=self.heads, mask=mask, dropout=dropout
-        )
-        return self.projection(attended)
+        query, key, value = self.query(x), self.key(context), self.value(context)
+        return self.projection(attend(query, key, value, heads=self.heads, mask=mask, dropout=dropout))
 
 
 class PostNorm(nn.Module):

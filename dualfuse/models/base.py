@@ -169,9 +169,7 @@ class VisionLanguageModel(Resizable, ABC):
 
         Raises DualfuseError if the model does not say how attention maps combine through its layers.
         """
-        raise DualfuseError(
-            f"{type(self).__name__} does not define attention_flow, so its attention cannot be explained"
-        )
+        raise DualfuseError(f"{type(self).__name__} does not define attention_flow: its attention cannot be explained")
 
     def average_patches(self, image: Tokens) -> Tensor:
         """Return one embedding (B, width) of images alone: the mean over patches before the final norm.

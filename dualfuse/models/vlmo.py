@@ -103,11 +103,9 @@ class VLMo(VisionLanguageModel):
         relative = cfg.positions == "relative"
         # relative positions index whole grids of patches
         self.capabilities = Capabilities(generation=True, patch_dropout=not relative, unimodal_states=True)
-        grid, text_positions = (None, 0) if relative else (window, cfg.text_length)
+        grid, length = (None, 0) if relative else (window, cfg.text_length)
         self.patches = PatchEmbedding(cfg.width, patch=cfg.patch_size, stem=cfg.stem, positions=grid)
-        self.words = TextEmbedding(
-            cfg.width, vocabulary=cfg.vocab_size, positions=text_positions, dropout=cfg.drop_path
-        )
+        self.words = TextEmbedding(cfg.width, vocabulary=cfg.vocab_size, positions=length, dropout=cfg.drop_path)
         self.types = nn.Embedding(1 + cfg.image_slots, cfg.width)  # row 0 text, then one row per image
         self.relative_bias = (
             RelativeBias(window=window, text=cfg.text_length, layers=cfg.depth, heads=cfg.heads) if relative else None

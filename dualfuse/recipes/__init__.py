@@ -101,9 +101,7 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     address = FUNCTIONS.get(name, name)
     if ":" not in address:
         names = "\n  ".join(NAMES)
-        raise DualfuseError(
-            f"no recipe is called {name!r}; give file.py:function, a model folder, or one of\n  {names}"
-        )
+        raise DualfuseError(f"no recipe is called {name!r}; give file.py:function, a model folder, or:\n  {names}")
     make = plugins.find(address)
     if not callable(make):
         raise DualfuseError(f"{address} is a {type(make).__name__}, not a function that returns a recipe")

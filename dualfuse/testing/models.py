@@ -53,15 +53,12 @@ def _built(config: ModelConfig) -> list[VisionLanguageModel]:
     for _ in range(2):
         torch.manual_seed(1)
         states.append(config.build().state_dict())
-    same = states[0].keys() == states[1].keys() and all(
-        torch.equal(states[0][name], states[1][name]) for name in states[0]
-    )
+    one, other = states
+    same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
     _require(same, "building twice with one seed gives the same weights")
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in config.build().state_dict().items()}
-    _require(
-        shapes == {name: tensor.shape for name, tensor in states[0].items()}, "the model builds on the meta device"
-    )
+    _require(shapes == {name: tensor.shape for name, tensor in one.items()}, "the model builds on the meta device")
     models = [model for model in (config.build(), config.build()) if isinstance(model, VisionLanguageModel)]
     _require(len(models) == 2, "build() returns a VisionLanguageModel")
     return models
@@ -114,9 +111,8 @@ class _Contract:
             _require_close(features[0], model.encode(tokens), "the first of itc_features is encode")
         fused = model.fuse(image, text)
         _require(fused.pooled.shape == (BATCH, model.fused_width), "fuse(...).pooled is (B, fused_width)")
-        _require(
-            fused.text.shape == (BATCH, self.text_length, model.text_width), "fuse(...).text is (B, T, text_width)"
-        )
+        text_shape = (BATCH, self.text_length, model.text_width)
+        _require(fused.text.shape == text_shape, "fuse(...).text is (B, T, text_width)")
         _require(fused.image.shape[:2] == (BATCH, patches), "fuse(...).image is (B, 1 + P, D)")
 
     def check_dependence(self) -> None:
@@ -149,10 +145,9 @@ class _Contract:
                     _require_close(feature[row], single[0], rule + f"itc_features of the {batch.modality}")
         ids = torch.where(self.mask, self.ids, (self.ids + 1) % model.vocab_size)
         other = model.fuse(self.image, model.embed_text(ids, self.mask))
-        _require_close(fused.pooled, other.pooled, "the ids of padding change nothing: fuse(...).pooled")
-        _require_close(
-            fused.text[self.mask], other.text[self.mask], "the ids of padding change nothing: fuse(...).text"
-        )
+        rule = "the ids of padding change nothing: "
+        _require_close(fused.pooled, other.pooled, rule + "fuse(...).pooled")
+        _require_close(fused.text[self.mask], other.text[self.mask], rule + "fuse(...).text")
 
     def check_tokens(self) -> None:
         """Check that taking examples from tokens, and joining tokens, is the same as doing so with the inputs."""
@@ -215,22 +210,16 @@ class _Contract:
     def _check_unimodal_states(self) -> None:
         model = self.model
         for tokens in (self.image, self.text):
-            _require_close(
-                model.token_states(tokens, tokens.first)[:, 0],
-                model.encode(tokens),
-                "encode is the first token's state",
-            )
+            first = model.token_states(tokens, tokens.first)[:, 0]
+            _require_close(first, model.encode(tokens), "encode is the first token's state")
         hidden = torch.rand(BATCH, self.image.mask.shape[1] - 1) < 0.5
         token = torch.zeros(1, 1, self.image.states[0].shape[-1], dtype=torch.float64)
-        nothing = model.embed_masked_image(self.images, MaskedPatches(torch.zeros_like(hidden), token))
-        _require_close(
-            nothing.states[0], self.image.states[0], "without hidden patches embed_masked_image is embed_image"
-        )
+        bare = model.embed_masked_image(self.images, MaskedPatches(torch.zeros_like(hidden), token))
+        _require_close(bare.states[0], self.image.states[0], "without hidden patches embed_masked_image is embed_image")
         pixels = hidden.unflatten(1, self.image.grid).double()[:, None]
         changed = self.images + nn.functional.interpolate(pixels, size=self.image_size)
-        masked, other = (
-            model.embed_masked_image(x, MaskedPatches(hidden, token)).states[0] for x in (self.images, changed)
-        )
+        patches = MaskedPatches(hidden, token)
+        masked, other = (model.embed_masked_image(images, patches).states[0] for images in (self.images, changed))
         _require_close(masked, other, "embed_masked_image does not read the pixels of hidden patches")
 
     def check_modules(self) -> None:
@@ -238,9 +227,7 @@ class _Contract:
         model, parameters = self.model, set(self.model.parameters())
         blocks = [set(block.parameters()) for block in model.fsdp_blocks()]
         inside = set[nn.Parameter]().union(*blocks)
-        _require(
-            bool(blocks) and sum(map(len, blocks)) == len(inside), "fsdp_blocks are modules without common weights"
-        )
+        _require(bool(blocks) and sum(map(len, blocks)) == len(inside), "fsdp_blocks share no weights")
         _require(inside < parameters, "fsdp_blocks are parts of the model")
         levels = {part for level in model.lr_layers() for module in level for part in module.parameters()}
         _require(inside <= levels <= parameters, "lr_layers covers every block of fsdp_blocks")
@@ -249,20 +236,15 @@ class _Contract:
 
     def check_gradients(self) -> None:
         """Check that every parameter is used by some verb."""
-        image, text = self.model.embed_image(self.images), self.model.embed_text(self.ids, self.mask)
-        fused = self.model.fuse(image, text)
-        outputs = [
-            fused.pooled,
-            fused.text,
-            fused.image,
-            *self.model.itc_features(image),
-            *self.model.itc_features(text),
-        ]
+        model = self.model
+        image, text = model.embed_image(self.images), model.embed_text(self.ids, self.mask)
+        fused = model.fuse(image, text)
+        outputs = (fused.pooled, fused.text, fused.image, *model.itc_features(image), *model.itc_features(text))
         torch.stack([(output * torch.randn_like(output)).sum() for output in outputs]).sum().backward()
-        for name, parameter in self.model.named_parameters():
+        for name, parameter in model.named_parameters():
             used = parameter.grad is not None and bool(parameter.grad.any())
             _require(used, f"every parameter has a gradient, but {name} has none")
-        self.model.zero_grad()
+        model.zero_grad()
 
     def check_attention_flow(self) -> None:
         """Check that rollout keeps the sum of relevance, for a model that defines its attention flow."""
@@ -278,9 +260,8 @@ class _Contract:
             return  # explain refuses the model, and says why
         for states, length in zip(relevance, (self.text_length, image.mask.shape[1]), strict=True):
             _require(states.shape == (length, len(identity)), "attention_flow returns the relevance of text and image")
-            _require_close(
-                states.sum(1), torch.ones_like(states[:, 0]), "the relevance of a token sums to one in rollout"
-            )
+            total = states.sum(1)
+            _require_close(total, torch.ones_like(total), "the relevance of a token sums to one in rollout")
 
 
 def _require_close(one: Tensor, other: Tensor, rule: str) -> None:

@@ -41,9 +41,7 @@ class Tower(nn.Module, ABC):
 
     def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
         """Return the relevance (N, M) after each layer, given that of the input. Raises DualfuseError if undefined."""
-        raise DualfuseError(
-            f"{type(self).__name__} does not define attention_flow, so its attention cannot be explained"
-        )
+        raise DualfuseError(f"{type(self).__name__} does not define attention_flow: its attention cannot be explained")
 
 
 @dataclass(frozen=True)
