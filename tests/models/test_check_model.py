@@ -49,7 +49,7 @@ BROKEN: dict[str, tuple[ModelConfig, dict[str, Any], str]] = {
     "text": (VLMO, fuse_with(lambda i, t, at: (i, replace(t, states=(t.states[0] * 0,)), at)), "depends on the text"),
     "generation": (VLMO, {"capabilities": Capabilities(unimodal_states=True)}, "generation works"),
     "no-generation": (BRIDGETOWER, {"capabilities": Capabilities(generation=True)}, "generation is a capability"),
-    "blocks": (VLMO, {"fsdp_blocks": lambda m: [*m.blocks, m.blocks[0]]}, "without common weights"),
+    "blocks": (VLMO, {"fsdp_blocks": lambda m: [*m.blocks, m.blocks[0]]}, "share no weights"),
     "levels": (
         VLMO,
         {"lr_layers": lambda m: [(m.words,), *((block,) for block in m.blocks[1:])]},
