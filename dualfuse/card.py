@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.runner import format_metric
+from dualfuse.evaluation.runner import Plan, format_metric
 from dualfuse.io import MAX_JSON, listing, read_bounded, read_json_object, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.printable import code, json_line, markdown, printable
@@ -65,7 +65,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
         f"# {markdown(recipe.name)}\n\n{_sentence(folder, recipe)}",
         "## Model\n\n" + _table(_model(folder, recipe)),
         "## Training\n\n" + _training(folder, recipe),
-        "## Scores\n\n" + _scores(scores),
+        "## Scores\n\n" + _scores(recipe, scores),
         "## Use\n\n" + _use(recipe),
         f"## Licence\n\n- Weights: {markdown(licence) or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
         f"- Weights it started from: {TO_FILL if _origin(folder) else 'none'}",
@@ -162,13 +162,14 @@ def _sources(recipe: Recipe) -> str:
     return listing(names, SHOWN) if names else "not recorded"
 
 
-def _scores(scores: Scores | None) -> str:
+def _scores(recipe: Recipe, scores: Scores | None) -> str:
     if scores is None:
         return (
             "None yet. `dualfuse evaluate MODEL DATA --out scores.json` writes them, and "
             "`dualfuse card MODEL --scores scores.json --command '...'` adds them here."
         )
-    rows = {code(name): format_metric(name, value) for name, value in scores.metrics.items()}
+    declared = recipe.task.metrics(Plan(rerank=1, all_metrics=True))
+    rows = {code(name): format_metric(declared, name, value) for name, value in scores.metrics.items()}
     command = printable(scores.command, "\n").replace("```", "'''")
     return f"Computed by\n\n```bash\n{command or TO_FILL}\n```\n\n" + _table(rows)
 

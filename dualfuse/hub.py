@@ -43,16 +43,24 @@ class LoadedModel:
     recipe: Recipe
 
 
-def save(folder: Path, task: Task, recipe: Recipe, weights: Mapping[str, Tensor] | None = None) -> Path:
+def save(
+    folder: Path,
+    task: Task,
+    recipe: Recipe,
+    weights: Mapping[str, Tensor] | None = None,
+    notes: Mapping[str, JSON] | None = None,
+) -> Path:
     """Write a model folder, replacing an existing ``folder`` as a whole, and return its path.
 
-    ``weights`` are the gathered weights of a sharded task; None: those of ``task``.
+    ``weights`` are the gathered weights of a sharded task; None: those of ``task``. ``notes`` are written as JSON
+    files, by name.
     """
     weights = task.state_dict() if weights is None else weights
     with atomic_folder(folder, weights.values(), NO_SPACE) as partial:
         save_tensors(weights, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
-        write_json(partial / CONFIG, recipe_to_json(recipe))
+        for name, note in {**(notes or {}), CONFIG: recipe_to_json(recipe)}.items():
+            write_json(partial / name, note)
     return folder
 
 

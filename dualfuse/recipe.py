@@ -116,7 +116,7 @@ class Run:
     """Candidates per query that these evaluations re-rank by fusion; 0: no re-ranking."""
     best: str = ""
     """Validation metric that selects the model in OUT/best, such as accuracy; a pattern such as */R@* selects by the
-    mean of several. Lower is better for names that end in loss or error, otherwise higher. Empty: no OUT/best."""
+    mean of several. The task declares whether higher is better. Needs ``data.validation``. Empty: no OUT/best."""
     save_every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2

@@ -177,7 +177,7 @@ def test_logs_of_old_runs_are_read_with_current_names() -> None:
 
 
 def test_the_best_model_so_far_is_known_under_the_current_name() -> None:
-    best = BestModel.restored("mlm/accuracy", {"best": {"by": "words", "value": 0.5, "step": 3}})
+    best = BestModel("mlm/accuracy").restored({"best": {"by": "words", "value": 0.5, "step": 3}})
     assert best == BestModel("mlm/accuracy", 0.5, 3)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import SetPrediction, write_predictions
+from dualfuse.metrics.base import MetricInfo, find_metric
 from dualfuse.progress import track
 
 if TYPE_CHECKING:
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 Read = Callable[[Sample, Processor, np.random.Generator], Example]
 """Turns a sample into an example, as ``TaskConfig.read`` does."""
-UNBOUNDED = ("loss", "CIDEr-D")
-"""Endings of the names of metrics that are not shares of one."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +53,7 @@ class EvaluationData:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Metrics by name, most of them shares of one, the size of the set, the excluded samples, and the predictions."""
+    """Metrics by name, the size of the set, the excluded samples, the predictions, and what the metrics mean."""
 
     metrics: Mapping[str, float]
     size: str
@@ -63,6 +61,8 @@ class EvaluationResult:
     excluded: tuple[Skipped, ...] = ()
     predictions: tuple[SetPrediction, ...] = ()
     """In file order; empty for tasks that predict neither answers nor captions."""
+    declared: tuple[MetricInfo, ...] = ()
+    """Declarations of the metrics."""
 
     def write(self, path: Path) -> None:
         """Write the predictions in the format of the suffix of ``path``."""
@@ -71,16 +71,16 @@ class EvaluationResult:
     def lines(self) -> list[str]:
         """Return the result as text: one line per metric, the size, and one line per excluded sample."""
         width = max(map(len, self.metrics), default=0)
-        numbers = (f"{name:{width}}  {format_metric(name, value):>7}" for name, value in self.metrics.items())
+        numbers = (
+            f"{name:{width}}  {format_metric(self.declared, name, value):>7}" for name, value in self.metrics.items()
+        )
         excluded = (f"  excluded {skipped.key}: {skipped.reason}" for skipped in self.excluded)
         return [*numbers, f"{self.size}, {len(self.excluded)} excluded", *excluded]
 
 
-def format_metric(name: str, value: float) -> str:
-    """Return a metric as text, in per cent if it is a share of one."""
-    if not math.isfinite(value):
-        return str(value)
-    return f"{value:.3f}" if name.endswith(UNBOUNDED) else f"{100 * value:.1f} %"
+def format_metric(declared: Sequence[MetricInfo], name: str, value: float) -> str:
+    """Return a metric in its unit; one that is not declared as a plain number."""
+    return (find_metric(declared, name) or MetricInfo(name)).text(value)
 
 
 class Evaluation:
@@ -132,7 +132,8 @@ def evaluate(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
     Raises DualfuseError if the model is in training mode, and ``BrokenSample`` for a sample that cannot be read,
     unless ``plan.exclude_broken`` is set.
     """
-    return model.task.evaluate(_open(model, data), plan)
+    result = model.task.evaluate(_open(model, data), plan)
+    return replace(result, declared=model.task.cfg.metrics(plan))
 
 
 def draw(model: LoadedModel, data: str, path: Path) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from itertools import chain, pairwise
 
 from dualfuse.errors import DualfuseError
+from dualfuse.metrics.base import MetricInfo, shares
 
 Words = Sequence[str]
 LONGEST = 4  # words of an n-gram
@@ -37,6 +38,13 @@ def caption_words(text: str) -> tuple[str, ...]:
     """Return the words of a caption in lower case, without punctuation; "don't" is do n't, "dog's" is dog 's."""
     plain = text.lower().replace("\u2019", "'")
     return tuple(word for word in WORD.findall(plain) if word not in DROPPED)
+
+
+CAPTION_METRICS = (
+    *shares("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", whole_set=True),
+    *shares("ROUGE-L", "exact"),
+    MetricInfo("CIDEr-D", whole_set=True),
+)
 
 
 def caption_metrics(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:

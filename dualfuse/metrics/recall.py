@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dualfuse.metrics.base import MetricInfo, shares
+
 BLOCK = 1024  # queries compared with all candidates at a time
+
+
+def recall_infos(*directions: str) -> tuple[MetricInfo, ...]:
+    """Declare the metrics of :func:`recall` under each of ``directions``."""
+    return shares(*(f"{direction}/R@{k}" for direction in directions for k in (1, 5, 10)))
 
 
 def recall(ranks: Tensor, at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

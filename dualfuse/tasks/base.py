@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -12,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dualfuse.data.loader import Batch, Example
+from dualfuse.data.loader import Batch, Collate, Example
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
@@ -20,6 +21,7 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
+from dualfuse.metrics.base import LOSS, MetricInfo, find_metric
 from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
 from dualfuse.tasks.prediction import Prediction
 
@@ -30,6 +32,14 @@ class TaskOutput:
 
     loss: Tensor
     log: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+
+
+SIZE = "number of samples"
+"""Key in a batch of the default evaluation."""
+
+
+def _counted(collate: Collate, examples: Sequence[Any]) -> Batch:  # Any: what the task's read returns
+    return {**collate(examples), SIZE: len(examples)}
 
 
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -56,6 +66,13 @@ class TaskConfig(ABC):
     @abstractmethod
     def collate(self, examples: Sequence[Any]) -> Batch:  # Any: what read returns
         """Return a batch of examples, padded to the longest."""
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare the metrics that the task's evaluation returns with ``plan``.
+
+        Only declared metrics can select the best model of a run; others are printed as plain numbers.
+        """
+        return (LOSS,)
 
     @abstractmethod
     def build(self, model: Any) -> Task:  # Any: what the model's config builds
@@ -95,16 +112,20 @@ class Task(nn.Module, ABC):
 
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
-        """Return named numbers for a set; by default the mean over batches of the values logged in training.
+        """Return named numbers for a set; by default the means over samples of the values logged in training.
 
-        Random draws of ``cfg.read`` depend on the number of the sample alone.
+        A value of a batch counts once per sample. Metrics declared with ``whole_set`` are omitted, because a mean of
+        batches is not their value. Random draws of ``cfg.read`` depend on the number of the sample alone.
         """
-        run, sums, batches = Evaluation(self, data, plan), dict[str, float](), 0
-        for batch in run.batches(self.cfg.read, self.cfg.collate, what="samples"):
+        run, sums, samples = Evaluation(self, data, plan), dict[str, float](), 0
+        for batch in run.batches(self.cfg.read, partial(_counted, self.cfg.collate), what="samples"):
+            size = batch.pop(SIZE)
             for name, value in self(batch).log.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-            batches += 1
-        return run.result({name: total / batches for name, total in sums.items()}, f"{len(data.samples)} samples")
+                sums[name] = sums.get(name, 0.0) + float(value) * size
+            samples += size
+        infos = {name: find_metric(self.cfg.metrics(plan), name) for name in sums}
+        averaged = {name: sums[name] / samples for name, info in infos.items() if not (info and info.whole_set)}
+        return run.result(averaged, f"{len(data.samples)} samples")
 
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw predictions for the first images of a set into an image file."""

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.card import write_card
-from dualfuse.config import trust
+from dualfuse.config import JSON, trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training import checkpoint
-from dualfuse.training.best_model import BestModel, keep_best
+from dualfuse.training.best_model import BestModel, check_best, keep_best, new_comparison
 from dualfuse.training.dataloader import (
     check_data,
     keys_at,
@@ -82,6 +82,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
         unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
         for recipe in unfinished:
+            check_best(recipe)
             check_data(recipe)
             if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
                 check_data_is_unchanged(folders[recipe.name], open_sets(recipe, recipe.data.train))
@@ -122,8 +123,10 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     report_trainable(task, out)
     if not newest:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
+    validation = open_sets(recipe, (recipe.data.validation,)) if recipe.run.best else ()
+    best = new_comparison(recipe, validation).restored(extra)
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
-    state = TrainState(recipe, out, task, optimizer, step, BestModel.restored(recipe.run.best, extra), sharded)
+    state = TrainState(recipe, out, task, optimizer, step, best, sharded)
     fit(state, dist.wrap(task, device, fixed_graph=is_fixed), prefetch(training_dataloader(recipe, start=step), device))
     state.settle()
     state.save_model(FINAL)
@@ -185,11 +188,14 @@ class TrainState:
             checkpoint.save(self.out / CHECKPOINTS, *content)
         dist.barrier()
 
-    def save_model(self, name: str) -> None:
-        """Write a model folder beside the checkpoints; all processes must call this, and the first one writes."""
+    def save_model(self, name: str, notes: Mapping[str, JSON] | None = None) -> None:
+        """Write a model folder beside the checkpoints; all processes must call this, and the first one writes.
+
+        ``notes`` are written into the folder as JSON files, by name.
+        """
         weights = dist.gathered_parameters(self.task)
         if dist.rank() == 0:
-            write_card(hub.save(self.out / name, self.task, self.recipe, weights))
+            write_card(hub.save(self.out / name, self.task, self.recipe, weights, notes or {}))
         dist.barrier()
 
     def settle(self) -> None:

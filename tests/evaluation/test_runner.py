@@ -45,7 +45,7 @@ def test_tokenizer_is_evaluated_by_its_training_metrics(tokenizer: hub.LoadedMod
     with torch.no_grad():
         naive = (tokenizer.task.model.reconstruct(images).images - images).square().mean()
     assert found.metrics["error"] == pytest.approx(float(naive), rel=1e-4)
-    assert found.size == "8 samples" and "8 samples, 0 excluded" in found.lines()
+    assert found.size == "8 images" and "8 images, 0 excluded" in found.lines()
     draw(tokenizer, data, tmp_path / "codes.png")
     with Image.open(tmp_path / "codes.png") as grid:
         assert grid.width > 100

@@ -21,7 +21,8 @@ from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import PredictedCaption
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import MLMHead
-from dualfuse.metrics.captions import caption_metrics
+from dualfuse.metrics.base import MetricInfo
+from dualfuse.metrics.captions import CAPTION_METRICS, caption_metrics
 from dualfuse.models.base import Tokens, VisionLanguageModel, generation_error, seq2seq_attention_mask
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.finetune.beam_search import Beam, beam_search
@@ -74,6 +75,10 @@ class CaptioningConfig(TaskConfig):
     def collate(self, examples: Sequence[CaptionExample]) -> CaptionBatch:
         """Pad the captions to the longest one."""
         return {**collate_texts(examples), "image": torch.stack([example["image"] for example in examples])}
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare the metrics of captions."""
+        return CAPTION_METRICS
 
     def build(self, model: VisionLanguageModel) -> Captioning:
         """Return the task with a fresh head; DualfuseError for a model that cannot generate text."""

@@ -25,6 +25,7 @@ from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationRes
 from dualfuse.io import listing
 from dualfuse.layers.heads import ClassificationHead
 from dualfuse.metrics.accuracy import Accuracy, Metric, Question
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.models.base import Fused, VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
@@ -94,6 +95,10 @@ class QuestionBatch(TypedDict):
 
 class QuestionConfig(TaskConfig):
     """A config that also reads unlabelled samples."""
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare the accuracy, and accuracies per label, type or number of answers."""
+        return shares("accuracy", "accuracy/*")
 
     @abstractmethod
     def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:

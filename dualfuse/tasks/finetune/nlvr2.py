@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from dualfuse.evaluation.runner import Plan
 from dualfuse.metrics.accuracy import Consistency
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.finetune.classification import PairClassification, PairQuestionConfig
 
@@ -27,6 +29,10 @@ class NLVR2Config(PairQuestionConfig):
     """Width of the head's hidden layer, as a multiple of the width of one pooled state; BridgeTower: 1.5."""
     dropout: float = 0.0
     """Dropout probability before the head; BridgeTower: 0.1."""
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare accuracies and consistency."""
+        return (*super().metrics(plan), *shares("consistency"))
 
     def build(self, model: VisionLanguageModel) -> NLVR2:
         """Return the task with a fresh head."""

@@ -13,13 +13,15 @@ from dualfuse import distributed as dist
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.retrieval import evaluate_fused_retrieval
+from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_fused_retrieval
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import init_linear
 from dualfuse.losses.grad_cache import grad_cache
 from dualfuse.losses.hard_negatives import gumbel
 from dualfuse.losses.itc import find_positives
 from dualfuse.losses.ranking import rank_loss, sample_texts
+from dualfuse.metrics.base import MetricInfo
+from dualfuse.metrics.recall import recall_infos
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, pad_to_global_length, read_pair
@@ -48,6 +50,10 @@ class RankingConfig(TaskConfig):
     def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Pad the texts to the longest one."""
         return collate_pairs(examples)
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare recall in both directions."""
+        return recall_infos(TEXT_TO_IMAGE, IMAGE_TO_TEXT)
 
     def build(self, model: VisionLanguageModel) -> Ranking:
         """Return the task with a fresh head."""

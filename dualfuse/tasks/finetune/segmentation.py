@@ -25,6 +25,7 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.upernet import AuxiliaryHead, FourStrides, UPerNet, enlarge
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.mean_iou import ConfusionMatrix
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskOutput, detached
@@ -119,6 +120,10 @@ class SegmentationConfig(ClassesConfig):
         shape = resized_shape(image.shape[1:], min(transform.size))
         resized = transform.preprocess.normalize(resize(image, shape, transform.preprocess.resampling))
         return {"image": resized, "target": labels, "file": sample.image}
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare mean IoU, accuracies and the IoU per class."""
+        return shares("mean_iou", "pixel_accuracy", "class_accuracy", "iou/*", whole_set=True)
 
     def build(self, model: VisionLanguageModel) -> Segmentation:
         """Return the task with a fresh decoder."""

@@ -15,6 +15,8 @@ from dualfuse.data.loader import Example
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Plan
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.vqa import AnswerScore, soft_scores
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
@@ -77,6 +79,10 @@ class VQAConfig(QuestionConfig):
         for answer, score in scores.items():
             target[self.index[answer]] = score
         return {**read_question(sample, answers, processor, rng), "target": target}
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare accuracies, and the score without leave-one-out."""
+        return (*super().metrics(plan), *shares("score"))
 
     def build(self, model: VisionLanguageModel) -> VQA:
         """Return the task with a fresh head."""

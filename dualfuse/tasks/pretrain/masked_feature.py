@@ -22,6 +22,8 @@ from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Plan
+from dualfuse.metrics.base import LOSS, MetricInfo
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskConfig, TaskOutput
 from dualfuse.tasks.frozen_model import FrozenModel, load_frozen
@@ -58,6 +60,10 @@ class MaskedFeatureConfig(TaskConfig):
     def collate(self, examples: Sequence[MaskedImageExample]) -> MaskedImageBatch:
         """Return a batch of images of one size."""
         return self.masked_image.collate(examples)
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare loss and cosine similarity."""
+        return (LOSS, MetricInfo("cosine"))
 
     def build(self, model: VisionLanguageModel) -> MaskedFeature:
         """Return the task with a freshly initialized head."""

@@ -20,9 +20,11 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.padding import pad_arrays
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Plan
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.layers.vq.dalle import DalleEncoder
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
+from dualfuse.metrics.base import LOSS, MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.frozen_model import load_frozen
@@ -90,6 +92,10 @@ class MaskedImageConfig(TaskConfig):
             "hidden": torch.from_numpy(np.stack([example["hidden"] for example in examples])),
             "positions": torch.from_numpy(pad_arrays(positions, 0)),
         }
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare loss and accuracy."""
+        return (LOSS, *shares("accuracy/patches"))
 
     def build(self, model: VisionLanguageModel) -> MaskedImage:
         """Return the task with a freshly initialized head."""

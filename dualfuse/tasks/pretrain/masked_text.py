@@ -20,6 +20,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import MLMHead
 from dualfuse.losses.mlm import mlm_loss
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.prediction import Prediction, text_of
@@ -58,6 +59,10 @@ class MaskedTextConfig(TaskConfig):
     def collate(self, examples: Sequence[TextExample]) -> TextBatch:
         """Return a batch of texts padded to the longest."""
         return collate_texts(examples)
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare accuracy and loss."""
+        return (*shares("mlm/accuracy"), MetricInfo("mlm/loss", higher_is_better=False))
 
     def build(self, model: VisionLanguageModel) -> MaskedText:
         """Return the task with a freshly initialized head."""

@@ -14,7 +14,7 @@ from dualfuse import distributed as dist
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.retrieval import evaluate_retrieval
+from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
 from dualfuse.losses.grad_cache import Embeddings, LazyEmbeddings, grad_cache, materialize
@@ -29,6 +29,8 @@ from dualfuse.losses.itc import (
 )
 from dualfuse.losses.itm import itm_accuracy, itm_loss
 from dualfuse.losses.mlm import mlm_loss
+from dualfuse.metrics.base import MetricInfo, shares
+from dualfuse.metrics.recall import recall_infos
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import (
@@ -109,6 +111,17 @@ class PairsConfig(TaskConfig):
     def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Return a batch whose texts are padded to the longest."""
         return collate_pairs(examples)
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare recall with ITC; without ITC, or with ``plan.all_metrics``, the accuracies of ITM and MLM."""
+        infos, directions = list[MetricInfo](), (TEXT_TO_IMAGE, IMAGE_TO_TEXT)
+        if self.itc_weight:
+            reranked = (f"{name}/reranked" for name in directions if plan.rerank and self.itm_weight)
+            infos += recall_infos(*directions, *reranked)
+        if not self.itc_weight or plan.all_metrics:
+            infos += shares("itm/*") if self.itm_weight else ()
+            infos += shares("mlm/accuracy", "mlm/accuracy_other_image") if self.mlm_weight else ()
+        return tuple(infos)
 
     def build(self, model: VisionLanguageModel) -> Pairs:
         """Return the task with freshly initialized heads."""

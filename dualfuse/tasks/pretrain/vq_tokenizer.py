@@ -18,9 +18,10 @@ from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, image_grid, 
 from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
-from dualfuse.evaluation.runner import Evaluation, EvaluationData, Plan
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.vq.autoencoder import Autoencoder
 from dualfuse.layers.vq.codebook import count, perplexity
+from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
 
 DRAWN = 256  # images whose codes are counted in a grid
@@ -50,6 +51,12 @@ class VQTokenizerConfig(TaskConfig):
     def collate(self, examples: Sequence[Views]) -> Views:
         """Return a batch of views of one size."""
         return {"view": torch.stack([example["view"] for example in examples])}
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        """Declare losses, and the use of codes over a whole set."""
+        lower = (MetricInfo(name, higher_is_better=False) for name in ("loss", "error", "commitment"))
+        used, spread = shares("codes/used", whole_set=True), MetricInfo("codes/perplexity", "codes", whole_set=True)
+        return (*lower, *used, spread)
 
     def build(self, model: Autoencoder) -> VQTokenizer:
         """Return the task."""
@@ -82,6 +89,23 @@ class VQTokenizer(Task):
         log = {"loss": loss, "error": error, "commitment": output.commitment}
         log |= {"codes/used": (counts > 0).float().mean(), "codes/perplexity": perplexity(counts)}
         return TaskOutput(loss, detached(log))
+
+    @torch.inference_mode()
+    def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
+        """Return loss, error and commitment as means over images, and the use of codes over the whole set."""
+        run, counts = Evaluation(self, data, plan), torch.zeros(self.model.codes, device=self.device)
+        errors, commitments, images = 0.0, 0.0, 0
+        for batch in run.batches(self.cfg.read, self.cfg.collate, what="images"):
+            views = batch["view"].float() / 255
+            output = self.model.reconstruct(views)
+            errors += F.mse_loss(output.images.float(), views).item() * len(views)
+            commitments += output.commitment.item() * len(views)
+            counts += count(output.codes, self.model.codes)
+            images += len(views)
+        error, commitment = errors / images, commitments / images
+        means = {"loss": error + self.cfg.commitment * commitment, "error": error, "commitment": commitment}
+        used = {"codes/used": (counts > 0).float().mean().item(), "codes/perplexity": perplexity(counts).item()}
+        return run.result(means | used, f"{images} images")
 
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw the first images of a set with their reconstructions, and the code usage."""
