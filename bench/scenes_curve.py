@@ -25,8 +25,8 @@ def plot(axes: Axes, way: str, stages: tuple[History, ...]) -> None:
             curves = joined(stages, f"validation/{way}/{place}{recall}")
             if curves:
                 line = merged(curves)
-                percent = [100 * value for value in line.values]
-                axes.plot(line.steps, percent, style, color=colour, marker="o", ms=3, label=f"{recall}, {label}")
+                steps, percent = zip(*((step, 100 * value) for step, _, value in line.points), strict=True)
+                axes.plot(steps, percent, style, color=colour, marker="o", ms=3, label=f"{recall}, {label}")
     start = 0
     for stage in stages:
         axes.axvline(start, color="#999999", linewidth=0.8, linestyle=":")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 IDENTIFIER = re.compile(r"(?P<split>[^-]+)-(?P<set>\d+)-(?P<pair>\d+)-(?P<sentence>\d+)")
 """An identifier of NLVR2."""
@@ -27,57 +27,45 @@ class Question:
     """Type of the question, for accuracies per type: "answer_type" in the sample's json."""
 
 
-class Metric(Protocol):
-    """Accumulates counts over questions."""
+class Metric(ABC):
+    """Means of named scores over questions."""
+
+    def __init__(self) -> None:
+        """Start with zero counts."""
+        self._sums: dict[str, float] = {}
+        self._counts: Counter[str] = Counter()
+
+    @abstractmethod
+    def scores(self, question: Question, answers: Sequence[str]) -> dict[str, float]:
+        """Return the scores, from 0 to 1, of the ``answers``, best first, to a question with a target."""
 
     def add(self, question: Question, answers: Sequence[str]) -> None:
         """Count the ``answers``, best first, to a question with a target."""
-        ...
+        for name, score in self.scores(question, answers).items():
+            self._sums[name] = self._sums.get(name, 0.0) + score
+            self._counts[name] += 1
 
     def result(self) -> dict[str, float]:
         """Return shares of one by name; empty if nothing was added."""
-        ...
+        return {name: self._sums[name] / self._counts[name] for name in sorted(self._sums)}
 
 
-class Accuracy:
-    """The share of correct answers, over all questions and per label."""
+class Accuracy(Metric):
+    """The share of correct answers: "accuracy" over all questions, and "accuracy/LABEL" for every label."""
 
-    def __init__(self) -> None:
-        """Start with zero counts."""
-        self._all: Counter[str] = Counter()
-        self._correct: Counter[str] = Counter()
-
-    def add(self, question: Question, answers: Sequence[str]) -> None:
-        """Count the best answer."""
+    def scores(self, question: Question, answers: Sequence[str]) -> dict[str, float]:
+        """Compare the best answer."""
         [label] = question.target
-        self._all[label] += 1
-        self._correct[label] += answers[0] == label
-
-    def result(self) -> dict[str, float]:
-        """Return "accuracy", and "accuracy/LABEL" for every label."""
-        if not self._all:
-            return {}
-        by_label = {f"accuracy/{label}": self._correct[label] / self._all[label] for label in sorted(self._all)}
-        return {"accuracy": self._correct.total() / self._all.total()} | by_label
+        return dict.fromkeys(("accuracy", f"accuracy/{label}"), float(answers[0] == label))
 
 
-class TopAccuracy:
-    """The share of questions whose target is the best answer, and that whose target is among the best five."""
+class TopAccuracy(Metric):
+    """The share of questions whose target is the best answer, and "accuracy/top5": one of the best five."""
 
-    def __init__(self) -> None:
-        """Start with zero counts."""
-        self._all = self._first = self._five = 0
-
-    def add(self, question: Question, answers: Sequence[str]) -> None:
-        """Count the five best answers."""
+    def scores(self, question: Question, answers: Sequence[str]) -> dict[str, float]:
+        """Compare the five best answers."""
         [label] = question.target
-        self._all += 1
-        self._first += label == answers[0]
-        self._five += label in answers[:5]
-
-    def result(self) -> dict[str, float]:
-        """Return "accuracy" and "accuracy/top5"."""
-        return {"accuracy": self._first / self._all, "accuracy/top5": self._five / self._all} if self._all else {}
+        return {"accuracy": float(label == answers[0]), "accuracy/top5": float(label in answers[:5])}
 
 
 class Consistency(Accuracy):

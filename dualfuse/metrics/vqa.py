@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_JSON, read_bounded
-from dualfuse.metrics.accuracy import Question
+from dualfuse.metrics.accuracy import Metric, Question
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 ARTICLES = ("a", "an", "the")
@@ -96,23 +96,11 @@ def read_vocabulary(path: Path) -> tuple[str, ...]:
     return answers
 
 
-class AnswerScore:
-    """The official accuracy, over all questions and per type; and the soft score that training logs."""
+class AnswerScore(Metric):
+    """The official "accuracy", over all questions and per type ("accuracy/TYPE"); and the soft "score" of training."""
 
-    def __init__(self) -> None:
-        """Start with zero counts."""
-        self._scores: dict[str, float] = {}
-        self._counts: Counter[str] = Counter()
-
-    def add(self, question: Question, answers: Sequence[str]) -> None:
-        """Count the best answer."""
-        answer = answers[0]
-        official = accuracy(answer, question.target)
-        scores = {"accuracy": official, "score": soft_scores(question.target).get(normalise(answer), 0.0)}
-        for name, score in (scores | ({f"accuracy/{question.kind}": official} if question.kind else {})).items():
-            self._scores[name] = self._scores.get(name, 0.0) + score
-            self._counts[name] += 1
-
-    def result(self) -> dict[str, float]:
-        """Return "accuracy", "accuracy/TYPE" of types such as yes/no, number and other, and "score"."""
-        return {name: self._scores[name] / self._counts[name] for name in sorted(self._scores)}
+    def scores(self, question: Question, answers: Sequence[str]) -> dict[str, float]:
+        """Compare the best answer; types are such as yes/no, number and other."""
+        official = accuracy(answers[0], question.target)
+        scores = {"accuracy": official, "score": soft_scores(question.target).get(normalise(answers[0]), 0.0)}
+        return scores | ({f"accuracy/{question.kind}": official} if question.kind else {})

@@ -15,21 +15,10 @@ SKIPPED = ("count/", "samples_per_second", "steps_per_second", "skipped")
 
 @dataclass(frozen=True)
 class Curve:
-    """One logged value: ``values`` at ``steps``, after ``seconds``."""
+    """One logged value: ``points`` of (step, seconds, value)."""
 
     name: str
-    steps: tuple[int, ...]
-    seconds: tuple[float, ...]
-    values: tuple[float, ...]
-
-    def after(self, steps: int, seconds: float) -> Curve:
-        """Return the curve shifted by the steps and seconds of earlier stages."""
-        return Curve(
-            self.name,
-            tuple(step + steps for step in self.steps),
-            tuple(second + seconds for second in self.seconds),
-            self.values,
-        )
+    points: tuple[tuple[int, float, float], ...]
 
 
 @dataclass(frozen=True)
@@ -62,26 +51,17 @@ def joined(stages: tuple[History, ...], name: str) -> tuple[Curve, ...]:
     curves, steps, seconds = [], 0, 0.0
     for stage in stages:
         if curve := stage.curve(name):
-            curves.append(curve.after(steps, seconds))
+            points = ((step + steps, second + seconds, value) for step, second, value in curve.points)
+            curves.append(Curve(name, tuple(points)))
         steps, seconds = steps + stage.steps, seconds + stage.seconds
     return tuple(curves)
 
 
 def merged(curves: tuple[Curve, ...]) -> Curve:
     """Return one curve through the points of one or more curves."""
-    return Curve(
-        curves[0].name,
-        tuple(step for curve in curves for step in curve.steps),
-        tuple(second for curve in curves for second in curve.seconds),
-        tuple(value for curve in curves for value in curve.values),
-    )
+    return Curve(curves[0].name, tuple(point for curve in curves for point in curve.points))
 
 
 def _curve(name: str, lines: list[dict[str, float]]) -> Curve:
-    points = [line for line in lines if math.isfinite(line.get(name, math.nan))]
-    return Curve(
-        name,
-        tuple(int(line["step"]) for line in points),
-        tuple(line["seconds"] for line in points),
-        tuple(line[name] for line in points),
-    )
+    finite = (line for line in lines if math.isfinite(line.get(name, math.nan)))
+    return Curve(name, tuple((int(line["step"]), line["seconds"], line[name]) for line in finite))

@@ -81,9 +81,9 @@ def draw(chart: Chart) -> str:
 
 
 def _plot(axes: Axes, line: Line, over: str) -> None:
-    curve, colour = line.curve, f"#0300{line.series:02d}"
-    x = np.array(curve.steps) if over == "steps" else np.array(curve.seconds) / 60
-    y = np.array(curve.values)
+    colour = f"#0300{line.series:02d}"
+    steps, seconds, y = np.array(line.curve.points, dtype=float).reshape(-1, 3).T
+    x = steps if over == "steps" else seconds / 60
     style = {"color": colour, "linestyle": (0, (4, 2)) if line.is_dashed else "solid", "solid_capstyle": "round"}
     if line.is_exact or len(y) <= POINTS:
         axes.plot(x, y, linewidth=1.8, marker="o" if len(y) < 15 else "", markersize=3.5, **style)

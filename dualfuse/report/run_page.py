@@ -85,13 +85,15 @@ def _final(logged: History) -> list[str]:
     )
     curves = ((logged.curve(name), meaning, form) for name, meaning, form in tiles)
     return [
-        markup.tile(form.format(curve.values[-1]), meaning) for curve, meaning, form in curves if curve and curve.values
+        markup.tile(form.format(curve.points[-1][2]), meaning)
+        for curve, meaning, form in curves
+        if curve and curve.points
     ]
 
 
 def _training(logged: History) -> str:
     shares = [curve for curve in logged.curves if curve.name.startswith("accuracy/")]
-    single = [curve for curve in logged.curves if "/" not in curve.name and curve.values]
+    single = [curve for curve in logged.curves if "/" not in curve.name and curve.points]
     single.sort(key=lambda curve: list(TITLES).index(curve.name) if curve.name in TITLES else len(TITLES))
     charts = [
         markup.figure(TITLES.get(curve.name, curve.name.replace("_", " ").capitalize()), _draw((curve,)))
@@ -105,7 +107,7 @@ def _training(logged: History) -> str:
 def _validation(logged: History) -> str:
     charts = []
     for way in ("text_to_image", "image_to_text"):
-        curves = [curve for curve in logged.curves if curve.name.startswith(f"validation/{way}/") and curve.values]
+        curves = [curve for curve in logged.curves if curve.name.startswith(f"validation/{way}/") and curve.points]
         if curves:
             charts.append(_together(way.replace("_", " ").capitalize(), curves, f"validation/{way}/"))
     return markup.section("Validation recall", markup.grid(charts, "half")) if charts else ""

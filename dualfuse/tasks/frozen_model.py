@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,13 @@ class FrozenModel:
     preprocess: Preprocess
 
 
-def load_frozen(folder: Path) -> FrozenModel:
-    """Load the model of a folder; DualfuseError if there is none, or if its weights do not fit its config."""
+@lru_cache(maxsize=2)
+def load_frozen(path: str, device: torch.device) -> FrozenModel:
+    """Load the model of a folder; cached per process.
+
+    Raises ``DualfuseError`` if there is none, or if its weights do not fit its config.
+    """
+    folder = Path(path).expanduser()
     try:
         stored = read_json(folder / "config.json")
         recipe: Any = upgrade.config(stored)  # Any: what a file holds
@@ -45,4 +51,4 @@ def load_frozen(folder: Path) -> FrozenModel:
         model.load_state_dict(weights)
     except RuntimeError as error:
         raise DualfuseError(f"the weights in {folder} do not fit its config.json: {error}") from error
-    return FrozenModel(model.requires_grad_(False).eval(), preprocess)
+    return FrozenModel(model.requires_grad_(False).eval().to(device), preprocess)

@@ -332,10 +332,11 @@ def test_durations() -> None:
 
 
 def test_stages_follow_each_other() -> None:
-    curve = Curve("loss", (1, 2), (10.0, 20.0), (3.0, 2.0))
+    curve = Curve("loss", ((1, 10.0, 3.0), (2, 20.0, 2.0)))
     stages = (History("a", 2, 25.0, (curve,)), History("b", 2, 30.0, ()), History("c", 2, 40.0, (curve,)))
     parts = joined(stages, "loss")
-    assert merged(parts) == Curve("loss", (1, 2, 5, 6), (10.0, 20.0, 65.0, 75.0), (3.0, 2.0, 3.0, 2.0))
+    points = ((1, 10.0, 3.0), (2, 20.0, 2.0), (5, 65.0, 3.0), (6, 75.0, 2.0))
+    assert merged(parts) == Curve("loss", points)
 
 
 def test_running_mean() -> None:
@@ -347,7 +348,7 @@ def test_running_mean() -> None:
 
 
 def test_charts_share_no_names() -> None:
-    curve = Curve("loss", tuple(range(100)), tuple(map(float, range(100))), tuple(float(n % 7) for n in range(100)))
+    curve = Curve("loss", tuple((n, float(n), float(n % 7)) for n in range(100)))
     pair = [figures.draw(Chart((Line(curve, series),), "steps", boundary=40)) for series in (1, 2)]
     page = Page("".join(pair))
     assert page.ids and len(set(page.ids)) == len(page.ids)

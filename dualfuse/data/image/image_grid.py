@@ -90,6 +90,14 @@ def _shown(tile: Tile) -> Tile:
     return tile._replace(title=title, caption=caption, note=note)
 
 
+def below(top: Image.Image, bottom: Image.Image) -> Image.Image:
+    """Return two images of one width, the second below the first."""
+    combined = Image.new("RGB", (top.width, top.height + bottom.height), PAPER)
+    combined.paste(top, (0, 0))
+    combined.paste(bottom, (0, top.height))
+    return combined
+
+
 def _draw(tile: Tile, cell: int, font: Font) -> Image.Image:
     """Return one drawn tile: image, title, caption, note."""
     lines = [(_shorten(tile.title, cell, font), FAINT)] if tile.title else []

@@ -147,7 +147,7 @@ def _validation(results: DemoResults) -> str:
         for stages, series in ((results.control, CONTROL), (results.joint, JOINT))
         if (curves := joined(stages, RECALL))
     ]
-    if not any(len(line.curve.values) > 2 for line in lines):
+    if not any(len(line.curve.points) > 2 for line in lines):
         return ""
     return markup.section(
         "Validation recall",

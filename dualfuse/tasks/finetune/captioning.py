@@ -105,14 +105,6 @@ def collate_references(examples: Sequence[Example]) -> Batch:
     return {"image": torch.stack([example["image"] for example in examples]), "examples": tuple(examples)}
 
 
-@dataclass(frozen=True)
-class Caption:
-    """A caption and its probability."""
-
-    text: str
-    probability: float
-
-
 class Captioning(Task):
     """Predicts masked tokens of a caption from the image and earlier tokens; generates by appending one mask at a time.
 
@@ -153,7 +145,7 @@ class Captioning(Task):
         for batch in run.batches(read_references, collate_references, what="captions"):
             generated = self.generate(batch["image"], data.processor.text)
             for example, (best, *_) in zip(batch["examples"], generated, strict=True):
-                captions.append(PredictedCaption(example["key"], example["image_id"], best.text, best.probability))
+                captions.append(PredictedCaption(example["key"], example["image_id"], best.answer, best.probability))
                 references.append(example["references"])
         pairs = [(caption.caption, texts) for caption, texts in zip(captions, references, strict=True) if texts]
         metrics = caption_metrics([caption for caption, _ in pairs], [texts for _, texts in pairs])
@@ -169,13 +161,10 @@ class Captioning(Task):
     def predict(self, inputs: Sequence[Tensor], processor: Processor, top: int) -> list[Prediction]:
         """Return the best captions, at most as many as the beam is wide."""
         images = torch.stack(list(inputs)).to(self.device)
-        return [
-            Prediction(tuple(ScoredAnswer(caption.text, caption.probability) for caption in captions[:top]))
-            for captions in self.generate(images, processor.text)
-        ]
+        return [Prediction(captions[:top]) for captions in self.generate(images, processor.text)]
 
     @torch.inference_mode()
-    def generate(self, images: Tensor, text: TextTransform) -> list[tuple[Caption, ...]]:
+    def generate(self, images: Tensor, text: TextTransform) -> list[tuple[ScoredAnswer, ...]]:
         """Return the best captions of each image (B, 3, H, W), best first, at most ``beam``, no longer than ``text``.
 
         Raises DualfuseError in training mode, where dropout makes captions random.
@@ -186,7 +175,7 @@ class Captioning(Task):
         beam = Beam(self.cfg.beam, self.cfg.length_penalty, text.length, start=loaded.start, end=loaded.end)
         decoder = CaptionDecoder(self, self.model.embed_image(images), text)
         return [
-            tuple(Caption(text.decode(each.ids), float(np.exp(each.log_probability))) for each in hypotheses)
+            tuple(ScoredAnswer(text.decode(each.ids), float(np.exp(each.log_probability))) for each in hypotheses)
             for hypotheses in beam_search(decoder, len(images), beam, images.device)
         ]
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from dualfuse.data.image.image_grid import INK, PAPER, Tile, image_grid
+from dualfuse.data.image.image_grid import INK, PAPER, Tile, below, image_grid
 from dualfuse.data.image.joint_crop import IGNORE_LABEL
 
 CELL, MARGIN, LINE = 256, 8, 24
@@ -35,10 +35,7 @@ def segmentation_grid(images: Sequence[SegmentedImage], names: Sequence[str], he
     grid = image_grid(tiles, columns=3, cell=CELL, heading=heading)
     classes = {int(number) for each in images for labels in (each.target, each.predicted) for number in labels.unique()}
     legend = _legend([(names[number], colours[number]) for number in sorted(classes - {IGNORE_LABEL})], grid.width)
-    combined = Image.new("RGB", (grid.width, grid.height + legend.height), PAPER)
-    combined.paste(grid, (0, 0))
-    combined.paste(legend, (0, grid.height))
-    return combined
+    return below(grid, legend)
 
 
 def palette(classes: int) -> np.ndarray:

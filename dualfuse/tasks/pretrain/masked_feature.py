@@ -8,8 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -26,7 +24,7 @@ from dualfuse.evaluation.runner import Plan
 from dualfuse.metrics.base import LOSS, MetricInfo
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskConfig, TaskOutput
-from dualfuse.tasks.frozen_model import FrozenModel, load_frozen
+from dualfuse.tasks.frozen_model import load_frozen
 from dualfuse.tasks.pretrain.masked_image import MaskedImage, MaskedImageBatch, MaskedImageConfig, MaskedImageExample
 
 
@@ -91,7 +89,9 @@ class MaskedFeature(MaskedImage):
 
         Raises ``DualfuseError`` if the teacher does not match the task.
         """
-        teacher = open_teacher(self.teacher, view.device)
+        if not self.teacher:
+            raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/demo/pairs/final")
+        teacher = load_frozen(self.teacher, view.device)
         mean, std = (
             view.new_tensor(numbers, dtype=torch.float).view(3, 1, 1)
             for numbers in (teacher.preprocess.mean, teacher.preprocess.std)
@@ -114,12 +114,3 @@ def patch_states(model: object, images: Tensor) -> Tensor:
             f"a {type(model).__name__} has no patch states to teach; give the folder of a VLMo, BridgeTower or METER"
         )
     return model.patch_states(images)
-
-
-@lru_cache(maxsize=2)
-def open_teacher(folder: str, device: torch.device) -> FrozenModel:
-    """Load the frozen model of a folder; cached per process. Raises ``DualfuseError`` if there is none."""
-    if not folder:
-        raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/demo/pairs/final")
-    teacher = load_frozen(Path(folder).expanduser())
-    return FrozenModel(teacher.model.to(device), teacher.preprocess)

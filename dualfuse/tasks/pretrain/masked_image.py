@@ -167,8 +167,12 @@ def open_tokenizer(path: str, device: torch.device) -> VisualTokenizer:
             "then OUT/final) or to DALL-E's encoder.pkl"
         )
     source = Path(path).expanduser()
-    tokenizer = _load_folder(source) if source.is_dir() else _load_dalle(source)
-    return tokenizer.requires_grad_(False).eval().to(device)
+    if not source.is_dir():
+        return _load_dalle(source).requires_grad_(False).eval().to(device)
+    tokenizer = load_frozen(path, device).model
+    if not isinstance(tokenizer, VisualTokenizer):
+        raise DualfuseError(f"{source} holds a {type(tokenizer).__name__}, which is not a visual tokenizer")
+    return tokenizer
 
 
 def _load_dalle(path: Path) -> VisualTokenizer:
@@ -181,10 +185,3 @@ def _load_dalle(path: Path) -> VisualTokenizer:
         return DalleEncoder.of(tensors)
     except ValueError as error:
         raise DualfuseError(f"{path}: {error}") from error
-
-
-def _load_folder(folder: Path) -> VisualTokenizer:
-    tokenizer = load_frozen(folder).model
-    if not isinstance(tokenizer, VisualTokenizer):
-        raise DualfuseError(f"{folder} holds a {type(tokenizer).__name__}, which is not a visual tokenizer")
-    return tokenizer

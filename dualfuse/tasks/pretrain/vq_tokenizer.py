@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse import distributed as dist
-from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, image_grid, save_drawing
+from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, below, image_grid, save_drawing
 from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
@@ -137,11 +137,7 @@ def codebook_grid(model: Autoencoder, views: Tensor, *, shown: int = 25) -> Imag
         f"error {torch.cat(errors).mean().item():.4f} over {len(views)} images"
     )
     grid = image_grid(tiles, columns=COLUMNS, cell=CELL, heading=heading)
-    bars = _bars(counts.sort(descending=True).values.cpu().numpy(), grid.width)
-    image = Image.new("RGB", (grid.width, grid.height + bars.height), PAPER)
-    image.paste(grid, (0, 0))
-    image.paste(bars, (0, grid.height))
-    return image
+    return below(grid, _bars(counts.sort(descending=True).values.cpu().numpy(), grid.width))
 
 
 def _pixels(images: Tensor) -> list[np.ndarray]:

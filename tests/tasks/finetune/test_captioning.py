@@ -138,9 +138,9 @@ def test_cache_does_not_change_log_probabilities(cfg: VLMoConfig, processor: Pro
     found = beam_search(compared, 3, beam)
     assert any(origin != sorted(origin) or len(set(origin)) < len(origin) for origin in seen[1:])
     for best, captions in zip(found, task.generate(pil_images, processor.text), strict=True):
-        assert [processor.text.decode(each.ids) for each in best] == [each.text for each in captions]
+        assert [processor.text.decode(each.ids) for each in best] == [each.answer for each in captions]
         assert [math.exp(each.log_probability) for each in best] == pytest.approx([e.probability for e in captions])
-    assert len({captions[0].text for captions in task.generate(pil_images, processor.text)}) > 1  # images matter
+    assert len({captions[0].answer for captions in task.generate(pil_images, processor.text)}) > 1  # images matter
 
 
 @torch.inference_mode()
@@ -149,7 +149,7 @@ def test_batch_equals_single_images(processor: Processor) -> None:
     together = task.generate(pil_images, processor.text)
     for number, captions in enumerate(together):
         [alone] = task.generate(pil_images[number : number + 1], processor.text)
-        assert [each.text for each in alone] == [each.text for each in captions]
+        assert [each.answer for each in alone] == [each.answer for each in captions]
         assert [each.probability for each in alone] == pytest.approx([e.probability for e in captions], rel=1e-4)
 
 
@@ -167,7 +167,7 @@ def test_task_overfits_eight_images(processor: Processor) -> None:
         optimizer.step()
         optimizer.zero_grad()
     written = task.eval().generate(torch.stack([plain.image(sample.image, rng) for sample in shown]), processor.text)
-    assert [best.text for best, *_ in written] == [sample.texts[0] for sample in shown]
+    assert [best.answer for best, *_ in written] == [sample.texts[0] for sample in shown]
 
 
 def test_all_weights_are_initialised_from_pairs() -> None:
