@@ -134,6 +134,9 @@ class Run:
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """Reaction to a loss or gradient that is not finite. stop: end the run without another checkpoint; skip: skip the
     step, log its samples, and stop after ten such steps in a row (synchronizes with the device in every step)."""
+    max_skipped_share: float = 0.2
+    """Maximum share of unusable samples among those read: a run that skips more, and at least 100, stops. 1: no
+    maximum."""
     tensorboard: bool = False
     """Write TensorBoard events to OUT/tensorboard; needs the extra track."""
 

@@ -224,7 +224,8 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             for micro, loaded_batch in enumerate(islice(stream, micro_steps(recipe))):
                 values = accumulate(state, forward, loaded_batch.batch, micro)
                 guard.watch(values)
-                log.add({**values, "count/skipped": len(loaded_batch.skipped)})
+                log.add(values)
+                log.add_skipped(loaded_batch.skipped)
                 skipped_log.extend(state.step + 1, loaded_batch.skipped)
             norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
             if guard.passes(norm, state.step + 1):
@@ -237,6 +238,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             if due(state.step, run.log_every, run.steps) or saving:  # a resumed run needs a line at its checkpoint
                 log.write(state.step, lr=rate)
                 guard.check()
+                log.check_skipped(run.max_skipped_share)
             if recipe.data.validation and due(state.step, run.eval_every, run.steps):
                 guard.check()
                 validate_and_keep_best(state, log)

@@ -7,7 +7,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
 COUNT = "count/"
 SAMPLES = "count/samples"
+SKIPPED_SAMPLES = "count/skipped"
+MIN_SKIPPED = 100
+"""Number of skipped samples from which their share is checked."""
 
 
 class Log:
@@ -60,6 +64,11 @@ class Log:
         self._earlier = earlier[-1].get("seconds", 0.0) if earlier else 0.0
         self._began = self._before = time.perf_counter()
         self._step = start
+        self._folder = folder
+        self._reasons: Counter[str] = Counter()
+        """Reasons for which samples were skipped since the last line, in this process."""
+        self._new: Counter[str] = Counter()
+        """Counts of all processes since this log was opened; equal in all of them."""
 
     def __enter__(self) -> Self:
         """Return the log."""
@@ -68,6 +77,8 @@ class Log:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         """Close the file and the console's progress line."""
         self._console.close()
+        if self._is_first and self._new[SKIPPED_SAMPLES]:
+            logger.warning("%s; %s lists them", self._skipped(self._new), self._folder / SKIPPED)
         with suppress(OSError):  # a full disk was reported when the line was written
             self._file.close()
         if self._tensorboard:
@@ -80,6 +91,27 @@ class Log:
             total, times = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, times + 1  # a new tensor: the caller may modify its own
 
+    def add_skipped(self, skipped: Sequence[Skipped]) -> None:
+        """Count skipped samples; the first one is reported at once."""
+        if skipped and self._is_first and not (self._new[SKIPPED_SAMPLES] or self._reasons):
+            logger.warning("sample %s is skipped: %s", skipped[0].key, skipped[0].reason)
+        self._reasons.update(sample.reason for sample in skipped)
+        self.add({SKIPPED_SAMPLES: len(skipped)})
+
+    def check_skipped(self, max_share: float) -> None:
+        """Raise ``DualfuseError`` if more than ``max_share`` of the samples read so far are skipped."""
+        skipped = self._new[SKIPPED_SAMPLES]
+        if skipped >= MIN_SKIPPED and skipped > max_share * (skipped + self._new[SAMPLES]):
+            raise DualfuseError(
+                f"{self._skipped(self._new)}, more than run.max_skipped_share ({max_share:g}); repair the set, for "
+                f"example with dualfuse prepare, or raise that share. {self._folder / SKIPPED} lists them"
+            )
+
+    def _skipped(self, counts: Mapping[str, int]) -> str:
+        """Return "5 of 20 samples skipped and replaced"."""
+        skipped = counts[SKIPPED_SAMPLES]
+        return f"{skipped:,} of {skipped + counts.get(SAMPLES, 0):,} samples skipped and replaced"
+
     def write(self, step: int, **fixed: float) -> None:
         """Write a line: means since the last one, counts, and ``fixed`` values (learning rate, metrics)."""
         means, new = self._settle()
@@ -88,8 +120,14 @@ class Log:
         seconds = round(self._earlier + now - self._began, 3)
         line = {"step": step, "seconds": seconds, **means, **self.counts, **rate, **fixed}
         _append(self._file, line)
+        self._new.update(new)
+        note = ""
+        if new.get(SKIPPED_SAMPLES):
+            reason = f", mostly because: {self._reasons.most_common(1)[0][0]}" if self._reasons else ""
+            note = f"{self._skipped(new)}{reason}"
+        self._reasons.clear()
         left = (self.steps - step) * (now - self._began) / max(1, step - self.start)
-        self._console.show(step, {**means, **fixed, **rate}, left)
+        self._console.show(step, {**means, **fixed, **rate}, left, note)
         if self._tensorboard:
             for name, value in line.items():
                 self._tensorboard.add_scalar(name, value, step)
@@ -206,7 +244,7 @@ def _console(steps: int, start: int) -> _Terminal | _Plain:
 class _Silent:
     """Shows nothing, on all processes but the first."""
 
-    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
+    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
         pass
 
     def close(self) -> None:
@@ -219,8 +257,8 @@ class _Plain:
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
-    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
-        logger.info("step %s/%s  %s", step, self.steps, _format(values, left))
+    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
+        logger.info("step %s/%s  %s", step, self.steps, _format(values, left, note))
 
     def close(self) -> None:
         pass
@@ -236,14 +274,14 @@ class _Terminal:
         self.bar = self.progress.add_task("", total=steps, completed=start, text="")
         self.progress.start()
 
-    def show(self, step: int, values: Mapping[str, float], left: float) -> None:
-        self.progress.update(self.bar, completed=step, text=_format(values, left), refresh=True)
+    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
+        self.progress.update(self.bar, completed=step, text=_format(values, left, note), refresh=True)
 
     def close(self) -> None:
         self.progress.stop()
 
 
-def _format(values: Mapping[str, float], left: float) -> str:
+def _format(values: Mapping[str, float], left: float, note: str) -> str:
     """Return "loss 0.693  lr 0.0002  1:02:03 left"."""
     numbers = (f"{name.replace('_per_', '/')} {value:.4g}" for name, value in values.items())
-    return "  ".join((*numbers, f"{timedelta(seconds=round(left))} left"))
+    return "  ".join(filter(None, (*numbers, f"{timedelta(seconds=round(left))} left", note)))

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dualfuse.errors import MissingExtraError
+from dualfuse.data.loader import Skipped
+from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.training.run_log import Log, SkippedLog, read_log
 
 
@@ -188,3 +189,38 @@ def test_skipped_samples_are_logged(tmp_path: Path) -> None:
         {"step": 4, "key": "coco/2", "reason": "it is truncated", "replacement": "coco/3"},
     ]
     assert SkippedLog(tmp_path, 0).count == 0
+
+
+def _skip(number: int, reason: str) -> Skipped:
+    return Skipped(f"a/{number}", reason, "a/0")
+
+
+def test_skipped_samples_are_shown_with_the_most_frequent_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    with _log(tmp_path) as log:
+        for step, reasons in enumerate((("no text",), ("no image", "no text"), ()), start=1):
+            log.add({"loss": 1.0, "count/samples": 8})
+            log.add_skipped([_skip(number, reason) for number, reason in enumerate(reasons)])
+            if step > 1:
+                log.write(step)
+    first, line, quiet, total = caplog.messages
+    assert first == "sample a/0 is skipped: no text"
+    assert line.endswith("3 of 19 samples skipped and replaced, mostly because: no text")
+    assert "skipped" not in quiet
+    assert total == f"3 of 27 samples skipped and replaced; {tmp_path / 'skipped.jsonl'} lists them"
+
+
+@pytest.mark.parametrize(("samples", "skipped", "stops"), [(300, 100, True), (401, 100, False), (1, 99, False)])
+def test_a_run_that_skips_too_many_samples_stops(tmp_path: Path, samples: int, skipped: int, stops: bool) -> None:
+    with _log(tmp_path) as log:
+        log.add({"count/samples": samples})
+        log.add_skipped([_skip(number, "no text") for number in range(skipped)])
+        log.write(1)
+        log.check_skipped(1.0)
+        if stops:
+            with pytest.raises(DualfuseError, match=r"100 of 400 samples skipped.*run\.max_skipped_share \(0\.2\)"):
+                log.check_skipped(0.2)
+        else:
+            log.check_skipped(0.2)
