@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,8 @@ from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 CROSS_MODAL_LAYERS = 6
 """Cross-modal layers of the paper."""
+_CLIP = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+_ROBERTA = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "position_embedding_type": "absolute", "pad_token_id": 1}
 _POSITIONS, _WORDS = "model.image_tower.positions", "model.text_tower.words.word.weight"
 
 
@@ -40,7 +42,8 @@ def from_clip_and_roberta(image: Path, text: Path, recipe: Recipe | None = None,
     BridgeTower of the towers' sizes with ``CROSS_MODAL_LAYERS``. A recipe must have the towers' sizes; image positions
     are resized, and tower layers above the recipe's depth are unused.
     """
-    images, words = _read_clip(image), _read_roberta(text)
+    images = _read(image, import_clip, _CLIP, _POSITIONS, "CLIP of OpenAI or Hugging Face")
+    words = _read(text, import_roberta, _ROBERTA, _WORDS, "RoBERTa of Hugging Face")
     recipe = recipe or _default_recipe(images.tensors, words.tensors)
     model = recipe.model
     if not isinstance(model, BridgeTowerConfig) or not isinstance(model.image, CLIPViTConfig):
@@ -120,27 +123,20 @@ def _other_notes(checkpoint: ThirdPartyCheckpoint) -> tuple[str, ...]:
     return tuple(note for note in checkpoint.report.notes if note != beit.NEW_EXPERTS)
 
 
-def _read_clip(path: Path) -> ImportedTensors:
+def _read(
+    path: Path,
+    import_tower: Callable[[Mapping[str, Tensor]], ImportedTensors],
+    expected: Mapping[str, object],
+    mark: str,
+    kind: str,
+) -> ImportedTensors:
+    """Read a tower whose config, if there is one, has the ``expected`` values, and whose tensors include ``mark``."""
     source = Source(path)
     config = source.config.get("vision_config", source.config)
-    _check_config(path, config, {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5})
-    return _check_kind(path, import_clip(source.tensors), _POSITIONS, "CLIP of OpenAI or Hugging Face")
-
-
-def _read_roberta(path: Path) -> ImportedTensors:
-    source = Source(path)
-    expected = {"hidden_act": "gelu", "layer_norm_eps": 1e-5, "position_embedding_type": "absolute", "pad_token_id": 1}
-    _check_config(path, source.config, expected)
-    return _check_kind(path, import_roberta(source.tensors), _WORDS, "RoBERTa of Hugging Face")
-
-
-def _check_config(path: Path, config: Mapping[str, object], expected: Mapping[str, object]) -> None:
     for name, value in expected.items():
         if config.get(name, value) != value:
             raise DualfuseError(f"{path / 'config.json'} has {name} {config[name]!r}; the tower here has {value!r}")
-
-
-def _check_kind(path: Path, imported: ImportedTensors, mark: str, kind: str) -> ImportedTensors:
+    imported = import_tower(source.tensors)
     if mark not in imported.tensors:
         raise DualfuseError(f"{path} is not a {kind}: its tensors include {', '.join(list(imported.unexpected)[:4])}")
     return imported

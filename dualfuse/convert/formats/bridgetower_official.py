@@ -73,36 +73,33 @@ class Kind:
 
     name: str
     config: type[TaskConfig]
-    mark: str
-    """A tensor that only checkpoints of this kind hold."""
     heads: Table
-    unused: tuple[str, ...] = ()
-    """Patterns of heads of an earlier stage."""
+    """Names of the heads; those of a fine-tuned checkpoint begin with one that no other kind has."""
 
     @property
     def layout(self) -> Layout:
         """The names of its tensors."""
         kept = add_prefixes(roberta.POOLER, "text_transformer.", "")
-        return Layout(MODEL | self.heads, kept, _UNUSED + self.unused, scalars=("temperature",))
+        unused = _UNUSED if self == PAIRS else _UNUSED + _EARLIER_HEADS
+        return Layout(MODEL | self.heads, kept, unused, scalars=("temperature",))
 
 
-PAIRS = Kind("pairs", PairsConfig, "", MLM | ITM | ITC | {"temperature": "itc_heads.0.temperature"})
+PAIRS = Kind("pairs", PairsConfig, MLM | ITM | ITC | {"temperature": "itc_heads.0.temperature"})
 """Pre-training, and retrieval with ITC and ITM."""
-_RANK = weight_and_bias({"rank_output": "itm_head"})  # one row: see rank_to_itm
 KINDS = (
-    Kind("vqa", VQAConfig, "vqa_classifier.0.weight", _classifier("vqa_classifier"), _EARLIER_HEADS),
-    Kind("nlvr2", NLVR2Config, "nlvr2_classifier.0.weight", _classifier("nlvr2_classifier"), _EARLIER_HEADS),
-    Kind("entailment", EntailmentConfig, "snli_classifier.0.weight", _classifier("snli_classifier"), _EARLIER_HEADS),
-    Kind("ranking", RankingConfig, "rank_output.weight", _RANK, _EARLIER_HEADS),
+    Kind("vqa", VQAConfig, _classifier("vqa_classifier")),
+    Kind("nlvr2", NLVR2Config, _classifier("nlvr2_classifier")),
+    Kind("entailment", EntailmentConfig, _classifier("snli_classifier")),
+    Kind("ranking", RankingConfig, weight_and_bias({"rank_output": "itm_head"})),  # one row: see rank_to_itm
 )
 """Fine-tuned checkpoints."""
 
 
 def kind_of(names: Collection[str]) -> Kind:
     """Return the kind of a checkpoint with these tensors; ``DualfuseError`` if it has heads of several tasks."""
-    kinds = [kind for kind in KINDS if kind.mark in names]
+    kinds = [kind for kind in KINDS if next(iter(kind.heads)) in names]
     if len(kinds) > 1:
-        heads = " and ".join(kind.mark.partition(".")[0] for kind in kinds)
+        heads = " and ".join(next(iter(kind.heads)).partition(".")[0] for kind in kinds)
         raise DualfuseError(f"this checkpoint has {heads}; a published one has a single task, so remove the others")
     return kinds[0] if kinds else PAIRS
 
