@@ -15,6 +15,7 @@ from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
     from dualfuse.hub import LoadedModel
+    from dualfuse.prepare.sources.pairs.tables import Table
 
 EXAMPLES = """
 dualfuse predict runs/vqa/final --image photo.jpg --text "what colour is the car?"
@@ -35,6 +36,18 @@ def run(
     table: Annotated[
         Path | None, arg(metavar="FILE", help="csv, tsv, json, jsonl or parquet table with columns image and text")
     ] = None,
+    images: Annotated[
+        Path | None, arg(metavar="FOLDER", help="with --table: folder of its images; default: the folder of the table")
+    ] = None,
+    image_column: Annotated[
+        str, arg(help="with --table: column with the image or its path; empty: recognized by its usual names")
+    ] = "",
+    text_columns: Annotated[
+        tuple[str, ...], arg(help="with --table: columns with the text; empty: recognized by their usual names")
+    ] = (),
+    encoding: Annotated[
+        str, arg(help="with --table: encoding of a csv, tsv or json file, such as cp1252; empty: UTF-8, or by its BOM")
+    ] = "",
     top: Annotated[int, arg(help="number of answers, or of words per mask; at least 1")] = 5,
     out: Annotated[Path | None, arg(metavar="FILE", help="with --table: .jsonl or .csv file for the answers")] = None,
     batch_size: Annotated[int, arg(help="with --table: rows per forward pass")] = 32,
@@ -49,13 +62,18 @@ def run(
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
     from dualfuse.inference.predict import at_least_one, predict
+    from dualfuse.inference.table import input_table
     from dualfuse.inference.zero_shot import with_zero_shot
+    from dualfuse.prepare.sources.columns import Columns
 
     at_least_one(top)
     _check_table(image, text, table, out)
+    if not table and (images or image_column or text_columns or encoding):
+        raise DualfuseError("--images, --image-column, --text-columns and --encoding are for --table")
     loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     if table:
-        return _predict_table(loaded, table, out, top=top, batch_size=batch_size)
+        opened = input_table(table, images, Columns(image_column, text_columns), encoding)
+        return _predict_table(loaded, opened, out, top=top, batch_size=batch_size)
     prediction = predict(loaded, image or None, text, top=top)
     echo("\n".join(prediction.lines()))
     if prediction.is_cut:
@@ -75,7 +93,7 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
         raise DualfuseError(f"--out {out} would replace the table; give another file")
 
 
-def _predict_table(model: LoadedModel, table: Path, out: Path | None, *, top: int, batch_size: int) -> int:
+def _predict_table(model: LoadedModel, table: Table, out: Path | None, *, top: int, batch_size: int) -> int:
     """Return the exit status: 1 if no row could be used."""
     from dualfuse.inference.table import predict_table, table_writer
     from dualfuse.printable import json_line

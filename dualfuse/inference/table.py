@@ -17,10 +17,11 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.io import atomic_write
-from dualfuse.prepare.sources.cells import cell_image, cell_texts
-from dualfuse.prepare.sources.columns import IMAGE_COLUMNS, TEXT_COLUMNS
-from dualfuse.prepare.sources.image_finder import ImageFinder
-from dualfuse.prepare.sources.rows import Row, TableRow, read_rows
+from dualfuse.prepare.sources.cells import cell_image
+from dualfuse.prepare.sources.columns import Columns, choose_inputs
+from dualfuse.prepare.sources.pairs.tables import Table
+from dualfuse.prepare.sources.rows import TableRow
+from dualfuse.prepare.sources.source import Item, Slice
 from dualfuse.printable import csv_line, json_line
 from dualfuse.progress import track
 from dualfuse.tasks.prediction import Prediction
@@ -54,25 +55,34 @@ class TablePrediction:
         return {name: record[name] for name in CELLS if name in record}
 
 
-def predict_table(
-    model: LoadedModel, table: Path, *, top: int = 5, batch_size: int = 32, num_workers: int = 0
-) -> Iterator[TablePrediction]:
-    """Yield a prediction for each row of a csv, tsv, json, jsonl or parquet table, in order, with a progress bar.
+def input_table(path: Path, images: Path | None = None, requested: Columns | None = None, encoding: str = "") -> Table:
+    """Open a csv, tsv, json, jsonl or parquet table, read as ``prepare`` reads it.
 
-    Columns have the usual names, such as "image" and "text" or "question"; a second image is in "image_2". Paths of
-    images are relative to the table; parquet may hold the bytes. ``num_workers`` threads read images (0: one per
-    processor). Raises DualfuseError for a table without rows or without such a column; a row that cannot be used has a
-    ``problem``.
+    Columns have the usual names, such as "image" and "text" or "question", or those in ``requested``. Names of images
+    are relative to ``images``, or to the table; cells may hold the bytes.
     """
-    total = sum(1 for _ in read_rows(table))
-    yield from track(_predictions(model, table, top, batch_size, num_workers), total=total, what="rows")
+    choose = partial(choose_inputs, requested=requested or Columns(), table=str(path))
+    return Table(path, path, images, choose, encoding)
 
 
-def _predictions(
-    model: LoadedModel, table: Path, top: int, batch_size: int, num_workers: int
+def predict_table(
+    model: LoadedModel, table: Path | Table, *, top: int = 5, batch_size: int = 32, num_workers: int = 0
 ) -> Iterator[TablePrediction]:
-    read = partial(_read, model, _row_reader(table))
-    rows = (row for _, row in parallel_map(read, read_rows(table), num_workers))
+    """Yield a prediction for each row of a table (see :func:`input_table`), in order, with a progress bar.
+
+    Several texts of a row are read as one; a second image is in the column "image_2". ``num_workers`` threads read
+    images (0: one per processor). Raises DualfuseError for a table without rows or without columns of images and texts;
+    a row that cannot be used has a ``problem``.
+    """
+    table = input_table(table) if isinstance(table, Path) else table
+    if not (total := table.count()):
+        raise DualfuseError(f"{table.path} has no rows; a table has a line of column names and lines below")
+    read, items = partial(_read, model, table), enumerate(table.items(), start=1)
+    rows = (row for _, row in parallel_map(read, items, num_workers))
+    yield from track(_predictions(model, rows, top, batch_size), total=total, what="rows")
+
+
+def _predictions(model: LoadedModel, rows: Iterator[_Row], top: int, batch_size: int) -> Iterator[TablePrediction]:
     while chunk := list(islice(rows, batch_size)):
         usable = [row.value for row in chunk if not row.problem]
         with torch.inference_mode():
@@ -94,44 +104,6 @@ def table_writer(path: Path) -> Iterator[Callable[[TablePrediction], object]]:
             yield lambda answer: file.write(f"{json_line(answer.record())}\n")
 
 
-RowInputs = tuple[dict[str, object], Callable[[], Sample]]
-"""The inputs that a row names, and a function that reads them."""
-
-
-def _row_reader(table: Path) -> Callable[[TableRow], RowInputs]:
-    """Return a reader of rows; the columns are those of the first readable row."""
-    first = next((row.cells for row in read_rows(table) if not row.problem), None)
-    if first is None:
-        raise DualfuseError(
-            f"{table} holds no row that can be read; a table has a line of column names and lines below"
-        )
-    columns = {name.strip().lower(): name for name in first}
-    texts = [columns[name] for name in ("question", *TEXT_COLUMNS) if name in columns]
-    images = [columns[name] for name in IMAGE_COLUMNS if name in columns][:1]
-    if not (texts or images):
-        raise DualfuseError(f"{table} has no column called image, text or question; it has {', '.join(first)}")
-    images += [columns[SECOND]] if SECOND in columns else []
-    return partial(_row_inputs, ImageFinder(table.parent), "".join(texts[:1]), tuple(images), columns.get("id", ""))
-
-
-def _row_inputs(find: ImageFinder, text: str, images: tuple[str, ...], name: str, row: TableRow) -> RowInputs:
-    words = "\n".join(cell_texts(row.get(text)))
-    cells = [row.get(column) for column in images]
-    inputs: dict[str, object] = {"id": row[name]} if name in row else {}
-    inputs |= {"image": cells[0]} if cells and isinstance(cells[0], str) else {}
-    return inputs | {"text": words}, partial(_sample, find, words, cells)
-
-
-def _sample(find: ImageFinder, text: str, cells: list[object]) -> Sample:
-    first, *others = [_image(cell, find) for cell in cells if cell] or [b""]
-    return Sample("row", first, (text,) if text.strip() else (), other_images=tuple(others))
-
-
-def _image(cell: object, find: ImageFinder) -> bytes:
-    image = cell_image(cell)
-    return find(image).read() if isinstance(image, str) else image
-
-
 @dataclass(frozen=True)
 class _Row:
     """One row: its number and inputs, and what ``Task.read_input`` made of them, or why it cannot be used."""
@@ -142,17 +114,33 @@ class _Row:
     problem: str = ""
 
 
-def _read(model: LoadedModel, read: Callable[[TableRow], RowInputs], row: Row) -> _Row:
-    number = row.number
-    if row.problem:
-        return _Row(number, {}, problem=f"the row cannot be read: {row.problem}")
-    inputs: dict[str, object] = {}
+def _read(model: LoadedModel, table: Table, numbered: tuple[int, tuple[Item, TableRow]]) -> _Row:
+    number, (item, cells) = numbered
+    plain = {name.strip().lower(): cell for name, cell in cells.items()}
+    inputs: dict[str, object] = {"id": plain["id"]} if "id" in plain else {}
+    inputs |= {"image": item.name} if isinstance(item.image, Slice) else {}
+    inputs |= {"text": "\n".join(item.texts)}
+    if item.problem:
+        return _Row(number, inputs, problem=": ".join(filter(None, (item.problem, item.detail))))
     try:
-        inputs, sample = read(row.cells)
-        return _Row(number, inputs, model.task.read_input(sample(), model.processor))
+        second = cell_image(plain.get(SECOND))
+        images = [item.image, table.find(second) if second and isinstance(second, str) else second]
+        first, *others = [_bytes(image) for image in images if image and not isinstance(image, str)] or [b""]
+        text = "\n".join(item.texts)
+        sample = Sample("row", first, (text,) if text.strip() else (), other_images=tuple(others))
+        return _Row(number, inputs, model.task.read_input(sample, model.processor))
     except BrokenSample as error:
         return _Row(number, inputs, problem=error.reason)
     except OSError as error:
         return _Row(number, inputs, problem=f"its image cannot be read: {error.strerror or error}")
     except ValueError as error:
         return _Row(number, inputs, problem=str(error))
+
+
+def _bytes(image: Slice | bytes) -> bytes:
+    if isinstance(image, bytes):
+        return image
+    try:
+        return image.read()
+    except FileNotFoundError:
+        raise DualfuseError(f"missing image: {image.remark or image.path}") from None

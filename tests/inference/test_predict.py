@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import json
@@ -18,6 +19,7 @@ from tiny import MODEL, png_image, shards, tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from dualfuse import hub
+from dualfuse.cli import main as cli
 from dualfuse.cli import predict as predict_command
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
@@ -210,7 +212,7 @@ def test_table_predictions_equal_those_of_single_rows(tmp_path: Path, task: Task
     problems = {answer.row: answer.problem for answer in answers if answer.prediction is None}
     assert set(problems) == {5, 10, 11, 12}
     assert "cannot be decoded" in problems[5]
-    assert problems[10] == "its image cannot be read: No such file or directory"
+    assert problems[10] == f"missing image: {tmp_path / 'none.png'}"
     assert "no text" in problems[11]
     assert answers[9].inputs == {"id": "200", "image": "none.png", "text": QUESTION}
     assert problems[12].startswith("the row cannot be read: line 13: 2 cells")
@@ -264,6 +266,57 @@ def test_images_inside_parquet(tmp_path: Path) -> None:
     assert "no image" in second.problem
 
 
+def test_table_that_prepare_takes_is_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder of images, other columns, another encoding, images in cells, and names that are only similar."""
+    loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "A.PNG").write_bytes(png_image(1))
+    uri = f"data:image/png;base64,{base64.b64encode(png_image(1)).decode()}"
+    rows = [("a.png", "café", "x"), (uri, "café", "x"), ("gone.png", "café", ""), ("a.png", "", "")]
+    lines = ["photo;says;more", *(";".join(f'"{cell}"' for cell in row) for row in rows)]
+    (tmp_path / "t.csv").write_bytes("\n".join(lines).encode("cp1252"))
+    flags = ("--images", tmp_path / "images", "--image-column", "photo", "--text-columns", "says", "more")
+    flags = (*flags, "--encoding", "cp1252")
+    assert cli.main(["predict", str(tmp_path / "model"), "--table", str(tmp_path / "t.csv"), *map(str, flags)]) == 0
+    named, embedded, gone, silent = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert (named["image"], named["text"]) == ("a.png", "café\nx")
+    expected = predict(loaded, png_image(1), "café\nx").answers[0]
+    for line in (named, embedded):
+        assert line["answers"][0] == {"answer": expected.answer, "probability": pytest.approx(expected.probability)}
+    assert "image" not in embedded
+    assert "gone.png" in gone["problem"] and "no text" in silent["problem"]
+    assert cli.main(["predict", str(tmp_path / "model"), "--text", "a", "--images", str(tmp_path)]) == 2
+    assert (
+        cli.main(["predict", str(tmp_path / "model"), "--table", str(tmp_path / "t.csv"), "--encoding", "cp1252"]) == 2
+    )
+    assert "--image-column" in capsys.readouterr().err
+
+
+def test_table_without_any_usable_row_ends_with_status_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, VQAConfig(answers=ANSWERS))
+    (tmp_path / "t.csv").write_text("image,text\nnone.png,=1+1\na,b,c\n")
+    command = ["predict", str(tmp_path / "model"), "--table", str(tmp_path / "t.csv"), "--out", str(tmp_path / "a.csv")]
+    assert cli.main(command) == 1
+    assert "0 rows answered, 2 unusable" in capsys.readouterr().err
+    with (tmp_path / "a.csv").open() as file:
+        first, second = csv.DictReader(file)
+    assert first["text"] == "'=1+1" and "none.png" in first["problem"] and second["problem"]
+
+
+def test_paths_inside_parquet(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    (tmp_path / "a.png").write_bytes(png_image(1))
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"image": {"bytes": None, "path": "a.png"}, "text": QUESTION}]
+    schema = pa.schema([("image", kind), ("text", pa.string())])
+    parquet.write_table(pa.Table.from_pylist(rows, schema=schema), tmp_path / "t.parquet")
+    loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
+    (row,) = predict_table(loaded, tmp_path / "t.parquet")
+    assert row.prediction == predict(loaded, png_image(1), QUESTION)
+
+
 def test_command_predicts_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path, VQAConfig(answers=ANSWERS))
     questions = table(tmp_path)
@@ -300,7 +353,7 @@ def test_command_predicts_one_question(tmp_path: Path, capsys: pytest.CaptureFix
         ({"table": "gone.csv"}, "does not exist"),
         ({"table": "questions.csv", "out": "questions.csv"}, "replace the table"),
         ({"table": "questions.csv", "out": "a.txt"}, "should end in"),
-        ({"table": "empty.csv"}, "no row that can be read"),
+        ({"table": "empty.csv"}, "has no rows"),
         ({"table": "other.csv"}, "no column called image"),
         ({"text": "a", "top": 0}, "top is 0"),
     ],

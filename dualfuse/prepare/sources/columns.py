@@ -36,13 +36,7 @@ def choose(names: Iterable[str], requested: Columns, table: str) -> Columns:
     Raises ``DualfuseError`` if a requested column does not exist, or if no column of images is recognized. Texts and a
     split are optional.
     """
-    plain: dict[str, str] = {}
-    for name in names:
-        if plain.setdefault(name.strip().lower(), name) != name:
-            raise DualfuseError(f"{table} has the columns {plain[name.strip().lower()]!r} and {name!r}; rename one")
-    for name in filter(None, (requested.image, *requested.texts, requested.split, requested.label)):
-        if name not in plain.values():
-            raise DualfuseError(f"{table} has no column {name!r}; its columns are {', '.join(plain.values())}")
+    plain = _plain(names, requested, table)
     return Columns(
         image=requested.image or _image(plain, table),
         texts=requested.texts or _texts(plain),
@@ -51,12 +45,40 @@ def choose(names: Iterable[str], requested: Columns, table: str) -> Columns:
     )
 
 
+def choose_inputs(names: Iterable[str], requested: Columns, table: str) -> Columns:
+    """Return the columns to predict from, as :func:`choose`; a column "question" comes before other texts.
+
+    Raises ``DualfuseError`` if a requested column does not exist, and without any column of images or texts.
+    """
+    plain = _plain(names, requested, table)
+    image = requested.image or next((plain[name] for name in IMAGE_COLUMNS if name in plain), "")
+    texts = requested.texts or ((plain["question"],) if "question" in plain else _texts(plain))
+    if not (image or texts):
+        raise DualfuseError(
+            f"{table} has no column called image, text or question; it has {', '.join(plain.values())}; give the names "
+            "with --image-column and --text-columns"
+        )
+    return Columns(image, texts)
+
+
 def url_error(table: str) -> DualfuseError:
     """Return the error for a table that names images by their address in the network."""
     return DualfuseError(
         f"{table} has URLs of images, which dualfuse does not download; fetch them first with img2dataset "
         "(https://github.com/rom1504/img2dataset) and prepare the folder that it writes"
     )
+
+
+def _plain(names: Iterable[str], requested: Columns, table: str) -> dict[str, str]:
+    """Return the columns by their names in lower case; ``DualfuseError`` if a requested one does not exist."""
+    plain: dict[str, str] = {}
+    for name in names:
+        if plain.setdefault(name.strip().lower(), name) != name:
+            raise DualfuseError(f"{table} has the columns {plain[name.strip().lower()]!r} and {name!r}; rename one")
+    for name in filter(None, (requested.image, *requested.texts, requested.split, requested.label)):
+        if name not in plain.values():
+            raise DualfuseError(f"{table} has no column {name!r}; its columns are {', '.join(plain.values())}")
+    return plain
 
 
 def _image(plain: dict[str, str], table: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_in_name, split_name
@@ -33,13 +33,16 @@ def load(
     row is an item of its own. Without a split column, the split is in the name or the folder of the table, or in the
     first folder of all image names.
     """
-    tables = (_Table(table, path, images, requested, encoding) for table in table_files(path, exclude))
+    tables = (
+        Table(table, path, images, partial(choose, requested=requested, table=str(table)), encoding)
+        for table in table_files(path, exclude)
+    )
     if not requested.label:
         return Source(merge_images(item for table in tables for item, _ in table.items()))
     return Source(_labelled(tables, requested.label))
 
 
-def _labelled(tables: Iterable[_Table], column: str) -> Iterator[Item]:
+def _labelled(tables: Iterable[Table], column: str) -> Iterator[Item]:
     """Yield the items of all rows with their labels; all rows about a file have its first name."""
     labelled, names = LabelledRows(), dict[object, str]()
     for table in tables:
@@ -65,20 +68,27 @@ def is_metadata(name: str) -> bool:
     return name.lower() in ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-class _Table:
+class Table:
     """A table, the folders that its images are searched in, and the columns that are read."""
 
-    def __init__(self, path: Path, source: Path, images: Path | None, requested: Columns, encoding: str) -> None:
-        self.path, self._requested, self._encoding = path, requested, encoding
+    def __init__(
+        self, path: Path, source: Path, images: Path | None, choose: Callable[[Iterable[str]], Columns], encoding: str
+    ) -> None:
+        """``choose`` returns the columns to read among the names of all; ``source`` is the table or a folder above."""
+        self.path, self._encoding = path, encoding
         self._folders = path.parent.relative_to(source).parts if source.is_dir() else ()
         """From the source to the table."""
         self._prefix = "".join(f"{folder}/" for folder in self._folders) if is_metadata(path.name) else ""
         """Precedes the names of images."""
         around = path.parent if is_metadata(path.name) or not source.is_dir() else source
-        self._find = lru_cache(1 << 16)(
+        self.find = lru_cache(1 << 16)(
             ImageFinder(*((images,) if images else _image_folders(around)), names=self._names)
         )
-        self._choose = lru_cache(256)(lambda names: choose(names, requested, str(path)))
+        self._choose = lru_cache(256)(choose)
+
+    def count(self) -> int:
+        """Return the number of rows, by reading all of them."""
+        return sum(1 for _ in read_rows(self.path, self._encoding))
 
     def items(self) -> Iterator[tuple[Item, TableRow]]:
         """Yield the item of every row, with its cells."""
@@ -91,7 +101,7 @@ class _Table:
             try:
                 columns = self._choose(tuple(row.cells))
             except DualfuseError:  # a JSON object without some of the columns
-                if not columns.image:
+                if columns == Columns():
                     raise
             yield self._item(where, row, columns), row.cells
 
@@ -116,7 +126,7 @@ class _Table:
         if not image:
             return replace(item, texts=texts)
         split = item.split or (split_name(_top(image)) if self._has_split_folders else "")
-        return replace(item, name=self._prefix + image, image=self._find(image), texts=texts, split=split)
+        return replace(item, name=self._prefix + image, image=self.find(image), texts=texts, split=split)
 
     def _split(self, row: Row, columns: Columns) -> str:
         """Return the split in a row, or in the name or folder of the table; empty: unknown."""
