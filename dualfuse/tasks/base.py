@@ -54,6 +54,8 @@ class TaskConfig(ABC):
     """What ``data.train`` names, for error messages."""
     reads_text: ClassVar[bool] = True
     """Whether the text embedding of the model is trained."""
+    trains_tokenizer: ClassVar[bool] = False
+    """Whether the model becomes a visual tokenizer, which a later recipe of the same run can name."""
     pipeline_tag: ClassVar[str] = ""
     """Name of the task on the Hugging Face hub; empty: none."""
     example: ClassVar[str] = ""
@@ -77,6 +79,11 @@ class TaskConfig(ABC):
     @abstractmethod
     def build(self, model: Any) -> Task:  # Any: what the model's config builds
         """Return the task with freshly initialised heads on ``model``."""
+
+    @property
+    def visual_tokenizer(self) -> tuple[str, int, int] | None:
+        """Path or recipe of the visual tokenizer that the task predicts, its codes and its stride; None: none."""
+        return None
 
     def with_labels(self, labels: tuple[str, ...]) -> Self:
         """Return the config for data of which labels.txt names the classes; by default they make no difference."""

@@ -155,11 +155,6 @@ class TrainState:
     sharded: ShardedCheckpoints | None
     """The writer of checkpoints of a sharded task; None if the task is not sharded."""
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the task."""
-        return next(self.task.parameters()).device
-
     def save(self) -> None:
         """Write a checkpoint; all processes must call this.
 
@@ -259,7 +254,7 @@ def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) 
     run, steps = state.recipe.run, micro_steps(state.recipe)
     seed_step(run, state.step, micro)
     with dist.sync_gradients(forward, when=micro == steps - 1):
-        with torch.autocast(state.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
+        with torch.autocast(state.task.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             output = forward(batch)
         check_depends(output.loss)
         (output.loss / steps).backward()

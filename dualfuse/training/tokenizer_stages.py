@@ -10,8 +10,6 @@ from pathlib import Path
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.vq.visual_tokenizer import VisualTokenizer
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
-from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 from dualfuse.training.weight_transfer import model_outline
 
 logger = logging.getLogger(__name__)
@@ -31,33 +29,30 @@ def with_tokenizers(recipes: Sequence[Recipe], finals: Mapping[str, Path]) -> tu
 
 
 def _is_unneeded(recipe: Recipe, later: Sequence[Recipe]) -> bool:
-    used = [other.task.tokenizer for other in later if isinstance(other.task, MaskedImageConfig)]
-    return isinstance(recipe.task, VQTokenizerConfig) and bool(used) and recipe.name not in used
+    used = [predicted[0] for other in later if (predicted := other.task.visual_tokenizer)]
+    return recipe.task.trains_tokenizer and bool(used) and recipe.name not in used
 
 
 def _resolve(recipe: Recipe, before: Sequence[Recipe], finals: Mapping[str, Path]) -> Recipe:
-    task = recipe.task
-    if not isinstance(task, MaskedImageConfig) or task.tokenizer not in finals:
+    predicted = recipe.task.visual_tokenizer
+    if predicted is None or predicted[0] not in finals:
         return recipe
-    earlier = next((other for other in before if other.name == task.tokenizer), None)
+    name, codes, stride = predicted
+    earlier = next((other for other in before if other.name == name), None)
     if earlier is None:
         raise DualfuseError(
-            f"{recipe.name} has task.tokenizer {task.tokenizer!r}, a recipe that does not come before it; put it first"
+            f"{recipe.name} has task.tokenizer {name!r}, a recipe that does not come before it; put it first"
         )
-    _compare(recipe.name, task, earlier)
-    return replace(recipe, task=replace(task, tokenizer=str(finals[earlier.name].absolute())))
-
-
-def _compare(name: str, task: MaskedImageConfig, earlier: Recipe) -> None:
     model = model_outline(earlier).get_submodule("model")
     if not isinstance(model, VisualTokenizer):
         raise DualfuseError(
-            f"{name} has task.tokenizer {earlier.name!r}, but that recipe trains a {type(model).__name__}, which "
-            "is not a visual tokenizer"
+            f"{recipe.name} has task.tokenizer {name!r}, but that recipe trains a {type(model).__name__}, which is not "
+            "a visual tokenizer"
         )
-    if (model.codes, model.stride) != (task.codes, task.stride):
+    if (model.codes, model.stride) != (codes, stride):
         raise DualfuseError(
-            f"{earlier.name} trains {model.codes} codes with a stride of {model.stride} pixels, but {name} expects "
-            f"{task.codes} with a stride of {task.stride}; give --{name}.task.codes {model.codes} --{name}.task.stride "
-            f"{model.stride}, or change the tokenizer"
+            f"{name} trains {model.codes} codes with a stride of {model.stride} pixels, but {recipe.name} expects "
+            f"{codes} with a stride of {stride}; give --{recipe.name}.task.codes {model.codes} "
+            f"--{recipe.name}.task.stride {model.stride}, or change the tokenizer"
         )
+    return replace(recipe, task=replace(recipe.task, tokenizer=str(finals[name].absolute())))

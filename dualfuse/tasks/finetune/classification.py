@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NotRequired, Self, TypedDict
+from typing import Annotated, Any, ClassVar, Self, TypedDict
 
 import numpy as np
 import torch
@@ -80,19 +80,6 @@ class QuestionExample(TypedDict):
     question: Question
 
 
-class QuestionBatch(TypedDict):
-    """B questions: images (B, P, 3, H, W); ids, mask (B, T).
-
-    In training with ``target``, class indices (B,) or scores (B, C); otherwise with the ``questions``.
-    """
-
-    images: Tensor
-    ids: Tensor
-    mask: Tensor
-    target: NotRequired[Tensor]
-    questions: NotRequired[tuple[Question, ...]]
-
-
 class QuestionConfig(TaskConfig):
     """A config that also reads unlabelled samples."""
 
@@ -105,7 +92,10 @@ class QuestionConfig(TaskConfig):
         """Return an example with its "question" and without target, whether or not the sample is labelled."""
 
     def collate(self, examples: Sequence[Any]) -> Batch:  # Any: what read and read_question return
-        """Return a batch of examples that all have a target, or all have none; texts are padded to the longest one."""
+        """Return a batch of examples that all have a target, or all have none; texts are padded to the longest one.
+
+        In training it has the "target": class indices (B,) or scores (B, C); otherwise it has the "questions".
+        """
         columns = {name: [example[name] for example in examples] for name in examples[0]}
         batch: dict[str, Any] = {name: torch.stack(columns[name]) for name in STACKED if name in columns}
         if "ids" in columns:
@@ -284,8 +274,8 @@ class PairClassification(Classification):
         self.dropout = nn.Dropout(dropout)
         self.classifier = ClassificationHead(images * width, round(width * hidden_scale), len(names))
 
-    def logits(self, batch: QuestionBatch) -> Tensor:
-        """Return logits (B, C) in float32; the text is embedded once."""
+    def logits(self, batch: Batch) -> Tensor:
+        """Return logits (B, C) in float32 of images (B, P, 3, H, W) and ids, mask (B, T), which are embedded once."""
         text = self.model.embed_text(batch["ids"], batch["mask"])
         no_states = batch["ids"].new_zeros(len(text), 0)
         pairs = [

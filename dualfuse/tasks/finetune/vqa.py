@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualfuse.data.loader import Example
+from dualfuse.data.loader import Batch, Example
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
@@ -23,7 +23,6 @@ from dualfuse.tasks.base import TaskOutput
 from dualfuse.tasks.finetune.classification import (
     Names,
     PairClassification,
-    QuestionBatch,
     QuestionConfig,
     QuestionExample,
     read_question,
@@ -113,6 +112,6 @@ class VQA(PairClassification):
         score = target.gather(1, logits.argmax(1, keepdim=True)).mean()
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy": score})
 
-    def probabilities(self, batch: QuestionBatch) -> Tensor:
+    def probabilities(self, batch: Batch) -> Tensor:
         """Return the independent probability (B, C) of each answer; rows need not add up to one."""
         return self.logits(batch).sigmoid()

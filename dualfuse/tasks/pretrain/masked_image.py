@@ -77,6 +77,11 @@ class MaskedImageConfig(TaskConfig):
         if min(self.codes, self.patch, self.stride) < 1:
             raise DualfuseError(f"codes={self.codes}, patch={self.patch}, stride={self.stride}; all must be at least 1")
 
+    @property
+    def visual_tokenizer(self) -> tuple[str, int, int]:
+        """The tokenizer of the recipe."""
+        return self.tokenizer, self.codes, self.stride
+
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> MaskedImageExample:
         """Draw two views of one crop and the patches to hide; texts are ignored."""
         height, width = (side // self.patch for side in processor.image.size)

@@ -40,6 +40,7 @@ class VQTokenizerConfig(TaskConfig):
     """Weight of the commitment loss."""
 
     reads_text: ClassVar[bool] = False
+    trains_tokenizer: ClassVar[bool] = True
 
     commitment: float = 0.25
     """Weight of the distance between encoder outputs and their code embeddings, as in VQ-VAE."""

@@ -16,9 +16,10 @@ from torch.testing import assert_close
 
 from dualfuse.convert.formats.bridgetower_official import KINDS
 from dualfuse.convert.rename import import_tensors
+from dualfuse.data.loader import Batch
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
-from dualfuse.tasks.finetune.classification import Classification, QuestionBatch, QuestionConfig
+from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.vqa import VQAConfig
@@ -49,7 +50,7 @@ def loaded(cfg: QuestionConfig, model: ModelConfig, weights: dict[str, Tensor]) 
     return task
 
 
-def batch(inputs: dict[str, Tensor], images: tuple[str, ...], text: tuple[str, str], target: Tensor) -> QuestionBatch:
+def batch(inputs: dict[str, Tensor], images: tuple[str, ...], text: tuple[str, str], target: Tensor) -> Batch:
     ids, mask = text
     pil_images = torch.stack([inputs[name] for name in images], dim=1)
     return {"images": pil_images, "ids": inputs[ids], "mask": inputs[mask].bool(), "target": target}
