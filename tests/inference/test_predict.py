@@ -215,7 +215,7 @@ def test_table_predictions_equal_those_of_single_rows(tmp_path: Path, task: Task
     assert problems[10] == f"missing image: {tmp_path / 'none.png'}"
     assert "no text" in problems[11]
     assert answers[9].inputs == {"id": "200", "image": "none.png", "text": QUESTION}
-    assert problems[12].startswith("the row cannot be read: line 13: 2 cells")
+    assert problems[12].startswith("unreadable row: line 13: 2 cells")
     for answer in answers:
         if answer.prediction is None:
             continue
