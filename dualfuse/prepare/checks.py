@@ -26,6 +26,8 @@ class PreparedItem:
     other_images: tuple[ConvertedImage, ...] = ()
     label_map: bytes = b""
     """Of the size of the image; empty: none."""
+    fingerprint: str = ""
+    """Changes with the item."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class SkippedItem:
 
     reason: str
     detail: str = ""
+    fingerprint: str = ""
+    """Changes with the item."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ItemChecker:
             return SkippedItem(item.problem, item.detail)
         if not _is_unicode(item):
             return SkippedItem("invalid Unicode", "its name, texts or fields cannot be encoded as UTF-8")
-        texts = tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
+        texts = clean_texts(item)
         if not texts and not self.images_only and not item.label_map:
             return SkippedItem("no caption")
         images = []
@@ -77,6 +81,11 @@ class ItemChecker:
             return SkippedItem("image too large", str(error))
         except ValueError as error:
             return _unreadable(error)
+
+
+def clean_texts(item: Item) -> tuple[str, ...]:
+    """Return the texts of an item without line breaks, repeated spaces and empty texts."""
+    return tuple(filter(None, (" ".join(text.split()) for text in item.texts)))
 
 
 def _unreadable(error: Exception) -> SkippedItem:

@@ -7,7 +7,7 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from importlib import metadata
+from io import BufferedRandom, BufferedWriter
 from pathlib import Path
 
 from dualfuse import upgrade
@@ -15,9 +15,10 @@ from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_TABLE, read_bounded, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
+from dualfuse.prepare.earlier import FINGERPRINTS
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.prepare.sources.source import Item
-from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally
+from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally, version
 
 SAVE_EVERY = 1000  # items; work since the last save is repeated after an interruption
 MAX_MISSING = 100  # items; if so many images are missing before the first is found, the folder of images is wrong
@@ -30,14 +31,11 @@ class PreparedFolder:
     which the next run removes.
     """
 
-    def __init__(
-        self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int], advice: Mapping[str, str]
-    ) -> None:
-        """``request`` is the source and the options; raises ``DualfuseError`` if ``folder`` holds something else.
-
-        ``advice`` is the end of the error that no item is usable, by the most common reason ("": all others).
-        """
-        self.folder, self._limit, self._advice = folder, limit, advice
+    def __init__(self, folder: Path, request: Mapping[str, object], *, limit: tuple[int, int]) -> None:
+        """``request`` is the source and the options; raises ``DualfuseError`` if ``folder`` holds something else."""
+        self.folder, self._limit = folder, limit
+        self.advice: Mapping[str, str] = {"": "see skipped.jsonl"}
+        """What to do if no item is usable, by the most common reason ("": all others)."""
         self._first_missing = ""
         upgrade.rename_skipped(folder, "skipped.jsonl")
         finished = load_tally(folder / "prepared.json")
@@ -46,7 +44,7 @@ class PreparedFolder:
             raise DualfuseError(f"{folder} contains tar files that this command did not write; give another folder")
         if earlier is not None:
             _compare(earlier.request, request, folder)
-        self.tally = earlier or Tally(request, _version())
+        self.tally = earlier or Tally(request, version())
         self.is_finished = finished is not None
         self._writers: dict[str, ShardWriter] = {}
         if self.is_finished:
@@ -75,16 +73,17 @@ class PreparedFolder:
 
     def add(self, item: Item, outcome: PreparedItem | SkippedItem) -> None:
         """Write an item into a shard of its split, or into the list of skipped items."""
-        if self.is_finished:
-            raise self._changed()
         tally = self.tally
         key = f"{tally.consumed:08d}-{_slug(item.name)}".rstrip("-")
         tally.consumed += 1
         tally.listing = extend_listing(tally.listing, item)
+        changes: tuple[str, ...] = ()
         if isinstance(outcome, SkippedItem):
             self._skip(key, item, outcome)
         else:
             self._write(key, item, outcome)
+            changes = tuple(image.change for image in (outcome.image, *outcome.other_images))
+        self._fingerprints.write("\t".join((outcome.fingerprint, *changes)).encode() + b"\n")
         if tally.consumed % SAVE_EVERY == 0:
             self._save()
 
@@ -98,6 +97,7 @@ class PreparedFolder:
                 writer.close()
             self._save()
             self._skipped.close()
+            self._fingerprints.close()
             save_tally(self.folder / "prepared.json", self.tally)
             (self.folder / "progress.json").unlink()
             self.is_finished = True
@@ -107,6 +107,7 @@ class PreparedFolder:
         """Close all files."""
         if not self.is_finished:
             self._skipped.close()
+            self._fingerprints.close()
             for writer in self._writers.values():
                 writer.stop()
 
@@ -114,10 +115,8 @@ class PreparedFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, mark in self.tally.splits.items():
             self._writers[name] = ShardWriter(self.folder, name, mark, limit=self._limit)
-        path = self.folder / "skipped.jsonl"
-        self._skipped = path.open("r+b" if self.tally.skipped_size else "wb")
-        self._skipped.truncate(self.tally.skipped_size)
-        self._skipped.seek(self.tally.skipped_size)
+        self._skipped = _reopen(self.folder / "skipped.jsonl", self.tally.skipped_size)
+        self._fingerprints = _reopen(self.folder / FINGERPRINTS, self.tally.fingerprints_size)
         self._save()
 
     def _write(self, key: str, item: Item, ready: PreparedItem) -> None:
@@ -150,9 +149,10 @@ class PreparedFolder:
 
     def _save(self) -> None:
         self._update_splits()
-        self._skipped.flush()
-        os.fsync(self._skipped.fileno())
-        self.tally.skipped_size = self._skipped.tell()
+        for file in (self._skipped, self._fingerprints):
+            file.flush()
+            os.fsync(file.fileno())
+        self.tally.skipped_size, self.tally.fingerprints_size = self._skipped.tell(), self._fingerprints.tell()
         save_tally(self.folder / "progress.json", self.tally)
 
     def _check_shards(self) -> None:
@@ -166,8 +166,8 @@ class PreparedFolder:
 
     def _changed(self) -> DualfuseError:
         return DualfuseError(
-            f"the source has changed since {self.folder} was written; give another folder for the output, or remove "
-            "this one to start again"
+            f"the source has changed since the interrupted conversion to {self.folder} began; remove that folder to "
+            "start again"
         )
 
     def _nothing(self) -> DualfuseError:
@@ -175,10 +175,18 @@ class PreparedFolder:
         tally = self.tally
         reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.skipped.items()) or "it is empty"
         reason = max(tally.skipped, key=tally.skipped.__getitem__, default="")
-        hint = self._advice.get(reason, self._advice[""]).format(name=tally.examples.get(MISSING, [""])[0])
+        hint = self.advice.get(reason, self.advice[""]).format(name=tally.examples.get(MISSING, [""])[0])
         if reason == MISSING and " is not there, but " in self._first_missing:
             hint = self._first_missing
         return DualfuseError(f"none of the first {tally.consumed} items is usable ({reasons}); {hint}")
+
+
+def _reopen(path: Path, size: int) -> BufferedRandom | BufferedWriter:
+    """Open a file to append after its first ``size`` bytes; what follows them is removed."""
+    file = path.open("r+b" if size else "wb")
+    file.truncate(size)
+    file.seek(size)
+    return file
 
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
@@ -199,10 +207,3 @@ def _slug(name: str) -> str:
     stem = re.sub(r"\.\w{2,5}$", "", name.rpartition("/")[2])
     plain = unicodedata.normalize("NFKD", stem).encode("ascii", "ignore").decode()
     return re.sub(r"[^A-Za-z0-9]+", "-", plain)[-40:].strip("-")
-
-
-def _version() -> str:
-    try:
-        return metadata.version("dualfuse")
-    except metadata.PackageNotFoundError:  # used from a checkout
-        return "not installed"

@@ -5,10 +5,11 @@ An interrupted conversion is resumed by the same call, with bytewise identical r
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -26,8 +27,10 @@ from rich.progress import (
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.split import parse_shares
 from dualfuse.errors import DualfuseError
+from dualfuse.io import remove_folder
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.checks import MISSING, ItemChecker
+from dualfuse.prepare.earlier import UPDATE, Reuser, install_update, is_current
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.output_folder import PreparedFolder
 from dualfuse.prepare.registry import recognize
@@ -37,8 +40,10 @@ from dualfuse.prepare.sources.labels import class_folders, label_maps
 from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, tables, webdataset
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
 from dualfuse.prepare.sources.source import Source, foreign_errors, readable
-from dualfuse.prepare.summary import Summary
+from dualfuse.prepare.summary import Summary, Tally
 from dualfuse.progress import PlainConsole
+
+logger = logging.getLogger(__name__)
 
 _DEFAULTS = PrepareOptions()
 FOLDER = "folder"  # value of --label: the folder of an image is its label
@@ -48,36 +53,79 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
     """Write the images and texts of ``source`` into indexed shards ``OUT/train-00000.tar``, ...
 
     Also written are ``prepared.json``, the summary, and ``skipped.jsonl``, a line for each skipped item. An interrupted
-    conversion is resumed; a complete one is only checked. Raises ``DualfuseError`` for a source of unknown format, for
-    options that do not fit it, and if ``out`` holds something else.
+    conversion is resumed. A complete one is updated if the source has changed: unchanged items are copied, and the
+    result is that of a new conversion. Raises ``DualfuseError`` for a source of unknown format, for options that do not
+    fit it, and if ``out`` holds something else.
     """
+    install_update(out)
     if source.is_dir() and out.is_dir() and source.samefile(out):
         raise DualfuseError(f"SOURCE and OUT are the same folder, {out}; give another one for the shards")
     kind, path = recognize(source, out, _columns(options))
     if kind == "table" and path != source and options.label_column == FOLDER:
         kind, path = "folder", source  # a table in a folder of classes is ignored
     _check_options(kind, options)
-    images_only = options.images_only or _in_classes(kind, options)  # an image with a class needs no caption
-    check = ItemChecker(parse_shares(options.split), options.longest_side, images_only)
-    limit = (options.shard_samples, options.shard_megabytes << 20)
-    with foreign_errors(path, kind):
-        opened = _FORMATS[kind].load(path, options, out)
-    items = readable(opened.items, path, kind)
-    advice = _advice(kind, options, opened.remarks)
-    with (
-        closing(PreparedFolder(out, _request(kind, path, options), limit=limit, advice=advice)) as prepared,
-        _progress() as progress,
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too large images are skipped
-        task = progress.add_task(f"{path.name} ({kind})", total=opened.total, skipped=0)
-        for item, outcome in parallel_map(check, prepared.skip_done(items), options.num_workers):
-            prepared.add(item, outcome)
-            skipped = sum(prepared.tally.skipped.values())
-            progress.update(task, completed=prepared.tally.consumed, skipped=skipped)
-        files = opened.files or (labels_file(prepared.tally.labels) if options.label_column or kind == "tar" else {})
-        prepared.write_files(files, opened.remarks)
+    conversion = _Conversion(kind, path, out, options)
+    check, opened = conversion.check, conversion.open()  # before a folder is created
+    with conversion.folder(out) as prepared:
+        if not prepared.is_finished:
+            return conversion.run(prepared, opened, Reuser(check))
+        if is_current(out, prepared.tally, readable(opened.items, path, kind)):
+            prepared.write_files(_files(opened, prepared.tally, options, kind), opened.remarks)
+            return prepared.finish()
+    logger.info("%s has changed since %s was written; unchanged items are copied", path, out)
+    remove_folder(out / UPDATE)  # an interrupted update
+    with conversion.folder(out / UPDATE) as prepared:
+        summary = conversion.run(prepared, conversion.open(), Reuser(check, out))
+    install_update(out)
+    return replace(summary, folder=out)
+
+
+@dataclass(frozen=True)
+class _Conversion:
+    """A source and how it is converted to shards in ``out``."""
+
+    kind: str
+    path: Path
+    out: Path
+    options: PrepareOptions
+
+    @property
+    def check(self) -> ItemChecker:
+        """The function that decodes and checks an item."""
+        options = self.options
+        images_only = options.images_only or _in_classes(self.kind, options)  # an image with a class needs no caption
+        return ItemChecker(parse_shares(options.split), options.longest_side, images_only)
+
+    def open(self) -> Source:
+        """Return the source."""
+        with foreign_errors(self.path, self.kind):
+            return _FORMATS[self.kind].load(self.path, self.options, self.out)
+
+    @contextmanager
+    def folder(self, folder: Path) -> Iterator[PreparedFolder]:
+        """Open the folder that is written: ``out``, or that of an update."""
+        limit = (self.options.shard_samples, self.options.shard_megabytes << 20)
+        with closing(PreparedFolder(folder, _request(self.kind, self.path, self.options), limit=limit)) as opened:
+            yield opened
+
+    def run(self, prepared: PreparedFolder, opened: Source, check: Reuser) -> Summary:
+        """Write all items of the opened source that ``prepared`` does not have yet."""
+        prepared.advice = _advice(self.kind, self.options, opened.remarks)
+        items = readable(opened.items, self.path, self.kind)
+        with _progress() as progress, warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # too large images are skipped
+            task = progress.add_task(f"{self.path.name} ({self.kind})", total=opened.total, skipped=0)
+            for item, outcome in parallel_map(check, prepared.skip_done(items), self.options.num_workers):
+                prepared.add(item, outcome)
+                skipped = sum(prepared.tally.skipped.values())
+                progress.update(task, completed=prepared.tally.consumed, skipped=skipped)
+        prepared.write_files(_files(opened, prepared.tally, self.options, self.kind), opened.remarks)
         return prepared.finish()
+
+
+def _files(opened: Source, tally: Tally, options: PrepareOptions, kind: str) -> Mapping[str, str]:
+    """Return the text files beside the shards."""
+    return opened.files or (labels_file(tally.labels) if options.label_column or kind == "tar" else {})
 
 
 @dataclass(frozen=True)

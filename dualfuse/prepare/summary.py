@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -48,6 +49,8 @@ class Tally:
     """Remarks about the source as a whole."""
     skipped_size: int = 0
     """Size of ``skipped.jsonl`` in bytes."""
+    fingerprints_size: int = 0
+    """Size of ``fingerprints.txt`` in bytes."""
 
     @property
     def samples(self) -> int:
@@ -127,3 +130,11 @@ def load_tally(path: Path) -> Tally | None:
     content = upgrade.prepared(read_json(path))
     splits = {name: Mark(**mark) for name, mark in content.pop("splits").items()}
     return Tally(**content, splits=splits)
+
+
+def version() -> str:
+    """Return the version of dualfuse, which is stored with every conversion."""
+    try:
+        return metadata.version("dualfuse")
+    except metadata.PackageNotFoundError:  # used from a checkout
+        return "not installed"

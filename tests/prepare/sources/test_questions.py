@@ -249,7 +249,7 @@ def test_a_wrong_image_folder_is_detected_among_other_problems(tmp_path: Path) -
         prepare(source, tmp_path / "out", ONE)
 
 
-def test_resume_is_bitwise_and_changed_answers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_and_update_are_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source, out, take = vqa(tmp_path / "vqa"), tmp_path / "out", prepared_folder.PreparedFolder.add
     options = replace(ONE, shard_samples=4)
     prepare(source, tmp_path / "whole", options)
@@ -271,8 +271,9 @@ def test_resume_is_bitwise_and_changed_answers_are_refused(tmp_path: Path, monke
     assert shards(out) == shards(tmp_path / "whole")
     path = source / "v2_mscoco_val2014_annotations.json"
     put(path, path.read_text().replace('"two"', '"three"'))
-    with pytest.raises(ValueError, match="the source has changed"):
-        prepare(source, out, options)
+    prepare(source, out, options)
+    prepare(source, tmp_path / "fresh", options)
+    assert shards(out) == shards(tmp_path / "fresh") != shards(tmp_path / "whole")
 
 
 def genome(root: Path) -> Path:
