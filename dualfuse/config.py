@@ -1,14 +1,19 @@
-"""Frozen dataclasses to JSON and back: a file names the classes that it needs, and nothing has to be registered."""
+"""Frozen dataclasses: to JSON and back, and checks of their values.
+
+A file names the classes that it needs, and nothing has to be registered.
+"""
 
 from __future__ import annotations
 
 import importlib
+import math
 import sys
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
@@ -169,3 +174,77 @@ def _checked(kind: Any, address: object) -> Any:  # Any: any value; a dataclass 
 
 def _is_frozen(kind: type) -> bool:
     return getattr(kind, "__dataclass_params__").frozen  # noqa: B009 - as it is not in any type
+
+
+def check_types(config: Any, path: str = "") -> None:  # Any: a dataclass
+    """Raise ``DualfuseError`` for the first value in a dataclass that is not of its annotated type.
+
+    Dataclasses in its fields are checked, too. The message names the field by its dotted path, and the allowed values.
+    """
+    hints = _hints(type(config))
+    for field in fields(config):
+        name, value = f"{path}.{field.name}".lstrip("."), getattr(config, field.name)
+        kind = hints.get(field.name, Any)
+        if not _fits(value, kind):
+            raise DualfuseError(f"{name} is {value!r:.200}; {_expected(kind)}")
+        for item in value if isinstance(value, tuple) else (value,):
+            if is_dataclass(item) and not isinstance(item, type):
+                check_types(item, name)
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    """Return the types of the fields; empty if an annotation names something that its module lacks."""
+    try:
+        return get_type_hints(kind)
+    except NameError:
+        return {}
+
+
+def _fits(value: object, kind: Any) -> bool:
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
+    if origin in (Union, UnionType):
+        return any(_fits(value, each) for each in arguments)
+    if origin is tuple and isinstance(value, tuple):
+        is_of_any_length = arguments[1:] == (...,)
+        kinds = arguments[:1] * len(value) if is_of_any_length else arguments
+        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+    if kind in (int, float):
+        return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    kind = origin or kind
+    is_checkable = (
+        isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False)
+    )  # reason: set by typing.Protocol
+    return not is_checkable or isinstance(value, kind)
+
+
+def _expected(kind: Any) -> str:
+    if get_origin(kind) is Literal:
+        return f"allowed are {', '.join(map(repr, get_args(kind)))}"
+    return f"it should be {_text(kind)}"
+
+
+def _text(kind: Any) -> str:
+    if get_origin(kind) in (Union, UnionType):
+        return " or ".join(map(_text, get_args(kind)))
+    if kind is NoneType:
+        return "None"
+    return f"of type {kind.__name__ if isinstance(kind, type) and not get_args(kind) else kind}"
+
+
+def check_numbers(config: object, *, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Raise ``DualfuseError`` for fields of a config that are not finite, or below their smallest sensible value.
+
+    Values that are not numbers are left to :func:`check_types`.
+    """
+    for name in (*positive, *not_negative):
+        value = getattr(config, name)
+        for number in value if isinstance(value, tuple) else (value,):
+            is_number = isinstance(number, int | float)
+            is_small = is_number and (number <= 0 if name in positive else number < 0)
+            if is_number and (is_small or not math.isfinite(number)):
+                least = "above 0" if name in positive else "at least 0"
+                part = type(config).__name__.lower()
+                raise DualfuseError(f"{part}.{name} is {value}; it should be {least} and finite")

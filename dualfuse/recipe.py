@@ -8,6 +8,7 @@ from typing import Generic, Literal, TypeVar
 import torch
 from tyro.conf import AvoidSubcommands
 
+from dualfuse.config import check_numbers, check_types
 from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess
 from dualfuse.data.processor import Processor
 from dualfuse.data.text.tokenizer import TextTransform
@@ -46,6 +47,14 @@ class Data:
     """Samples per block: blocks are read sequentially and their order is shuffled (for slow disks); 0: full shuffle."""
     num_workers: int = 2
     """Data loader processes per training process; 0: load in the training process."""
+
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        check_numbers(
+            self,
+            positive=("image_size", "text_length", "batch_size"),
+            not_negative=("weights", "shuffle_block", "num_workers"),
+        )
 
     @property
     def image_transform(self) -> ImageTransform:
@@ -95,6 +104,15 @@ class Optim:
     fusion_lr_mult: float = 1.0
     """Learning rate multiplier of the fusion-only layers (BridgeTower's cross-modal layers and bridges)."""
 
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        rates = ("lr", "min_lr", "head_lr_mult", "fusion_lr_mult")
+        check_numbers(
+            self,
+            positive=("eps", "layer_decay"),
+            not_negative=(*rates, "betas", "weight_decay", "warmup", "grad_clip_norm"),
+        )
+
 
 @dataclass(frozen=True)
 class Run:
@@ -140,6 +158,15 @@ class Run:
     tensorboard: bool = False
     """Write TensorBoard events to OUT/tensorboard; needs the extra track."""
 
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        every = ("log_every", "eval_every", "save_every")
+        check_numbers(
+            self,
+            positive=("steps", "keep_last", "dist_timeout"),
+            not_negative=(*every, "micro_batch", "seed", "eval_rerank"),
+        )
+
 
 @dataclass(frozen=True)
 class Recipe(Generic[Model, Learning]):
@@ -163,7 +190,8 @@ class Recipe(Generic[Model, Learning]):
     all parameters."""
 
     def __post_init__(self) -> None:
-        """Validate that copied experts have a source."""
+        """Validate the types of all values, and that copied experts have a source."""
+        check_types(self)
         if self.vl_expert_init != "random" and not self.start_from:
             raise DualfuseError(f"vl_expert_init={self.vl_expert_init!r} copies experts of start_from, which is empty")
 

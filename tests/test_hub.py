@@ -219,9 +219,11 @@ def test_sizes_beyond_any_memory_are_refused(folder: Path, path: tuple[str, ...]
 
 
 def test_values_of_the_wrong_type_are_refused(folder: Path) -> None:
-    """Names and shapes are right: only drawing the weights fails."""
     edit(folder, "model", "init", "std", value=None)
-    with pytest.raises(DualfuseError, match=r"nothing can be built from .*config.json: .*NoneType"):
+    with pytest.raises(
+        DualfuseError,
+        match=r"config\.json does not describe a recipe: .*model\.init\.std is None; it should be of type float",
+    ):
         hub.load(folder)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.card import write_card
-from dualfuse.config import JSON, trust
+from dualfuse.config import JSON, check_types, trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
@@ -76,6 +76,8 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     if len(folders) < len(recipes):
         raise DualfuseError(f"the recipes of one run need different names, but are called {[r.name for r in recipes]}")
     trust(tuple(recipes))
+    for recipe in recipes:
+        check_types(recipe)
     keep_big_blocks()
     recipes = [with_labels(recipe) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
