@@ -31,19 +31,6 @@ TENSORS = (
 )
 """Parameters and buffers, also in patterns such as word_head.*: what is replaced, and by what."""
 
-LOG = {
-    "gradient_norm": "grad_norm",
-    "contrast": "loss/itc",
-    "match": "loss/itm",
-    "words": "loss/mlm",
-    "accuracy/words": "accuracy/mlm",
-    "accuracy/match_right": "accuracy/itm_positive",
-    "accuracy/match_wrong": "accuracy/itm_negative",
-    "false_texts": "negatives",
-    "count/steps_left_out": "count/steps_skipped",
-}
-"""Names of training steps in log.jsonl."""
-
 METRICS = {
     "match/right": "itm/positive",
     "match/random": "itm/random_negative",
@@ -54,6 +41,19 @@ METRICS = {
     "words/loss": "mlm/loss",
 }
 """Names of evaluation results."""
+
+LOG = {
+    "gradient_norm": "grad_norm",
+    "contrast": "loss/itc",
+    "match": "loss/itm",
+    "words": "loss/mlm",
+    "accuracy/words": "accuracy/mlm",
+    "accuracy/match_right": "accuracy/itm_positive",
+    "accuracy/match_wrong": "accuracy/itm_negative",
+    "false_texts": "negatives",
+    "count/steps_left_out": "count/steps_skipped",
+} | {f"validation/{old}": f"validation/{new}" for old, new in METRICS.items()}
+"""Names in log.jsonl."""
 
 OPTIONS = {"names": "class_names", "pictures_only": "images_only", "vocabulary": "answers", "workers": "num_workers"}
 """Options of ``prepare``, there and on the command line."""
@@ -216,20 +216,10 @@ def tensors(old: Mapping[str, Value]) -> dict[str, Value]:
     return {tensor_name(name): tensor for name, tensor in old.items()}
 
 
-def metric_name(name: str) -> str:
-    """Return the current name of an evaluation result."""
-    return METRICS.get(name, name)
-
-
 def log(lines: Sequence[Mapping[str, Value]]) -> list[dict[str, Value]]:
     """Return the lines of log.jsonl with current names; a log is old if it holds gradient_norm."""
     is_old = any("gradient_norm" in line for line in lines)
-    return [{_log_name(name) if is_old else name: value for name, value in line.items()} for line in lines]
-
-
-def _log_name(name: str) -> str:
-    of_evaluation = name.removeprefix("validation/")
-    return LOG.get(name, name) if of_evaluation == name else f"validation/{metric_name(of_evaluation)}"
+    return [{LOG.get(name, name) if is_old else name: value for name, value in line.items()} for line in lines]
 
 
 def prepared(content: Mapping[str, Any]) -> dict[str, Any]:  # Any: JSON
@@ -263,7 +253,8 @@ def new_flag(flag: str, value: str = "") -> str | None:
     at = next((number for number, group in enumerate(groups) if group in SECTIONS), len(groups))
     section = groups[at] if at < len(groups) else ""
     fields = {("", FLAGS[name])} if not groups and name in FLAGS else _fields(section, name)
-    new_groups = [group if number <= at else _group(section, group) for number, group in enumerate(groups)]
+    inner = (next((new for _, new in _fields(section, group)), group) for group in groups[at + 1 :])
+    new_groups = [*groups[: at + 1], *inner]
     answers: dict[str, Values] = {}
     for old_class, new in sorted(fields or {("", name)}):
         values = VALUES.get(f"{old_class}.{name}", {})
@@ -280,10 +271,6 @@ def _fields(section: str, name: str) -> set[tuple[str, str]]:
         for old_class in [address.partition(":")[2]]
         if _section(renamed.address) == section and (name in renamed.fields or f"{old_class}.{name}" in VALUES)
     }
-
-
-def _group(section: str, name: str) -> str:
-    return next((new for _, new in _fields(section, name)), name)
 
 
 def _describe(values: Values) -> str:

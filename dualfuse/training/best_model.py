@@ -17,7 +17,7 @@ from dualfuse.data.map_dataset import MapDataset
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
 from dualfuse.recipe import Recipe
-from dualfuse.upgrade import metric_name
+from dualfuse.upgrade import METRICS
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class BestModel:
         """Return the best step that a checkpoint recorded, unless other metrics or another validation set chose it."""
         match extra.get("best"):
             case {"by": str(name), "value": float(value), "step": int(step), **others} if (
-                self.by in (name, metric_name(name)) and others.get("validation", self.validation) == self.validation
+                self.by in (name, METRICS.get(name)) and others.get("validation", self.validation) == self.validation
             ):
                 return replace(self, value=value, step=step)
             case None:
