@@ -38,9 +38,9 @@ def grid(parts: Sequence[str], kind: str = "") -> str:
 
 
 def pairs_table(rows: Sequence[tuple[str, str]]) -> str:
-    """Return a table of names and values."""
+    """Return a card with a table of names and values."""
     lines = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<table class="pairs">{lines}</table>'
+    return f'<div class="card"><table class="pairs">{lines}</table></div>'
 
 
 def bar(share: float, text: str) -> str:

@@ -62,7 +62,7 @@ def run_page(run: Path) -> str:
         _training(logged),
         _validation(logged),
         _skipped(run),
-        markup.section("Recipe", f'<div class="card">{markup.pairs_table(tuple(flat(recipe)))}</div>'),
+        markup.section("Recipe", markup.pairs_table(tuple(flat(recipe)))),
     )
     return markup.document(f"dualfuse: {recipe['name']}", body)
 
@@ -132,15 +132,10 @@ def _skipped(run: Path) -> str:
     if not lines:
         return markup.section("Skipped samples", lead="None: every sample was readable.")
     reasons = Counter(line["reason"] for line in lines).most_common(SHOWN)
-    first = tuple((line["key"], line["reason"]) for line in lines[:SHOWN])
+    counts = markup.pairs_table([(f"{count:,}", reason) for reason, count in reasons])
+    first = markup.pairs_table([(line["key"], line["reason"]) for line in lines[:SHOWN]])
     return markup.section(
         "Skipped samples",
-        markup.grid(
-            (
-                f'<div class="card">{markup.pairs_table([(f"{count:,}", reason) for reason, count in reasons])}</div>',
-                f'<div class="card">{markup.pairs_table(first)}</div>',
-            ),
-            "half",
-        ),
+        markup.grid((counts, first), "half"),
         lead=f"{len(lines):,} times an unusable sample was replaced by another one. By reason, and the first ones.",
     )

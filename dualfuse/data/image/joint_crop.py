@@ -1,4 +1,4 @@
-"""Joint augmentation of an image and its label map: resize, crop, flip (mmsegmentation's pipeline for ADE20K)."""
+"""Joint augmentation of an image and its label map: resize, crop, flip, distort (mmsegmentation's, for ADE20K)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from dualfuse.data.image.label_map import resize_labels
-from dualfuse.data.image.photometric_distortion import distort
 from dualfuse.data.image.resize import Resampling, resize
 from dualfuse.errors import DualfuseError
 
@@ -19,6 +19,14 @@ IGNORE_LABEL = -1
 MAX_ASPECT = 4
 """Maximum length of the longer side after resizing, as a multiple of the requested shorter side."""
 TRIES = 10
+DISTORTION = 0.5
+"""Probability of each change of the photometric distortion."""
+BRIGHTNESS = 32.0
+"""Maximum offset of all channels, of 255."""
+FACTOR = (0.5, 1.5)
+"""Range of the factors of contrast and saturation."""
+HUE = 18 / 180
+"""Maximum offset of the hue, as a fraction of the color wheel."""
 
 
 @dataclass(frozen=True)
@@ -89,3 +97,38 @@ def pad_to_size(maps: Tensor, size: tuple[int, int], value: float) -> Tensor:
     """Pad ``maps`` (..., H, W) with ``value`` at the bottom and the right to at least ``size``."""
     height, width = maps.shape[-2:]
     return F.pad(maps, (0, max(0, size[1] - width), 0, max(0, size[0] - height)), value=value)
+
+
+def distort(image: Tensor, rng: np.random.Generator) -> Tensor:
+    """Return ``image`` (3, H, W) uint8 with random brightness, contrast, saturation and hue (SSD, arXiv 1512.02325).
+
+    Contrast is changed before saturation and hue, or after them. The number of draws from ``rng`` is constant.
+    """
+    changes_brightness, changes_contrast, changes_saturation, changes_hue = (rng.random(4) < DISTORTION).tolist()
+    contrast_last = rng.random() < DISTORTION
+    shift, turn = rng.uniform(-1, 1, size=2).tolist()
+    contrast, saturation = rng.uniform(*FACTOR, size=2).tolist()
+    if changes_brightness:
+        image = _clipped(image.float() + BRIGHTNESS * shift)
+    if changes_contrast and not contrast_last:
+        image = _clipped(image.float() * contrast)
+    if changes_saturation or changes_hue:
+        image = _recolored(image, saturation if changes_saturation else 1.0, HUE * turn if changes_hue else 0.0)
+    if changes_contrast and contrast_last:
+        image = _clipped(image.float() * contrast)
+    return image
+
+
+def _clipped(values: Tensor) -> Tensor:
+    return values.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def _recolored(image: Tensor, saturation: float, turn: float) -> Tensor:
+    """Multiply the saturation of an image, and rotate its hue by a fraction of the color wheel."""
+    pil_image = Image.fromarray(np.ascontiguousarray(image.permute(1, 2, 0).numpy())).convert("HSV")
+    hue, chroma, value = pil_image.split()
+    steps = np.arange(256)
+    turned = hue.point(((steps + round(256 * turn)) % 256).tolist())
+    stronger = chroma.point(np.clip(np.round(steps * saturation), 0, 255).astype(int).tolist())
+    changed = Image.merge("HSV", (turned, stronger, value)).convert("RGB")
+    return torch.from_numpy(np.array(changed)).permute(2, 0, 1)

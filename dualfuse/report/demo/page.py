@@ -260,5 +260,5 @@ def _masked(example: MaskedWord, images: dict[int, ImageResult]) -> str:
 def _how(results: DemoResults) -> str:
     versions = (*results.machine, ("seed", str(results.seed)), ("parameters", f"{results.parameters:,}"))
     parts = tuple((name, duration(seconds)) for name, seconds in results.parts)
-    cards = [f'<div class="card">{markup.pairs_table(rows)}</div>' for rows in (versions, parts)]
-    return markup.section("How this was made", markup.commands(results.commands), markup.grid(cards))
+    cards = markup.grid([markup.pairs_table(rows) for rows in (versions, parts)])
+    return markup.section("How this was made", markup.commands(results.commands), cards)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dualfuse.data.loader import Batch
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import Gallery, TextBatch
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.metrics.recall import BLOCK
+from dualfuse.models.base import Tokens
 
 if TYPE_CHECKING:
     from dualfuse.tasks.pretrain.pairs import Pairs
@@ -35,49 +39,27 @@ def evaluate_pairs(task: Pairs, data: EvaluationData, plan: Plan) -> EvaluationR
     """
     run = Evaluation(task, data, plan)
     pairs = _embed_pairs(task, run)
-    metrics: dict[str, float] = {}
-    if task.cfg.itm_weight:
-        metrics |= _itm_accuracies(task, data, plan, pairs)
-    if task.cfg.mlm_weight:
-        metrics |= {"mlm/accuracy": pairs.mlm.accuracy, "mlm/accuracy_other_image": pairs.mlm_other_image.accuracy}
-    return run.result(metrics, f"{len(data.samples)} pairs")
-
-
-@dataclass
-class _MaskedTokens:
-    """Counts of masked tokens, and of those that are predicted."""
-
-    correct: float = 0.0
-    all: int = 0
-
-    def add(self, task: Pairs, states: Tensor, targets: Tensor) -> None:
-        number = int((targets != -100).sum())
-        self.correct += float(mlm_loss(task.mlm_head, states, targets)[1]) * number
-        self.all += number
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / max(1, self.all)
+    metrics = _itm_accuracies(task, data, plan, pairs) if task.cfg.itm_weight else {}
+    return run.result(metrics | pairs.mlm, f"{len(data.samples)} pairs")
 
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Unit embeddings (N, D) and content ids (N,) of N pairs, their texts, and the counts of MLM."""
+    """Unit embeddings (N, D) and content ids (N,) of N pairs, their texts, and the accuracies of MLM."""
 
     image: Tensor
     text: Tensor
     image_id: Tensor
     text_id: Tensor
     texts: TextBatch
-    mlm: _MaskedTokens
-    mlm_other_image: _MaskedTokens
+    mlm: dict[str, float]
 
 
 def _embed_pairs(task: Pairs, run: Evaluation) -> _Pairs:
-    """Read every pair once, without tags: embed both sides, and count masked tokens."""
+    """Read every pair once, without tags: embed both sides, and predict masked tokens."""
     parts: list[tuple[Tensor, ...]] = []
     texts: list[np.ndarray] = []
-    mlm, mlm_other_image = _MaskedTokens(), _MaskedTokens()
+    correct, masked = defaultdict[str, float](float), defaultdict[str, int](int)
     for batch in run.batches(replace(task.cfg, tags="").read, task.cfg.collate, what="pairs"):
         texts += [ids[mask].numpy() for ids, mask in zip(batch["ids"].cpu(), batch["mask"].cpu(), strict=True)]
         image = task.model.embed_image(batch["image"])
@@ -86,15 +68,25 @@ def _embed_pairs(task: Pairs, run: Evaluation) -> _Pairs:
         embeddings = (task.image_features(image), task.text_features(text)) if task.can_search else 2 * (untrained,)
         parts.append((*embeddings, batch["image_id"], batch["text_id"]))
         if task.cfg.mlm_weight:
-            masked = task.model.embed_text(batch["masked_ids"], batch["mask"])
-            fused = task.model.fuse(image, masked, positions=batch["positions"])
-            mlm.add(task, fused.text, batch["targets"])
-            other = torch.arange(len(image), device=run.device).roll(1)
-            differs = batch["image_id"] != batch["image_id"][other]
-            fused = task.model.fuse(image.take(other), masked, positions=batch["positions"])
-            mlm_other_image.add(task, fused.text, batch["targets"].where(differs[:, None], -100))
+            for name, accuracy, number in _mlm_accuracies(task, batch, image):
+                correct[name] += accuracy * number
+                masked[name] += number
     image, text, image_id, text_id = (torch.cat(column) for column in zip(*parts, strict=True))
-    return _Pairs(image, text, image_id, text_id, TextBatch.of(texts), mlm, mlm_other_image)
+    mlm = {name: correct[name] / max(1, number) for name, number in masked.items()}
+    return _Pairs(image, text, image_id, text_id, TextBatch.of(texts), mlm)
+
+
+def _mlm_accuracies(task: Pairs, batch: Batch, image: Tokens) -> Iterator[tuple[str, float, int]]:
+    """Yield the name of a metric, its value in a batch, and its number of masked tokens."""
+    masked = task.model.embed_text(batch["masked_ids"], batch["mask"])
+    other = torch.arange(len(image), device=image.device).roll(1)
+    differs = batch["image_id"] != batch["image_id"][other]
+    for name, images, targets in (
+        ("mlm/accuracy", image, batch["targets"]),
+        ("mlm/accuracy_other_image", image.take(other), batch["targets"].where(differs[:, None], -100)),
+    ):
+        states = task.model.fuse(images, masked, positions=batch["positions"]).text
+        yield name, float(mlm_loss(task.mlm_head, states, targets)[1]), int((targets != -100).sum())
 
 
 def _itm_accuracies(task: Pairs, data: EvaluationData, plan: Plan, pairs: _Pairs) -> dict[str, float]:

@@ -12,9 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, pad_to_size, resized_shape
+from dualfuse.data.image.joint_crop import IGNORE_LABEL, JointCrop, distort, pad_to_size, resized_shape
 from dualfuse.data.image.label_map import decode_labels, encode_labels, resize_labels
-from dualfuse.data.image.photometric_distortion import distort
 
 
 def png(pixels: np.ndarray, mode: str = "") -> bytes:
