@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import secrets
 import shutil
@@ -236,7 +237,20 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content: object, *, indent: int | None = 1, sort_keys: bool = False) -> None:
     """Write a JSON file atomically; see :func:`atomic_write`."""
-    write_text(path, json.dumps(content, indent=indent, sort_keys=sort_keys) + "\n")
+    write_text(path, to_json(content, ascii_only=True, indent=indent, sort_keys=sort_keys) + "\n")
+
+
+def to_json(content: object, *, ascii_only: bool = False, **options: Any) -> str:  # Any: as for json.dumps
+    """Return ``content`` as JSON; NaN and infinite numbers, which JSON lacks, become null."""
+    return json.dumps(_finite(content), ensure_ascii=ascii_only, allow_nan=False, **options)
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, dict):
+        return {_finite(name): _finite(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def sync(path: Path) -> None:

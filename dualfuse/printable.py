@@ -7,6 +7,8 @@ import json
 import re
 from collections.abc import Iterable
 
+from dualfuse.io import to_json
+
 LONGEST = 100
 """Characters of a foreign text that a message repeats."""
 _JOINERS = "\u200c\u200d"  # inside words of Persian and of Indic scripts, and inside emoji
@@ -31,7 +33,7 @@ def brief(text: str, longest: int = LONGEST) -> str:
 
 def json_line(value: object) -> str:
     """Return ``value`` as JSON in one line that a terminal can show; types that JSON lacks become texts."""
-    line = json.dumps(value, ensure_ascii=False, default=str)
+    line = to_json(value, default=str)
     return line if line.isprintable() else "".join(c if _is_visible(c) else json.dumps(c)[1:-1] for c in line)
 
 

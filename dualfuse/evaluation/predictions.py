@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import write_json, write_text
+from dualfuse.io import to_json, write_json, write_text
 from dualfuse.printable import csv_line
 
 
@@ -54,12 +53,12 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
     answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
     captions = [each for each in predictions if isinstance(each, PredictedCaption)]
     if path.suffix == ".jsonl":
-        lines = (json.dumps(vars(each), ensure_ascii=False) for each in predictions)
+        lines = (to_json(vars(each)) for each in predictions)
         write_text(path, "".join(f"{line}\n" for line in lines))
     elif path.suffix == ".json" and captions:
         _check_unique([caption.image_id for caption in captions], "images have more than one caption")
         entries = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
-        write_text(path, json.dumps(entries, ensure_ascii=False) + "\n")
+        write_text(path, to_json(entries) + "\n")
     elif path.suffix == ".json":
         ids = _check_unique([answer.id for answer in answers], "questions are answered more than once")
         if strings := [name for name in ids if isinstance(name, str)]:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from dualfuse.data.text.decode import read_lines
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_JSON, read_bounded
 from dualfuse.metrics.accuracy import Metric, Question
 
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
@@ -87,7 +87,7 @@ def vocabulary(most_common: Iterable[str], at_least: int = COMMON) -> tuple[str,
 
 def read_vocabulary(path: Path) -> tuple[str, ...]:
     """Return the lines of a text file; DualfuseError if there are none, or duplicates."""
-    answers = tuple(line for line in read_bounded(path, MAX_JSON).decode("utf-8-sig").splitlines() if line)
+    answers = tuple(read_lines(path))
     if not answers or len(set(answers)) < len(answers):
         repeated = [answer for answer, count in Counter(answers).items() if count > 1]
         raise DualfuseError(

@@ -17,6 +17,8 @@ class PrepareOptions:
     """Folder that the image paths in a table or JSON file are relative to; default: the folder of that file."""
     answers: Path | None = None
     """File with one known answer per line. Visual Genome questions need the answers.txt that was written for VQAv2."""
+    encoding: str = ""
+    """Encoding of text files and tables that are neither UTF-8 nor UTF-16 with a byte order mark, such as cp1252."""
     image_column: Annotated[str, arg(name="image")] = ""
     """Table column with the image or its path; empty: recognized by its usual names."""
     text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import unicodedata
@@ -13,7 +12,7 @@ from pathlib import Path
 from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, read_bounded, write_text
+from dualfuse.io import MAX_TABLE, read_bounded, to_json, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.earlier import FINGERPRINTS
 from dualfuse.prepare.shard_writer import ShardWriter
@@ -36,7 +35,7 @@ class PreparedFolder:
         self.folder, self._limit = folder, limit
         self.advice: Mapping[str, str] = {"": "see skipped.jsonl"}
         """What to do if no item is usable, by the most common reason ("": all others)."""
-        self._first_missing = ""
+        self._details: dict[str, str] = {}
         upgrade.rename_skipped(folder, "skipped.jsonl")
         finished = load_tally(folder / "prepared.json")
         earlier = finished or load_tally(folder / "progress.json")
@@ -137,10 +136,9 @@ class PreparedFolder:
     def _skip(self, key: str, item: Item, why: SkippedItem) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
-        self._skipped.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        self._skipped.write(to_json(line).encode(errors="backslashreplace") + b"\n")
         self.tally.skip(item.title, why.reason)
-        if why.reason == MISSING:
-            self._first_missing = self._first_missing or why.detail
+        self._details.setdefault(why.reason, why.detail)
         if self.tally.skipped.get(MISSING) == MAX_MISSING and not self._writers:
             raise self._nothing()
 
@@ -175,9 +173,12 @@ class PreparedFolder:
         tally = self.tally
         reasons = ", ".join(f"{reason}: {count}" for reason, count in tally.skipped.items()) or "it is empty"
         reason = max(tally.skipped, key=tally.skipped.__getitem__, default="")
-        hint = self.advice.get(reason, self.advice[""]).format(name=tally.examples.get(MISSING, [""])[0])
-        if reason == MISSING and " is not there, but " in self._first_missing:
-            hint = self._first_missing
+        name, detail = tally.examples.get(reason, [""])[0], self._details.get(reason, "")
+        hint = self.advice.get(reason, self.advice[""]).replace("{name}", name)
+        if reason == MISSING and " is not there, but " in detail:
+            hint = detail
+        elif detail and hint == self.advice[""]:
+            hint = f"{name}: {detail}; {hint}"
         return DualfuseError(f"none of the first {tally.consumed} items is usable ({reasons}); {hint}")
 
 

@@ -139,7 +139,9 @@ class _Format:
 
 
 def _folder(path: Path, options: PrepareOptions, out: Path) -> Source:
-    return class_folders.load(path, options.class_names, out) if options.label_column else folder.load(path, out)
+    if options.label_column:
+        return class_folders.load(path, options.class_names, options.encoding, out)
+    return folder.load(path, options.encoding, out)
 
 
 _FORMATS = {
@@ -155,11 +157,11 @@ _FORMATS = {
     "karpathy": _Format(lambda path, o, out: karpathy.load(path, o.images), ("images",)),
     "captions": _Format(lambda path, o, out: coco_captions.load(path, o.images), ("images",)),
     "tar": _Format(
-        lambda path, o, out: Source(webdataset.read(path, out)),
+        lambda path, o, out: webdataset.load(path, o.encoding, out),
         captions="add a member .txt, or .json with a caption, to each sample",
     ),
     "table": _Format(
-        lambda path, o, out: tables.load(path, o.images, _columns(o), exclude=out),
+        lambda path, o, out: tables.load(path, o.images, _columns(o), encoding=o.encoding, exclude=out),
         ("images", "columns"),
         captions="give the caption column with --text",
     ),

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from dualfuse.data.shards.tar_index import is_tar_name
+from dualfuse.data.text.decode import UndecodableText, codec_of
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_TABLE, listing, open_regular, read_json, walk
 from dualfuse.prepare.sources.cells import is_url
@@ -35,6 +37,7 @@ FORMATS = {
     "tar": "tar shards in the WebDataset layout (also the output of img2dataset)",
 }
 _TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+PACKED = "compressed tar"
 MAX_HEADER = 4096  # bytes of a table's first line
 _MAX_FILES = 100_000
 _COLUMNS = Columns()
@@ -77,7 +80,7 @@ def _published(source: Path) -> tuple[str, Path] | None:
 
 def _file(path: Path) -> str:
     suffix = path.suffix.lower()
-    if suffix == ".tar":
+    if is_tar_name(path.name):
         return "tar"
     if suffix == ".json":
         return _json(path)
@@ -89,8 +92,9 @@ def _file(path: Path) -> str:
 def _has_header(path: Path) -> bool:
     """Return whether a .txt file is a csv table, such as the captions.txt of Flickr8k."""
     with open_regular(path) as file:
-        line = file.readline(MAX_HEADER).decode("utf-8-sig", errors="replace")
-        return line.strip().lower().startswith(("image,", "image_name,", "image\t", "image_name|"))
+        head = file.read(MAX_HEADER)
+    line = head.decode(codec_of(head), errors="replace").lstrip().lower()  # only to recognize it
+    return line.startswith(("image,", "image_name,", "image\t", "image_name|"))
 
 
 def _json(path: Path) -> str:
@@ -132,6 +136,8 @@ def _folder(folder: Path, exclude: Path | None, columns: Columns) -> tuple[str, 
         return "folder", folder
     if endings[".parquet"]:
         return "table", folder
+    if endings[PACKED]:
+        return "tar", folder  # whose reader says how to unpack them
     files = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(6)) or "no files"
     raise DualfuseError(
         f"{folder} contains {files}, which is not a known data set; known formats are:\n{_known_formats()}"
@@ -148,6 +154,8 @@ def _has_images(table: Path, columns: Columns) -> bool:
     try:
         row = next((row.cells for row in read_rows(table) if not row.problem), {})
         return not is_url(row.get(choose(row, columns, str(table)).image))
+    except UndecodableText:  # reading it says so
+        return True
     except DualfuseError:
         return False
 
@@ -163,10 +171,15 @@ def _count_files(folder: Path, exclude: Path | None) -> tuple[Counter[str], bool
         stems = {Path(file).stem for file in files if is_image_name(file)}
         has_texts |= any(file.lower().endswith(".txt") and file[:-4] in stems for file in files)
         metadata += [folder / parent / file for file in files if is_metadata(file)]
-        endings.update("images" if is_image_name(file) else Path(file).suffix.lower() for file in files)
+        endings.update("images" if is_image_name(file) else _ending(file) for file in files)
         if endings.total() > _MAX_FILES:
             break
     return endings, has_texts, metadata
+
+
+def _ending(name: str) -> str:
+    suffix = Path(name).suffix.lower()
+    return PACKED if is_tar_name(name) and suffix != ".tar" else suffix
 
 
 def _known_formats() -> str:

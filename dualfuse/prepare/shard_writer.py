@@ -19,6 +19,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import LABEL_MAP, MAX_OTHER_IMAGES
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
+from dualfuse.io import to_json
 
 SAMPLES_PER_SHARD = 10_000
 BYTES_PER_SHARD = 64 << 20
@@ -194,7 +195,7 @@ def _members(sample: Sample, stored: _StoredImages) -> bytes:
             f"{sample.key} has {len(sample.other_images)} further images; at most {MAX_OTHER_IMAGES} are read"
         )
     lines = "".join(" ".join(text.split()) + "\n" for text in sample.texts)
-    meta = json.dumps(dict(sample.meta), sort_keys=True, ensure_ascii=False)
+    meta = to_json(dict(sample.meta), sort_keys=True)
     return b"".join(
         (
             _image(sample, "", sample.image, stored),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from dualfuse.data.map_dataset import find_files
+from dualfuse.data.map_dataset import find_files, has_ending
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
@@ -41,7 +41,10 @@ class Collection:
         source = Path(source).expanduser().absolute()  # so that a change of the working directory does not matter
         if not source.is_dir():
             return _shards(source)
-        names, tars = image_names(source), sorted(tar.name for tar in source.glob("*.tar"))
+        names, tars = (
+            image_names(source),
+            [path.name for path in sorted(source.iterdir()) if has_ending(path, (".tar",))],
+        )
         if names and tars:
             raise DualfuseError(
                 f"{source} contains {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "

@@ -23,7 +23,7 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.data.loader import Skipped
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import MAX_TABLE, atomic_write, read_bounded
+from dualfuse.io import MAX_TABLE, atomic_write, read_bounded, to_json
 from dualfuse.progress import PlainConsole
 
 if TYPE_CHECKING:
@@ -219,11 +219,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
 
 def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
     """Write and flush one line; nan and infinity, which JSON lacks, become null."""
-    finite = {
-        key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in line.items()
-    }
     try:
-        file.write(json.dumps(finite) + "\n")
+        file.write(to_json(line, ascii_only=True) + "\n")
         file.flush()
     except OSError as error:
         raise OSError(error.errno, error.strerror, file.name) from error

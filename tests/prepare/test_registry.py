@@ -92,7 +92,8 @@ def test_tables_and_texts_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 
 def test_split_folders_beside_others_are_named_in_a_remark(tmp_path: Path) -> None:
-    put(tmp_path, {f"{top}/a.{kind}": png_image(0) for top in ("train", "test", "more") for kind in ("png", "txt")})
+    for top in ("train", "test", "more"):
+        put(tmp_path, {f"{top}/a.png": png_image(0), f"{top}/a.txt": "x"})
     (remark,) = prepare(tmp_path, tmp_path / "out", ONE).tally.remarks
     assert remark == "not splits, because there are also images in more: test, train"
 
@@ -193,7 +194,8 @@ def test_splits_of_tables_may_be_numbers_and_empty_cells_are_noted(tmp_path: Pat
 
 
 def test_folders_and_files_called_like_splits_in_other_scripts_are_splits(tmp_path: Path) -> None:
-    put(tmp_path, {f"{top}/a.{kind}": png_image(0) for top in ("训练", "测试") for kind in ("png", "txt")})
+    for top in ("训练", "测试"):
+        put(tmp_path, {f"{top}/a.png": png_image(0), f"{top}/a.txt": "x"})
     prepare(tmp_path, tmp_path / "out", ONE)
     assert set(names(tmp_path / "out")) == {"训练", "测试"}
     assert split_in_name("captions_тест") == "тест" and is_split_name("훈련") and not is_split_name("猫")

@@ -2,21 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from dualfuse.data.map_dataset import MapDataset, find_files, labels
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.tar_index import TarIndex
+from dualfuse.data.text.captions import parse_texts
+from dualfuse.data.text.decode import decode_text
 from dualfuse.errors import DualfuseError
+from dualfuse.io import listing
 
-IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+IMAGES = (
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "gif",
+    "bmp",
+    "tif",
+    "tiff",
+    "jfif",
+    "jpe",
+    "avif",
+    "heic",
+    "heif",
+    "jp2",
+    "jxl",
+)
 MAX_OTHER_IMAGES = 9  # of a sample: KEY.1.jpg to KEY.9.jpg beside KEY.jpg
 LABEL_MAP = "labels.png"  # class numbers of the pixels: KEY.labels.png beside KEY.jpg
+OTHER_IMAGES = frozenset(f"{n}.{image}" for n in range(1, MAX_OTHER_IMAGES + 1) for image in IMAGES)
 MAX_CLASS_DIGITS = 18
-OTHER_IMAGES = tuple(f"{n}.{image}" for n in range(1, MAX_OTHER_IMAGES + 1) for image in IMAGES)
-MEMBERS = frozenset((*IMAGES, *OTHER_IMAGES, LABEL_MAP, "txt", "json", "cls"))
+TEXTS = ("txt", "json", "cls")
 
 
 class Shards(MapDataset):
@@ -60,65 +78,53 @@ class Shards(MapDataset):
 
     def read(self, file: int, number: int, key: str) -> Sample:
         """Read sample ``number`` of a tar."""
+        tar = self._tars[file]
         try:
-            return _sample(key, self._tars[file].read(number, MEMBERS))
-        except BrokenSample:
-            raise
-        except (ValueError, RecursionError) as error:  # RecursionError: deeply nested JSON
-            raise BrokenSample(key, str(error)) from error
-
-
-def _sample(key: str, parts: Mapping[str, bytes]) -> Sample:
-    """Build a sample from its members."""
-    image = _image(parts)
-    if image is None:
-        raise BrokenSample(key, f"no image among its members; one of {', '.join(IMAGES)} is needed")
-    meta: dict[str, object] = {}
-    if "json" in parts:
-        try:
-            meta = json.loads(parts["json"])
+            images = image_members(tar.members(number))
+            parts = tar.read(number, (*images, LABEL_MAP, *TEXTS))
+            texts, meta = sample_texts(parts, tar.key(number))
         except ValueError as error:
-            raise BrokenSample(key, f"broken json: {error}") from error
-        if not isinstance(meta, dict):
-            raise BrokenSample(key, f"json holds a {type(meta).__name__}; an object is needed")
+            raise BrokenSample(key, str(error)) from error
+        image, *others = (parts[name] for name in images)
+        return Sample(key, image, texts, meta, other_images=tuple(others), label_map=parts.get(LABEL_MAP, b""))
+
+
+def image_members(names: Collection[str]) -> tuple[str, ...]:
+    """Return which members of a sample are its image and its further images, in numerical order, by extension.
+
+    Raises DualfuseError for a sample without an image, and for a gap in the numbers.
+    """
+    numbered = [_image(names, f"{number}." if number else "") for number in range(MAX_OTHER_IMAGES + 1)]
+    if not numbered[0]:
+        members = listing(f".{name}" for name in names)
+        raise DualfuseError(
+            f"no image among its members, which end in {members}; one of {', '.join(IMAGES)} is needed, where the "
+            "ending is everything behind the first dot"
+        )
+    images = tuple(filter(None, numbered))
+    if "" in numbered[: len(images)]:
+        raise DualfuseError(f"further images are numbered from 1; number {numbered.index('')} is missing")
+    return images
+
+
+def _image(names: Collection[str], number: str) -> str:
+    return next((number + extension for extension in IMAGES if number + extension in names), "")
+
+
+def sample_texts(
+    parts: Mapping[str, bytes], name: str, encoding: str = ""
+) -> tuple[tuple[str, ...], dict[str, object]]:
+    """Return the captions and the meta data in the members .txt, .json and .cls; a class is the "label" of the meta.
+
+    Raises DualfuseError for a member that cannot be decoded.
+    """
+    texts, meta = parse_texts(parts, name, encoding)
     if "cls" in parts:
-        meta = {"label": parse_class(parts["cls"].decode("utf-8-sig")), **meta}
-    lines = _strings(parts["txt"].decode("utf-8-sig").split("\n")) if "txt" in parts else ()
-    label_map = parts.get(LABEL_MAP, b"")
-    return Sample(key, image, lines or _captions(meta), meta, other_images=_others(key, parts), label_map=label_map)
-
-
-def _image(parts: Mapping[str, bytes], number: str = "") -> bytes | None:
-    """Return the image of a sample, or the further image with the prefix ``number``, such as "1."."""
-    return next((parts[number + extension] for extension in IMAGES if number + extension in parts), None)
-
-
-def _others(key: str, parts: Mapping[str, bytes]) -> tuple[bytes, ...]:
-    """Return the further images in numerical order; raises BrokenSample for a gap in the numbers."""
-    images = tuple(_image(parts, f"{number}.") for number in range(1, MAX_OTHER_IMAGES + 1))
-    others = tuple(image for image in images if image is not None)
-    if None in images[: len(others)]:
-        raise BrokenSample(key, f"further images are numbered from 1; number {1 + images.index(None)} is missing")
-    return others
+        meta = {"label": parse_class(decode_text(parts["cls"], f"{name}.cls", encoding)), **meta}
+    return texts, meta
 
 
 def parse_class(text: str) -> int | str:
     """Return the class in a member .cls: a number, or else a name."""
     text = text.strip()
     return int(text) if text.isdecimal() and len(text) <= MAX_CLASS_DIGITS else text
-
-
-def _captions(meta: Mapping[str, object]) -> tuple[str, ...]:
-    """Return the captions in a JSON object: a list "captions", or a string "caption" or "text"."""
-    captions = meta.get("captions")
-    if isinstance(captions, list):
-        return _strings(captions)
-    return _strings([text for text in (meta.get("caption"), meta.get("text")) if text is not None][:1])
-
-
-def _strings(values: Sequence[object]) -> tuple[str, ...]:
-    """Strip texts and drop empty ones; raises DualfuseError for a value that is not a string."""
-    for value in values:
-        if not isinstance(value, str):
-            raise DualfuseError(f"a caption is a {type(value).__name__}; a string is needed")
-    return tuple(text for text in (str(value).strip() for value in values) if text)

@@ -14,7 +14,7 @@ import contextlib
 import mmap
 import re
 import tarfile
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import blake2b
@@ -34,8 +34,11 @@ OPEN_TARS = 256  # mapped at the same time per process; each needs a file descri
 INDEX_FORMAT = 2
 END = bytes(tarfile.BLOCKSIZE)  # a tar ends with blocks of zeros
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}
-NAME = re.compile(r"(?P<key>(?:.*/)?[^./]+)\.(?P<extension>[^/]*)", re.DOTALL)
-NOT_A_SAMPLE = re.compile(r"__[^/]*__(?:$|/)")  # members that webdataset adds for itself
+"""The programs that unpack a file, by its first bytes."""
+NAME = re.compile(r"(?:\./+)*(?P<key>/*(?:(?:\.{1,2}|[^./][^/]*)/+)*[^./]+)\.(?P<extension>[^/]*)", re.DOTALL)
+"""A member of a sample; names with a part that begins with a dot are hidden."""
+NOT_A_SAMPLE = re.compile(r"__[^/]*__(?:$|/)|(?:.*/)?__MACOSX/")
+"""Members that the webdataset package adds for itself, and those that macOS adds."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,10 +60,12 @@ class TarIndex:
 
     @staticmethod
     def of(path: Path) -> TarIndex:
-        """Load the index stored beside ``path``; if it is missing or outdated, create it and try to store it."""
+        """Load the index stored beside ``path``; if it is missing or outdated, create it and try to store it.
+
+        Raises DualfuseError for a file that is not a tar, is incomplete, or whose samples are not adjacent.
+        """
         index_path = path.with_name(path.name + ".index.npz")
-        stat = check_regular(path)
-        stamp = np.array([INDEX_FORMAT, stat.st_size, stat.st_mtime_ns])
+        stamp = _stamp(path)
         try:
             with open_regular(index_path, MAX_INDEX) as file, np.load(file, allow_pickle=False) as stored:
                 index = TarIndex(path, **stored)
@@ -68,11 +73,24 @@ class TarIndex:
                 return index
         except Exception:  # missing or damaged in any way: it is created again
             pass
-        index = TarIndex(path, stamp, **_scan(path))
+        index, damage = TarIndex.scan(path)
+        if damage:
+            raise DualfuseError(damage)
         arrays = {name: value for name, value in vars(index).items() if name != "path"}
         with contextlib.suppress(OSError), atomic_write(index_path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)  # suppressed in a read-only folder, where every process makes its own index
         return index
+
+    @staticmethod
+    def scan(path: Path) -> tuple[TarIndex, str]:
+        """Return the index of a tar up to the first damage, and a description of it, or an empty string.
+
+        Nothing is stored. Raises DualfuseError for a file that is not a tar, and if the members of a sample are not
+        adjacent.
+        """
+        stamp = _stamp(path)
+        arrays, damage = _scan(path)
+        return TarIndex(path, stamp, **arrays), damage
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -82,21 +100,30 @@ class TarIndex:
         """Return the key of a sample within this tar."""
         return _split(self._name(int(self.first[number])))[0]
 
-    def read(self, number: int, extensions: Container[str]) -> dict[str, bytes]:
-        """Return the members of a sample whose lower-case extension is in ``extensions``, by extension.
+    def members(self, number: int) -> dict[str, tuple[int, int]]:
+        """Return the offset and the size of each member of a sample, by its extension in lower case.
+
+        Raises DualfuseError for a sample with two members of one extension.
+        """
+        spans: dict[str, tuple[int, int]] = {}
+        for member in range(int(self.first[number]), int(self.first[number + 1])):
+            extension = _split(self._name(member))[1]
+            if extension in spans:
+                raise DualfuseError(f"two members end in .{extension}")
+            spans[extension] = int(self.offsets[member]), int(self.sizes[member])
+        return spans
+
+    def read(self, number: int, extensions: Iterable[str]) -> dict[str, bytes]:
+        """Return those members of a sample that have one of the ``extensions``, by extension.
 
         Raises DualfuseError for a sample with two members of one extension, or with one that is too large.
         """
-        parts: dict[str, bytes] = {}
-        previous: set[str] = set()
-        for member in range(int(self.first[number]), int(self.first[number + 1])):
-            extension = _split(self._name(member))[1]
-            if extension in previous:
-                raise DualfuseError(f"two members end in .{extension}")
-            previous.add(extension)
-            if extension in extensions:
-                parts[extension] = self._bytes(member, MAX_JSON if extension == "json" else MAX_MEMBER)
-        return parts
+        spans = self.members(number)
+        return {
+            extension: self._bytes(number, extension, *spans[extension])
+            for extension in extensions
+            if extension in spans
+        }
 
     def digest(self) -> str:
         """Return a digest of the names and sizes of all members, without reading their contents."""
@@ -105,15 +132,29 @@ class TarIndex:
             content.update(np.ascontiguousarray(part).data)
         return content.hexdigest()
 
-    def _bytes(self, member: int, limit: int) -> bytes:
-        offset, size = int(self.offsets[member]), int(self.sizes[member])
+    def _bytes(self, number: int, extension: str, offset: int, size: int) -> bytes:
+        limit = MAX_JSON if extension == "json" else MAX_MEMBER
         if size > limit:
-            raise DualfuseError(f"{self._name(member)} has {size:,} bytes; at most {limit:,} are read")
+            raise DualfuseError(f"{self.key(number)}.{extension} has {size:,} bytes; at most {limit:,} are read")
         return mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))[offset : offset + size]
 
     def _name(self, member: int) -> str:
         start = int(self.name_ends[member - 1]) if member else 0
         return self.names[start : int(self.name_ends[member])].tobytes().decode(errors="backslashreplace")
+
+
+class _Damaged(DualfuseError):
+    """The rest of a tar cannot be read."""
+
+
+def is_tar_name(name: str) -> bool:
+    """Return whether a file is a tar by its name, compressed or not."""
+    return name.lower().endswith((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"))
+
+
+def _stamp(path: Path) -> np.ndarray:
+    stat = check_regular(path)
+    return np.array([INDEX_FORMAT, stat.st_size, stat.st_mtime_ns])
 
 
 def _split(name: str) -> tuple[str, str]:
@@ -124,30 +165,34 @@ def _split(name: str) -> tuple[str, str]:
     return match["key"], match["extension"].lower()
 
 
-def _scan(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a :class:`TarIndex` from the headers of a tar file."""
+def _scan(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """Return the arrays of a :class:`TarIndex` from the headers of a tar file, and where it is damaged."""
     names: list[bytes] = []
     spans: list[tuple[int, int]] = []
     first: dict[str, int] = {}
-    last = ""
-    for name, offset, size in _members(path):
-        key, _ = _split(name)
-        if not key:
-            continue
-        if key != last and key in first:
-            raise DualfuseError(f"{path}: the members of {key} are not adjacent; create the tar with --sort=name")
-        last = key
-        first.setdefault(key, len(names))
-        names.append(name.encode(errors="surrogateescape"))
-        spans.append((offset, size))
+    last = damage = ""
+    try:
+        for name, offset, size in _members(path):
+            key, _ = _split(name)
+            if not key:
+                continue
+            if key != last and key in first:
+                raise DualfuseError(f"{path}: the members of {key} are not adjacent; create the tar with --sort=name")
+            last = key
+            first.setdefault(key, len(names))
+            names.append(name.encode(errors="surrogateescape"))
+            spans.append((offset, size))
+    except _Damaged as error:
+        damage = str(error)
     offsets, sizes = np.array(spans, np.int64).reshape(-1, 2).T
-    return {
+    arrays = {
         "names": np.frombuffer(b"".join(names), np.uint8),
         "name_ends": np.cumsum([len(name) for name in names], dtype=np.int64),
         "offsets": offsets,
         "sizes": sizes,
         "first": np.array([*first.values(), len(names)], np.int64),
     }
+    return arrays, damage
 
 
 def _members(path: Path) -> Iterator[tuple[str, int, int]]:
@@ -157,8 +202,9 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
             tar = tarfile.open(fileobj=file, mode="r:", errors="surrogateescape")  # noqa: SIM115 - file is closed
         except Exception as error:  # TarError, or any other error that a malicious header causes
             file.seek(0)
-            packed = COMPRESSED.get(file.read(2))
-            reason = f"compressed with {packed}; unpack it" if packed else f"not a tar file: {error}"
+            program = COMPRESSED.get(file.read(2))
+            unpack = f"compressed with {program}; unpack it: {program} -dc {path.name} > {path.stem}-unpacked.tar"
+            reason = unpack if program else f"not a tar file: {error}"
             raise DualfuseError(f"{path} is {reason}") from error
         yield from _headers(path, file, tar)
 
@@ -173,11 +219,11 @@ def _headers(path: Path, file: BinaryIO, tar: tarfile.TarFile) -> Iterator[tuple
         try:
             member = tarfile.TarInfo.fromtarfile(tar)
         except Exception as error:  # HeaderError, or any other error that a malicious header causes
-            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
+            raise _Damaged(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {error}") from error
         if not start < tar.offset < total or member.size < 0 or len(member.name) > MAX_NAME:
             # the header points backwards, or beyond the end
             content = f"{member.size:,} bytes in {member.name[:100]}"
-            raise DualfuseError(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {content}")
+            raise _Damaged(f"{path} is truncated or damaged at byte {start:,} of {total:,}: {content}")
         start = file.seek(tar.offset)
         if member.isreg() and not member.issparse():
             files[member.name] = member.offset_data, member.size

@@ -60,7 +60,7 @@ class PackedFile:
         location, start, stop = map(int, self.rows[number])
         record = self.documents.record(location)
         if stop == BROKEN:
-            raise DualfuseError(f"the line at byte {start:,} is not UTF-8")
+            raise DualfuseError(f"the line at byte {start:,} is not UTF-8 text")
         return b" ".join(record[start:stop].split()).decode()  # the words that packing counted
 
 

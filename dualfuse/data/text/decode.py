@@ -21,13 +21,20 @@ BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_
 BOMS |= {codecs.BOM_UTF32_BE: "utf-32", codecs.BOM_UTF16_BE: "utf-16"}
 
 
+class UndecodableText(DualfuseError):
+    """A text in an unknown encoding."""
+
+
+OTHERS = "dualfuse prepare reads other encodings, such as with"
+
+
 def decode_text(data: bytes, name: object, encoding: str = "") -> str:
     """Decode the content of a text file called ``name``.
 
     A BOM decides; without one, text has the ``encoding``, or UTF-8 by default. Raises DualfuseError with the name, the
     line and the byte for anything else, and for text with NUL characters, which is UTF-16 without BOM or not text.
     """
-    codec = _codec(data, encoding)
+    codec = codec_of(data, encoding)
     try:
         text = data.decode(codec)
     except UnicodeError:
@@ -73,7 +80,8 @@ def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return content
 
 
-def _codec(data: bytes, encoding: str) -> str:
+def codec_of(data: bytes, encoding: str = "") -> str:
+    """Return the codec of a text that begins with ``data``: its BOM decides, then ``encoding``, then UTF-8."""
     codec = next((codec for mark, codec in BOMS.items() if data.startswith(mark)), encoding or "utf-8")
     try:
         return codecs.lookup(codec).name
@@ -85,7 +93,7 @@ def _check(path: Path, encoding: str) -> str:
     """Return the codec of a file after decoding all of it."""
     with open_regular(path) as file:
         block = file.read(BLOCK)
-        codec = _codec(block, encoding)
+        codec = codec_of(block, encoding)
         decoder, length = codecs.getincrementaldecoder(codec)(), 0
         try:
             while block:
@@ -105,9 +113,9 @@ def _check(path: Path, encoding: str) -> str:
 def _without_nul(text: str, name: object) -> str:
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
-        raise DualfuseError(
+        raise UndecodableText(
             f"{name} has NUL characters in line {line:,}: it is not a text file, or it is UTF-16 without a byte order "
-            "mark; save it as UTF-8, or give --encoding utf-16-le"
+            f"mark; save it as UTF-8 ({OTHERS} --encoding utf-16-le)"
         )
     return text
 
@@ -120,5 +128,4 @@ def _refuse(lines: Iterable[bytes], codec: str, name: object) -> NoReturn:
         except UnicodeDecodeError as error:
             where = f" at byte {error.start + 1:,} (0x{line[error.start]:02x}) of line {number:,}"
             break
-    offer = "give its encoding, such as --encoding cp1252" if codec.startswith("utf") else "give another --encoding"
-    raise DualfuseError(f"{name} is not {codec.upper()}{where}; save it as UTF-8, or {offer}")
+    raise UndecodableText(f"{name} is not {codec.upper()}{where}; save it as UTF-8 ({OTHERS} --encoding cp1252)")

@@ -5,7 +5,6 @@ A record is read by its location, a number, without reading the records before i
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dualfuse.data.shards.tar_index import TarIndex, mapped
+from dualfuse.data.text.captions import parse_texts
+from dualfuse.data.text.decode import parse_json
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import check_regular, listing
 
@@ -98,10 +99,8 @@ class JsonLines:
     def record(self, location: int) -> bytes:
         """Return the text of an object."""
         content = self.file.bytes()
-        try:
-            value = json.loads(content[location : _line_end(content, location)])
-        except (ValueError, RecursionError) as error:
-            raise DualfuseError(f"the line at byte {location:,} is not JSON: {error}") from error
+        line = content[location : _line_end(content, location)]
+        value = parse_json(line, f"the line at byte {location:,}")
         return _text(value, f"the line at byte {location:,}")
 
 
@@ -147,17 +146,12 @@ class TarTexts:
         yield from range(len(self.tar))
 
     def record(self, location: int) -> bytes:
-        """Return the .txt member of a sample, or the text in its .json."""
+        """Return the texts of a sample: a line each, those of its .txt member or else of its .json."""
         parts = self.tar.read(location, ("txt", "json"))
-        where = f"sample {self.tar.key(location)}"
-        if "txt" in parts:
-            return parts["txt"]
-        if "json" not in parts:
-            raise DualfuseError(f"{where} has neither .txt nor .json")
-        try:
-            return _text(json.loads(parts["json"]), where)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise DualfuseError(f"{where}: broken json: {error}") from error
+        texts, _ = parse_texts(parts, self.tar.key(location))
+        if not texts:
+            raise DualfuseError(f"sample {self.tar.key(location)} has no text in a member .txt or .json")
+        return _encode("\n".join(texts), f"sample {self.tar.key(location)}")
 
 
 KINDS = {".txt": PlainText, ".jsonl": JsonLines, ".parquet": Parquet}
@@ -167,12 +161,13 @@ ENDINGS = (*KINDS, ".tar")
 
 def open_documents(path: Path) -> Documents:
     """Return the records of a file by its suffix; raises DualfuseError if that is unknown."""
-    if path.suffix == ".tar":
+    suffix = path.suffix.lower()
+    if suffix == ".tar":
         return TarTexts(TarIndex.of(path))
-    if path.suffix not in KINDS:
-        packed = "; unpack it" if path.suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
+    if suffix not in KINDS:
+        packed = "; unpack it" if suffix in (".gz", ".bz2", ".xz", ".zst", ".zip") else ""
         raise DualfuseError(f"{path} ends in {path.suffix!r}; text is read from {', '.join(ENDINGS)}{packed}")
-    return KINDS[path.suffix](FileState.of(path))
+    return KINDS[suffix](FileState.of(path))
 
 
 def _line_end(content: mmap.mmap, start: int) -> int:
@@ -185,6 +180,10 @@ def _text(value: Any, where: str) -> bytes:  # Any: JSON
     if not isinstance(text, str):
         contents = listing(value) if isinstance(value, dict) else type(value).__name__
         raise DualfuseError(f"{where} has no {COLUMN!r} that is a string, but {contents}")
+    return _encode(text, where)
+
+
+def _encode(text: str, where: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:

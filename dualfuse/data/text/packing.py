@@ -68,8 +68,10 @@ def _sentences(record: bytes | mmap.mmap, counter: _TokenCounter, blank_ends: bo
     """Yield the words of each sentence; [] ends a document, a word ending at ``BROKEN`` is a broken line."""
     for start, line in _lines(record):
         try:
-            line.decode()
+            is_text = "\0" not in line.decode()  # UTF-16
         except UnicodeDecodeError:
+            is_text = False
+        if not is_text:
             yield [(start, BROKEN, 0)]
             continue
         words = [(start + match.start(), match.group()) for match in WORD.finditer(line)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -83,8 +83,8 @@ class Source:
     """Number of items, if known in advance."""
     files: Mapping[str, str] = field(default_factory=dict[str, str])
     """Text files that are written beside the shards, by name."""
-    remarks: tuple[str, ...] = ()
-    """Remarks about the source, such as missing parts."""
+    remarks: Sequence[str] = ()
+    """Remarks about the source, such as missing parts; complete when all items have been yielded."""
 
 
 @contextmanager

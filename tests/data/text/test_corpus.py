@@ -141,7 +141,7 @@ def test_broken_lines_are_counted_and_named(tmp_path: Path, text: TextTransform)
     path.write_bytes(b"\n".join([*lines, b'{"text": "\xff"}', b'{"text": "the dog"}']))
     corpus = Corpus.open(path, text)
     assert (len(corpus), corpus.broken) == (8, 6)
-    reasons = ("is not JSON", "no 'text' that is a string, but caption", "but list", "but text", "half", "is not JSON")
+    reasons = ("is not JSON", "no 'text' that is a string, but caption", "but list", "but text", "half", "is not UTF-8")
     for number, reason in enumerate(reasons, start=1):
         with pytest.raises(BrokenSample, match=rf"^broken.jsonl/{number}: the line at byte \d+ .*{reason}"):
             corpus[number]

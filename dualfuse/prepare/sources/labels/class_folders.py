@@ -10,8 +10,9 @@ from itertools import chain
 from pathlib import Path
 
 from dualfuse.data.split import is_split_name, split_name
+from dualfuse.data.text.decode import read_lines
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_JSON, listing, read_bounded
+from dualfuse.io import listing
 from dualfuse.prepare.sources.label_names import LABELS_FILE, parse_label
 from dualfuse.prepare.sources.pairs import folder
 from dualfuse.prepare.sources.source import Item, Source
@@ -19,7 +20,7 @@ from dualfuse.prepare.sources.source import Item, Source
 NAME = re.compile(r"([^\t]+)\t\s*(.+)|([^\s,]+)[\s,]\s*(.+)")
 
 
-def load(path: Path, class_names: Path | None, exclude: Path | None = None) -> Source:
+def load(path: Path, class_names: Path | None, encoding: str = "", exclude: Path | None = None) -> Source:
     """Return the images below ``path`` with the names of their classes as labels; texts beside them are kept.
 
     The class is the first folder below ``path``, or below train, val and test if all folders are splits.
@@ -36,9 +37,9 @@ def load(path: Path, class_names: Path | None, exclude: Path | None = None) -> S
             f"{path} has {len(classes)} folders of classes ({', '.join(classes)}); --label folder needs a sub-folder "
             "for each class, such as cat/1.jpg and dog/2.jpg, or train/cat/1.jpg and val/cat/2.jpg"
         )
-    labels_of, remarks = _labels(classes, class_names)
+    labels_of, remarks = _labels(classes, class_names, encoding)
     labels = "".join(f"{labels_of[name]}\n" for name in classes)
-    items = chain(_items(folder.read(path, images), labels_of, has_splits), folder.unreadable(skipped))
+    items = chain(_items(folder.read(path, images, encoding), labels_of, has_splits), folder.unreadable(skipped))
     return Source(items, len(images), {LABELS_FILE: labels}, remarks)
 
 
@@ -58,11 +59,11 @@ def _class(name: str, has_splits: bool) -> str:
     return parts[0] if parts else ""
 
 
-def _labels(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str], tuple[str, ...]]:
+def _labels(classes: Sequence[str], file: Path | None, encoding: str) -> tuple[Mapping[str, str], tuple[str, ...]]:
     """Return the unique label of each folder, and remarks."""
     if file is None:
         return {name: name for name in classes}, ()
-    names = {first: name.strip() for first, name in _lines(file)}
+    names = {first: name.strip() for first, name in _lines(file, encoding)}
     if missing := [name for name in classes if name not in names]:
         raise DualfuseError(
             f"{file} has no names for {len(missing)} folders: {listing(missing, 3)}; each line should be a folder, a "
@@ -75,7 +76,7 @@ def _labels(classes: Sequence[str], file: Path | None) -> tuple[Mapping[str, str
     return labels, (remark,) if shared else ()
 
 
-def _lines(file: Path) -> Iterator[tuple[str, str]]:
-    for line in read_bounded(file, MAX_JSON).decode("utf-8-sig").splitlines():
-        if match := NAME.fullmatch(line.strip()):
+def _lines(file: Path, encoding: str) -> Iterator[tuple[str, str]]:
+    for line in read_lines(file, encoding):
+        if match := NAME.fullmatch(line):
             yield (match[1], match[2]) if match[1] else (match[3], match[4])

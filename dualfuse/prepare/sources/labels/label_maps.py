@@ -12,7 +12,7 @@ from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
-from dualfuse.io import MAX_JSON, read_bounded
+from dualfuse.data.text.decode import read_lines
 from dualfuse.prepare.sources.pairs.folder import image_names, unreadable
 from dualfuse.prepare.sources.source import Item, Slice, Source
 
@@ -25,7 +25,7 @@ def has_label_maps(source: Path) -> bool:
     images, maps = source / IMAGES, source / LABEL_MAPS
     if not (images.is_dir() and maps.is_dir()) or any(maps.glob("*.json")):
         return False
-    return next(maps.rglob("*.png"), None) is not None
+    return any(path.suffix.lower() == ".png" for path in maps.rglob("*"))
 
 
 def load(source: Path) -> Source:
@@ -45,17 +45,18 @@ def load(source: Path) -> Source:
 def _items(source: Path, images: list[str], maps: list[str]) -> Iterator[Item]:
     tops = {name.partition("/")[0] if "/" in name else "" for name in images}
     has_splits = all(is_split_name(top) for top in tops)
-    available, done = {name for name in maps if name.endswith(".png")}, set[str]()
+    available = {str(PurePosixPath(name).with_suffix("")): name for name in maps if name.lower().endswith(".png")}
+    done = set[str]()
     for name in images:
         stem = str(PurePosixPath(name).with_suffix(""))
-        label_map = f"{stem}.png"
-        problem = "" if label_map in available else "missing label map"
+        label_map = available.get(stem, "")
+        problem = "" if label_map else "missing label map"
         yield Item(
             name,
             Slice(source / IMAGES / name),
             split=split_name(name.partition("/")[0]) if has_splits else "",
             problem="another image of that name came before" if stem in done else problem,
-            label_map=Slice(source / LABEL_MAPS / label_map),
+            label_map=Slice(source / LABEL_MAPS / label_map) if label_map else b"",
         )
         done.add(stem)
     for name in maps:
@@ -73,11 +74,9 @@ def _class_names(source: Path) -> tuple[str, ...]:
     Of ADE20K's synonyms the first is returned, or all if another class has the same first one.
     """
     if (source / NAMES).is_file():
-        lines = read_bounded(source / NAMES, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()
-        return tuple(line.strip() for line in lines if line.strip())
+        return tuple(read_lines(source / NAMES))
     if not (source / ADE20K_NAMES).is_file():
         return ()
-    rows = read_bounded(source / ADE20K_NAMES, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()[1:]
-    full = [row.split("\t")[-1].strip() for row in rows if row.strip()]
+    full = [row.split("\t")[-1].strip() for row in read_lines(source / ADE20K_NAMES)[1:]]
     first = [name.partition(",")[0].strip() for name in full]
     return tuple(short if first.count(short) == 1 else name for short, name in zip(first, full, strict=True))

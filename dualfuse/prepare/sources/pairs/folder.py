@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
 from dualfuse.data.split import is_split_name, split_name
-from dualfuse.data.text.captions import captions_of
-from dualfuse.io import MAX_JSON, listing, read_bounded, read_json, walk
+from dualfuse.data.text.captions import parse_texts
+from dualfuse.errors import DualfuseError
+from dualfuse.io import MAX_JSON, listing, read_bounded, walk
 from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, Source
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
 
 
-def load(folder: Path, exclude: Path | None = None) -> Source:
+def load(folder: Path, encoding: str = "", exclude: Path | None = None) -> Source:
     """Return the images below ``folder``, except those in ``exclude``; see ``read``.
 
     Sub-folders that cannot be listed are items with that problem. Remarks name the text files and tables that are not
@@ -24,7 +28,9 @@ def load(folder: Path, exclude: Path | None = None) -> Source:
     files = {parent: names for parent, names in walk(folder, skipped, exclude)}
     names = sorted(_path(parent, name) for parent in files for name in files[parent] if is_image_name(name))
     lost = tuple(unreadable(skipped))
-    return Source(chain(read(folder, names), lost), len(names) + len(lost), remarks=tuple(_remarks(files, names)))
+    return Source(
+        chain(read(folder, names, encoding), lost), len(names) + len(lost), remarks=tuple(_remarks(files, names))
+    )
 
 
 def unreadable(skipped: Mapping[str, str]) -> Iterator[Item]:
@@ -54,25 +60,28 @@ def _path(parent: str, name: str) -> str:
     return f"{parent}/{name}" if parent else name
 
 
-def read(folder: Path, names: Sequence[str]) -> Iterator[Item]:
+CAPTIONS = (".txt", ".caption")
+"""Suffixes of the files of captions beside images, in any case."""
+
+
+def read(folder: Path, names: Sequence[str], encoding: str = "") -> Iterator[Item]:
     """Yield the images called ``names`` (see ``image_names``) below ``folder``.
 
-    The text file has one caption per line; a ``.json`` object beside it becomes the meta data. Sub-folders called
-    train, val or test are splits, unless there are images in other sub-folders, too.
+    The text file (NAME.txt, NAME.caption or NAME.jpg.txt) has one caption per line; a JSON object beside it, NAME.json,
+    becomes the meta data. Sub-folders called train, val or test are splits, unless there are images in other
+    sub-folders, too.
     """
     tops = {name.partition("/")[0] if "/" in name else "" for name in names}
     has_splits = all(is_split_name(top) for top in tops)
+    beside = lru_cache(maxsize=8)(_files)
     for name in names:
         path = folder / name
-        meta, problem = _meta(path.with_suffix(".json"))
-        yield Item(
-            name=name,
-            image=Slice(path),
-            texts=_captions(path.with_suffix(".txt")) or captions_of(meta),
-            split=split_name(name.partition("/")[0]) if has_splits else "",
-            meta=meta,
-            problem=problem,
-        )
+        item = Item(name, Slice(path), split=split_name(name.partition("/")[0]) if has_splits else "")
+        try:
+            texts, meta = _texts(path, beside(path.parent), encoding)
+            yield replace(item, texts=texts, meta=meta)
+        except (OSError, DualfuseError) as error:
+            yield replace(item, problem="unreadable text beside the image", detail=str(error))
 
 
 def image_names(folder: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> list[str]:
@@ -90,18 +99,16 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
-def _captions(path: Path) -> tuple[str, ...]:
-    if not path.is_file():
-        return ()
-    lines = read_bounded(path, MAX_JSON).decode("utf-8-sig", errors="replace").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
+def _texts(image: Path, beside: Mapping[str, str], encoding: str) -> tuple[tuple[str, ...], Mapping[str, object]]:
+    """Return the captions and the meta data in the files beside an image."""
+    names = [image.stem + ending for ending in CAPTIONS] + [f"{image.name}{ending}" for ending in CAPTIONS]
+    files = {"txt": next(filter(None, (beside.get(name.lower()) for name in names)), None)}
+    files["json"] = beside.get(f"{image.stem}.json".lower())
+    parts = {kind: read_bounded(image.parent / name, MAX_JSON) for kind, name in files.items() if name}
+    return parse_texts(parts, image.with_suffix(""), encoding)
 
 
-def _meta(path: Path) -> tuple[Mapping[str, object], str]:
-    if not path.is_file():
-        return {}, ""
-    try:
-        meta = read_json(path)
-    except ValueError:
-        return {}, "unreadable json beside the image"
-    return (meta, "") if isinstance(meta, dict) else ({}, "")
+def _files(folder: Path) -> Mapping[str, str]:
+    """Return the files of captions and meta data in a folder, by their names in lower case."""
+    endings = (*CAPTIONS, ".json")
+    return {name.lower(): name for name in sorted(os.listdir(folder), reverse=True) if name.lower().endswith(endings)}

@@ -51,7 +51,7 @@ def _labelled(tables: Iterable[Table], column: str) -> Iterator[Item]:
                 yield item
                 continue
             name = names.setdefault(file_key(item.image), item.name) if isinstance(item.image, Slice) else item.name
-            yield from labelled.items(replace(item, name=name), row[column])
+            yield from labelled.items(replace(item, name=name), row.get(column))
 
 
 def table_files(path: Path, exclude: Path | None = None) -> tuple[Path, ...]:

@@ -2,34 +2,34 @@
 
 from __future__ import annotations
 
-import json
-import tarfile
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
-from dualfuse.data.shards.shards import parse_class
+from dualfuse.data.shards.shards import IMAGES, LABEL_MAP, OTHER_IMAGES, TEXTS, image_members, sample_texts
+from dualfuse.data.shards.tar_index import TarIndex, is_tar_name
 from dualfuse.data.split import split_in_name
-from dualfuse.data.text.captions import captions_of
-from dualfuse.io import MAX_JSON, open_regular, walk
-from dualfuse.prepare.sources.pairs.folder import is_image_name, unreadable
-from dualfuse.prepare.sources.source import Item, Slice
+from dualfuse.errors import DualfuseError
+from dualfuse.io import listing, walk
+from dualfuse.prepare.sources.pairs.folder import unreadable
+from dualfuse.prepare.sources.source import Item, Slice, Source
 
-Members = dict[str, tarfile.TarInfo]  # by extension: "jpg", "txt", "json"
+MEMBERS = frozenset((*IMAGES, *OTHER_IMAGES, LABEL_MAP, *TEXTS))
 
 
-def read(path: Path, exclude: Path | None = None) -> Iterator[Item]:
-    """Yield the samples of a tar, or of all tars below a folder except those in ``exclude``, in file order.
+def load(path: Path, encoding: str = "", exclude: Path | None = None) -> Source:
+    """Return the samples of a tar, or of all tars below a folder except those in ``exclude``, in file order.
 
-    The split is the one in the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``). A member
-    ``.cls``, as in ImageNet shards, is the label: a class number or name.
+    The split is the one in the name of the tar (``train-00000.tar``) or of its folder (``train/00000.tar``). Raises
+    DualfuseError if a single tar cannot be read; among several, it is an item with a problem. A remark counts the
+    members that are not read.
     """
     skipped: dict[str, str] = {}
-    for tar in tar_files(path, skipped, exclude):
-        folders = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
-        split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, folders)), "")
-        name = "/".join((*folders, tar.stem))
-        yield from _read_tar(tar, name, split)
-    yield from unreadable(skipped)
+    remarks = list[str]()
+    items = _items(path, tar_files(path, skipped, exclude), encoding, remarks)
+    return Source(chain(items, unreadable(skipped)), remarks=remarks)
 
 
 def tar_files(path: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> tuple[Path, ...]:
@@ -37,65 +37,43 @@ def tar_files(path: Path, skipped: dict[str, str] | None = None, exclude: Path |
     if path.is_file():
         return (path,)
     files = (path / parent / name for parent, names in walk(path, skipped, exclude) for name in names)
-    return tuple(sorted(file for file in files if file.suffix.lower() == ".tar"))
+    return tuple(sorted(file for file in files if is_tar_name(file.name)))
 
 
-def _read_tar(tar: Path, name: str, split: str) -> Iterator[Item]:
-    try:
-        with open_regular(tar) as file, tarfile.open(fileobj=file) as archive:
-            for key, members in _samples(archive):
-                member = next((info for extension, info in members.items() if is_image_name(f"x.{extension}")), None)
-                image = Slice(tar, member.offset_data, member.size) if member else b""
-                meta = _meta(archive, members.get("json"))
-                texts = _texts(archive, members.get("txt")) or captions_of(meta)
-                label = parse_class(_bytes(archive, members.get("cls")).decode(errors="replace"))
-                labels = {} if label == "" else {"label": label}
-                yield Item(f"{name}/{key}", image, texts, split, meta, label=labels)
-            # tarfile stops at a damaged header; a complete tar ends with a block of zeros
-            is_complete = Slice(tar, archive.offset, tarfile.BLOCKSIZE).read() == bytes(tarfile.BLOCKSIZE)
-    except Exception:  # TarError, or any other error of a malicious header or damaged compression
-        is_complete = False
-    if not is_complete:
-        yield Item(name, b"", split=split, problem="unreadable tar from here on")
-
-
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, Members]]:
-    """Yield the key and the members of each sample: adjacent members with equal names up to the first dot.
-
-    Hard links are replaced by the files that they refer to.
-    """
-    key, members, files = "", Members(), Members()
-    for info in archive:
-        target = files.get(info.linkname) if info.islnk() else info
-        if target is None or not target.isfile():
+def _items(path: Path, tars: Sequence[Path], encoding: str, remarks: list[str]) -> Iterator[Item]:
+    unread: Counter[str] = Counter()
+    for tar in tars:
+        folders = tar.relative_to(path).parts[:-1] if path.is_dir() else ()
+        split = split_in_name(tar.stem) or next(filter(None, map(split_in_name, folders)), "")
+        name = "/".join((*folders, tar.stem))
+        try:
+            index, damage = TarIndex.scan(tar)
+        except (OSError, DualfuseError) as error:
+            if len(tars) == 1:
+                raise
+            yield Item(name, b"", split=split, problem="unreadable tar", detail=str(error))
             continue
-        files[info.name] = target
-        folder, _, file = info.name.rpartition("/")
-        stem, _, extension = file.partition(".")
-        if members and key != f"{folder}/{stem}":
-            yield key.lstrip("/"), members
-            members = Members()
-        key = f"{folder}/{stem}"
-        members[extension.lower()] = target
-    if members:
-        yield key.lstrip("/"), members
+        for number in range(len(index)):
+            yield _item(index, number, Item(f"{name}/{index.key(number)}", b"", split=split), encoding, unread)
+        if damage:
+            yield Item(name, b"", split=split, problem="unreadable tar from here on", detail=damage)
+    endings = (f"{count:,} .{ending}" for ending, count in unread.most_common())
+    remarks += [f"members of the tar files that are not read: {listing(endings)}"] if unread else []
 
 
-def _bytes(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> bytes:
-    if info is None or info.size > MAX_JSON:
-        return b""
-    file = archive.extractfile(info)
-    return file.read() if file else b""
-
-
-def _texts(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> tuple[str, ...]:
-    lines = _bytes(archive, info).decode(errors="replace").splitlines()
-    return tuple(line.strip() for line in lines if line.strip())
-
-
-def _meta(archive: tarfile.TarFile, info: tarfile.TarInfo | None) -> Mapping[str, object]:
+def _item(index: TarIndex, number: int, item: Item, encoding: str, unread: Counter[str]) -> Item:
+    """Return ``item`` with the members of a sample; count other members."""
     try:
-        meta = json.loads(_bytes(archive, info) or b"{}")
-    except (ValueError, RecursionError):
-        return {}
-    return meta if isinstance(meta, dict) else {}
+        members = index.members(number)
+        unread.update(members.keys() - MEMBERS)
+        texts, meta = sample_texts(index.read(number, TEXTS), index.key(number), encoding)
+    except DualfuseError as error:
+        return replace(item, problem="unreadable sample", detail=str(error))
+    label = {"label": meta["label"]} if "cls" in members and meta.get("label") != "" else {}
+    item = replace(item, texts=texts, meta=meta, label=label)
+    try:
+        image, *others = (Slice(index.path, *members[name]) for name in image_members(members))
+    except DualfuseError as error:
+        return replace(item, problem="missing image", detail=str(error))
+    label_map = Slice(index.path, *members[LABEL_MAP]) if LABEL_MAP in members else b""
+    return replace(item, image=image, other_images=tuple(others), label_map=label_map)
