@@ -18,6 +18,8 @@ from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.io import atomic_folder, check_regular, read_json, write_json
+from dualfuse.provenance import FILE as PROVENANCE
+from dualfuse.provenance import provenance
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.tasks.base import Task
 from dualfuse.tensor_files import load_tensors, save_tensors
@@ -53,13 +55,14 @@ def save(
     """Write a model folder, replacing an existing ``folder`` as a whole, and return its path.
 
     ``weights`` are the gathered weights of a sharded task; None: those of ``task``. ``notes`` are written as JSON
-    files, by name.
+    files, by name; provenance.json says by which code, command and machine the folder was made.
     """
     weights = task.state_dict() if weights is None else weights
     with atomic_folder(folder, weights.values(), NO_SPACE) as partial:
         save_tensors(weights, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
-        for name, note in {**(notes or {}), CONFIG: recipe_to_json(recipe)}.items():
+        config = recipe_to_json(recipe)
+        for name, note in {**(notes or {}), CONFIG: config, PROVENANCE: provenance(config)}.items():
             write_json(partial / name, note)
     return folder
 
@@ -179,6 +182,8 @@ def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
 def upload(folder: Path, name: str, *, private: bool = True) -> str:
     """Upload a model folder to the Hugging Face hub as OWNER/NAME, and return its address.
 
+    Its provenance.json, which names the host and local paths, is not uploaded.
+
     The token is that of ``hf auth login`` or of the variable HF_TOKEN. Raises ``DualfuseError`` if the hub refuses.
     """
     if not (folder / CONFIG).is_file() or not any(folder.glob("*.safetensors")):
@@ -187,7 +192,9 @@ def upload(folder: Path, name: str, *, private: bool = True) -> str:
         from huggingface_hub import HfApi
 
         address = HfApi().create_repo(name, private=private, exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=folder, commit_message="Model of dualfuse")
+        HfApi().upload_folder(
+            repo_id=name, folder_path=folder, ignore_patterns=[PROVENANCE], commit_message="Model of dualfuse"
+        )
         return str(address)
 
 

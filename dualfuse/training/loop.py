@@ -21,6 +21,7 @@ from dualfuse.config import JSON, check_types, trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
+from dualfuse.provenance import record
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training import checkpoint
@@ -123,6 +124,8 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     check_batch_division(recipe, extra)
     write_recipe(recipe, out)
     report_trainable(task, out)
+    if dist.rank() == 0:
+        record(out, step, hub.recipe_to_json(recipe))
     if not newest:
         write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
     validation = open_sets(recipe, (recipe.data.validation,)) if recipe.run.best else ()
