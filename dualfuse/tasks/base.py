@@ -126,8 +126,8 @@ class Task(nn.Module, ABC):
         """
         run, sums, samples = Evaluation(self, data, plan), dict[str, float](), 0
         for batch in run.batches(self.cfg.read, partial(_counted, self.cfg.collate), what="samples"):
-            size = batch.pop(SIZE)
-            for name, value in self(batch).log.items():
+            size = int(batch[SIZE])
+            for name, value in self({name: value for name, value in batch.items() if name != SIZE}).log.items():
                 sums[name] = sums.get(name, 0.0) + float(value) * size
             samples += size
         infos = {name: find_metric(self.cfg.metrics(plan), name) for name in sums}

@@ -175,13 +175,8 @@ class TrainState:
                 f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
                 "kept; resume from one with a lower optim.lr, or with optim.grad_clip_norm 1"
             )
-        content = (
-            self.step,
-            self.task,
-            self.optimizer,
-            self.best.extra() | batch_division(self.recipe),
-            self.recipe.run.keep_last,
-        )
+        extra = self.best.extra() | batch_division(self.recipe)
+        content = (self.step, self.task, self.optimizer, extra, self.recipe.run.keep_last)
         if self.sharded is not None:
             self.sharded.save(self.out / CHECKPOINTS, *content)
         elif dist.rank() == 0:
