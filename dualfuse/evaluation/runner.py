@@ -42,6 +42,14 @@ class Plan:
     all_metrics: bool = False
     """Also compute the metrics that are left out of training logs: one per class, and ITM and MLM beside retrieval."""
 
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        if self.batch_size < 1 or self.rerank < 0 or self.num_workers < 0:
+            raise DualfuseError(
+                f"batch_size is {self.batch_size}, rerank {self.rerank}, num_workers {self.num_workers}; they must be at "
+                "least 1, 0 and 0"
+            )
+
 
 @dataclass(frozen=True)
 class EvaluationData:

@@ -74,6 +74,8 @@ def predict_table(
     images (0: one per processor). Raises DualfuseError for a table without rows or without columns of images and texts;
     a row that cannot be used has a ``problem``.
     """
+    if batch_size < 1 or num_workers < 0:
+        raise DualfuseError(f"batch_size is {batch_size} and num_workers {num_workers}; give at least 1 and 0")
     table = input_table(table) if isinstance(table, Path) else table
     if not (total := table.count()):
         raise DualfuseError(f"{table.path} has no rows; a table has a line of column names and lines below")

@@ -40,7 +40,13 @@ def report(run: Path) -> Path:
         )
         raise DualfuseError(f"{run} is not the folder of a run (it has no {RECIPE}); {hint}")
     path = run / REPORT
-    write_text(path, run_page(run))
+    try:
+        page = run_page(run)
+    except DualfuseError:
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError) as error:  # JSON of another shape
+        raise DualfuseError(f"a file of the run {run} is damaged ({type(error).__name__}: {error})") from error
+    write_text(path, page)
     return path
 
 
@@ -128,7 +134,7 @@ def _draw(curves: tuple[Curve, ...], *, is_share: bool = False) -> str:
 
 def _skipped(run: Path) -> str:
     files = sorted(run.glob(f"**/{SKIPPED}"))
-    lines = [json.loads(line) for file in files for line in read_bounded(file, MAX_TABLE).decode().splitlines()]
+    lines = [json.loads(line) for file in files for line in read_bounded(file, MAX_TABLE).decode().split("\n") if line]
     if not lines:
         return markup.section("Skipped samples", lead="None: every sample was readable.")
     reasons = Counter(line["reason"] for line in lines).most_common(SHOWN)

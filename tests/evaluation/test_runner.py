@@ -15,6 +15,7 @@ from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.processor import Processor
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, check_outputs, draw, evaluate
 from dualfuse.layers.vq.autoencoder import AutoencoderConfig
 from dualfuse.recipe import Recipe
@@ -72,3 +73,10 @@ def test_unsupported_outputs_are_refused(tiny: Recipe, tokenizer: hub.LoadedMode
     with pytest.raises(ValueError, match=r"--save-image s.png: .* this is a Pairs model"):
         check_outputs(pairs, answers=None, save_image=Path("s.png"))
     check_outputs(tokenizer.task, answers=None, save_image=Path("s.png"))
+
+
+@pytest.mark.parametrize("invalid", [{"batch_size": 0}, {"rerank": -3}, {"num_workers": -1}])
+def test_invalid_plans_are_refused(invalid: dict[str, int]) -> None:
+    (name,) = invalid
+    with pytest.raises(DualfuseError, match=f"{name} (is )?{invalid[name]}"):
+        Plan(**invalid)

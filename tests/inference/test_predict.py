@@ -356,6 +356,8 @@ def test_command_predicts_one_question(tmp_path: Path, capsys: pytest.CaptureFix
         ({"table": "empty.csv"}, "has no rows"),
         ({"table": "other.csv"}, "no column called image"),
         ({"text": "a", "top": 0}, "top is 0"),
+        ({"table": "questions.csv", "batch_size": 0}, "batch_size is 0"),
+        ({"text": "a", "text_columns": ("a",)}, "are for --table"),
     ],
 )
 def test_command_refuses_invalid_options(tmp_path: Path, wrong: dict[str, object], message: str) -> None:

@@ -16,6 +16,7 @@ import torch
 from dualfuse import hub
 from dualfuse.cli.demo import print_results
 from dualfuse.data.shards.shards import Shards
+from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData
 from dualfuse.prepare.shard_writer import ShardWriter
@@ -353,3 +354,21 @@ def test_charts_share_no_names() -> None:
     page = Page("".join(pair))
     assert page.ids and len(set(page.ids)) == len(page.ids)
     assert "#0" not in pair[0] and "var(--series-1)" in pair[0] and "var(--ink-2)" in pair[0]
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": 7, "run": 3}', "{"])
+def test_damaged_run_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "seconds": 1.0, "loss": 2.0}\n')
+    with pytest.raises(DualfuseError, match=r"damaged|JSON"):
+        report(tmp_path)
+
+
+def test_names_from_outside_are_texts_of_the_page(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>\u2028x"
+    recipe = {"name": evil, "run": {"steps": 1}, evil: evil}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    (tmp_path / "log.jsonl").write_text(json.dumps({"step": 1, "seconds": 1.0, "loss": 2.0, evil: 1.0}) + "\n")
+    line = json.dumps({"key": evil, "reason": evil, "step": 1}, ensure_ascii=False)
+    (tmp_path / "skipped.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    assert "<script" not in report(tmp_path).read_text(encoding="utf-8")

@@ -226,7 +226,7 @@ def _row(results: tuple[Scored, ...], target: int, images: dict[int, ImageResult
 def _image(image: ImageResult, *, is_target: bool) -> str:
     mark = ' class="right"' if is_target else ""
     caption = escape(image.caption)
-    return f'<img{mark} alt="{caption}" title="{caption}" src="data:{escape(image.kind)};base64,{image.data}">'
+    return f'<img{mark} alt="{caption}" title="{caption}" src="data:{escape(image.kind)};base64,{escape(image.data)}">'
 
 
 def _masked_cards(results: DemoResults) -> str:
