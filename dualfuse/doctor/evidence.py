@@ -5,11 +5,13 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from dualfuse.data.sample import BrokenSample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.doctor.findings import ADVICE, Finding
 from dualfuse.doctor.fingerprint import group, near_pairs
@@ -52,13 +54,16 @@ class Evidence:
         self.texts.extend(findings.texts)
         self.owners.extend([number] * len(findings.texts))
         for name, detail in findings.defects:
-            self.note(name, f"{self.key(number)}: {detail}".removesuffix(": "), (number,))
+            self.note(name, (number,), detail)
 
-    def note(self, name: str, example: str, numbers: tuple[int, ...] = (), count: int = 1) -> None:
-        """Count a finding, and store an example unless there are many already."""
+    def note(self, name: str, numbers: Sequence[int], detail: str = "", count: int = 1) -> None:
+        """Count a finding, and store an example unless there are many already: equal samples, or one with details."""
         self.counts[name] += count
         if len(self.examples[name]) < MAX_EXAMPLES:
-            self.examples[name].append((example, numbers))
+            equal = listing(map(self.title, numbers[:4]), separator=" = ")
+            equal += f", and {len(numbers) - 4:,} more" if len(numbers) > 4 else ""
+            example = ": ".join(filter(None, (equal if numbers else "", detail)))
+            self.examples[name].append((example, tuple(numbers[:4])))
 
     def compare(self) -> None:
         """Compare all samples with each other; to be called once, after all were added."""
@@ -88,6 +93,16 @@ class Evidence:
         part = self.part(number)
         return part.shards.key(number - part.first)
 
+    def title(self, number: int) -> str:
+        """Return the key of sample ``number``, with its original name and the fields that ``prepare --keep`` stored."""
+        part, key = self.part(number), self.key(number)
+        with suppress(BrokenSample):
+            meta = part.shards[number - part.first].meta
+            keep = meta.get("keep")
+            if isinstance(keep, Mapping):
+                return f"{key} ({', '.join((str(meta.get('name')), *(f'{n} {v}' for n, v in keep.items())))})"
+        return key
+
     def _note_groups(self, groups: Iterable[Sequence[int]], within: str, across: str) -> None:
         """Note groups with several members in one split as ``within``, and those in several splits as ``across``."""
         for numbers in groups:
@@ -96,13 +111,10 @@ class Evidence:
                 by_split[self.part(number).split].append(number)
             for members in by_split.values():
                 if len(members) > 1:
-                    self.note(within, self._keys(members), tuple(members[:4]), count=len(members) - 1)
+                    self.note(within, members, count=len(members) - 1)
             if len(by_split) > 1:
                 firsts = [members[0] for members in by_split.values()]
-                self.note(across, self._keys(firsts), tuple(firsts))
-
-    def _keys(self, numbers: Sequence[int]) -> str:
-        return listing(map(self.key, numbers), 4, " = ").replace(" = and ", ", and ")
+                self.note(across, firsts)
 
 
 def _equal(values: np.ndarray) -> Iterator[list[int]]:

@@ -85,7 +85,7 @@ def _open(tar: Path, evidence: Evidence) -> None:
     try:
         shards = Shards.open(tar)
     except ValueError as error:
-        evidence.note("unreadable shard", str(error))
+        evidence.note("unreadable shard", (), str(error))
         return
     last = evidence.parts[-1] if evidence.parts else None
     evidence.parts.append(Part(split_of(tar), shards, last.first + len(last.shards) if last else 0))

@@ -27,7 +27,7 @@ def fingerprint(item: Item) -> str:
     """Return 32 hexadecimal digits that change with the fields of an item, and with its files (size and time)."""
     images = [_stamp(source) for source in (item.image, *item.other_images, item.label_map)]
     fields = (item.name, item.texts, item.split, item.problem, item.detail, item.note, [*item.meta.items()], images)
-    text = json.dumps((*fields, dict(item.label)), default=str)
+    text = json.dumps((*fields, dict(item.label), dict(item.keep)), default=str)
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 

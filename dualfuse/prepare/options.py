@@ -28,6 +28,9 @@ class PrepareOptions:
     folder: each sub-folder, also below train, val and test, is one class."""
     class_names: Path | None = None
     """With --label folder: file of class names, a sub-folder and its class per line."""
+    keep: tuple[str, ...] = ()
+    """Columns of a table, or fields of json objects, that identify items for you, such as id sku price. They are
+    stored with each sample, and shown beside the name of the image in skipped.jsonl, search, doctor and predictions."""
     split_column: str = ""
     """Table column with the values train, val and test; empty: the column split if there is one."""
     split: str = ""

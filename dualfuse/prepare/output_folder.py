@@ -109,6 +109,8 @@ class PreparedFolder:
             self._fingerprints.close()
             for writer in self._writers.values():
                 writer.stop()
+            if not self.tally.consumed:  # nothing was written, so other options can be tried
+                (self.folder / "progress.json").unlink(missing_ok=True)
 
     def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -122,6 +124,7 @@ class PreparedFolder:
         split, image, tally = ready.split, ready.image, self.tally
         size = {"width": image.width, "height": image.height}
         meta = {**item.meta, **item.label, "name": item.name, **size}
+        meta |= {"keep": dict(item.keep)} if item.keep else {}
         others = tuple(other.data for other in ready.other_images)
         if split not in self._writers:
             self._writers[split] = ShardWriter(self.folder, split, limit=self._limit)
@@ -136,6 +139,7 @@ class PreparedFolder:
     def _skip(self, key: str, item: Item, why: SkippedItem) -> None:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
+        line |= {"keep": dict(item.keep)} if item.keep else {}
         self._skipped.write(to_json(line).encode(errors="backslashreplace") + b"\n")
         self.tally.skip(item.title, why.reason)
         self._details.setdefault(why.reason, why.detail)

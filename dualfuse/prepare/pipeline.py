@@ -39,7 +39,7 @@ from dualfuse.prepare.sources.label_names import labels_file
 from dualfuse.prepare.sources.labels import class_folders, label_maps
 from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, tables, webdataset
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
-from dualfuse.prepare.sources.source import Source, foreign_errors, readable
+from dualfuse.prepare.sources.source import Source, foreign_errors, kept_fields, readable
 from dualfuse.prepare.summary import Summary, Tally
 from dualfuse.progress import PlainConsole
 
@@ -99,7 +99,8 @@ class _Conversion:
     def open(self) -> Source:
         """Return the source."""
         with foreign_errors(self.path, self.kind):
-            return _FORMATS[self.kind].load(self.path, self.options, self.out)
+            opened = _FORMATS[self.kind].load(self.path, self.options, self.out)
+        return replace(opened, items=kept_fields(opened.items, self.options.keep, self.path))
 
     @contextmanager
     def folder(self, folder: Path) -> Iterator[PreparedFolder]:
@@ -174,7 +175,7 @@ def _answers(options: PrepareOptions) -> tuple[str, ...]:
 
 def _columns(options: PrepareOptions) -> Columns:
     label = "" if options.label_column == FOLDER else options.label_column
-    return Columns(options.image_column, options.text_columns, options.split_column, label)
+    return Columns(options.image_column, options.text_columns, options.split_column, label, options.keep)
 
 
 def _in_classes(kind: str, options: PrepareOptions) -> bool:
@@ -222,7 +223,7 @@ def _request(kind: str, path: Path, options: PrepareOptions) -> dict[str, object
     """Return what determines the output, as JSON values; without folders, so that the source may be moved."""
     paths = {"images": options.images, "answers": options.answers, "class_names": options.class_names}
     values = asdict(options) | {name: file.name if file else "" for name, file in paths.items()} | {"num_workers": 0}
-    values["text_columns"] = list(options.text_columns)
+    values |= {"text_columns": list(options.text_columns), "keep": list(options.keep)}
     return {"source": path.name, "kind": kind, **values}
 
 

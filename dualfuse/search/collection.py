@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import image_names
 from dualfuse.prepare.sources.source import Slice
+from dualfuse.search.stores.base import Value
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Collection:
     """One per image: size and modification time of its file, or of its tar file; changes with the image."""
     read: Callable[[int], bytes]
     """Return the bytes of an image; raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
+    fields: Callable[[int], dict[str, Value]] = field(default=lambda number: {})
+    """Return the original name of an image and the fields by which its owner knows it, if its sample has them."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
@@ -74,7 +77,7 @@ def _shards(source: Path) -> Collection:
     if not stamps:
         raise DualfuseError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
     names = tuple(shards.key(number) for number in range(len(shards)))
-    return Collection(source, root, names, stamps, partial(_read_sample, shards))
+    return Collection(source, root, names, stamps, partial(_read_sample, shards), partial(_sample_fields, shards))
 
 
 def _stamp(path: Path) -> str:
@@ -91,6 +94,15 @@ def _read_file(folder: Path, names: tuple[str, ...], number: int) -> bytes:
 
 def _read_sample(shards: Shards, number: int) -> bytes:
     return shards[number].image
+
+
+def _sample_fields(shards: Shards, number: int) -> dict[str, Value]:
+    meta = shards[number].meta
+    keep = meta.get("keep")
+    if not isinstance(keep, Mapping):
+        return {}
+    plain = {str(name): value if isinstance(value, Value) else str(value) for name, value in keep.items()}
+    return {"name": str(meta.get("name", "")), **plain}
 
 
 def _contents(folder: Path) -> str:

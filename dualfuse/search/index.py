@@ -210,7 +210,9 @@ def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedI
 
 
 def _metadata(collection: Collection, number: int) -> Metadata:
-    return {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
+    """Return the fields stored with an embedding; those of the sample that ``prepare --keep`` stored come first."""
+    own = {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
+    return {**collection.fields(number), **own}
 
 
 def _paths(collection: Collection, model: str) -> tuple[Path, ...]:

@@ -28,6 +28,8 @@ class Columns:
     split: str = ""
     label: str = ""
     """Never recognized by name: with it, each row is an item of its own."""
+    keep: tuple[str, ...] = ()
+    """Columns that identify items; never recognized by name."""
 
 
 def choose(names: Iterable[str], requested: Columns, table: str) -> Columns:
@@ -42,6 +44,7 @@ def choose(names: Iterable[str], requested: Columns, table: str) -> Columns:
         texts=requested.texts or _texts(plain),
         split=requested.split or plain.get("split", ""),
         label=requested.label,
+        keep=requested.keep,
     )
 
 
@@ -75,7 +78,7 @@ def _plain(names: Iterable[str], requested: Columns, table: str) -> dict[str, st
     for name in names:
         if plain.setdefault(name.strip().lower(), name) != name:
             raise DualfuseError(f"{table} has the columns {plain[name.strip().lower()]!r} and {name!r}; rename one")
-    for name in filter(None, (requested.image, *requested.texts, requested.split, requested.label)):
+    for name in filter(None, (requested.image, *requested.texts, requested.split, requested.label, *requested.keep)):
         if name not in plain.values():
             raise DualfuseError(f"{table} has no column {name!r}; its columns are {', '.join(plain.values())}")
     return plain

@@ -38,16 +38,22 @@ def file_key(image: Slice) -> object:
 def merge_images(items: Iterable[Item]) -> Iterator[Item]:
     """Merge the items about the same file in the same split into one with all texts, in the order of the first ones.
 
-    Items with a problem, and those with the bytes of an image, are yielded at once.
+    A kept field with several values becomes their list. Items with a problem, and those with the bytes of an image, are
+    yielded at once.
     """
-    merged: dict[tuple[str, object], tuple[Item, list[str]]] = {}
+    merged: dict[tuple[str, object], tuple[Item, list[str], dict[str, list[object]]]] = {}
     for item in items:
         if item.problem or not isinstance(item.image, Slice):
             yield item
         else:
-            merged.setdefault((item.split, file_key(item.image)), (item, []))[1].extend(item.texts)
-    for item, texts in merged.values():
-        yield replace(item, texts=tuple(texts))
+            _, texts, keep = merged.setdefault((item.split, file_key(item.image)), (item, [], {}))
+            texts.extend(item.texts)
+            for name, value in item.keep.items():
+                if value not in keep.setdefault(name, []):
+                    keep[name].append(value)
+    for item, texts, keep in merged.values():
+        fields = {name: values[0] if len(values) == 1 else values for name, values in keep.items()}
+        yield replace(item, texts=tuple(texts), keep=fields)
 
 
 class ImageFinder:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import isfinite
 from pathlib import Path
 
 from dualfuse.data.image.formats import check_suffix
@@ -68,10 +69,15 @@ class Item:
     detail: str = ""
     """Details about the problem, for ``skipped.jsonl``."""
 
+    keep: Mapping[str, object] = field(default_factory=dict)
+    """The fields by which its owner knows the item."""
+
     @property
     def title(self) -> str:
-        """The name, and the ``id`` of the meta, which distinguishes items that share an image."""
-        return f"{self.name} ({self.meta['id']})" if "id" in self.meta else self.name
+        """The name, and the ``id`` of the meta, which distinguishes items that share an image, or the kept fields."""
+        details = [str(self.meta["id"])] if "id" in self.meta and "id" not in self.keep else []
+        details += [f"{name} {value}" for name, value in self.keep.items()]
+        return f"{self.name} ({', '.join(details)})" if details else self.name
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,30 @@ def foreign_errors(path: Path, kind: str) -> Iterator[None]:
             f"{path} has the format {kind!r}, but is damaged or another version of it ({type(error).__name__}: "
             f"{error}); download it again, or check that entry"
         ) from error
+
+
+def kept_fields(items: Iterator[Item], names: Sequence[str], path: Path) -> Iterator[Item]:
+    """Yield items with the fields ``names`` of their meta in ``keep``; those of tables have them already.
+
+    Raises ``DualfuseError`` if the first usable item has none of these fields.
+    """
+    is_checked = not names
+    for item in items:
+        if not item.keep:
+            item = replace(item, keep={name: keep_value(item.meta[name]) for name in names if name in item.meta})
+        if not (is_checked or item.problem or item.keep):
+            fields = ", ".join(item.meta) or "none"
+            raise DualfuseError(
+                f"{item.name} of {path} has no field called {', '.join(names)}; its fields are: {fields}"
+            )
+        is_checked |= not item.problem
+        yield item
+
+
+def keep_value(value: object) -> object:
+    """Return a value for the JSON of a sample: a finite number, a text, a truth value, None, or a text of the rest."""
+    is_number = isinstance(value, int) or (isinstance(value, float) and isfinite(value))
+    return value if value is None or is_number or isinstance(value, str) else str(value)
 
 
 def readable(items: Iterator[Item], path: Path, kind: str) -> Iterator[Item]:

@@ -18,7 +18,7 @@ from dualfuse.prepare.sources.columns import Columns, choose, url_error
 from dualfuse.prepare.sources.image_finder import ImageFinder, file_key, merge_images
 from dualfuse.prepare.sources.label_names import LabelledRows
 from dualfuse.prepare.sources.rows import UNREADABLE, Row, TableRow, read_rows
-from dualfuse.prepare.sources.source import Item, Slice, Source
+from dualfuse.prepare.sources.source import Item, Slice, Source, keep_value
 
 UNKNOWN_SPLIT = "its split is empty"
 
@@ -110,6 +110,7 @@ class Table:
         if is_url(cell) and row.number == 1:
             raise url_error(where)
         item = Item(where, b"", split=self._split(row, columns), meta=_meta(row, columns))
+        item = replace(item, keep={name: keep_value(row.cells.get(name)) for name in columns.keep})
         if columns.split and not item.split:
             item = replace(item, note=UNKNOWN_SPLIT)
         try:
