@@ -196,8 +196,8 @@ class Recipe(Generic[Model, Learning]):
             raise DualfuseError(f"vl_expert_init={self.vl_expert_init!r} copies experts of start_from, which is empty")
 
     def build(self) -> Task:
-        """Return the task with its model, randomly initialized."""
-        return self.task.build(self.model.build())
+        """Return the task with its model, randomly initialized, in single precision whatever torch's default is."""
+        return self.task.build(self.model.build()).float()
 
     def build_on_meta(self) -> Task:
         """Return the task on the meta device: names and shapes without storage."""

@@ -98,7 +98,7 @@ class _TokenCounter:
     """Token counts of words, cached."""
 
     def __init__(self, text: TextTransform) -> None:
-        self._tokenizer, self._budget = load_tokenizer(text.tokenizer).tokenizer, text.length - 2
+        self._tokenizer, self._budget = load_tokenizer(text.tokenizer), text.length - 2
         self._cache: dict[bytes, tuple[int, bool]] = {}
 
     def split(self, start: int, word: bytes) -> list[Word]:
@@ -107,7 +107,7 @@ class _TokenCounter:
         if tokens <= self._budget:
             return [(start, start + len(word), tokens)]
         decoded = word.decode()
-        offsets = self._tokenizer.encode(decoded, add_special_tokens=False).offsets
+        offsets = self._tokenizer.encode(decoded).offsets
         cuts = [0, *(offsets[token][0] for token in range(self._budget, tokens, self._budget)), len(decoded)]
         parts: list[Word] = []
         for first, last in pairwise(cuts):
@@ -127,6 +127,6 @@ class _TokenCounter:
             if len(self._cache) >= MAX_CACHED_WORDS:
                 self._cache.clear()
             # words follow a space, which byte-level tokenizers encode
-            tokens = len(self._tokenizer.encode(" " + word.decode(), add_special_tokens=False))
+            tokens = len(self._tokenizer.encode(" " + word.decode()))
             cached = self._cache[word] = tokens, bool(SENTENCE_END.search(word)) and not INITIAL.fullmatch(word)
         return cached

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dualfuse.errors import DualfuseError
+from dualfuse.io import check_regular, read_bounded
 from dualfuse.printable import brief
 
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
 CHARACTERS_PER_TOKEN = 50  # of a long text that are encoded first; words have about five
+MAX_FILE = 64 << 20
+"""Bytes of a tokenizer.json or vocab.json; the largest published ones have 33 MB."""
+MAX_VOCABULARY = 4_000_000
+MAX_GROWTH = 1000
+"""Factor by which the normalization of a text may lengthen it."""
+TEXT_STAGES = ("normalizer", "pre_tokenizer", "decoder")
 RARE_CHARACTER = "\U0002ebe0"  # in hardly any vocabulary
 
 
@@ -69,10 +80,7 @@ class TextTransform:
         """
         loaded = load_tokenizer(self.tokenizer)
         kept = self.length - 2
-        try:
-            encoding = _encode_beginning(loaded.tokenizer, text, kept)
-        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, or bytes of the command line
-            raise DualfuseError(f"the text {brief(text)!r} is not valid Unicode; give texts in UTF-8") from error
+        encoding = _encode_beginning(loaded, text, kept)
         words = (-1 if word is None else word for word in encoding.word_ids[:kept])
         return EncodedText(
             ids=np.array((loaded.start, *encoding.ids[:kept], loaded.end), dtype=np.int64),
@@ -82,14 +90,12 @@ class TextTransform:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ``ids`` (T,) without special tokens."""
-        return load_tokenizer(self.tokenizer).tokenizer.decode([int(number) for number in ids])
+        return load_tokenizer(self.tokenizer).decode([int(number) for number in ids])
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json into ``folder``, in the format of the tokenizers library."""
-        try:
-            load_tokenizer(self.tokenizer).tokenizer.save(str(folder / "tokenizer.json"))
-        except Exception as error:  # the library raises bare Exception
-            raise OSError(f"{folder / 'tokenizer.json'}: {error}") from error
+        content = load_tokenizer(self.tokenizer).tokenizer.to_str(pretty=True)
+        (folder / "tokenizer.json").write_text(content, encoding="utf-8")
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,33 @@ class LoadedTokenizer:
     pad_id: int
     mask_id: int
 
+    def encode(self, text: str) -> Encoding:
+        """Return the tokens of a text without start and end; raises DualfuseError for half of a surrogate pair."""
+        try:
+            with _library_errors("the text cannot be tokenized"):
+                return self.tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, or bytes of the command line
+            raise DualfuseError(f"the text {brief(text)!r} is not valid Unicode; give texts in UTF-8") from error
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Return the text of token ids."""
+        with _library_errors("the tokens cannot be decoded"):
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+@contextmanager
+def _library_errors(failure: str) -> Iterator[None]:
+    """Turn the errors of the library into ``DualfuseError``: it raises bare Exception, and BaseException if it panics.
+
+    A panic is a fault of the library that a damaged tokenizer or an unusual text makes visible.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit, TypeError, UnicodeEncodeError):
+        raise
+    except BaseException as error:
+        raise DualfuseError(f"{failure}: {error}") from error
+
 
 @cache
 def load_tokenizer(path: str) -> LoadedTokenizer:
@@ -111,15 +144,15 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # captions must not inject an end or mask token
-    try:
+    with _library_errors(f"tokenizer {path} has no token for unknown characters, and needs one"):
         tokenizer.encode(RARE_CHARACTER, add_special_tokens=False)
-    except Exception as error:  # the library raises bare Exception
-        raise DualfuseError(f"tokenizer {path} has no token for unknown characters, and needs one: {error}") from error
     for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
         ids = [tokenizer.token_to_id(name) for name in names]
         start, end, pad, mask = ids
         if start is not None and end is not None and pad is not None and mask is not None:
             vocabulary = max(tokenizer.get_vocab().values()) + 1
+            if vocabulary > MAX_VOCABULARY:
+                raise DualfuseError(f"tokenizer {path} has the id {vocabulary - 1:,}; at most {MAX_VOCABULARY:,} fit")
             return LoadedTokenizer(tokenizer, vocabulary, start=start, end=end, pad_id=pad, mask_id=mask)
     raise DualfuseError(
         f"tokenizer {path} lacks special tokens: it needs all of {', '.join(BERT_SPECIAL)} (BERT) "
@@ -127,29 +160,51 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
     )
 
 
-def _encode_beginning(tokenizer: Tokenizer, text: str, kept: int) -> Encoding:
+def _encode_beginning(tokenizer: LoadedTokenizer, text: str, kept: int) -> Encoding:
     """Encode at least the first ``kept`` + 1 tokens of a text, without encoding all of a very long text.
 
     Where the text is cut, its last word may be incomplete; none of its tokens are among the first ``kept``.
     """
     stop = CHARACTERS_PER_TOKEN * kept
     while stop < len(text):
-        encoding = tokenizer.encode(text[:stop], add_special_tokens=False)
+        encoding = tokenizer.encode(text[:stop])
         words = encoding.word_ids
         if len(words) > kept and words[kept] != words[-1]:
             return encoding
         stop *= 4
-    return tokenizer.encode(text, add_special_tokens=False)
+    return tokenizer.encode(text)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Return the tokenizer stored in the file ``path``."""
     if not path.is_file():
         raise DualfuseError(f"tokenizer {path} is not a file; give the path of a tokenizer.json, or '' for BERT's")
-    try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises bare Exception
-        raise DualfuseError(f"tokenizer {path} is not a tokenizer.json of the tokenizers library: {error}") from error
+    content = read_bounded(path, MAX_FILE)
+    with _library_errors(f"tokenizer {path} is not a tokenizer.json of the tokenizers library"):
+        parsed = json.loads(content)
+        growth = max(_growth(parsed.get(stage)) for stage in TEXT_STAGES)
+        if growth > MAX_GROWTH:
+            raise DualfuseError(f"it makes texts up to {growth:,} times as long; at most {MAX_GROWTH:,} is allowed")
+        return Tokenizer.from_str(content.decode())
+
+
+def _growth(stage: Any) -> int:  # Any: JSON
+    """Return the factor by which the components of a stage together may lengthen a text, in bytes."""
+    if isinstance(stage, list):
+        return math.prod(map(_growth, stage))
+    if not isinstance(stage, dict):
+        return 1
+    inner = math.prod(_growth(value) for value in stage.values() if isinstance(value, dict | list))
+    match stage:
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+            return max(1, -(-len(new.encode()) // len(old.encode())))
+        case {"type": "Replace", "content": str(new)}:
+            return 1 + len(new.encode())  # an expression may match every position
+        case {"type": "ByteLevel"}:
+            return 2
+        case {"type": "Precompiled", "precompiled_charsmap": str(table)}:
+            return 1 + len(table) // 1_000_000 * MAX_GROWTH  # published ones have 0.3 MB
+    return inner
 
 
 def bert_tokenizer() -> Tokenizer:
@@ -176,10 +231,9 @@ def roberta_tokenizer(vocab_json: Path, merges_txt: Path) -> Tokenizer:
     for path in (vocab_json, merges_txt):
         if not path.is_file():
             raise DualfuseError(f"{path} is not a file; RoBERTa's tokenizer consists of a vocab.json and a merges.txt")
-    try:
+        check_regular(path, MAX_FILE)
+    with _library_errors(f"{vocab_json} and {merges_txt} are not a vocabulary and its merges"):
         pieces = models.BPE.from_file(str(vocab_json), str(merges_txt))
-    except Exception as error:  # the library raises bare Exception
-        raise DualfuseError(f"{vocab_json} and {merges_txt} are not a vocabulary and its merges: {error}") from error
     tokenizer = Tokenizer(pieces)
     special = [*ROBERTA_SPECIAL, "<unk>"]
     if missing := [name for name in special if tokenizer.token_to_id(name) is None]:

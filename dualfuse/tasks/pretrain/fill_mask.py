@@ -33,7 +33,7 @@ def read_masked(text: str, transform: TextTransform) -> MaskedQuery:
     loaded = load_tokenizer(transform.tokenizer)
     ids: list[int] = []
     for number, part in enumerate(MASK.split(text)):
-        ids += [loaded.mask_id] * (number > 0) + loaded.tokenizer.encode(part, add_special_tokens=False).ids
+        ids += [loaded.mask_id] * (number > 0) + loaded.encode(part).ids
     masks = np.flatnonzero(np.array(ids, dtype=np.int64) == loaded.mask_id)
     longest = transform.length - 2
     if len(masks) and masks[-1] >= longest:
@@ -64,7 +64,7 @@ def fill_masks(texts: Sequence[MaskedQuery], logits: Tensor, transform: TextTran
 
 
 def _filled(text: MaskedQuery, probabilities: Tensor, tokens: Tensor, transform: TextTransform) -> Prediction:
-    decode = load_tokenizer(transform.tokenizer).tokenizer.decode
+    decode = load_tokenizer(transform.tokenizer).decode
     words = tuple(
         tuple(
             ScoredAnswer(decode([token], skip_special_tokens=False).strip(), value)
