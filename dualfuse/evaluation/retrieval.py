@@ -155,7 +155,7 @@ class Gallery(Evaluation):
         )
         image_of_pair = torch.cat([images_of.flatten().cpu(), image_queries])
         text_of_pair = torch.cat([text_queries, texts_of.flatten().cpu()])
-        scores = torch.empty(len(image_of_pair), device=self.device)
+        scores = torch.empty(len(image_of_pair), dtype=torch.float32, device=self.device)
         first = 0
         for batch in self.image_batches("re-ranking"):
             tokens = self.task.model.embed_image(batch["image"])
@@ -176,7 +176,7 @@ class Gallery(Evaluation):
         total = -(-len(self.data.samples) // size) * len(parts)
         for image, part in track(self._blocks(parts), total=total, what="images x texts"):
             if part is parts[0]:
-                scores.append(torch.empty(len(image), len(texts.ids)))
+                scores.append(torch.empty(len(image), len(texts.ids), dtype=torch.float32))
             text = self._embed(texts, part)
             pairs = torch.cartesian_prod(*(torch.arange(len(side), device=self.device) for side in (image, text)))
             logits = [

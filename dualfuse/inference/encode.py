@@ -66,7 +66,7 @@ def embed(
         readable = [(number, image) for number, image in chunk if isinstance(image, Tensor)]
         skipped = tuple(image for _, image in chunk if isinstance(image, SkippedImage))
         images = [image for _, image in readable]
-        embeddings = embed_images(task, torch.stack(images)) if images else torch.empty(0, 0)
+        embeddings = embed_images(task, torch.stack(images)) if images else torch.empty(0, 0, dtype=torch.float32)
         yield EmbeddedImages(tuple(number for number, _ in readable), embeddings, skipped)
 
 

@@ -72,7 +72,7 @@ def explain(
     for number, (pil_image, tokens) in enumerate(zip(images, image_tokens, strict=True)):
         flow = AttentionFlow(partial(map_of, number), relevance_sum if method == "gradient" else rollout)
         length = len(encoded.ids)
-        identity = torch.eye(length + tokens.mask.shape[1])
+        identity = torch.eye(length + tokens.mask.shape[1], dtype=torch.float32)
         relevance, _ = task.model.attention_flow(flow, identity[:length], identity[length:])
         patches = relevance[:, length + 1 :]  # after the text and the class token
         heat = torch.stack([patches[group].mean(0) for group in groups]).unflatten(1, tokens.grid)

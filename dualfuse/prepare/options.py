@@ -8,6 +8,8 @@ from typing import Annotated
 
 from tyro.conf import arg
 
+from dualfuse.errors import DualfuseError
+
 
 @dataclass(frozen=True)
 class PrepareOptions:
@@ -46,3 +48,9 @@ class PrepareOptions:
     """Maximum size of a shard in megabytes."""
     num_workers: int = 0
     """Threads that read and decode images; 0: one per CPU core."""
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        for name, least in (("longest_side", 0), ("shard_samples", 1), ("shard_megabytes", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                raise DualfuseError(f"{name} is {getattr(self, name)}; it must be at least {least}")

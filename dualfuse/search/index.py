@@ -161,7 +161,7 @@ class Index:
         task, device = self.loaded.task, text.mask.device
         image = task.model.embed_image(torch.stack([image for _, image in candidates]).to(device))
         match = task.match_logit(image, text.take(torch.zeros(len(image), dtype=torch.long, device=device)))
-        cosine = torch.tensor([hit.cosine for hit, _ in candidates], device=device)
+        cosine = torch.tensor([hit.cosine for hit, _ in candidates], dtype=torch.float32, device=device)
         scores = zip(task.rerank_score(cosine, match).tolist(), match.tolist(), strict=True)
         return [
             replace(hit, score=both, match=logit) for (hit, _), (both, logit) in zip(candidates, scores, strict=True)

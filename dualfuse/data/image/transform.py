@@ -100,8 +100,10 @@ class Preprocess:
 
     def normalize(self, image: Tensor) -> Tensor:
         """Return ``image`` (3, H, W) uint8 as float32 between 0 and 1, minus ``mean``, divided by ``std``."""
-        scale = torch.tensor([1 / (255 * s) for s in self.std]).view(3, 1, 1)
-        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)]).view(3, 1, 1)
+        scale = torch.tensor([1 / (255 * s) for s in self.std], dtype=torch.float32).view(3, 1, 1)
+        shift = torch.tensor([m / s for m, s in zip(self.mean, self.std, strict=True)], dtype=torch.float32).view(
+            3, 1, 1
+        )
         return image.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).sub_(shift)
 
 
@@ -195,7 +197,7 @@ def random_box(shape: tuple[int, ...], augment: Augment, rng: np.random.Generato
 def jitter(image: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
     """Return ``image`` (3, H, W) uint8 with brightness, contrast and saturation each times 1 ± ``strength``."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, size=3).tolist()
-    weights = torch.tensor(GRAY)
+    weights = torch.tensor(GRAY, dtype=torch.float32)
     pixels = image.flatten(1).float().mul_(brightness)  # (3, H * W)
     gray = weights @ pixels  # (H * W,)
     mean = gray.mean()

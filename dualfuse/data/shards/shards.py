@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -83,6 +84,8 @@ class Shards(MapDataset):
             images = image_members(tar.members(number))
             parts = tar.read(number, (*images, LABEL_MAP, *TEXTS))
             texts, meta = sample_texts(parts, tar.key(number))
+            if b"\\ud" in parts.get("json", b"").lower():  # perhaps half of a surrogate pair, which is not a character
+                json.dumps(meta, ensure_ascii=False).encode()
         except ValueError as error:
             raise BrokenSample(key, str(error)) from error
         image, *others = (parts[name] for name in images)

@@ -63,7 +63,7 @@ class ExactStore:
         """All embeddings (N, D), in the order of :meth:`entries`."""
         if len(self._blocks) > 1:
             self._blocks = [torch.cat(self._blocks)]
-        return self._blocks[0] if self._blocks else torch.empty(0, 0)
+        return self._blocks[0] if self._blocks else torch.empty(0, 0, dtype=torch.float32)
 
     def entries(self) -> Mapping[str, Metadata]:
         """Return the metadata of every stored embedding by name."""

@@ -63,7 +63,7 @@ def beam_search(step: Step, images: int, beam: Beam, device: torch.device | None
     ids = torch.full((images, width, 1), beam.start, device=device)
     rows = torch.arange(images, device=device)[:, None]  # indices of the images
     origin = rows.expand(-1, width)
-    total = torch.full((images, width), NEVER, device=device)
+    total = torch.full((images, width), NEVER, dtype=torch.float32, device=device)
     total[:, 0] = 0.0  # all hypotheses are equal at first
     complete: list[list[Hypothesis]] = [[] for _ in range(images)]
     for length in range(1, beam.longest):

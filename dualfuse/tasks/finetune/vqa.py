@@ -74,7 +74,7 @@ class VQAConfig(QuestionConfig):
         scores = {answer: score for answer, score in soft_scores(answers).items() if answer in self.index}
         if not scores:
             raise BrokenSample(sample.key, f"none of its answers is in the vocabulary: {answers or 'it has none'}")
-        target = torch.zeros(len(self.answers))
+        target = torch.zeros(len(self.answers), dtype=torch.float32)
         for answer, score in scores.items():
             target[self.index[answer]] = score
         return {**read_question(sample, answers, processor, rng), "target": target}

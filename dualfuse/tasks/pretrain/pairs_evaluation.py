@@ -64,7 +64,7 @@ def _embed_pairs(task: Pairs, run: Evaluation) -> _Pairs:
         texts += [ids[mask].numpy() for ids, mask in zip(batch["ids"].cpu(), batch["mask"].cpu(), strict=True)]
         image = task.model.embed_image(batch["image"])
         text = task.model.embed_text(batch["ids"], batch["mask"])
-        untrained = torch.zeros(len(image), 1, device=run.device)
+        untrained = torch.zeros(len(image), 1, dtype=torch.float32, device=run.device)
         embeddings = (task.image_features(image), task.text_features(text)) if task.can_search else 2 * (untrained,)
         parts.append((*embeddings, batch["image_id"], batch["text_id"]))
         if task.cfg.mlm_weight:

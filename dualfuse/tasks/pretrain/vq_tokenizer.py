@@ -124,7 +124,7 @@ def codebook_grid(model: Autoencoder, views: Tensor, *, shown: int = 25) -> Imag
     """
     model = model.eval()
     device, errors, tiles = model.codebook.embeddings.device, [], []
-    counts = torch.zeros(model.codes, device=device)
+    counts = torch.zeros(model.codes, dtype=torch.float32, device=device)
     for part in views.split(CHUNK):
         images = part.to(device).float() / 255
         output = model.reconstruct(images)

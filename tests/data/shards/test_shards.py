@@ -282,3 +282,18 @@ def test_other_images(tmp_path: Path) -> None:
     with pytest.raises(BrokenSample, match="set/d: no image"):
         shards[3]
     assert shards[4].other_images == ()  # what has another name is somebody else's
+
+
+@pytest.mark.parametrize("value", [{"caption": "a \ud800 cat"}, {"caption": "a", "tags": ["\udfff"]}, {"\ud800": 1}])
+def test_half_of_a_surrogate_pair_is_a_broken_sample(value: dict[str, object], tmp_path: Path) -> None:
+    """Such a text can be neither tokenized nor written; whole pairs, which JSON may escape, are characters."""
+    members = {
+        "0.jpg": JPEG,
+        "0.json": json.dumps(value).encode(),
+        "1.jpg": JPEG,
+        "1.json": b'{"caption": "\\ud83d\\ude00"}',
+    }
+    shards = Shards.open(write_tar(tmp_path / "a.tar", members))
+    with pytest.raises(BrokenSample, match="surrogate"):
+        shards[0]
+    assert shards[1].texts == ("\U0001f600",)
