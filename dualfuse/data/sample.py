@@ -29,6 +29,12 @@ class Sample:
     other_images: tuple[bytes, ...] = ()
     label_map: bytes = b""
 
+    @property
+    def kept(self) -> dict[str, object]:
+        """The original name of the image and the fields that ``prepare --keep`` stored; empty without such fields."""
+        keep = self.meta.get("keep")
+        return {"name": self.meta.get("name"), **keep} if isinstance(keep, Mapping) else {}
+
 
 class ChangedFile(OSError):
     """A file of a set was deleted or changed after the set was opened, so no sample of the set can be trusted."""

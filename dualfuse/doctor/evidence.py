@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -97,10 +97,9 @@ class Evidence:
         """Return the key of sample ``number``, with its original name and the fields that ``prepare --keep`` stored."""
         part, key = self.part(number), self.key(number)
         with suppress(BrokenSample):
-            meta = part.shards[number - part.first].meta
-            keep = meta.get("keep")
-            if isinstance(keep, Mapping):
-                return f"{key} ({', '.join((str(meta.get('name')), *(f'{n} {v}' for n, v in keep.items())))})"
+            if kept := part.shards[number - part.first].kept:
+                name, *fields = kept.items()
+                return f"{key} ({', '.join((str(name[1]), *(f'{field} {value}' for field, value in fields)))})"
         return key
 
     def _note_groups(self, groups: Iterable[Sequence[int]], within: str, across: str) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from dualfuse.data.loader import Samples
 from dualfuse.errors import DualfuseError
 from dualfuse.io import to_json, write_json, write_text
 from dualfuse.printable import csv_line
@@ -40,12 +41,13 @@ class PredictedCaption:
 SetPrediction = PredictedAnswer | PredictedCaption
 
 
-def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
+def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples: Samples | None = None) -> None:
     """Write predictions in the format of the suffix of ``path``.
 
     - ".json": the list that servers take, of {"question_id", "answer"} (VQA) or {"image_id", "caption"} (COCO).
     - ".csv": lines IDENTIFIER,ANSWER (NLVR2); answers only.
-    - ".jsonl": one object per line, with key and probability.
+    - ".jsonl": one object per line, with key and probability, and the fields that ``prepare --keep`` stored with the
+      ``samples``.
 
     Raises DualfuseError for another suffix, and for what a server would refuse: two predictions with one identifier,
     or a VQA question whose identifier is not a number.
@@ -53,7 +55,8 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
     answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
     captions = [each for each in predictions if isinstance(each, PredictedCaption)]
     if path.suffix == ".jsonl":
-        lines = (to_json(vars(each)) for each in predictions)
+        kept = _kept({each.key for each in predictions}, samples) if samples else {}
+        lines = (to_json(vars(each) | kept.get(each.key, {})) for each in predictions)
         write_text(path, "".join(f"{line}\n" for line in lines))
     elif path.suffix == ".json" and captions:
         _check_unique([caption.image_id for caption in captions], "images have more than one caption")
@@ -75,6 +78,12 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path) -> None:
             ".json (COCO) or .jsonl (all fields)" if captions else ".json (VQA), .csv (NLVR2) or .jsonl (all fields)"
         )
         raise DualfuseError(f"{path} should end in {formats}")
+
+
+def _kept(keys: Container[str], samples: Samples) -> dict[str, dict[str, object]]:
+    """Return the original name and the kept fields of samples by key."""
+    numbers = (number for number in range(len(samples)) if samples.key(number) in keys)
+    return {samples.key(number): {"keep": kept} for number in numbers if (kept := samples[number].kept)}
 
 
 def _check_unique(ids: Sequence[str | int], problem: str) -> Sequence[str | int]:

@@ -71,10 +71,12 @@ class EvaluationResult:
     """In file order; empty for tasks that predict neither answers nor captions."""
     declared: tuple[MetricInfo, ...] = ()
     """Declarations of the metrics."""
+    samples: Samples | None = None
+    """What was evaluated, if ``evaluate`` opened it."""
 
     def write(self, path: Path) -> None:
         """Write the predictions in the format of the suffix of ``path``."""
-        write_predictions(self.predictions, path)
+        write_predictions(self.predictions, path, self.samples)
 
     def lines(self) -> list[str]:
         """Return the result as text: one line per metric, the size, and one line per excluded sample."""
@@ -140,8 +142,9 @@ def evaluate(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
     Raises DualfuseError if the model is in training mode, and ``BrokenSample`` for a sample that cannot be read,
     unless ``plan.exclude_broken`` is set.
     """
-    result = model.task.evaluate(_open(model, data), plan)
-    return replace(result, declared=model.task.cfg.metrics(plan))
+    opened = _open(model, data)
+    result = model.task.evaluate(opened, plan)
+    return replace(result, declared=model.task.cfg.metrics(plan), samples=opened.samples)
 
 
 def draw(model: LoadedModel, data: str, path: Path) -> None:

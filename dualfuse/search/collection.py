@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -97,12 +97,8 @@ def _read_sample(shards: Shards, number: int) -> bytes:
 
 
 def _sample_fields(shards: Shards, number: int) -> dict[str, Value]:
-    meta = shards[number].meta
-    keep = meta.get("keep")
-    if not isinstance(keep, Mapping):
-        return {}
-    plain = {str(name): value if isinstance(value, Value) else str(value) for name, value in keep.items()}
-    return {"name": str(meta.get("name", "")), **plain}
+    kept = shards[number].kept
+    return {str(name): value if isinstance(value, Value) else str(value) for name, value in kept.items()}
 
 
 def _contents(folder: Path) -> str:

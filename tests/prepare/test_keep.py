@@ -10,6 +10,7 @@ from tiny import png_image
 
 from dualfuse.data.shards.shards import Shards
 from dualfuse.doctor.examine import examine
+from dualfuse.evaluation.predictions import PredictedAnswer, write_predictions
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.search.collection import Collection
@@ -69,3 +70,15 @@ def test_unknown_fields_are_refused(tmp_path: Path) -> None:
     source.unlink()
     with pytest.raises(ValueError, match=r"no field .*ean; its fields are: none"):
         prepare(tmp_path, tmp_path / "out", PrepareOptions(num_workers=1, keep=("ean",), images_only=True))
+
+
+def test_kept_columns_are_in_predictions_as_json_lines(tmp_path: Path) -> None:
+    prepare(shop(tmp_path), tmp_path / "out", KEEP)
+    samples = Shards.open(tmp_path / "out")
+    predictions = [PredictedAnswer(samples.key(number), number, "yes", 0.5) for number in (2, 0)]
+    write_predictions(predictions, tmp_path / "answers.jsonl", samples)
+    lines = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert [line["keep"] for line in lines] == [
+        {"name": "2.png", "sku": "C4", "price": ""},
+        {"name": "0.png", "sku": "A1", "price": "9.5"},
+    ]
