@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,11 +13,11 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from dualfuse import upgrade
+from dualfuse import checksums, upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import atomic_folder, check_regular, read_json, write_json
+from dualfuse.io import atomic_folder, check_regular, listing, read_json, write_json
 from dualfuse.provenance import FILE as PROVENANCE
 from dualfuse.provenance import provenance
 from dualfuse.recipe import Data, Recipe, Run
@@ -51,11 +51,13 @@ def save(
     recipe: Recipe,
     weights: Mapping[str, Tensor] | None = None,
     notes: Mapping[str, JSON] | None = None,
+    write_more: Callable[[Path], object] | None = None,
 ) -> Path:
     """Write a model folder, replacing an existing ``folder`` as a whole, and return its path.
 
     ``weights`` are the gathered weights of a sharded task; None: those of ``task``. ``notes`` are written as JSON
-    files, by name; provenance.json says by which code, command and machine the folder was made.
+    files, by name; provenance.json says by which code, command and machine the folder was made. ``write_more`` writes
+    further files, such as a model card, into the folder that it is called with before that becomes ``folder``.
     """
     weights = task.state_dict() if weights is None else weights
     with atomic_folder(folder, weights.values(), NO_SPACE) as partial:
@@ -64,13 +66,17 @@ def save(
         config = recipe_to_json(recipe)
         for name, note in {**(notes or {}), CONFIG: config, PROVENANCE: provenance(config)}.items():
             write_json(partial / name, note)
+        if write_more:
+            write_more(partial)
+        checksums.write_checksums(partial)
     return folder
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:
     """Load a model folder that :func:`save` wrote, with this or an earlier version of dualfuse.
 
-    Raises ``DualfuseError`` if the folder is damaged or is not a model folder.
+    Raises ``DualfuseError`` if the folder is damaged or is not a model folder, if a file is not the one that was saved,
+    and if weights are not finite.
     """
     folder = Path(folder)
     recipe, tensors = read_recipe(folder), read_tensors(folder)
@@ -87,6 +93,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedMod
     with _building_from(folder):
         task = recipe.build()
     task.load_state_dict(tensors)
+    verify(folder, CONFIG, TOKENIZER)
     return LoadedModel(task.to(device).eval(), processor, recipe)
 
 
@@ -141,13 +148,37 @@ def _is_complete(recipe: Recipe) -> bool:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model folder by name; raises ``DualfuseError`` for a damaged file."""
+    """Return the weights of a model folder by name.
+
+    Raises ``DualfuseError`` for a damaged file, and names the tensors that are not finite.
+    """
     try:
         check_regular(folder / WEIGHTS)
         tensors = load_tensors(folder / WEIGHTS)
     except (SafetensorError, ValueError, OSError) as error:
         raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or not a safetensors file: {error}") from error
+    verify(folder, WEIGHTS)
+    check_finite(tensors, folder / WEIGHTS)
     return upgrade.tensors(tensors) if upgrade.is_old(read_json(folder / CONFIG)) else tensors
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raise ``DualfuseError`` that names the tensors with a value that is NaN or infinite."""
+    broken = [name for name, tensor in tensors.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if broken:
+        raise DualfuseError(
+            f"{path} holds NaN or infinite values in {len(broken)} of {len(tensors)} tensors: {listing(broken)}; the "
+            "training that wrote it had failed, or the file is damaged"
+        )
+
+
+def verify(folder: Path, *names: str) -> None:
+    """Raise ``DualfuseError`` that names the files whose content is not the one that :func:`save` wrote."""
+    if changed := checksums.differing_files(folder, names):
+        raise DualfuseError(
+            f"{listing(changed)}: the content differs from the one that was saved, by its checksum; bits have flipped, "
+            f"or the file was edited. Restore it, or delete {folder / checksums.FILE} to load it as it is"
+        )
 
 
 def download(name: str, files: tuple[str, ...] = MODELS) -> Path:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -23,8 +25,11 @@ if TYPE_CHECKING:  # the command line imports is_disk_full, which must not impor
 
 PARTIAL = ".partial"
 """Suffix of unfinished files and folders."""
+UNFINISHED_FILE = r"\.[0-9a-f]{16}\.partial"
+"""Pattern of what :func:`atomic_write` appends to the name of an unfinished file."""
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """A full disk, an exhausted quota, a file above the size limit."""
+AT_FDCWD, RENAME_EXCHANGE = -100, 2  # of Linux
 MAX_IMAGE = 256 << 20
 """Bytes of an image file; more than ``MAX_PIXELS`` uncompressed pixels."""
 MAX_JSON = 16 << 20
@@ -178,6 +183,27 @@ def atomic_write(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def remove_unfinished(folder: Path, name: str = "") -> None:
+    """Remove what killed processes left of :func:`atomic_write` in ``folder``: of all files, or of the file ``name``.
+
+    No other process may be writing there.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if re.fullmatch(re.escape(name) + (UNFINISHED_FILE if name else f".*{UNFINISHED_FILE}"), path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Add ``path`` to an ``OSError`` of an open file, which names none."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or error.filename:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 @contextmanager
 def atomic_folder(path: Path, tensors: Iterable[Tensor] = (), advice: str = "") -> Iterator[Path]:
     """Yield a new empty folder beside ``path`` that replaces ``path`` when the block succeeds.
@@ -209,10 +235,28 @@ def replace_folder(partial: Path, path: Path) -> None:
         file.chmod(mode)
         sync(file)
     sync(partial)
+    if path.exists() and _exchange(partial, path):
+        sync(path.parent)
+        shutil.rmtree(partial, ignore_errors=True)
+        return
     aside = _rename_aside(path)
-    os.replace(partial, path)
+    try:
+        os.replace(partial, path)
+    except OSError:
+        if aside.exists():
+            os.replace(aside, path)
+        raise
     sync(path.parent)
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchange two folders in one step, so that both names always exist; return False if the system cannot."""
+    try:
+        rename = ctypes.CDLL(None).renameat2
+    except (OSError, AttributeError):  # not Linux
+        return False
+    return rename(AT_FDCWD, os.fsencode(first), AT_FDCWD, os.fsencode(second), RENAME_EXCHANGE) == 0
 
 
 def remove_folder(path: Path) -> None:

@@ -119,7 +119,7 @@ def test_a_model_folder_can_be_moved(tiny: Recipe, task: Pairs, tmp_path: Path) 
         loaded.processor.text.encode("a red cat").ids.tolist()
         == tiny.data.text_transform.encode("a red cat").ids.tolist()
     )
-    names = ["config.json", "model.safetensors", "provenance.json", "tokenizer.json"]
+    names = ["checksums.json", "config.json", "model.safetensors", "provenance.json", "tokenizer.json"]
     assert sorted(path.name for path in moved.iterdir()) == names
 
 
@@ -224,6 +224,39 @@ def test_values_of_the_wrong_type_are_refused(folder: Path) -> None:
     with pytest.raises(
         DualfuseError,
         match=r"config\.json does not describe a recipe: .*model\.init\.std is None; it should be of type float",
+    ):
+        hub.load(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])
+def test_changed_files_are_named(folder: Path, name: str) -> None:
+    content = bytearray((folder / name).read_bytes())
+    place = content.rindex(b"]") + 1 if name.endswith("json") else len(content) - 401
+    content[place:place] = b" "
+    del content[-1]
+    (folder / name).write_bytes(content)
+    with pytest.raises(
+        DualfuseError, match=rf"model/{name}: the content differs .* checksum; .*delete .*checksums.json"
+    ):
+        hub.load(folder)
+    (folder / "checksums.json").unlink()  # as in folders of earlier versions
+    hub.load(folder)
+
+
+@pytest.mark.parametrize("text", ["", "[3]", "{"])
+def test_damaged_checksums_are_refused(folder: Path, text: str) -> None:
+    (folder / "checksums.json").write_text(text)
+    with pytest.raises(DualfuseError, match=r"checksums.json is damaged .*; delete it"):
+        hub.load(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(folder: Path, tiny: Recipe, task: Pairs, value: float) -> None:
+    weights = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    weights["model.norm.weight"][3] = value
+    hub.save(folder, task, tiny, weights)
+    with pytest.raises(
+        DualfuseError, match=r"model.safetensors holds NaN or .* in 1 of \d+ tensors: model.norm.weight"
     ):
         hub.load(folder)
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -132,6 +133,14 @@ def at_step(step: int, do: Callable[[], None]) -> Callable[..., None]:
         seed_step(run, now, micro)  # type: ignore[arg-type]
 
     return seed
+
+
+def stopped(recipe: Recipe, out: Path, step: int = 7) -> Path:
+    """Train until Ctrl-C in the middle of a step, and return the folder of the run."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "seed_step", at_step(step, interrupt))
+        loop.train((recipe,), out)
+    return out
 
 
 def interrupt() -> None:

@@ -18,7 +18,7 @@ from dualfuse.convert.initial_weights import from_clip_and_roberta, with_bert, w
 from dualfuse.convert.load import is_model_folder, locate, read_checkpoint
 from dualfuse.convert.report import FILE, Report, shapes
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_folder, atomic_write, write_json
+from dualfuse.io import atomic_folder, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.tensor_files import read_weights
 
@@ -70,6 +70,7 @@ def open_checkpoint(path: Path, tokenizer: str = "") -> Converted:
     if not is_model_folder(path):
         return build(read_checkpoint(path, tokenizer))
     loaded = hub.load(path)
+    hub.verify(path, KEPT)
     kept = read_weights(path / KEPT).tensors if (path / KEPT).is_file() else {}
     report = Report(str(path), shapes(loaded.task.state_dict()))
     return Converted(loaded.task, hub.with_tokenizer(loaded.recipe, path), kept, report)
@@ -118,12 +119,13 @@ def _check_destination(source: Path, destination: Path) -> None:
 
 
 def _save_model_folder(converted: Converted, destination: Path) -> Report:
-    hub.save(destination, converted.task, converted.recipe)
-    if converted.kept:
-        with atomic_write(destination / KEPT) as partial:
-            _save_tensors(converted.kept, partial)
-    converted.report.save(destination)
-    write_card(destination)
+    def write_more(folder: Path) -> None:
+        if converted.kept:
+            _save_tensors(converted.kept, folder / KEPT)
+        converted.report.save(folder)
+        write_card(folder)
+
+    hub.save(destination, converted.task, converted.recipe, write_more=write_more)
     return converted.report
 
 
@@ -132,7 +134,7 @@ def save_checkpoint(written: WrittenCheckpoint, recipe: Recipe, destination: Pat
     with atomic_folder(destination, written.tensors.values(), hub.NO_SPACE) as partial:
         if written.key:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.tensors.items()}
-            torch.save({written.key: tensors, **written.beside}, partial / written.file)
+            _save_pickle({written.key: tensors, **written.beside}, partial / written.file)
         else:
             _save_tensors(written.tensors, partial / written.file)
         for name, content in written.json_files.items():
@@ -140,6 +142,16 @@ def save_checkpoint(written: WrittenCheckpoint, recipe: Recipe, destination: Pat
         if written.json_files:
             recipe.data.text_transform.save(partial)
         written.report.save(partial)
+
+
+def _save_pickle(content: Mapping[str, object], path: Path) -> None:
+    try:
+        with path.open("wb") as file:
+            torch.save(content, file)
+    except RuntimeError as error:  # which torch raises while it handles the error of the file
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from error
+        raise
 
 
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

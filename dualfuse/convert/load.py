@@ -33,7 +33,8 @@ def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: s
 def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
     """Return the recipe and the tensors of a third-party checkpoint in one of the ``FORMATS``.
 
-    Raises ``DualfuseError`` for a checkpoint in another format, or one that is damaged.
+    Raises ``DualfuseError`` for a checkpoint in another format, for one that is damaged, and for weights that are not
+    finite.
     """
     if path.is_dir() and not (path / "config.json").is_file():
         raise DualfuseError(f"{path} is not a model folder: it holds {_content(path)}, but should have a config.json")
@@ -41,7 +42,9 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
     try:
         for entry in FORMATS:
             if entry.recognize(source):
-                return entry.read(source, tokenizer)
+                checkpoint = entry.read(source, tokenizer)
+                hub.check_finite(checkpoint.tensors, path)
+                return checkpoint
         raise DualfuseError(_unknown(source))
     except (DualfuseError, OSError):  # whose messages suffice
         raise

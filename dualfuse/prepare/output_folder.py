@@ -6,19 +6,21 @@ import os
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from io import BufferedRandom, BufferedWriter
 from pathlib import Path
 
 from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, read_bounded, to_json, write_text
+from dualfuse.io import MAX_TABLE, naming, read_bounded, to_json, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.earlier import FINGERPRINTS
 from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.prepare.sources.source import Item
 from dualfuse.prepare.summary import Summary, Tally, extend_listing, load_tally, save_tally, version
 
+SKIPPED = "skipped.jsonl"
 SAVE_EVERY = 1000  # items; work since the last save is repeated after an interruption
 MAX_MISSING = 100  # items; if so many images are missing before the first is found, the folder of images is wrong
 
@@ -36,7 +38,7 @@ class PreparedFolder:
         self.advice: Mapping[str, str] = {"": "see skipped.jsonl"}
         """What to do if no item is usable, by the most common reason ("": all others)."""
         self._details: dict[str, str] = {}
-        upgrade.rename_skipped(folder, "skipped.jsonl")
+        upgrade.rename_skipped(folder, SKIPPED)
         finished = load_tally(folder / "prepared.json")
         earlier = finished or load_tally(folder / "progress.json")
         if earlier is None and any(folder.glob("*.tar")):
@@ -47,6 +49,7 @@ class PreparedFolder:
         self.is_finished = finished is not None
         self._writers: dict[str, ShardWriter] = {}
         if self.is_finished:
+            (folder / "progress.json").unlink(missing_ok=True)  # of a process that was killed at the very end
             self._check_shards()
         else:
             self._open()
@@ -82,7 +85,8 @@ class PreparedFolder:
         else:
             self._write(key, item, outcome)
             changes = tuple(image.change for image in (outcome.image, *outcome.other_images))
-        self._fingerprints.write("\t".join((outcome.fingerprint, *changes)).encode() + b"\n")
+        with naming(self.folder / FINGERPRINTS):
+            self._fingerprints.write("\t".join((outcome.fingerprint, *changes)).encode() + b"\n")
         if tally.consumed % SAVE_EVERY == 0:
             self._save()
 
@@ -105,8 +109,9 @@ class PreparedFolder:
     def close(self) -> None:
         """Close all files."""
         if not self.is_finished:
-            self._skipped.close()
-            self._fingerprints.close()
+            for file in (self._skipped, self._fingerprints):
+                with suppress(OSError):  # reported when it was written
+                    file.close()
             for writer in self._writers.values():
                 writer.stop()
             if not self.tally.consumed:  # nothing was written, so other options can be tried
@@ -116,7 +121,7 @@ class PreparedFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, mark in self.tally.splits.items():
             self._writers[name] = ShardWriter(self.folder, name, mark, limit=self._limit)
-        self._skipped = _reopen(self.folder / "skipped.jsonl", self.tally.skipped_size)
+        self._skipped = _reopen(self.folder / SKIPPED, self.tally.skipped_size)
         self._fingerprints = _reopen(self.folder / FINGERPRINTS, self.tally.fingerprints_size)
         self._save()
 
@@ -140,7 +145,8 @@ class PreparedFolder:
         line = {"key": key, "name": item.name, "reason": why.reason, "detail": why.detail}
         line |= {"id": item.meta["id"]} if "id" in item.meta else {}
         line |= {"keep": dict(item.keep)} if item.keep else {}
-        self._skipped.write(to_json(line).encode(errors="backslashreplace") + b"\n")
+        with naming(self.folder / SKIPPED):
+            self._skipped.write(to_json(line).encode(errors="backslashreplace") + b"\n")
         self.tally.skip(item.title, why.reason)
         self._details.setdefault(why.reason, why.detail)
         if self.tally.skipped.get(MISSING) == MAX_MISSING and not self._writers:
@@ -151,10 +157,10 @@ class PreparedFolder:
 
     def _save(self) -> None:
         self._update_splits()
-        for file in (self._skipped, self._fingerprints):
-            file.flush()
-            os.fsync(file.fileno())
-        self.tally.skipped_size, self.tally.fingerprints_size = self._skipped.tell(), self._fingerprints.tell()
+        for file, name in ((self._skipped, SKIPPED), (self._fingerprints, FINGERPRINTS)):
+            with naming(self.folder / name):
+                file.flush()
+                os.fsync(file.fileno())
         save_tally(self.folder / "progress.json", self.tally)
 
     def _check_shards(self) -> None:

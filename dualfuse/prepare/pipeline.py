@@ -27,7 +27,8 @@ from rich.progress import (
 from dualfuse.data.parallel_map import parallel_map
 from dualfuse.data.split import parse_shares
 from dualfuse.errors import DualfuseError
-from dualfuse.io import remove_folder
+from dualfuse.io import remove_folder, remove_unfinished
+from dualfuse.lock import lock
 from dualfuse.metrics.vqa import read_vocabulary
 from dualfuse.prepare.checks import MISSING, ItemChecker
 from dualfuse.prepare.earlier import UPDATE, Reuser, install_update, is_current
@@ -55,8 +56,14 @@ def prepare(source: Path, out: Path, options: PrepareOptions = _DEFAULTS) -> Sum
     Also written are ``prepared.json``, the summary, and ``skipped.jsonl``, a line for each skipped item. An interrupted
     conversion is resumed. A complete one is updated if the source has changed: unchanged items are copied, and the
     result is that of a new conversion. Raises ``DualfuseError`` for a source of unknown format, for options that do not
-    fit it, and if ``out`` holds something else.
+    fit it, and if ``out`` holds something else or another process writes to it.
     """
+    with lock(out.absolute().with_name(f".{out.absolute().name}.lock"), out):
+        remove_unfinished(out)
+        return _prepare(source, out, options)
+
+
+def _prepare(source: Path, out: Path, options: PrepareOptions) -> Summary:
     install_update(out)
     if source.is_dir() and out.is_dir() and source.samefile(out):
         raise DualfuseError(f"SOURCE and OUT are the same folder, {out}; give another one for the shards")

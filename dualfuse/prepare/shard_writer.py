@@ -10,6 +10,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -19,7 +20,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import LABEL_MAP, MAX_OTHER_IMAGES
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
-from dualfuse.io import to_json
+from dualfuse.io import naming, to_json
 
 SAMPLES_PER_SHARD = 10_000
 BYTES_PER_SHARD = 64 << 20
@@ -109,14 +110,16 @@ class ShardWriter:
             data = _members(sample, self._images)  # without links to images of the full shard
         if self._file is None:
             self._file = self._part.open("wb")
-        self._file.write(data)
+        with naming(self._part):
+            self._file.write(data)
         at = self._at
         self._at = Mark(at.shards, at.in_shard + 1, at.size + len(data), at.samples + 1)
 
     def mark(self) -> Mark:
         """Sync the open shard to disk and return the position."""
         if self._file is not None:
-            _sync(self._file)
+            with naming(self._part):
+                _sync(self._file)
         return self._at
 
     def close(self) -> int:
@@ -126,9 +129,10 @@ class ShardWriter:
         return self._at.samples
 
     def stop(self) -> None:
-        """Close the open shard without completing it."""
+        """Close the open shard without completing it; what it cannot write is written again by the next process."""
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):
+                self._file.close()
 
     @property
     def shards(self) -> tuple[Path, ...]:
@@ -163,12 +167,13 @@ class ShardWriter:
     def _finish(self) -> None:
         assert self._file is not None
         end = tarfile.RECORDSIZE - self._at.size % tarfile.RECORDSIZE
-        self._file.write(bytes(end if end >= 2 * tarfile.BLOCKSIZE else end + tarfile.RECORDSIZE))
-        _sync(self._file)
-        self._file.close()
+        with naming(self._part):
+            self._file.write(bytes(end if end >= 2 * tarfile.BLOCKSIZE else end + tarfile.RECORDSIZE))
+            _sync(self._file)
+            self._file.close()
         self._file, self._images = None, _StoredImages()
         self._part.replace(self._shard)
-        TarIndex.of(self._shard)  # stores the index, so that readers need not create it
+        TarIndex.of(self._shard).digest()  # stores both, so that readers need not compute them
         self._at = Mark(self._at.shards + 1, 0, 0, self._at.samples)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import blake2b
@@ -17,7 +18,8 @@ from torch import Tensor
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.encode import EmbeddedImages, SkippedImage, embed, embed_images, pixels
-from dualfuse.io import MAX_IMAGE, read_bounded
+from dualfuse.io import MAX_IMAGE, read_bounded, remove_unfinished
+from dualfuse.lock import lock
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 from dualfuse.search.collection import Collection
@@ -68,28 +70,40 @@ class Index:
     ) -> Index:
         """Return the index of all images at ``images``: a folder, a tar file, a folder of tars, or a pattern.
 
-        Only images that are new or have changed are embedded, ``batch_size`` at a time, and an interrupted build
-        resumes. ``store`` holds the embeddings of this collection alone; by default it is a file beside the images.
-        ``num_workers`` threads read images; 0: one per processor. Raises ``DualfuseError`` if no image can be read, or
-        if the embeddings in ``store`` are another model's.
+        Only images that are new or have changed are embedded, ``batch_size`` at a time. An interrupted build resumes,
+        and of two builds of one index at the same time, the second waits for the first. ``store`` holds the embeddings
+        of this collection alone; by default it is a file beside the images. ``num_workers`` threads read images; 0: one
+        per processor. Raises ``DualfuseError`` if no image can be read, or if the embeddings in ``store`` are another
+        model's.
         """
         if batch_size < 1:
             raise DualfuseError(f"batch_size is {batch_size}; embed at least 1 image at a time")
         loaded.task.check_search()
-        task, collection, model = loaded.task, Collection.open(images), fingerprint(loaded)
+        collection, model = Collection.open(images), fingerprint(loaded)
         if store is None:
-            store = ExactStore.open(model, _paths(collection, model))
+            paths = _paths(collection, model)
+            with _lock(paths):
+                return cls._build(loaded, collection, ExactStore.open(model, paths), batch_size, num_workers)
         if store.fingerprint != model:
             raise DualfuseError(
                 f"the store holds embeddings of the model {store.fingerprint}, not of this one ({model}); "
                 "use another store"
             )
+        return cls._build(loaded, collection, store, batch_size, num_workers)
+
+    @classmethod
+    def _build(
+        cls, loaded: LoadedModel, collection: Collection, store: VectorStore, batch_size: int, num_workers: int
+    ) -> Index:
+        """Embed what ``store`` lacks."""
         missing = _remove_stale(store, collection)
-        batches = embed(task, loaded.processor.image, collection, missing, batch=batch_size, workers=num_workers)
+        batches = embed(loaded.task, loaded.processor.image, collection, missing, batch=batch_size, workers=num_workers)
         skipped = _add(store, collection, track(batches, total=-(-len(missing) // batch_size), what="embedding"))
         if not store.count():
             reasons = "; ".join(f"{each.name}: {each.reason}" for each in skipped[:3])
-            raise DualfuseError(f"none of the {len(collection)} images at {images} can be read; the first: {reasons}")
+            raise DualfuseError(
+                f"none of the {len(collection)} images at {collection.source} can be read; the first: {reasons}"
+            )
         return cls(loaded, collection, store, skipped, embedded=len(missing) - len(skipped))
 
     def __len__(self) -> int:
@@ -179,6 +193,18 @@ def fingerprint(loaded: LoadedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+@contextmanager
+def _lock(paths: Sequence[Path]) -> Iterator[None]:
+    """Hold the lock of an index at the first of ``paths`` that is writable; there is none if nothing is."""
+    with ExitStack() as stack:
+        for path in paths:
+            with suppress(OSError):
+                stack.enter_context(lock(path.with_name(f"{path.name}.lock"), path.parent, wait=True))
+                remove_unfinished(path.parent, path.name)
+                break
+        yield
 
 
 def _remove_stale(store: VectorStore, collection: Collection) -> tuple[int, ...]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse import upgrade
+from dualfuse.checksums import FILE, differing_files, write_checksums
 from dualfuse.errors import DualfuseError
 from dualfuse.io import PARTIAL, atomic_folder, listing, read_json, remove_folder, replace_folder, write_json
 from dualfuse.tensor_files import describe_file, load_tensors, save_tensors
@@ -79,10 +80,11 @@ def begin(folder: Path, step: int, keep: int) -> Path:
 
 
 def write_state(partial: Path, step: int, names: list[str], extra: Mapping[str, JSON]) -> None:
-    """Write state.json beside the tensors of ``partial``."""
+    """Write state.json beside the tensors of ``partial``, and the checksums of all files."""
     files = [path for path in partial.rglob("*") if path.is_file()]
     sizes = {str(path.relative_to(partial)): path.stat().st_size for path in files}
     write_json(partial / STATE, asdict(State(step, sizes, names, dict(extra))))
+    write_checksums(partial)
 
 
 def complete(partial: Path, keep: int) -> None:
@@ -111,6 +113,7 @@ def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tu
     _compare(path / MODEL, _shapes(weights), _shapes(targets))
     trained = (_current(name, targets) for name in state.trained)
     _compare(path / STATE, dict.fromkeys(trained, "trained"), dict.fromkeys(names.values(), "trained"))
+    _verify(path)
     numbers = {name: number for number, name in enumerate(names.values())}
     numbered: dict[int, dict[str, Tensor]] = {}
     for key, tensor in moments.items():
@@ -145,6 +148,14 @@ def _read(path: Path, state: State, targets: Mapping[str, Tensor]) -> tuple[dict
     tensors = {_current(name, targets): tensor for name, tensor in stored.items()}
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(OF_OPTIMIZER)}
     return weights, {name: tensor for name, tensor in tensors.items() if name not in weights}
+
+
+def _verify(path: Path) -> None:
+    """Raise ``DualfuseError`` on all processes, which share the files, if one file has another content than saved."""
+    changed = differing_files(path, part=dist.rank(), of=dist.world_size())
+    if dist.any_rank(bool(changed)):
+        names = listing(changed) if changed else f"a file of {path}, as another process reports,"
+        raise DualfuseError(f"{names} has another content than was saved ({FILE}): bits have flipped; {_advice(path)}")
 
 
 def _current(key: str, targets: Mapping[str, Tensor]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
@@ -21,6 +21,8 @@ from dualfuse.config import JSON, check_types, trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
+from dualfuse.io import remove_unfinished
+from dualfuse.lock import lock
 from dualfuse.provenance import record
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Batch, Task
@@ -68,8 +70,8 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
 
     A finished recipe is skipped, and an unfinished one resumes from its newest checkpoint. A single recipe uses the
     folder ``out``, several use ``out``/name. A task without labels takes those of labels.txt beside its training data.
-    Raises ``DualfuseError`` before the first step if a folder contains the run of another recipe, if data is missing,
-    or if the initial weights do not fit.
+    Raises ``DualfuseError`` before the first step if ``out`` is in use by another process, if a folder contains the run
+    of another recipe, if data is missing, or if the initial weights do not fit.
 
     The process's random state, number of threads and malloc limits are changed.
     """
@@ -81,14 +83,19 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         check_types(recipe)
     keep_big_blocks()
     recipes = [with_labels(recipe) for recipe in recipes]
-    with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device:
+    with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
+        if dist.rank() == 0 and not all(is_finished(recipe, folders[recipe.name]) for recipe in recipes):
+            locks.enter_context(lock(out / ".lock", out))
+            for folder in folders.values():
+                remove_unfinished(folder)
+        dist.barrier()
         unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
         for recipe in unfinished:
             check_best(recipe)
             check_data(recipe)
             if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
-                check_data_is_unchanged(folders[recipe.name], open_sets(recipe, recipe.data.train))
+                check_data_is_unchanged(recipe, folders[recipe.name])
             else:
                 stages = {stage.name: stage for stage in recipes}
                 check_init_from(recipe, stages.get(recipe.start_from))
@@ -127,7 +134,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     if dist.rank() == 0:
         record(out, step, hub.recipe_to_json(recipe))
     if not newest:
-        write_data(out, recipe.data.train, open_sets(recipe, recipe.data.train))
+        write_data(recipe, out)
     validation = open_sets(recipe, (recipe.data.validation,)) if recipe.run.best else ()
     best = new_comparison(recipe, validation).restored(extra)
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
@@ -190,7 +197,7 @@ class TrainState:
         """
         weights = dist.gathered_parameters(self.task)
         if dist.rank() == 0:
-            write_card(hub.save(self.out / name, self.task, self.recipe, weights, notes or {}))
+            hub.save(self.out / name, self.task, self.recipe, weights, notes, write_card)
         dist.barrier()
 
     def settle(self) -> None:

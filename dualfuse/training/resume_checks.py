@@ -5,18 +5,20 @@ Without them the rest of a run would silently differ from its beginning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from dualfuse import distributed as dist
 from dualfuse import hub
+from dualfuse.checksums import sha256
 from dualfuse.config import JSON, to_json
-from dualfuse.data.map_dataset import MapDataset
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_TABLE, listing, read_json, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint
+from dualfuse.training.dataloader import open_sets
 
 FINAL, BEST, CHECKPOINTS, RECIPE, DATA = "final", "best", "checkpoints", "recipe.json", "data.json"
 PASS = "samples_in_a_pass"
@@ -29,14 +31,18 @@ Files = Mapping[str, str]
 def is_finished(recipe: Recipe, out: Path) -> bool:
     """Return whether ``out`` contains the final model.
 
-    Raises ``DualfuseError`` if ``out`` contains the run of another recipe.
+    Raises ``DualfuseError`` if ``out`` contains the run of another recipe. If data or a tokenizer have another path,
+    their contents decide.
     """
-    if (out / FINAL / hub.CONFIG).exists():
-        _compare_recipes(hub.read_recipe(out / FINAL), recipe, out)
-        return True
-    if checkpoint.latest(out / CHECKPOINTS):
-        _compare_recipes(hub.recipe_from_file(out / RECIPE), recipe, out)
-    return False
+    finished = (out / FINAL / hub.CONFIG).exists()
+    if finished or checkpoint.latest(out / CHECKPOINTS):
+        stored = hub.read_recipe(out / FINAL) if finished else hub.recipe_from_file(out / RECIPE)
+        moved = replace(recipe.data, train=stored.data.train, tokenizer=stored.data.tokenizer)
+        can_compare = _has_contents(out) and len(stored.data.train) == len(recipe.data.train)
+        _compare_recipes(stored, replace(recipe, data=moved) if can_compare else recipe, out)
+        if finished and moved != recipe.data:
+            check_data_is_unchanged(recipe, out)
+    return finished
 
 
 def write_recipe(recipe: Recipe, out: Path) -> None:
@@ -45,34 +51,53 @@ def write_recipe(recipe: Recipe, out: Path) -> None:
         write_json(out / RECIPE, hub.recipe_to_json(recipe))
 
 
-def write_data(out: Path, sources: Sequence[str], sets: Sequence[MapDataset]) -> None:
-    """Write digests of the training data beside the checkpoints, from the first process."""
+def write_data(recipe: Recipe, out: Path) -> None:
+    """Write digests of the training data and of the tokenizer beside the checkpoints, from the first process."""
     if dist.rank() == 0:
-        content = [
-            {"source": source, "samples": len(opened), "files": opened.digests()}
-            for source, opened in zip(sources, sets, strict=True)
-        ]
-        write_json(out / DATA, content)
+        sets = zip(recipe.data.train, open_sets(recipe, recipe.data.train), strict=True)
+        train = [{"source": source, "samples": len(data), "files": data.digests()} for source, data in sets]
+        write_json(out / DATA, {"tokenizer": _tokenizer_digest(recipe), "train": train})
 
 
-def check_data_is_unchanged(out: Path, sets: Sequence[MapDataset]) -> None:
-    """Raise ``DualfuseError`` that names the files if the data is not that of the run in ``out``.
+def check_data_is_unchanged(recipe: Recipe, out: Path) -> None:
+    """Raise ``DualfuseError`` on the first process, with the names of files, if the data is not that of the run.
 
-    Names and sizes of samples and the tokens of texts are compared, not the location and the age of files; an image
-    replaced by one of the same size in bytes is not noticed.
+    The contents of the samples and of the tokenizer are compared, not the location and the age of files.
     """
-    if not (out / DATA).is_file():
-        return  # a run of an earlier version
+    if dist.rank() != 0 or not (out / DATA).is_file():  # a run of an earlier version
+        return
+    current = [(data.digests(), len(data)) for data in open_sets(recipe, recipe.data.train)]
+    digest = _tokenizer_digest(recipe)
     try:
-        stored: list[Files] = [each["files"] for each in read_json(out / DATA, MAX_TABLE)]
-        changes = [line for before, now in zip(stored, sets, strict=True) for line in _changes(before, now.digests())]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        tokenizer, train = _read_data(out)
+        changes = ["the tokenizer has another content"] if tokenizer not in ("", digest) else []
+        for before, (files, samples) in zip(train, current, strict=True):
+            changes += _changes(before["files"], files, before["samples"] == samples)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise DualfuseError(f"{out / DATA} is damaged ({error}); delete it if the data has not changed") from error
     if changes:
         raise DualfuseError(
             f"{out} contains a run that started with other data:\n  {listing(changes, separator=chr(10) + '  ')}\n"
             "Put the files back to resume it, or give another --out to start anew"
         )
+
+
+def _read_data(out: Path) -> tuple[str, list[dict[str, Any]]]:
+    """Return the digest of the tokenizer, "" in a file of an earlier version, and the entries of the data sets."""
+    content = read_json(out / DATA, MAX_TABLE)
+    return ("", content) if isinstance(content, list) else (content["tokenizer"], content["train"])
+
+
+def _has_contents(out: Path) -> bool:
+    """Return whether a run recorded the contents of its data; earlier versions recorded names and sizes."""
+    try:
+        return bool(_read_data(out)[0])
+    except (OSError, LookupError, TypeError, ValueError):  # reported by check_data_is_unchanged
+        return False
+
+
+def _tokenizer_digest(recipe: Recipe) -> str:
+    return sha256(Path(recipe.data.tokenizer)) if recipe.data.tokenizer else "BERT"
 
 
 def batch_division(recipe: Recipe) -> dict[str, JSON]:
@@ -121,9 +146,12 @@ def _differences(before: JSON, now: JSON, name: str = "") -> Iterator[tuple[str,
         yield name, before, now
 
 
-def _changes(before: Files, now: Files) -> list[str]:
-    return [
+def _changes(before: Files, now: Files, as_many: bool) -> list[str]:
+    """Return the differences between the files of a data set; digests of earlier versions have another length."""
+    others = [name for name, digest in before.items() if len(now.get(name, "")) == len(digest) and now[name] != digest]
+    names = [
         *(f"{name} is missing" for name in before if name not in now),
         *(f"{name} is new" for name in now if name not in before),
-        *(f"{name} contains other samples" for name, digest in before.items() if now.get(name, digest) != digest),
+        *(f"{name} contains other samples" for name in others),
     ]
+    return names if names or as_many else ["the number of samples is another"]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from toy_store import ToyStore
 
 from dualfuse import hub
@@ -233,6 +233,23 @@ def test_interrupted_build_resumes(
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
+@pytest.mark.parametrize("place", [0.3, -3], ids=["embeddings", "names"])
+def test_flipped_bits_of_an_index_are_reported_and_embedded_again(
+    loaded: LoadedModel, images: Path, place: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = Index.build(loaded, images).store.path
+    content = bytearray(path.read_bytes())
+    content[int(place * len(content)) if place > 0 else int(place) - 32] ^= 0x40
+    path.write_bytes(content)
+    assert Index.build(loaded, images).embedded == 12
+    assert f"{path} cannot be used (" in caplog.text and "the images are embedded again" in caplog.text
+    assert Index.build(loaded, images).embedded == 0
+    tensors = load_file(path)
+    del tensors["checksum"]
+    save_file(tensors, path)
+    assert Index.build(loaded, images).embedded == 0  # a file of an earlier version
+
+
 def test_long_builds_are_flushed_while_they_run(
     loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,7 +257,7 @@ def test_long_builds_are_flushed_while_they_run(
     embed_image, killed = loaded.task.model.embed_image, images.with_name("killed")
 
     def copying(pixels: torch.Tensor, slot: int = 0):
-        if not killed.exists() and (images / ".dualfuse").exists():
+        if not killed.exists() and any(images.glob(".dualfuse/*.safetensors")):
             shutil.copytree(images, killed)  # what a power cut would leave
         return embed_image(pixels, slot)
 

@@ -215,6 +215,21 @@ def test_file_of_another_checkpoint_is_named(saved: Path) -> None:
     _fails(saved, "optimizer.safetensors is a safetensors file", f"not {size} bytes as saved")
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_flipped_bits_are_named(saved: Path, name: str) -> None:
+    content = bytearray((saved / name).read_bytes())
+    content[content.index(b"100") if name == "state.json" else -7] ^= 4
+    (saved / name).write_bytes(content)
+    _fails(
+        saved,
+        f"{saved / name} has another content",
+        "flipped",
+        f"delete the folder {saved} to resume from step-00000050",
+    )
+    (saved / "checksums.json").unlink()  # a checkpoint of an earlier version
+    restore(saved, *_start())
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"step": 3}'])
 def test_damaged_state_is_named(saved: Path, text: str) -> None:
     (saved / "state.json").write_text(text)

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import at_step, changed, interrupt, lines, png_image, recipe, samples
+from tiny import at_step, changed, lines, png_image, recipe, samples, stopped, weights
 
 from dualfuse.data.sample import Sample
 from dualfuse.prepare.shard_writer import write_shards
@@ -80,10 +80,8 @@ def test_during_the_run(
         (cut, r"train-00001.tar is truncated or damaged at byte"),
     ],
 )
-def test_between_two_runs(
-    three: Recipe, tmp_path: Path, harm: Callable[[Path], None], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped(three, tmp_path / "out", monkeypatch)
+def test_between_two_runs(three: Recipe, tmp_path: Path, harm: Callable[[Path], None], said: str) -> None:
+    stopped(three, tmp_path / "out")
     aside = tmp_path / "aside.tar"
     shutil.copy2(shard(three, 1), aside)
     before = lines(tmp_path / "out")
@@ -97,17 +95,11 @@ def test_between_two_runs(
     loop.train((three,), tmp_path / "out")
 
 
-def stopped(recipe: Recipe, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(loop, "seed_step", at_step(7, interrupt))
-        loop.train((recipe,), out)
-
-
-def test_moved_and_rewritten_data_resumes(three: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_moved_and_rewritten_data_resumes(three: Recipe, tmp_path: Path) -> None:
     """Neither a place nor a clock matters, nor what one evaluates on; a folder of an earlier version goes on, too."""
     loop.train((three,), tmp_path / "whole")
     for case in ("elsewhere", "validation", "earlier"):
-        stopped(three, tmp_path / case, monkeypatch)
+        stopped(three, tmp_path / case)
     moved = tmp_path / "moved"
     shutil.move(tmp_path / "data", moved)
     for path in moved.glob("*.tar"):
@@ -121,11 +113,57 @@ def test_moved_and_rewritten_data_resumes(three: Recipe, tmp_path: Path, monkeyp
         assert lines(tmp_path / case) == lines(tmp_path / "whole")
 
 
+def same_length(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"cat", b"dog"))
+
+
+def swapped_tokens(path: Path) -> None:
+    content = json.loads(path.read_text())
+    vocabulary = content["model"]["vocab"]
+    vocabulary["cat"], vocabulary["dog"] = vocabulary["dog"], vocabulary["cat"]
+    path.write_text(json.dumps(content))
+
+
+def test_other_contents_of_equal_size_are_refused(three: Recipe, tmp_path: Path) -> None:
+    """Captions or tokens are swapped, in place and at another path, before and after the end of a run."""
+    out, tokenizer = stopped(three, tmp_path / "out"), Path(three.data.tokenizer)
+    shutil.copytree(tmp_path / "data", tmp_path / "other")
+    shutil.copy(tokenizer, tmp_path / "other.json")
+    swapped_tokens(tmp_path / "other.json")
+    same_length(tmp_path / "other" / "train-00001.tar")
+    others = (
+        (changed(three, train=(str(tmp_path / "other" / "*.tar"),)), "train-00001 contains other samples"),
+        (changed(three, tokenizer=str(tmp_path / "other.json")), "the tokenizer has another content"),
+    )
+    content = {path: path.read_bytes() for path in (shard(three, 1), tokenizer)}
+    for harm, path, reason in ((same_length, shard(three, 1), others[0][1]), (swapped_tokens, tokenizer, others[1][1])):
+        harm(path)
+        with pytest.raises(ValueError, match=f"started with other data:\n  {reason}\nPut"):
+            loop.train((three,), out)
+        path.write_bytes(content[path])
+    for _ in ("unfinished", "finished"):
+        for other, reason in others:
+            with pytest.raises(ValueError, match=f"started with other data:\n  {reason}\nPut"):
+                loop.train((other,), out)
+        loop.train((three,), out)
+
+
+def test_equal_data_and_tokenizer_at_another_path_resume(three: Recipe, tmp_path: Path) -> None:
+    loop.train((three,), tmp_path / "whole")
+    out = stopped(three, tmp_path / "out")
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    moved = Path(shutil.move(three.data.tokenizer, tmp_path / "moved.json"))
+    recipe = changed(three, train=(str(tmp_path / "moved" / "train-*.tar"),), tokenizer=str(moved))
+    loop.train((recipe,), out)
+    loop.train((recipe,), out)
+    assert lines(out) == lines(tmp_path / "whole")
+    expected = weights(tmp_path / "whole")
+    assert all(tensor.equal(expected[name]) for name, tensor in weights(out).items())
+
+
 @pytest.mark.parametrize("text", ["", "{", "[3]", '[{"files": 3}]', "{}", '[{"files": ["a"]}]'])
-def test_damaged_data_record_is_refused(
-    three: Recipe, tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    stopped(three, tmp_path / "out", monkeypatch)
+def test_damaged_data_record_is_refused(three: Recipe, tmp_path: Path, text: str) -> None:
+    stopped(three, tmp_path / "out")
     (tmp_path / "out" / "data.json").write_text(text)
     with pytest.raises(ValueError, match=r"data.json is damaged .*; delete it if the data has not changed"):
         loop.train((three,), tmp_path / "out")

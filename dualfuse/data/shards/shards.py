@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dualfuse.data.map_dataset import MapDataset, find_files, labels
@@ -14,6 +15,7 @@ from dualfuse.data.text.decode import decode_text
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
 
+THREADS = 4  # that hash the contents of tars
 IMAGES = (
     "jpg",
     "jpeg",
@@ -74,8 +76,9 @@ class Shards(MapDataset):
         return f"{self._labels[tar]}/{self._tars[tar].key(number)}"
 
     def digests(self) -> dict[str, str]:
-        """Return a digest of the names and sizes of the members of each tar."""
-        return {label: tar.digest() for label, tar in zip(self._labels, self._tars, strict=True)}
+        """Return a digest of the names and contents of the members of each tar."""
+        with ThreadPoolExecutor(THREADS) as pool:
+            return dict(zip(self._labels, pool.map(TarIndex.digest, self._tars), strict=True))
 
     def read(self, file: int, number: int, key: str) -> Sample:
         """Read sample ``number`` of a tar."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 
 import safetensors.torch
@@ -16,6 +18,8 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_write, check_regular
 from dualfuse.metrics.recall import nearest
 from dualfuse.search.stores.base import Filter, Match, Metadata, matches
+
+logger = logging.getLogger(__name__)
 
 
 class ExactStore:
@@ -42,13 +46,17 @@ class ExactStore:
     def open(fingerprint: str, paths: Sequence[Path]) -> ExactStore:
         """Return the store in the newest of the files that is readable; an empty one if there is none.
 
-        A damaged file, and one of another model or an older format, is ignored: its embeddings can be computed again.
+        A damaged file, and one of another model or an older format, is reported and ignored: its embeddings can be
+        computed again.
         """
         store = ExactStore(fingerprint, paths)
         existing = [(path.stat().st_mtime_ns, path) for path in paths if path.is_file()]
         for _, path in sorted(existing, reverse=True):
-            with suppress(SafetensorError, OSError, KeyError, ValueError):
+            try:
                 store._entries, embeddings = _read(path, fingerprint)
+            except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
+                logger.warning("%s cannot be used (%s); the images are embedded again", path, error)
+            else:
                 store._blocks, store.path = [embeddings] if len(embeddings) else [], path
                 break
         return store
@@ -131,8 +139,10 @@ def _read(path: Path, fingerprint: str) -> tuple[dict[str, Metadata], Tensor]:
     tensors = safetensors.torch.load_file(path)
     stored, entries = json.loads(tensors["entries"].numpy().tobytes())
     if stored != fingerprint or len(entries) != len(tensors["embeddings"]):
-        raise DualfuseError(f"{path} holds the embeddings of another model, or is damaged")
-    return dict(entries), tensors["embeddings"]
+        raise DualfuseError("it holds the embeddings of another model, or is damaged")
+    if "checksum" in tensors and not torch.equal(tensors["checksum"], _checksum(tensors)):
+        raise DualfuseError("its content differs from its checksum: bits have flipped")
+    return dict(entries), tensors["embeddings"].clone()  # aligned as new ones, which decides the last bit of a score
 
 
 def _write(path: Path, fingerprint: str, entries: Mapping[str, Metadata], embeddings: Tensor) -> None:
@@ -142,4 +152,11 @@ def _write(path: Path, fingerprint: str, entries: Mapping[str, Metadata], embedd
         "entries": torch.frombuffer(bytearray(described), dtype=torch.uint8),
     }
     with atomic_write(path) as partial:
-        safetensors.torch.save_file(tensors, partial)
+        safetensors.torch.save_file(tensors | {"checksum": _checksum(tensors)}, partial)
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> Tensor:
+    digest = sha256()
+    for name in ("entries", "embeddings"):
+        digest.update(tensors[name].contiguous().numpy().data)
+    return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
