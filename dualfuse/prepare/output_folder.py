@@ -161,6 +161,7 @@ class PreparedFolder:
             with naming(self.folder / name):
                 file.flush()
                 os.fsync(file.fileno())
+        self.tally.skipped_size, self.tally.fingerprints_size = self._skipped.tell(), self._fingerprints.tell()
         save_tally(self.folder / "progress.json", self.tally)
 
     def _check_shards(self) -> None:
