@@ -46,8 +46,8 @@ class Plan:
         """Validate the numbers."""
         if self.batch_size < 1 or self.rerank < 0 or self.num_workers < 0:
             raise DualfuseError(
-                f"batch_size is {self.batch_size}, rerank {self.rerank}, num_workers {self.num_workers}; they must be at "
-                "least 1, 0 and 0"
+                f"batch_size is {self.batch_size}, rerank {self.rerank}, num_workers {self.num_workers}; give "
+                "at least 1, 0 and 0"
             )
 
 

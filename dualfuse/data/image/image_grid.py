@@ -191,8 +191,10 @@ def _lacking(font: Font, characters: Sequence[str]) -> list[str]:
 
 
 def _glyph(font: Font, character: str) -> tuple[tuple[int, int], bytes]:
-    mask = font.getmask(character)
-    return mask.size, bytes(mask)
+    *_, right, bottom = font.getbbox(character)
+    drawn = Image.new("L", (max(1, round(right)), max(1, round(bottom))))
+    ImageDraw.Draw(drawn).text((0, 0), character, 255, font)
+    return drawn.size, drawn.tobytes()
 
 
 def _line_height(font: Font) -> int:

@@ -60,7 +60,8 @@ def parse_label(cell: object) -> dict[str, object]:
 
     Whole numbers become integers, so that they can be the index of a label.
     """
-    match parse_list(cell):
+    cell = parse_list(cell)
+    match cell:
         case float() if cell.is_integer():
             return {"label": int(cell)}
         case int():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypedDict
@@ -46,10 +46,11 @@ Names = Annotated[
 STACKED = ("image", "images", "target")
 
 
+@dataclass(frozen=True)
 class ClassesConfig(TaskConfig):
-    """Has the number of classes and, if they are known, their names; a base class of frozen dataclasses."""
+    """A number of classes and, if they are known, their names."""
 
-    num_classes: int
+    num_classes: int = 2
     labels: Names = ()
 
     @cached_property
