@@ -92,9 +92,9 @@ class _Outcomes:
             sample = shards[index]
         except BrokenSample:
             return None
-        sizes = (sample.meta["width"], sample.meta["height"])
+        width, height = (int(str(sample.meta[name])) for name in ("width", "height"))
         first, *others = (
-            ConvertedImage(data, *sizes, change)
+            ConvertedImage(data, width, height, change)
             for data, change in zip((sample.image, *sample.other_images), changes, strict=True)
         )
         return PreparedItem(first, clean_texts(item), split, tuple(others), sample.label_map)

@@ -7,8 +7,8 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from io import BufferedRandom, BufferedWriter
 from pathlib import Path
+from typing import BinaryIO
 
 from dualfuse import upgrade
 from dualfuse.data.sample import Sample
@@ -193,7 +193,7 @@ class PreparedFolder:
         return DualfuseError(f"none of the first {tally.consumed} items is usable ({reasons}); {hint}")
 
 
-def _reopen(path: Path, size: int) -> BufferedRandom | BufferedWriter:
+def _reopen(path: Path, size: int) -> BinaryIO:
     """Open a file to append after its first ``size`` bytes; what follows them is removed."""
     file = path.open("r+b" if size else "wb")
     file.truncate(size)

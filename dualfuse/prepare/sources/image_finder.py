@@ -84,7 +84,7 @@ class ImageFinder:
             paths, is_allowed = search(_parts(exact))
             unique = {file_key(Slice(path)): path for path in paths}
             if is_allowed and len(unique) == 1:
-                return Slice(*unique.values(), remark=OTHER_NAME)
+                return Slice(next(iter(unique.values())), remark=OTHER_NAME)
             similar += [path for path in paths if path not in similar]
         verb = "is" if len(similar) == 1 else "are"
         remark = f"{name} is not there, but {listing(map(self._relative, similar), 3)} {verb}" if similar else ""
