@@ -10,12 +10,12 @@ import subprocess
 import sys
 from contextlib import suppress
 from functools import cache
-from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 
 import torch
 
+from dualfuse.checksums import sha256
 from dualfuse.config import IS, JSON, OWN
 from dualfuse.io import read_json, write_json
 
@@ -35,7 +35,7 @@ def provenance(recipe: JSON) -> dict[str, JSON]:
     modules = {name: sys.modules[name] for name in sorted(_modules(recipe)) if name in sys.modules}
     files = {name: Path(module.__file__) for name, module in modules.items() if module.__file__}
     plugins: dict[str, JSON] = {
-        name: {"file": str(file), "sha256": sha256(file.read_bytes()).hexdigest(), **_git(file)}
+        name: {"file": str(file), "sha256": sha256(file), **_git(file)}
         for name, file in files.items()
         if file.is_file()
     }
@@ -84,7 +84,8 @@ def _versions() -> dict[str, str]:
         requirements = ["torch", "numpy", "pillow", "tokenizers", "safetensors"]
     for requirement in requirements:
         match = re.match(r"[\w.-]+", requirement)
-        if match and match[0] != OWN:
+        is_tool = re.search(r"""extra == ["'](test|dev)""", requirement)
+        if match and match[0] != OWN and not is_tool:
             try:
                 versions[match[0]] = metadata.version(match[0])
             except metadata.PackageNotFoundError:  # an extra

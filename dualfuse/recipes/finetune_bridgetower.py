@@ -4,7 +4,7 @@ Values are from the official scripts, and the paper's tables agree with them. Se
 --data.train to the data and --data.tokenizer to RoBERTa's tokenizer.json. All recipes use AdamW (0.9, 0.98), linear
 decay, dropout 0.1 and float32; cross-modal layers have five times the learning rate, and heads a higher one.
 
-With --data.validation the best model on it is kept (run.best), except on VQAv2, for which the last model was published.
+The best model on --data.validation is kept (run.best), except on VQAv2, for which the last model was published.
 The official code selects the best COCO and Flickr30k models on the test set; use validation images instead.
 
 Images are augmented by the RandAugment of this package where the official code uses three variants. As there, crops

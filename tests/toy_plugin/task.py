@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from dualfuse import Processor, Sample, Task, TaskConfig, TaskOutput, Tokens, VisionLanguageModel
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
+from dualfuse.metrics.base import SHARE, MetricInfo
 from dualfuse.tasks.prediction import Prediction
 from toy_plugin.metric import own_text_first
 
@@ -28,6 +29,9 @@ class ToyTaskConfig(TaskConfig):
     def collate(self, examples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         ids, mask = pad_texts([example["ids"] for example in examples])
         return {"image": torch.stack([example["image"] for example in examples]), "ids": ids, "mask": mask}
+
+    def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
+        return (MetricInfo("toy/own_text_first", SHARE),)
 
     def build(self, model: VisionLanguageModel) -> ToyTask:
         return ToyTask(self, model)
