@@ -181,15 +181,18 @@ def check_types(config: Any, path: str = "") -> None:  # Any: a dataclass
 
     Dataclasses in its fields are checked, too. The message names the field by its dotted path, and the allowed values.
     """
-    hints = _hints(type(config))
+    hints = _hints(type(config))  # pyright: ignore[reportUnknownArgumentType]  type of any
     for field in fields(config):
         name, value = f"{path}.{field.name}".lstrip("."), getattr(config, field.name)
-        kind = hints.get(field.name, Any)
-        if not _fits(value, kind):
-            raise DualfuseError(f"{name} is {value!r:.200}; {_expected(kind)}")
-        for item in value if isinstance(value, tuple) else (value,):
+        if not _fits(value, hints.get(field.name, Any)):
+            raise DualfuseError(f"{name} is {value!r:.200}; {_expected(hints[field.name])}")
+        for item in _items(value):
             if is_dataclass(item) and not isinstance(item, type):
                 check_types(item, name)
+
+
+def _items(value: Any) -> tuple[Any, ...]:  # Any: any value of a config
+    return value if isinstance(value, tuple) else (value,)  # pyright: ignore[reportUnknownVariableType]
 
 
 @cache
@@ -201,23 +204,21 @@ def _hints(kind: type) -> dict[str, Any]:
         return {}
 
 
-def _fits(value: object, kind: Any) -> bool:
+def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Literal:
         return any(value == allowed and type(value) is type(allowed) for allowed in arguments)
     if origin in (Union, UnionType):
         return any(_fits(value, each) for each in arguments)
     if origin is tuple and isinstance(value, tuple):
-        is_of_any_length = arguments[1:] == (...,)
-        kinds = arguments[:1] * len(value) if is_of_any_length else arguments
-        return len(kinds) == len(value) and all(map(_fits, value, kinds))
+        items = _items(value)
+        kinds = arguments[:1] * len(items) if arguments[1:] == (...,) else arguments
+        return len(kinds) == len(items) and all(map(_fits, items, kinds))
     if kind in (int, float):
         return isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     kind = origin or kind
-    is_checkable = (
-        isinstance(kind, type) and kind is not Any and not getattr(kind, "_is_protocol", False)
-    )  # reason: set by typing.Protocol
-    return not is_checkable or isinstance(value, kind)
+    is_protocol = getattr(kind, "_is_protocol", False)  # reason for getattr: typing.Protocol sets it
+    return kind is Any or is_protocol or not isinstance(kind, type) or isinstance(value, kind)
 
 
 def _expected(kind: Any) -> str:
@@ -241,7 +242,7 @@ def check_numbers(config: object, *, positive: tuple[str, ...] = (), not_negativ
     """
     for name in (*positive, *not_negative):
         value = getattr(config, name)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in _items(value):
             is_number = isinstance(number, int | float)
             is_small = is_number and (number <= 0 if name in positive else number < 0)
             if is_number and (is_small or not math.isfinite(number)):
