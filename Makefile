@@ -1,4 +1,4 @@
-.PHONY: help demo test test-slow test-device fuzz check bench
+.PHONY: help demo test test-slow test-device fuzz check bench sbom wheel
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -25,6 +25,12 @@ check: .venv/.dev ## run all checks of a change, or some: make check STEPS="lint
 
 bench: .venv/.test ## run the benchmarks, in comparison with other libraries
 	@set -e; for name in import_time memory step bridgetower; do .venv/bin/python bench/$$name.py; done
+
+sbom: .venv/.test ## write sbom.json: installed packages, versions and licenses (CycloneDX)
+	@.venv/bin/python scripts/sbom > sbom.json
+
+wheel: .venv/.dev ## build the wheel into dist/; the same commit gives the same bytes
+	@SOURCE_DATE_EPOCH=$$(git log -1 --format=%ct) .venv/bin/python -m pip wheel -q --no-deps --no-build-isolation -w dist .
 
 .venv/.%: pyproject.toml constraints.txt scripts/setup
 	@scripts/setup $*

@@ -5,20 +5,28 @@ No code of a file is run.
 
 from __future__ import annotations
 
+import ast
 import json
+import logging
+import math
 import re
+import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
+from dualfuse.child_process import run_confined
 from dualfuse.errors import DualfuseError
-from dualfuse.io import check_regular, listing, read_json
+from dualfuse.io import check_regular, listing, open_regular, read_json
 from dualfuse.pickles import RefusedGlobalError, module_tensors, read_pickle
+
+logger = logging.getLogger(__name__)
 
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -88,11 +96,34 @@ def read_weights(path: Path) -> Weights:
         raise DualfuseError(f"{path} is not a file")
     if path.name.endswith(".index.json"):
         return Weights(_read_shards(path))
-    if path.suffix == ".safetensors":
-        return Weights(_read_safetensors(path))
-    if path.suffix in PICKLES:
-        return _read_pickled(path)
+    match _kind(path):
+        case "safetensors":
+            return _without_wrappers(Weights(_read_safetensors(path)), path)
+        case "pickle":
+            return _without_wrappers(_read_confined(path), path)
     raise DualfuseError(f"{path} has an unknown ending; weights end in {', '.join(('.safetensors', *PICKLES))}")
+
+
+def _kind(path: Path) -> str:
+    """Return the format of weights by their first bytes, or by the suffix if those are unknown."""
+    with open_regular(path) as file:
+        head = file.read(9)
+    if head[8:] == b"{":
+        return "safetensors"
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return "pickle"
+    return "safetensors" if path.suffix == ".safetensors" else "pickle" if path.suffix in PICKLES else ""
+
+
+def _without_wrappers(weights: Weights, path: Path) -> Weights:
+    """Remove the parts of names that torch.compile and DataParallel add."""
+    names = {name: name.replace("_orig_mod.", "") for name in weights.tensors}
+    if all(name.startswith("module.") for name in names.values()):
+        names = {name: short.removeprefix("module.") for name, short in names.items()}
+    if all(name == short for name, short in names.items()) or len(set(names.values())) < len(names):
+        return weights
+    logger.info("%s: names of tensors are read without _orig_mod. and module. of torch.compile and DataParallel", path)
+    return replace(weights, tensors={names[name]: tensor for name, tensor in weights.tensors.items()})
 
 
 def describe_file(path: Path) -> str:
@@ -164,6 +195,60 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         raise DualfuseError(f"{path} is damaged: it is {describe_file(path)}. {error}") from error
 
 
+def _read_confined(path: Path) -> Weights:
+    """Read a pickle in a child process, which returns tensors and settings by files."""
+    with tempfile.TemporaryDirectory() as folder:
+        result, settings = Path(folder) / "weights.safetensors", Path(folder) / "settings.txt"
+
+        def convert() -> None:
+            weights = _read_pickled(path)
+            storages, views = _split(weights.tensors)
+            settings.write_text(repr((views, _literal(weights.hyper_parameters))), encoding="utf-8")
+            try:
+                safetensors.torch.save_file(storages, result)
+            except Exception as error:  # such as a full disk
+                raise DualfuseError(f"the tensors of {path} could not be written to {folder}: {error}") from error
+
+        run_confined(convert, path, result)
+        views, hyper_parameters = ast.literal_eval(settings.read_text(encoding="utf-8"))
+        storages = safetensors.torch.load_file(result)
+        return Weights({name: _view(storages[key], *view) for name, (key, *view) in views.items()}, hyper_parameters)
+
+
+def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, tuple[object, ...]]]:
+    """Return storages of tensors by address and type, and each tensor as a view: storage, shape, strides, offset."""
+    storages: dict[str, Tensor] = {}
+    views: dict[str, tuple[object, ...]] = {}
+    for name, tensor in tensors.items():
+        memory = tensor.untyped_storage()
+        key = f"{memory.data_ptr()} {tensor.dtype}"
+        if key not in storages:
+            base = torch.empty(0, dtype=tensor.dtype)
+            storages[key] = base.set_(memory, 0, (memory.nbytes() // base.itemsize,)).clone()
+        views[name] = key, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+    return storages, views
+
+
+def _view(base: Tensor, shape: tuple[int, ...], strides: tuple[int, ...], offset: int) -> Tensor:
+    return base.as_strided(shape, strides, base.storage_offset() + offset)
+
+
+def _literal(value: object) -> object:
+    """Return settings as Python literals; other objects become their description."""
+    match value:
+        case dict():
+            return {key: _literal(item) for key, item in value.items() if isinstance(key, str | int)}
+        case list():
+            return [_literal(item) for item in value]
+        case tuple():
+            return tuple(map(_literal, value))
+        case None | bool() | int() | str():
+            return value
+        case float() if math.isfinite(value):
+            return value
+    return str(value)
+
+
 def _read_pickled(path: Path) -> Weights:
     try:
         content: Any = read_pickle(path)  # Any: whatever the file holds
@@ -171,6 +256,8 @@ def _read_pickled(path: Path) -> Weights:
         wrapper = next((key for key in WRAPPERS if isinstance(items.get(key), dict)), "")
         named = items.get(wrapper, items) or dict(module_tensors(content))
         named = {name: value for name, value in named.items() if isinstance(name, str) and isinstance(value, Tensor)}
+    except MemoryError:
+        raise  # a limit of the child process
     except RefusedGlobalError as error:
         raise DualfuseError(_refused(path, str(error))) from error
     except Exception as error:  # a damaged pickle can raise whatever its instructions lead to

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import socket
 import sys
+import time
 import types
 import warnings
 import zipfile
@@ -17,7 +19,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dualfuse import pickles
+from dualfuse import child_process, pickles, tensor_files
+from dualfuse.errors import DualfuseError
 from dualfuse.tensor_files import find_weights, read_weights
 
 
@@ -270,3 +273,48 @@ def test_pickled_module(name: str, tmp_path: Path) -> None:
     module = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Sequential(nn.Linear(3, 1, bias=False)))
     torch.save(module, tmp_path / name, _use_new_zipfile_serialization=name == "module.pkl")
     assert same(read_weights(tmp_path / name).tensors, module.state_dict())
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
+def test_names_of_compiled_and_parallel_models(name: str, prefix: str, tmp_path: Path) -> None:
+    state = {prefix + key: tensor for key, tensor in STATE.items()}
+    (save_file if name.endswith("safetensors") else torch.save)(state, tmp_path / name)
+    assert same(read_weights(tmp_path / name).tensors)
+
+
+def test_the_first_bytes_tell_the_format(tmp_path: Path) -> None:
+    save_file(STATE, tmp_path / "x.ckpt")
+    torch.save(STATE, tmp_path / "y.safetensors")
+    assert same(read_weights(tmp_path / "x.ckpt").tensors) and same(read_weights(tmp_path / "y.safetensors").tensors)
+
+
+def test_pickles_are_read_in_a_child_process_without_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(STATE, tmp_path / "x.ckpt")
+    process = os.getpid()
+
+    def connect(path: Path) -> object:
+        assert os.getpid() != process
+        socket.create_connection(("localhost", 1))
+        return {}
+
+    monkeypatch.setattr(tensor_files, "read_pickle", connect)
+    with pytest.raises(DualfuseError, match="no network"):
+        read_weights(tmp_path / "x.ckpt")
+
+
+@pytest.mark.parametrize("limit", ["memory", "time"])
+def test_limits_of_the_child_process(limit: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(STATE, tmp_path / "x.ckpt")
+    monkeypatch.setattr(child_process, "BASE_MEMORY", 64 << 20)
+    monkeypatch.setattr(child_process, "BASE_SECONDS", 1 if limit == "time" else 60)
+
+    def waste(path: Path) -> object:
+        if limit == "memory":
+            return bytes(1 << 30)
+        time.sleep(60)
+        return {}
+
+    monkeypatch.setattr(tensor_files, "read_pickle", waste)
+    with pytest.raises(DualfuseError, match=r"x\.ckpt .*GB of memory"):
+        read_weights(tmp_path / "x.ckpt")
