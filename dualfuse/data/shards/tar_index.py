@@ -220,7 +220,8 @@ def _members(path: Path) -> Iterator[tuple[str, int, int]]:
         except Exception as error:  # TarError, or any other error that a malicious header causes
             file.seek(0)
             program = COMPRESSED.get(file.read(2))
-            unpack = f"compressed with {program}; unpack it: {program} -dc {path.name} > {path.stem}-unpacked.tar"
+            unpacked = f"{path.name.partition('.')[0]}-unpacked.tar"
+            unpack = f"compressed with {program}; unpack it: {program} -dc {path.name} > {unpacked}"
             reason = unpack if program else f"not a tar file: {error}"
             raise DualfuseError(f"{path} is {reason}") from error
         yield from _headers(path, file, tar)

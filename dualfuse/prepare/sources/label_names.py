@@ -48,7 +48,7 @@ def labels_file(labels: Iterable[str]) -> Mapping[str, str]:
     Empty without labels, and for names with line breaks.
     """
     names = sorted(set(labels))
-    if any(len(name.splitlines()) != 1 for name in names):
+    if any("\n" in name or "\r" in name or not name.strip() for name in names):
         return {}
     if all(NUMBER.fullmatch(name) and len(name) < len(str(MAX_LABELS)) for name in names):
         names = list(map(str, range(1 + max(map(int, names), default=-1))))
