@@ -1,4 +1,4 @@
-.PHONY: help demo test test-slow test-device fuzz check bench sbom wheel
+.PHONY: help demo test test-slow test-faults test-device fuzz check bench sbom wheel
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -11,6 +11,9 @@ test: .venv/.test ## run the tests in parallel, one thread in each process
 
 test-slow: .venv/.test ## run the tests that are marked slow
 	@.venv/bin/python -m pytest -q -m slow
+
+test-faults: .venv/.test ## inject a fault at every write, rename and sync of the commands: two minutes
+	@.venv/bin/python -m pytest -q -n auto --maxprocesses 8 -m slow tests/test_fault_fs.py
 
 test-device: .venv/.test ## run the tests of training and inference on a simulated GPU; needs a C++ compiler
 	@PYTHONPATH=tests .venv/bin/python -m pytest -q -p stand_in.plugin -W ignore tests/training tests/evaluation tests/losses tests/metrics tests/models tests/recipes \

@@ -117,6 +117,8 @@ class FaultyDisk:
             if not os.path.exists(path) and self.change("create", path):
                 raise self.error(path)
             raw = _File(do(path, mode.replace("t", "").replace("b", "") + "b", 0), self, os.fspath(path))
+            if buffering == 0:
+                return raw
             if "b" in mode:
                 return io.BufferedRandom(raw) if "+" in mode else io.BufferedWriter(raw)
             return io.TextIOWrapper(io.BufferedWriter(raw), *rest, **options)

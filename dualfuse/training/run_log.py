@@ -11,9 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
@@ -58,7 +59,7 @@ class Log:
         self.counts = {name: value for line in earlier for name, value in line.items() if name.startswith(COUNT)}
         """Sums up to the last line."""
         self._tensorboard = _open_tensorboard(folder, start) if tensorboard and self._is_first else None
-        self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("a", encoding="utf-8")
+        self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("ab", 0)
         self._console = _console(steps, start) if self._is_first else _Silent()
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._earlier = earlier[-1].get("seconds", 0.0) if earlier else 0.0
@@ -175,7 +176,7 @@ class SkippedLog:
     def append(self, step: int, key: str, reason: str, replacement: str) -> None:
         """Record that in ``step`` (1-based) the sample ``replacement`` was used in place of the sample ``key``."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("a", encoding="utf-8") as file:
+        with self._path.open("ab", 0) as file:
             _append(file, {"step": step, "key": key, "reason": reason, "replacement": replacement})
         self.count += 1
 
@@ -196,7 +197,7 @@ def cut_back(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = [line for line in _read_lines(path) if line["step"] <= step] if step else []
-    with atomic_write(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with atomic_write(path) as partial, partial.open("wb", 0) as file:
         for line in kept:
             _append(file, line)
 
@@ -217,12 +218,15 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:  # Any: JSON
     return upgrade.log(read)
 
 
-def _append(file: TextIO, line: Mapping[str, float | str | None]) -> None:
-    """Write and flush one line; nan and infinity, which JSON lacks, become null."""
+def _append(file: FileIO, line: Mapping[str, float | str | None]) -> None:
+    """Write one line, or nothing if that fails; nan and infinity, which JSON lacks, become null."""
+    content, size = to_json(line, ascii_only=True).encode() + b"\n", file.seek(0, os.SEEK_END)
     try:
-        file.write(to_json(line, ascii_only=True) + "\n")
-        file.flush()
+        while content:
+            content = content[file.write(content) :]
     except OSError as error:
+        with suppress(OSError):  # half a line, which a later one would follow
+            file.truncate(size)
         raise OSError(error.errno, error.strerror, file.name) from error
 
 
