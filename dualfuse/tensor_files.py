@@ -276,10 +276,7 @@ def _read_pickled(path: Path) -> Weights:
 
 
 def _refused(path: Path, name: str) -> str:
-    safe = path.with_suffix(".safe.ckpt")
     return (
         f"{path} asks for {name}, which is not part of a plain network, and could run code on this machine; it was not "
-        "opened. If you trust its author, open it where it can do no harm and keep only the tensors:\n"
-        f"  python -c \"import torch; c = torch.load({str(path)!r}, map_location='cpu', weights_only=False); "
-        f"torch.save({{'state_dict': c.get('state_dict', c)}}, {str(safe)!r})\""
+        "opened. Ask its author for a safetensors file, or for a checkpoint that holds the state dict alone"
     )

@@ -60,7 +60,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(key: str, zipped: bool, tmp_pat
     path, mark = tmp_path / "bad.ckpt", tmp_path / "it-ran"
     content = {"state_dict": STATE, key: {"x": Trap(mark)}}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match=r"bad.ckpt asks for posix.system, .*not opened.*(?s:.*)weights_only=False"):
+    with pytest.raises(ValueError, match=r"bad.ckpt asks for posix.system, .*not opened.*safetensors"):
         read_weights(path)
     assert not mark.exists()
     torch.load(path, weights_only=False)  # the trap would have worked
