@@ -57,7 +57,7 @@ def known(task: Asks, processor: Processor, pattern: str, names: Sequence[str]) 
 
 
 def scores(said: Tensor, part: Known) -> dict[str, float]:
-    """Return the accuracy of answers (N,) in percent, over all and over those of each kind, named as `evaluate` does."""
+    """Return the accuracy of answers (N,) in percent, over all and per kind of question, named as `evaluate` does."""
     right = (said == part.answers).double() * 100
     kinds = {kind: torch.tensor([kind == one for one in part.kinds]) for kind in sorted(set(part.kinds)) if kind}
     by_kind = {f"accuracy/{kind}": right[of_it].mean().item() for kind, of_it in kinds.items()}

@@ -1,8 +1,9 @@
 """One pre-training step on pairs done the way VLMo was released, on our weights: the yardstick of bench/step.py.
 
-Every pass is run on its own, embeds its inputs anew and gathers the relative bias anew; texts are padded to the full
-length; attention is written out in float32; the last layer computes every row; the word head reads every word; and
-negatives are drawn one by one in a Python loop. Loss and gradients are those of :class:`dualfuse.tasks.pretrain.pairs.Pairs`.
+Every pass runs separately, embeds its inputs and gathers the relative bias again; texts are padded to the full length;
+attention is explicit, in float32; the last layer computes every position; the MLM head reads every token; and negatives
+are sampled one by one in a Python loop. Loss and gradients equal those of
+:class:`dualfuse.tasks.pretrain.pairs.Pairs`.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from tiny import png_image
 
 from dualfuse.prepare.checks import ItemChecker
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.pipeline import _open, prepare
+from dualfuse.prepare.pipeline import _Conversion, prepare
 from dualfuse.prepare.registry import recognize
-from dualfuse.prepare.sources.source import Item, foreign_errors, readable
+from dualfuse.prepare.sources.source import Item, readable
 
 ROWS = [
     {"image": "a.png", "caption": "a cat", "split": "train"},
@@ -79,8 +79,7 @@ def columns() -> bytes:
 def read(path: Path) -> list[object]:
     """Run ``prepare`` up to the check of each item."""
     kind, place = recognize(path)
-    with foreign_errors(place, kind):
-        opened = _open(kind, place, PrepareOptions())
+    opened = _Conversion(kind, place, path / "out", PrepareOptions()).open()
     check = ItemChecker()
 
     def items() -> Iterator[Item]:

@@ -28,9 +28,7 @@ def test_other_encodings_name_file_line_and_byte(tmp_path: Path, read: object) -
     assert callable(read)
     path = tmp_path / "names.txt"
     path.write_bytes(b"tench\r\ncaf\xe9\n")
-    with pytest.raises(
-        DualfuseError, match=r"names.txt is not UTF-8 at byte 4 \(0xe9\) of line 2; .*encoding"
-    ):
+    with pytest.raises(DualfuseError, match=r"names.txt is not UTF-8 at byte 4 \(0xe9\) of line 2; .*encoding"):
         read(path)
     path.write_bytes("a cat".encode("utf-16-le"))
     with pytest.raises(DualfuseError, match=r"names.txt has NUL characters in line 1: .*--encoding utf-16-le"):
