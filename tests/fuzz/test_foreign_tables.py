@@ -129,11 +129,10 @@ def test_a_cell_of_a_megabyte_and_an_unclosed_quotation_mark(name: str, tmp_path
 
 
 def test_invalid_unicode_skips_one_row(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png_image(1))
-    half, name = {"image": "a.png", "caption": "half \ud800"}, {"image": "\udc00.png", "caption": "x"}
-    (tmp_path / "t.jsonl").write_text(
-        "\n".join(map(json.dumps, [half, name, {"image": "./a.png", "caption": "a cat"}]))
-    )
+    for number, name in enumerate(("a.png", "b.png")):
+        (tmp_path / name).write_bytes(png_image(number))
+    half, other = {"image": "a.png", "caption": "half \ud800"}, {"image": "\udc00.png", "caption": "x"}
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, [half, other, {"image": "b.png", "caption": "a cat"}])))
     summary = prepare(tmp_path / "t.jsonl", tmp_path / "out", PrepareOptions(num_workers=1))
     assert summary.tally.samples == 1 and summary.tally.skipped == {"invalid Unicode": 2}
     skipped = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
