@@ -118,6 +118,7 @@ def check_pickle(file: BinaryIO) -> None:
 
 def check_archive(path: Path) -> None:
     """Raise ``DualfuseError`` for an archive whose members are far larger than the archive."""
+    check_regular(path)
     with zipfile.ZipFile(path) as archive:
         expanded, size = sum(member.file_size for member in archive.infolist()), path.stat().st_size
     if expanded > MAX_EXPANSION * size:

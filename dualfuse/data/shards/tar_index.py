@@ -26,6 +26,7 @@ import numpy as np
 from dualfuse.data.sample import ChangedFile
 from dualfuse.errors import DualfuseError
 from dualfuse.io import MAX_IMAGE, MAX_JSON, atomic_write, check_regular, open_regular
+from dualfuse.pickles import check_archive
 
 MAX_MEMBER = MAX_IMAGE  # bytes; larger members are accidents, and would exhaust the memory of a loader process
 MAX_INDEX = 1 << 30  # bytes; of a tar with ten million members or more
@@ -69,6 +70,7 @@ class TarIndex:
         index_path = path.with_name(path.name + ".index.npz")
         stamp = _stamp(path)
         try:
+            check_archive(index_path)  # before its arrays are unpacked
             with open_regular(index_path, MAX_INDEX) as file, np.load(file, allow_pickle=False) as stored:
                 index = TarIndex(path, **stored)
             if np.array_equal(index.stamp, stamp):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import tarfile
 import time
@@ -268,3 +269,15 @@ def test_long_texts_are_encoded_by_their_beginning(length: int) -> None:
         assert found.ids[1:-1].tolist() == whole.ids[: length - 2]
         assert found.word_ids[1:-1].tolist() == whole.word_ids[: length - 2]
         assert found.truncated == (len(whole.ids) > length - 2)
+
+
+@pytest.mark.parametrize("kind", ["bomb", "pipe"])
+def test_a_hostile_index_is_replaced(kind: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.tar", member("0.jpg", b"image"))
+    index = tmp_path / "a.tar.index.npz"
+    if kind == "pipe":
+        os.mkfifo(index)
+    else:
+        np.savez_compressed(index, stamp=np.zeros(10_000_000, np.int64))
+    shards, most = peak(lambda: Shards.open(path))
+    assert len(shards) == 1 and most < 20e6
