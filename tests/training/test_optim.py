@@ -285,5 +285,5 @@ def test_layer_decay_outside_0_to_1_is_refused(decay: float) -> None:
     task = ImageClassificationConfig(num_classes=4).build(
         VLMoConfig(width=32, depth=1, heads=2, vl_expert_start=1).build()
     )
-    with pytest.raises(ValueError, match="give a number between 0 and 1"):
+    with pytest.raises(ValueError, match="layer_decay is"):
         parameter_groups(task, Optim(layer_decay=decay))

@@ -69,8 +69,8 @@ def kill_while_writing(times: int) -> None:
     """Dies when half of the n-th file of tensors is written: two per checkpoint, one for the final model."""
     save_file, count = safetensors.torch.save_file, iter(range(1, times + 1))
 
-    def half(tensors: dict[str, Tensor], path: Path) -> None:
-        save_file(tensors, path)
+    def half(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None) -> None:
+        save_file(tensors, path, metadata)
         if next(count) == times:
             os.truncate(path, path.stat().st_size // 2)
             kill()
