@@ -224,7 +224,7 @@ def _split(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, 
         key = f"{memory.data_ptr()} {tensor.dtype}"
         if key not in storages:
             base = torch.empty(0, dtype=tensor.dtype)
-            storages[key] = base.set_(memory, 0, (memory.nbytes() // base.itemsize,)).clone()
+            storages[key] = base.set_(memory, 0, (memory.nbytes() // base.itemsize,), (1,)).clone()
         views[name] = key, tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     return storages, views
 
