@@ -61,7 +61,7 @@ def save(
         save_tensors(weights, partial / MODEL)
         save_tensors(moments, partial / OPTIMIZER)
         write_state(partial, step, trained_parameters(task, optimizer), extra)
-    _tidy(target, keep)
+    tidy(target, keep)
     return target
 
 
@@ -91,7 +91,7 @@ def complete(partial: Path, keep: int) -> None:
     """Make ``partial`` the newest checkpoint and remove all but the ``keep`` newest."""
     target = partial.with_name(partial.name.removesuffix(PARTIAL))
     replace_folder(partial, target)
-    _tidy(target, keep)
+    tidy(target, keep)
 
 
 def latest(folder: Path) -> Path | None:
@@ -251,7 +251,7 @@ def _number(path: Path) -> int:
     return int(match[1]) if match else -1
 
 
-def _tidy(target: Path, keep: int) -> None:
+def tidy(target: Path, keep: int) -> None:
     """Remove all checkpoints but the ``keep`` newest, counting ``target``, and what killed processes left."""
     others = [path for path in _complete(target.parent) if path != target]
     for path in others[: max(0, len(others) - (keep - 1))]:

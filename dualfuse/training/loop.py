@@ -85,7 +85,8 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     recipes = [with_labels(recipe) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
-        if dist.rank() == 0 and not all(is_finished(recipe, folders[recipe.name]) for recipe in recipes):
+        finished = all([is_finished(recipe, folders[recipe.name]) for recipe in recipes])
+        if dist.rank() == 0 and (not finished or (out / ".lock").exists()):  # which a killed process may have left
             locks.enter_context(lock(out / ".lock", out))
             for folder in folders.values():
                 remove_unfinished(folder)
@@ -128,6 +129,8 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     _wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
+    if newest and dist.rank() == 0:
+        checkpoint.tidy(newest, recipe.run.keep_last)  # a process that failed after its last save did not
     check_batch_division(recipe, extra)
     write_recipe(recipe, out)
     report_trainable(task, out)
