@@ -83,7 +83,7 @@ def judge(model: Path) -> dict[str, float]:
     """Return retrieval and accuracies on the test split, in percent."""
     loaded, shards, plan = hub.load(model), Shards.open(TEST), Plan(batch_size=64, rerank=16, num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
+    found = dict(evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics)
     found |= evaluate_pairs(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
     return {name: 100 * found[name] for name in ROWS}
 

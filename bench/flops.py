@@ -14,6 +14,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
 from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -71,6 +72,7 @@ def vlmo(model: VLMoConfig, task: PairsConfig, pair: Lengths) -> float:
 
 def bridgetower(model: BridgeTowerConfig, task: PairsConfig, pair: Lengths) -> float:
     """Return the operations that a training step of a BridgeTower needs for each pair, towers run once."""
+    assert isinstance(model.image, CLIPViTConfig)
     width, wide, text_wide = model.width, model.image.width, model.text.width
     patches, words = _patches(model.image.image_size, model.image.patch_size), pair.words
     image = 1 + patches

@@ -237,7 +237,7 @@ def judge(model: Path, place: Place) -> dict[str, float]:
     """Return retrieval and accuracies on the test split, in percent."""
     loaded, shards, plan = hub.load(model), Shards.open(place.split("test")), Plan(num_workers=0)
     assert isinstance(loaded.task, Pairs)
-    found = evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
+    found = dict(evaluate_retrieval(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics)
     found |= evaluate_pairs(loaded.task, EvaluationData(shards, loaded.processor), plan).metrics
     found["R@10"] = statistics.mean(found[f"{way}/R@10"] for way in WAYS)
     found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2

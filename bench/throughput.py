@@ -29,6 +29,8 @@ from published_step import padded, published_loss
 from step import SIZES, pairs
 from torch import Tensor, nn
 
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.recipes.bridgetower import BASE as BRIDGETOWER
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
@@ -111,6 +113,7 @@ def of_bridgetower(batch: int) -> Subject:
     ours, theirs = found["ours"], found["padded to 50"]
     contrast = Pairs(CONTRAST, ours.task.model) if isinstance(ours, other.Ours) else None
     assert contrast is not None
+    assert isinstance(image, CLIPViTConfig) and isinstance(text, RobertaConfig)
     plain = Contrast(
         Towers(
             image.width, image.depth, text.heads, image.patch_size, image.image_size, text.vocab_size, text.text_length

@@ -114,10 +114,10 @@ class Learner:
         data, plan = self.recipe.data, Plan(num_workers=0)
         processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
         shards, task = Shards.open(data.validation), self.task.eval()
-        found = (
-            evaluate_retrieval(task, EvaluationData(shards, processor), plan).metrics
-            | evaluate_pairs(task, EvaluationData(shards, processor), plan).metrics
-        )
+        found = {
+            **evaluate_retrieval(task, EvaluationData(shards, processor), plan).metrics,
+            **evaluate_pairs(task, EvaluationData(shards, processor), plan).metrics,
+        }
         found["match"] = (found["itm/positive"] + found["itm/random_negative"]) / 2
         percent = {name: 100 * value for name, value in found.items()}
         return percent | {"seconds": self.seconds, "pairs": self.steps * data.batch_size}
