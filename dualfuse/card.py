@@ -15,7 +15,8 @@ from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, format_metric
-from dualfuse.io import MAX_JSON, listing, read_bounded, read_json_object, write_text
+from dualfuse.files import MAX_JSON, read_bounded, read_json_object
+from dualfuse.io import listing, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.printable import code, json_line, markdown, printable
 from dualfuse.recipe import Recipe

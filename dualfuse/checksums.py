@@ -8,7 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import read_json, write_json
+from dualfuse.files import read_json
+from dualfuse.io import write_json
 
 FILE = "checksums.json"
 THREADS = 4  # hashing releases the interpreter; each thread hashes about 1 GB per second

@@ -17,7 +17,8 @@ from dualfuse import checksums, upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import atomic_folder, check_regular, listing, read_json, write_json
+from dualfuse.files import check_regular, read_json
+from dualfuse.io import atomic_folder, listing, write_json
 from dualfuse.provenance import FILE as PROVENANCE
 from dualfuse.provenance import provenance
 from dualfuse.recipe import Data, Recipe, Run

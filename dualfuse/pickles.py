@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import check_regular
+from dualfuse.files import check_regular
 
 MODULES = ("__torch__.", "dall_e.", "torch.nn.modules.")
 """Prefixes of the classes of which only the attributes are kept: scripted modules, DALL-E's, and those of PyTorch."""

@@ -17,7 +17,8 @@ import torch
 
 from dualfuse.checksums import sha256
 from dualfuse.config import IS, JSON, OWN
-from dualfuse.io import read_json, write_json
+from dualfuse.files import read_json
+from dualfuse.io import write_json
 
 FILE = "provenance.json"
 VARIABLES = re.compile(

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from dualfuse.child_process import run_confined
 from dualfuse.errors import DualfuseError
-from dualfuse.io import check_regular, listing, open_regular, read_json
+from dualfuse.files import check_regular, open_regular, read_json
+from dualfuse.io import listing
 from dualfuse.pickles import RefusedGlobalError, module_tensors, read_pickle
 
 logger = logging.getLogger(__name__)

@@ -11,19 +11,8 @@ import safetensors.torch
 import torch
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import (
-    PARTIAL,
-    atomic_folder,
-    atomic_write,
-    check_regular,
-    listing,
-    open_regular,
-    read_bounded,
-    remove_folder,
-    walk,
-    write_json,
-    write_text,
-)
+from dualfuse.files import check_regular, open_regular, read_bounded, walk
+from dualfuse.io import PARTIAL, atomic_folder, atomic_write, listing, remove_folder, write_json, write_text
 
 
 @pytest.fixture(params=[0o022, 0o077], ids=oct)

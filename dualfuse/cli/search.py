@@ -11,7 +11,8 @@ from tyro.conf import Positional, arg
 from dualfuse.cli.console import echo
 from dualfuse.cli.parser import Model, check_drawing
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_IMAGE, listing, read_bounded
+from dualfuse.files import MAX_IMAGE, read_bounded
+from dualfuse.io import listing
 from dualfuse.printable import brief, json_line, printable
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from dualfuse.convert.rename import ExportedTensors, matches
 from dualfuse.convert.report import Report, shapes
 from dualfuse.convert.tokenizer import check_tokenizer
 from dualfuse.errors import DualfuseError
-from dualfuse.io import read_json_object
+from dualfuse.files import read_json_object
 from dualfuse.recipe import Recipe, Run
 from dualfuse.tasks.base import Task, TaskConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig

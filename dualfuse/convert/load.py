@@ -13,7 +13,8 @@ from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import FORMATS
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, read_json_object
+from dualfuse.files import read_json_object
+from dualfuse.io import listing
 
 
 def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.LoadedModel:

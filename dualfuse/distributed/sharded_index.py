@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import open_regular
+from dualfuse.files import open_regular
 from dualfuse.pickles import StrictUnpickler
 
 _METADATA, _FILES = "torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem"

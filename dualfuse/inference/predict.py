@@ -9,8 +9,8 @@ import torch
 
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.files import MAX_IMAGE, read_bounded
 from dualfuse.hub import LoadedModel
-from dualfuse.io import MAX_IMAGE, read_bounded
 from dualfuse.tasks.prediction import Prediction
 
 ImageFile = Path | str | bytes

@@ -13,7 +13,8 @@ from typing import BinaryIO
 from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, naming, read_bounded, to_json, write_text
+from dualfuse.files import MAX_TABLE, read_bounded
+from dualfuse.io import naming, to_json, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.earlier import FINGERPRINTS
 from dualfuse.prepare.shard_writer import ShardWriter

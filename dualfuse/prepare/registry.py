@@ -8,7 +8,8 @@ from pathlib import Path
 from dualfuse.data.shards.tar_index import is_tar_name
 from dualfuse.data.text.decode import UndecodableText, codec_of
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, listing, open_regular, read_json, walk
+from dualfuse.files import MAX_TABLE, open_regular, read_json, walk
+from dualfuse.io import listing
 from dualfuse.prepare.sources.cells import is_url
 from dualfuse.prepare.sources.columns import Columns, choose
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps

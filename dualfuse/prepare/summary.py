@@ -15,7 +15,8 @@ from rich.text import Text
 
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, read_json, write_json
+from dualfuse.files import read_json
+from dualfuse.io import listing, write_json
 from dualfuse.prepare.shard_writer import Mark
 from dualfuse.prepare.sources.label_names import MAX_LABELS
 from dualfuse.prepare.sources.source import Item, Slice

@@ -9,7 +9,8 @@ from html import escape
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, read_bounded, read_json, write_text
+from dualfuse.files import MAX_TABLE, read_bounded, read_json
+from dualfuse.io import write_text
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
 from dualfuse.report.demo.page import REPORT, write_demo_page

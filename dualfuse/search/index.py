@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
+from dualfuse.files import MAX_IMAGE, read_bounded
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.encode import EmbeddedImages, SkippedImage, embed, embed_images, pixels
-from dualfuse.io import MAX_IMAGE, read_bounded, remove_unfinished
+from dualfuse.io import remove_unfinished
 from dualfuse.lock import lock
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track

@@ -14,7 +14,7 @@ from dualfuse import upgrade
 from dualfuse.config import from_json
 from dualfuse.data.image.transform import Preprocess
 from dualfuse.errors import DualfuseError
-from dualfuse.io import read_json
+from dualfuse.files import read_json
 from dualfuse.tensor_files import read_weights
 
 PREFIX = "model."  # of the model's tensors in a task's state dict

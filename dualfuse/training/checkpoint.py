@@ -19,7 +19,8 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.checksums import FILE, differing_files, write_checksums
 from dualfuse.errors import DualfuseError
-from dualfuse.io import PARTIAL, atomic_folder, listing, read_json, remove_folder, replace_folder, write_json
+from dualfuse.files import read_json
+from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
 from dualfuse.tensor_files import describe_file, load_tensors, save_tensors
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]

@@ -15,7 +15,8 @@ from dualfuse import hub
 from dualfuse.checksums import sha256
 from dualfuse.config import JSON, to_json
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, listing, read_json, write_json
+from dualfuse.files import MAX_TABLE, read_json
+from dualfuse.io import listing, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.training import checkpoint
 from dualfuse.training.dataloader import open_sets

@@ -24,7 +24,8 @@ from dualfuse import distributed as dist
 from dualfuse import upgrade
 from dualfuse.data.loader import Skipped
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import MAX_TABLE, atomic_write, read_bounded, to_json
+from dualfuse.files import MAX_TABLE, read_bounded
+from dualfuse.io import atomic_write, to_json
 from dualfuse.progress import PlainConsole
 
 if TYPE_CHECKING:

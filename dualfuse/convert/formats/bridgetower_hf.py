@@ -31,7 +31,7 @@ from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors,
 from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import ROBERTA, find_tokenizer
 from dualfuse.errors import DualfuseError
-from dualfuse.io import read_json_object
+from dualfuse.files import read_json_object
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Data, Recipe

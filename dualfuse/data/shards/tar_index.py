@@ -25,7 +25,8 @@ import numpy as np
 
 from dualfuse.data.sample import ChangedFile
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_IMAGE, MAX_JSON, atomic_write, check_regular, open_regular
+from dualfuse.files import MAX_IMAGE, MAX_JSON, check_regular, open_regular
+from dualfuse.io import atomic_write
 from dualfuse.pickles import check_archive
 
 MAX_MEMBER = MAX_IMAGE  # bytes; larger members are accidents, and would exhaust the memory of a loader process

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_JSON, open_regular, read_bounded
+from dualfuse.files import MAX_JSON, open_regular, read_bounded
 
 MAX_LINE = 64 << 20  # characters; more is not a text file, and would exhaust the memory
 BLOCK = 1 << 20  # bytes that are checked at a time

@@ -16,7 +16,8 @@ from dualfuse.data.shards.tar_index import TarIndex, mapped
 from dualfuse.data.text.captions import parse_texts
 from dualfuse.data.text.decode import parse_json
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import check_regular, listing
+from dualfuse.files import check_regular
+from dualfuse.io import listing
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile

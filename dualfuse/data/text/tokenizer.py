@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Encoding, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import check_regular, read_bounded
+from dualfuse.files import check_regular, read_bounded
 from dualfuse.printable import brief
 
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from dualfuse.data.text.decode import parse_json, stream_lines
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.io import MAX_TABLE, read_bounded
+from dualfuse.files import MAX_TABLE, read_bounded
 
 TableRow = Mapping[str, object]
 UNREADABLE = "unreadable row"

@@ -11,7 +11,7 @@ from pathlib import Path
 from dualfuse.data.image.formats import check_suffix
 from dualfuse.data.text.captions import texts_of
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_IMAGE, open_regular, read_bounded
+from dualfuse.files import MAX_IMAGE, open_regular, read_bounded
 
 IMAGE_SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from dualfuse.config import from_json, to_json
 from dualfuse.errors import DualfuseError
-from dualfuse.io import read_json, write_json
+from dualfuse.files import read_json
+from dualfuse.io import write_json
 from dualfuse.report.curves import History
 
 RESULTS = "results.json"

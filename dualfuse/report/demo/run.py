@@ -18,7 +18,8 @@ from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
-from dualfuse.io import read_json, write_json
+from dualfuse.files import read_json
+from dualfuse.io import write_json
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import small_pairs

@@ -15,7 +15,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_write, check_regular
+from dualfuse.files import check_regular
+from dualfuse.io import atomic_write
 from dualfuse.metrics.recall import nearest
 from dualfuse.search.stores.base import Filter, Match, Metadata, matches
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualfuse.data.split import split_in_name
-from dualfuse.io import MAX_TABLE, read_json
+from dualfuse.files import MAX_TABLE, read_json
 from dualfuse.prepare.sources.image_finder import ImageFinder, merge_images
 from dualfuse.prepare.sources.source import Item, Source
 

@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from dualfuse.data.split import is_split_name, split_name
 from dualfuse.data.text.captions import parse_texts
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_JSON, listing, read_bounded, walk
+from dualfuse.files import MAX_JSON, read_bounded, walk
+from dualfuse.io import listing
 from dualfuse.prepare.sources.source import IMAGE_SUFFIXES, Item, Slice, Source
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet", ".xlsx")
@@ -87,7 +88,7 @@ def read(folder: Path, names: Sequence[str], encoding: str = "") -> Iterator[Ite
 def image_names(folder: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> list[str]:
     """Return the sorted names, relative to ``folder``, of all images below it, without hidden files and ``exclude``.
 
-    ``skipped`` receives the sub-folders that could not be listed; see :func:`dualfuse.io.walk`.
+    ``skipped`` receives the sub-folders that could not be listed; see :func:`dualfuse.files.walk`.
     """
     return sorted(
         _path(parent, name) for parent, names in walk(folder, skipped, exclude) for name in names if is_image_name(name)

@@ -12,7 +12,7 @@ from pathlib import Path
 from dualfuse.data.split import is_split_name, split_in_name, split_name
 from dualfuse.data.text.captions import texts_of
 from dualfuse.errors import DualfuseError
-from dualfuse.io import walk
+from dualfuse.files import walk
 from dualfuse.prepare.sources.cells import cell_image, cell_texts, is_url
 from dualfuse.prepare.sources.columns import Columns, choose, url_error
 from dualfuse.prepare.sources.image_finder import ImageFinder, file_key, merge_images

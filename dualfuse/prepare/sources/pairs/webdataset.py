@@ -12,7 +12,8 @@ from dualfuse.data.shards.shards import IMAGES, LABEL_MAP, OTHER_IMAGES, TEXTS, 
 from dualfuse.data.shards.tar_index import TarIndex, is_tar_name
 from dualfuse.data.split import split_in_name
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing, walk
+from dualfuse.files import walk
+from dualfuse.io import listing
 from dualfuse.prepare.sources.pairs.folder import unreadable
 from dualfuse.prepare.sources.source import Item, Slice, Source
 
@@ -33,7 +34,7 @@ def load(path: Path, encoding: str = "", exclude: Path | None = None) -> Source:
 
 
 def tar_files(path: Path, skipped: dict[str, str] | None = None, exclude: Path | None = None) -> tuple[Path, ...]:
-    """Return the tar at ``path``, or all tars below it, sorted by name; see :func:`dualfuse.io.walk`."""
+    """Return the tar at ``path``, or all tars below it, sorted by name; see :func:`dualfuse.files.walk`."""
     if path.is_file():
         return (path,)
     files = (path / parent / name for parent, names in walk(path, skipped, exclude) for name in names)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dualfuse.errors import DualfuseError
-from dualfuse.io import MAX_TABLE, open_regular, read_bounded
+from dualfuse.files import MAX_TABLE, open_regular, read_bounded
 from dualfuse.prepare.sources.rows import Row, json_lines
 
 HEAD = 4096  # bytes by which a large file is recognized
