@@ -40,7 +40,7 @@ from dualfuse.training.dataloader import (
 from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
 from dualfuse.training.init_from import check_init_from, init_from
 from dualfuse.training.label_names import with_labels
-from dualfuse.training.memory import checkpoint_activations, compile_blocks, keep_big_blocks, uncompiled
+from dualfuse.training.memory import keep_big_blocks, uncompiled, wrap_blocks
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from dualfuse.training.prefetch import prefetch
@@ -93,13 +93,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         dist.barrier()
         unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
         for recipe in unfinished:
-            check_best(recipe)
-            check_data(recipe)
-            if checkpoint.latest(folders[recipe.name] / CHECKPOINTS):
-                check_data_is_unchanged(recipe, folders[recipe.name])
-            else:
-                stages = {stage.name: stage for stage in recipes}
-                check_init_from(recipe, stages.get(recipe.start_from))
+            _check(recipe, recipes, folders[recipe.name])
         for recipe in recipes:
             if recipe in unfinished:
                 earlier = folders.get(recipe.start_from)
@@ -108,6 +102,16 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
             else:
                 logger.info("%s: already finished, in %s", recipe.name, folders[recipe.name] / FINAL)
     return folders[recipes[-1].name] / FINAL
+
+
+def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
+    """Raise ``DualfuseError`` for what would fail later, possibly after the hours of an earlier stage."""
+    check_best(recipe)
+    check_data(recipe)
+    if checkpoint.latest(out / CHECKPOINTS):
+        check_data_is_unchanged(recipe, out)
+    else:
+        check_init_from(recipe, {stage.name: stage for stage in stages}.get(recipe.start_from))
 
 
 def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
@@ -126,7 +130,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
             "run.fsdp needs a gradient of every parameter from every process, which the third-party modules of this "
             "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
         )
-    _wrap_blocks(task, recipe.run, device)
+    wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim)
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
     if newest and dist.rank() == 0:
@@ -145,16 +149,6 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     fit(state, dist.wrap(task, device, fixed_graph=is_fixed), prefetch(training_dataloader(recipe, start=step), device))
     state.settle()
     state.save_model(FINAL)
-
-
-def _wrap_blocks(task: Task, run: Run, device: torch.device) -> None:
-    """Compile, checkpoint the activations of, and shard the blocks of a model; the order matters."""
-    if run.compile:
-        compile_blocks(task.model.fsdp_blocks())
-    if run.activation_checkpointing:
-        checkpoint_activations(task.model.fsdp_blocks())
-    if run.fsdp:
-        dist.apply_fsdp(task, task.model.fsdp_blocks(), device, half=run.precision == "bf16")
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Memory and speed of a step: activation checkpointing, compiled blocks, and the limits of malloc."""
+"""Memory and speed of a step: activation checkpointing, compiled and sharded blocks, and the limits of malloc."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+
+from dualfuse import distributed as dist
+from dualfuse.recipe import Run
+from dualfuse.tasks.base import Task
 
 SHAPES = 4096
 """Largest number of compiled variants over all layers; beyond it blocks run eagerly."""
@@ -61,3 +65,13 @@ def checkpoint_activations(blocks: Iterable[nn.Module]) -> None:
     """
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def wrap_blocks(task: Task, run: Run, device: torch.device) -> None:
+    """Compile, checkpoint the activations of, and shard the blocks of a model; the order matters."""
+    if run.compile:
+        compile_blocks(task.model.fsdp_blocks())
+    if run.activation_checkpointing:
+        checkpoint_activations(task.model.fsdp_blocks())
+    if run.fsdp:
+        dist.apply_fsdp(task, task.model.fsdp_blocks(), device, half=run.precision == "bf16")
