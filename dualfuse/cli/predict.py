@@ -45,6 +45,10 @@ def run(
     text_columns: Annotated[
         tuple[str, ...], arg(help="with --table: columns with the text; empty: recognized by their usual names")
     ] = (),
+    keep: Annotated[
+        tuple[str, ...],
+        arg(metavar="COLUMN ...", help="with --table: columns, such as id and sku, that are copied to the answers"),
+    ] = (),
     encoding: Annotated[
         str, arg(help="with --table: encoding of a csv, tsv or json file, such as cp1252; empty: UTF-8, or by its BOM")
     ] = "",
@@ -68,12 +72,12 @@ def run(
 
     at_least_one(top)
     _check_table(image, text, table, out)
-    if not table and (images or image_column or text_columns or encoding):
-        raise DualfuseError("--images, --image-column, --text-columns and --encoding are for --table")
+    if not table and (images or image_column or text_columns or keep or encoding):
+        raise DualfuseError("--images, --image-column, --text-columns, --keep and --encoding are for --table")
     loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
     if table:
-        opened = input_table(table, images, Columns(image_column, text_columns), encoding)
-        return _predict_table(loaded, opened, out, top=top, batch_size=batch_size)
+        opened = input_table(table, images, Columns(image_column, text_columns, keep=keep), encoding)
+        return _predict_table(loaded, opened, out, keep, top=top, batch_size=batch_size)
     prediction = predict(loaded, image or None, text, top=top)
     echo("\n".join(prediction.lines()))
     if prediction.is_cut:
@@ -93,13 +97,15 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
         raise DualfuseError(f"--out {out} would replace the table; give another file")
 
 
-def _predict_table(model: LoadedModel, table: Table, out: Path | None, *, top: int, batch_size: int) -> int:
+def _predict_table(
+    model: LoadedModel, table: Table, out: Path | None, keep: tuple[str, ...], *, top: int, batch_size: int
+) -> int:
     """Return the exit status: 1 if no row could be used."""
     from dualfuse.inference.table import predict_table, table_writer
     from dualfuse.printable import json_line
 
     counts, unusable = Counter[str](), list[str]()
-    with table_writer(out) if out else nullcontext(lambda answer: echo(json_line(answer.record()))) as write:
+    with table_writer(out, keep) if out else nullcontext(lambda answer: echo(json_line(answer.record()))) as write:
         for answer in predict_table(model, table, top=top, batch_size=batch_size):
             write(answer)
             if answer.prediction is None:

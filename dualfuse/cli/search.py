@@ -123,11 +123,11 @@ def describe(index: Index) -> list[str]:
 
 
 def table(hits: Sequence[Hit]) -> list[str]:
-    """Return a heading and one line per hit, best first: rank, scores, name."""
+    """Return a heading and one line per hit, best first: rank, scores, name, fields."""
     if all(hit.match is None for hit in hits):
-        rows = [f"{rank:4}  {hit.score:7.4f}  {printable(hit.name)}" for rank, hit in enumerate(hits, start=1)]
+        rows = [f"{rank:4}  {hit.score:7.4f}  {_name(hit)}" for rank, hit in enumerate(hits, start=1)]
         return [f"{'rank':>4}  {'cosine':>7}  image", *rows]
-    rows = [f"{rank:4}  {_scores(hit)}  {printable(hit.name)}" for rank, hit in enumerate(hits, start=1)]
+    rows = [f"{rank:4}  {_scores(hit)}  {_name(hit)}" for rank, hit in enumerate(hits, start=1)]
     return [f"{'rank':>4}  {'score':>8}  {'cosine':>7}  {'ITM':>8}  image", *rows]
 
 
@@ -140,6 +140,11 @@ def grid(index: Index, hits: Sequence[Hit], query: str | Path, path: Path) -> No
         parts = "" if hit.match is None else f", cosine {hit.cosine:.4f}, ITM {hit.match:.2f}"
         tiles.append(Tile(_image(index, hit), printable(hit.name), title=str(rank), note=f"{hit.score:.4f}{parts}"))
     save_drawing(image_grid(tiles, columns=COLUMNS, cell=CELL, heading=printable(str(query))), path)
+
+
+def _name(hit: Hit) -> str:
+    fields = (f"{printable(name)}={brief(str(value))}" for name, value in hit.fields.items())
+    return "  ".join([printable(hit.name), *fields])
 
 
 def _scores(hit: Hit) -> str:

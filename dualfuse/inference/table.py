@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -38,7 +38,7 @@ class TablePrediction:
 
     row: int
     inputs: Mapping[str, object]
-    """From the table: "text", "image" if the row names one, "id" if it has one."""
+    """From the table: "text", "image" if the row names one, "id" if it has one, "keep" with the columns to keep."""
     prediction: Prediction | None
     problem: str = ""
 
@@ -48,11 +48,13 @@ class TablePrediction:
         return {"row": self.row, **self.inputs, **output}
 
     def cells(self) -> dict[str, object]:
-        """Return the best answer in columns of ``CELLS``."""
+        """Return the best answer in columns of ``CELLS``, and kept columns as "keep.NAME"."""
         record = self.record()
         if self.prediction and self.prediction.answers:
             record |= vars(self.prediction.answers[0])
-        return {name: record[name] for name in CELLS if name in record}
+        kept = record.get("keep")
+        keep = {f"keep.{name}": value for name, value in kept.items()} if isinstance(kept, Mapping) else {}
+        return {name: record[name] for name in CELLS if name in record} | keep
 
 
 def input_table(path: Path, images: Path | None = None, requested: Columns | None = None, encoding: str = "") -> Table:
@@ -94,14 +96,18 @@ def _predictions(model: LoadedModel, rows: Iterator[_Row], top: int, batch_size:
 
 
 @contextmanager
-def table_writer(path: Path) -> Iterator[Callable[[TablePrediction], object]]:
-    """Open ``path`` (.jsonl or .csv) for predictions; the file appears when all are written."""
+def table_writer(path: Path, keep: Sequence[str] = ()) -> Iterator[Callable[[TablePrediction], object]]:
+    """Open ``path`` (.jsonl or .csv) for predictions; the file appears when all are written.
+
+    ``keep`` names the kept columns, each of which a csv has as "keep.NAME".
+    """
+    columns = (*CELLS, *(f"keep.{name}" for name in keep))
     if path.suffix not in (".jsonl", ".csv"):
         raise DualfuseError(f"{path} should end in .jsonl, for all answers of each row, or .csv, for the best one")
     with atomic_write(path) as partial_path, partial_path.open("w", encoding="utf-8", newline="") as file:
         if path.suffix == ".csv":
-            file.write(csv_line(CELLS))
-            yield lambda answer: file.write(csv_line(map(answer.cells().get, CELLS)))
+            file.write(csv_line(columns))
+            yield lambda answer: file.write(csv_line(map(answer.cells().get, columns)))
         else:
             yield lambda answer: file.write(f"{json_line(answer.record())}\n")
 
@@ -121,7 +127,7 @@ def _read(model: LoadedModel, table: Table, numbered: tuple[int, tuple[Item, Tab
     plain = {name.strip().lower(): cell for name, cell in cells.items()}
     inputs: dict[str, object] = {"id": plain["id"]} if "id" in plain else {}
     inputs |= {"image": item.name} if isinstance(item.image, Slice) else {}
-    inputs |= {"text": "\n".join(item.texts)}
+    inputs |= {"text": "\n".join(item.texts)} | ({"keep": dict(item.keep)} if item.keep else {})
     if item.problem:
         return _Row(number, inputs, problem=": ".join(filter(None, (item.problem, item.detail))))
     try:

@@ -11,7 +11,7 @@ from dualfuse.data.map_dataset import find_files, has_ending
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
-from dualfuse.io import listing
+from dualfuse.io import listing, to_json
 from dualfuse.prepare.sources.pairs.folder import image_names
 from dualfuse.prepare.sources.source import Slice
 from dualfuse.search.stores.base import Value
@@ -98,7 +98,7 @@ def _read_sample(shards: Shards, number: int) -> bytes:
 
 def _sample_fields(shards: Shards, number: int) -> dict[str, Value]:
     kept = shards[number].kept
-    return {str(name): value if isinstance(value, Value) else str(value) for name, value in kept.items()}
+    return {str(name): value if isinstance(value, Value) else to_json(value) for name, value in kept.items()}
 
 
 def _contents(folder: Path) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
@@ -24,13 +24,14 @@ from dualfuse.lock import lock
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 from dualfuse.search.collection import Collection
-from dualfuse.search.stores.base import Filter, Metadata, VectorStore
+from dualfuse.search.stores.base import Filter, Metadata, Value, VectorStore
 from dualfuse.search.stores.exact import ExactStore
 
 PAIRS = 32  # fused at a time
 FLUSH_EVERY = 60.0  # seconds between flushes of a build; a power cut loses what was embedded since
 FORMAT = 1
 FOLDER = ".dualfuse"
+KEPT = "keep."  # precedes, in a store, the name of a kept field that the index itself uses
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,14 @@ class Hit:
 
     ``score`` is the ``cosine`` of query and image or, for a re-ranked hit, the sum of its ITC logit and ``match``.
     ``match`` is the ITM logit (the log-odds that image and text belong together); None if the hit was not re-ranked.
+    ``fields`` has the original name of an image in shards and the fields that ``prepare --keep`` stored.
     """
 
     name: str
     score: float
     cosine: float
     match: float | None = None
+    fields: Metadata = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,9 +144,16 @@ class Index:
     def _number_of(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.collection.names)}
 
+    @cached_property
+    def _entries(self) -> Mapping[str, Metadata]:
+        return self.store.entries()
+
     def _nearest(self, features: Tensor, top: int, where: Filter | None) -> tuple[Hit, ...]:
         (found,) = self.store.search(features.float().cpu(), top, where)
-        return tuple(Hit(match.name, score=match.score, cosine=match.score) for match in found)
+        return tuple(
+            Hit(match.name, score=match.score, cosine=match.score, fields=_kept(self._entries.get(match.name, {})))
+            for match in found
+        )
 
     def _embed_text(self, query: str) -> Tokens:
         """Embed one text: B is 1."""
@@ -239,7 +249,15 @@ def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedI
 def _metadata(collection: Collection, number: int) -> Metadata:
     """Return the fields stored with an embedding; those of the sample that ``prepare --keep`` stored come first."""
     own = {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
-    return {**collection.fields(number), **own}
+    kept = {f"{KEPT}{name}" if name in own else name: value for name, value in collection.fields(number).items()}
+    return {**kept, **own}
+
+
+def _kept(metadata: Metadata) -> dict[str, Value]:
+    """Return the fields of the sample in the metadata of its embedding."""
+    own = ("folder", "stamp")
+    names = {f"{KEPT}{name}": name for name in own}
+    return {names.get(name, name): value for name, value in metadata.items() if name not in own}
 
 
 def _paths(collection: Collection, model: str) -> tuple[Path, ...]:

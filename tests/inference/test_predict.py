@@ -303,6 +303,23 @@ def test_table_without_any_usable_row_ends_with_status_1(tmp_path: Path, capsys:
     assert first["text"] == "'=1+1" and "none.png" in first["problem"] and second["problem"]
 
 
+def test_kept_columns_are_copied_to_the_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved(tmp_path, VQAConfig(answers=ANSWERS))
+    (tmp_path / "a.png").write_bytes(png_image(1))
+    (tmp_path / "t.csv").write_text(f"sku,answer,image,text\nA-1,=9,a.png,{QUESTION}\nB-2,,gone.png,{QUESTION}\n")
+    command = ["predict", str(tmp_path / "model"), "--table", str(tmp_path / "t.csv"), "--keep", "sku"]
+    assert cli.main([*command, "answer"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["keep"] for line in lines] == [{"sku": "A-1", "answer": "=9"}, {"sku": "B-2", "answer": ""}]
+    assert cli.main([*command, "answer", "--out", str(tmp_path / "a.csv")]) == 0
+    with (tmp_path / "a.csv").open() as file:
+        good, bad = csv.DictReader(file)
+    assert (good["keep.sku"], good["keep.answer"], good["answer"] in ANSWERS) == ("A-1", "'=9", True)
+    assert bad["keep.sku"] == "B-2" and "gone.png" in bad["problem"]
+    assert cli.main([*command, "price"]) == 2
+    assert "no column 'price'" in capsys.readouterr().err
+
+
 def test_paths_inside_parquet(tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as parquet

@@ -355,6 +355,26 @@ def test_searches_shards(loaded: LoadedModel, images: Path, tmp_path: Path, coun
     assert count() == 5
 
 
+def test_hits_of_shards_have_the_kept_fields(
+    folders: tuple[Path, Path], loaded: LoadedModel, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = {"sku": "A\x1b[31m", "price": 9.5, "stamp": "blue", "folder": None, "id": [1, "b"]}
+    image = (images / "00.png").read_bytes()
+    write_shards([Sample("0", image, meta={"name": "shop/ü 1.png", "keep": keep})], tmp_path / "tars", "a")
+    fields = {"name": "shop/ü 1.png", **keep, "id": '[1, "b"]'}
+    for store in (ToyStore(fingerprint(loaded)), None, None):  # built, read from its file
+        index = Index.build(loaded, tmp_path / "tars", store=store)
+        assert [hit.fields for hit in index.search(TEXT, rerank=1)] == [fields]
+        assert index.search(TEXT, where={"sku": keep["sku"], "folder": "a-00000"})
+    (tmp_path / "q.txt").write_text(TEXT)
+    for query in ({"query": TEXT}, {"queries": tmp_path / "q.txt"}):
+        search_command.run(str(folders[0]), str(tmp_path / "tars"), **query, json=True)
+        assert printed_lines(capsys)[0]["hits"][0]["fields"] == fields
+        search_command.run(str(folders[0]), str(tmp_path / "tars"), **query)
+        end = 'a-00000/0  name=shop/ü 1.png  folder=None  id=[1, "b"]  price=9.5  sku=A\\x1b[31m  stamp=blue'
+        assert capsys.readouterr().out.rstrip().endswith(end)
+
+
 def test_folder_with_images_and_tars_is_refused(loaded: LoadedModel, images: Path) -> None:
     write_shards([Sample("0", (images / "00.png").read_bytes())], images, "set")
     with pytest.raises(ValueError, match=r"12 image\(s\), such as 00.png, and 1 tar file\(s\), such as set-00000.tar"):

@@ -61,7 +61,7 @@ def choose_inputs(names: Iterable[str], requested: Columns, table: str) -> Colum
             f"{table} has no column called image, text or question; it has {', '.join(plain.values())}; give the names "
             "with --image-column and --text-columns"
         )
-    return Columns(image, texts)
+    return Columns(image, texts, keep=requested.keep)
 
 
 def url_error(table: str) -> DualfuseError:
