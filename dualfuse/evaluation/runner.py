@@ -40,7 +40,7 @@ class Plan:
     exclude_broken: bool = False
     """Exclude and report samples that cannot be read, instead of stopping at the first one."""
     all_metrics: bool = False
-    """Also compute the metrics that are left out of training logs: one per class, and ITM and MLM beside retrieval."""
+    """Also compute the metrics that training does not log: one per class, and ITM and MLM beside retrieval."""
 
     def __post_init__(self) -> None:
         """Validate the numbers."""

@@ -1,1 +1,1 @@
-"""What a model learns, from what, and how it is judged: one file per task."""
+"""What a model learns, from which data, and how it is evaluated: one file per task."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.card import write_card
-from dualfuse.config import JSON, check_types, trust
+from dualfuse.config import JSON, trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
@@ -79,8 +79,6 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     if len(folders) < len(recipes):
         raise DualfuseError(f"the recipes of one run need different names, but are called {[r.name for r in recipes]}")
     trust(tuple(recipes))
-    for recipe in recipes:
-        check_types(recipe)
     keep_big_blocks()
     recipes = [with_labels(recipe) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
@@ -273,8 +271,7 @@ def due(step: int, every: int, steps: int) -> bool:
 def seed_step(run: Run, step: int, micro: int) -> None:
     """Make random draws a function of seed and step, so that resuming needs no random state.
 
-    Dropout and drop path are drawn per process; the shared RNG draws negatives that are the same for any number of
-    processes.
+    Dropout and drop path are drawn per process, negatives by the shared RNG for any number of processes.
     """
     torch.manual_seed(_seed(run.seed, step, micro, dist.rank()))
     dist.seed_shared_rng(_seed(run.seed, step, micro, 0, SHARED))
