@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dualfuse.errors import DualfuseError
-from dualfuse.files import read_json
+from dualfuse.files import read_json, read_json_object
 from dualfuse.io import write_json
 
 FILE = "checksums.json"
@@ -43,6 +43,19 @@ def differing_files(folder: Path, names: Sequence[str] = (), *, part: int = 0, o
     compared = sorted(name for name in stored if name in names or not names)[part::of]
     current = _checksums(folder, [folder / name for name in compared if (folder / name).is_file()])
     return [folder / name for name, value in current.items() if value != stored[name]]
+
+
+def unwritten_files(folder: Path) -> list[str]:
+    """Return the names of the files below ``folder`` that were added or changed since :func:`write_checksums`.
+
+    A folder without checksums, as earlier versions wrote them, has none.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    changed = {file.relative_to(folder).as_posix() for file in differing_files(folder)}
+    files = {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+    return sorted(changed | (files - set(read_json_object(path)) - {FILE}))
 
 
 def _checksums(folder: Path, files: Sequence[Path]) -> dict[str, str]:

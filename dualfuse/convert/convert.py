@@ -12,13 +12,14 @@ from torch import Tensor
 
 from dualfuse import hub
 from dualfuse.card import write_card
+from dualfuse.checksums import unwritten_files, write_checksums
 from dualfuse.convert.checkpoint import Converted, Source, WrittenCheckpoint, build
 from dualfuse.convert.formats import FORMATS, beit, targets
 from dualfuse.convert.initial_weights import from_clip_and_roberta, with_bert, with_copied_experts
 from dualfuse.convert.load import is_model_folder, locate, read_checkpoint
 from dualfuse.convert.report import FILE, Report, shapes
 from dualfuse.errors import DualfuseError
-from dualfuse.io import atomic_folder, write_json
+from dualfuse.io import atomic_folder, listing, write_json
 from dualfuse.recipe import Recipe
 from dualfuse.tensor_files import read_weights
 
@@ -112,6 +113,11 @@ def _check_destination(source: Path, destination: Path) -> None:
     allowed = "give a folder that is new, empty or of an earlier conversion"
     if destination.is_dir() and any(destination.iterdir()) and not (destination / FILE).is_file():
         raise DualfuseError(f"{destination} holds other files; {allowed}")
+    if destination.is_dir() and (others := unwritten_files(destination)):
+        raise DualfuseError(
+            f"{destination} is of an earlier conversion, but {listing(others)} would be lost: added or changed since; "
+            f"move them away, or {allowed}"
+        )
     if destination.exists() and not destination.is_dir():
         raise DualfuseError(f"{destination} is a file; {allowed}")
     if destination.resolve() in (source.resolve(), *source.resolve().parents):
@@ -142,6 +148,7 @@ def save_checkpoint(written: WrittenCheckpoint, recipe: Recipe, destination: Pat
         if written.json_files:
             recipe.data.text_transform.save(partial)
         written.report.save(partial)
+        write_checksums(partial)
 
 
 def _save_pickle(content: Mapping[str, object], path: Path) -> None:

@@ -278,6 +278,23 @@ def test_destination_is_not_overwritten(contrastive: Path, tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir() if "partial" in path.name) == []
 
 
+@pytest.mark.parametrize("to", ["dualfuse", "huggingface"])
+def test_files_of_the_user_survive_a_second_conversion(contrastive: Path, tmp_path: Path, to: str) -> None:
+    source, out = contrastive, tmp_path / "ours"
+    convert(contrastive, out)
+    if to == "huggingface":
+        source, out = out, tmp_path / "exported"
+        convert(source, out, to=to)
+    (out / "NOTES.md").write_text("mine")
+    with pytest.raises(ValueError, match=r"NOTES\.md would be lost"):
+        convert(source, out, to=to)
+    assert (out / "NOTES.md").read_text() == "mine"
+    (out / "NOTES.md").unlink()
+    (out / "config.json").write_text((out / "config.json").read_text() + "\n")
+    with pytest.raises(ValueError, match=r"config\.json would be lost"):
+        convert(source, out, to=to)
+
+
 def test_unsupported_models(contrastive: Path, tmp_path: Path) -> None:
     convert(contrastive, tmp_path / "ours")
     loaded = hub.load(tmp_path / "ours")
