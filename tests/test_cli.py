@@ -322,3 +322,13 @@ def test_in_a_process_of_its_own(tmp_path: Path, trained: Path) -> None:
     assert (done.returncode, done.stdout) == (0, f"model: {tmp_path / 'final'}\n"), done.stderr
     one, other = (load_file(out / "final" / "model.safetensors") for out in (tmp_path, trained))
     assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_reader_of_the_output_that_goes_away_does_not_end_training(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head -1`, or when a connection is lost
+    command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), *QUICK]
+    with os.fdopen(writer) as closed:
+        done = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=closed, check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "final" / "model.safetensors").is_file()
