@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import tarfile
 from collections.abc import Callable, Sequence
@@ -11,16 +12,18 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from tiny import png_image
 
 from dualfuse.prepare.options import PrepareOptions
-from dualfuse.prepare.pipeline import prepare
+from dualfuse.prepare.pipeline import _FORMATS, prepare
 
 CONTENT = {"good": png_image(1), "mute": png_image(2), "broken": b"broken", "empty": b"", "heic": b"\0\0\0\x18ftypheic"}
 DEFECTS = (*CONTENT, "missing", "bad")  # bad: the entry itself cannot be read
+QUESTION_DEFECTS = (*DEFECTS, "unknown", "unanswered", "unasked", "twice", "several")  # or elsewhere: missing
 ONE = PrepareOptions(num_workers=1)
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # faster than a disk
 Made = tuple[Path, PrepareOptions, int]
 
 
@@ -106,8 +109,9 @@ def nlvr2(root: Path, defects: Sequence[str]) -> Made:
         image(root / "dev", f"dev-{number}-0-img0.png", defect)
         image(root / "dev", f"dev-{number}-0-img1.png", "good")
     lines = [line if d != "bad" else "{" for line, d in zip(lines, defects, strict=True)]
+    lines += [line for line, d in zip(lines, defects, strict=True) if d == "twice"]
     (root / "dev.json").write_text("\n".join([json.dumps(row | {"identifier": "dev-x-0-0"}), *lines]))
-    return root, ONE, len(defects) + 1
+    return root, ONE, len(lines) + 1
 
 
 def snli_ve(root: Path, defects: Sequence[str]) -> Made:
@@ -116,8 +120,9 @@ def snli_ve(root: Path, defects: Sequence[str]) -> Made:
     for number, defect in enumerate(defects):
         image(root / "images", f"{number}.jpg", defect)
     lines = [line if d != "bad" else "{" for line, d in zip(lines, defects, strict=True)]
+    lines += [line for line, d in zip(lines, defects, strict=True) if d == "twice"]
     (root / "snli_ve_dev.jsonl").write_text("\n".join([json.dumps(row), *lines]))
-    return root, ONE, len(defects) + 1
+    return root, ONE, len(lines) + 1
 
 
 def easy_vqa(root: Path, defects: Sequence[str]) -> Made:
@@ -130,16 +135,81 @@ def easy_vqa(root: Path, defects: Sequence[str]) -> Made:
     return root, ONE, len(defects)
 
 
-SOURCES: tuple[Callable[[Path, Sequence[str]], Made], ...] = (
-    folder, table, labelled, captions, karpathy, tar, classes, label_maps, nlvr2, snli_ve, easy_vqa,
+def vqav2(root: Path, defects: Sequence[str]) -> Made:
+    defects, expected = ("good", *defects), 0
+    for start, part in enumerate(("train2014", "val2014", "test-dev2015", "test2015")):
+        folder = part.replace("test-dev", "test")
+        questions, annotations = [], []
+        for number, defect in enumerate(defects):
+            key = {"question_id": 10 * number + min(start, 2), "image_id": number}  # those of test-dev are also in test
+            text = image(root, f"{folder}/COCO_{folder}_{number:012d}.jpg", defect)
+            people = [{"answer": "zebra" if defect == "unknown" else "red", "answer_id": 1}]
+            annotation = key | {"answers": people, "multiple_choice_answer": "red", "answer_type": "other"}
+            questions += [key | {"question": 7 if defect == "bad" else text}] * (1 + (defect == "twice"))
+            annotations += [annotation] * {"unanswered": 0, "several": 2}.get(defect, 1)
+            if defect == "unasked" or (part == "test-dev2015" and number % 2):
+                questions.pop()
+        (root / f"v2_OpenEnded_mscoco_{part}_questions.json").write_text(json.dumps({"questions": questions}))
+        expected += len(questions)
+        if not part.startswith("test"):
+            (root / f"v2_mscoco_{part}_annotations.json").write_text(json.dumps({"annotations": annotations}))
+            ids = [{entry["question_id"] for entry in entries} for entries in (questions, annotations)]
+            expected += len(annotations) - len(ids[0] & ids[1])
+    return root, vocabulary(root), expected
+
+
+def visual_genome(root: Path, defects: Sequence[str]) -> Made:
+    questions = []
+    for number, defect in enumerate(defects):
+        text = image(root, f"VG_100K/{number}.jpg", defect)
+        answer = {"unknown": "zebra", "unanswered": ""}.get(defect, "Red.")
+        one = {"qa_id": number, "image_id": number, "question": 7 if defect == "bad" else text, "answer": answer}
+        questions.append([one] * {"unasked": 0, "twice": 2}.get(defect, 1))
+        questions[-1] += [one | {"answer": "blue", "qa_id": -number}] * (defect == "several")
+    content = [{"id": number, "qas": qas} for number, qas in enumerate(questions)]
+    (root / "question_answers.json").write_text(json.dumps(content))
+    images = [{"image_id": n, "url": f"x/VG_100K/{n}.jpg", "coco_id": n} for n in range(0, len(defects), 2)]
+    (root / "image_data.json").write_text(json.dumps(images))
+    return root, vocabulary(root), sum(map(len, questions))
+
+
+def vocabulary(root: Path) -> PrepareOptions:
+    (root.parent / "answers.txt").write_text("red\nblue\n")
+    return PrepareOptions(num_workers=1, answers=root.parent / "answers.txt")
+
+
+Maker = Callable[[Path, Sequence[str]], Made]
+SOURCES: tuple[tuple[str, Maker], ...] = (
+    ("folder", folder), ("table", table), ("table", labelled), ("captions", captions), ("karpathy", karpathy),
+    ("tar", tar), ("folder", classes), ("label-maps", label_maps), ("easy-vqa", easy_vqa),
 )  # fmt: skip
+QUESTION_SOURCES: tuple[tuple[str, Maker], ...] = (
+    ("vqav2", vqav2), ("visual-genome", visual_genome), ("nlvr2", nlvr2), ("snli-ve", snli_ve),
+)  # fmt: skip
+FEW = settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
-@pytest.mark.parametrize("make", SOURCES, ids=lambda make: make.__name__)
+def test_every_format_is_covered() -> None:
+    assert {kind for kind, _ in (*SOURCES, *QUESTION_SOURCES)} == set(_FORMATS)
+
+
+@pytest.mark.parametrize(("kind", "make"), SOURCES, ids=[make.__name__ for _, make in SOURCES])
 @given(defects=st.lists(st.sampled_from(DEFECTS), min_size=1, max_size=8))
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_kept_and_skipped_items_add_up(make: Callable[[Path, Sequence[str]], Made], defects: list[str]) -> None:
-    with TemporaryDirectory() as name:
+@FEW
+def test_kept_and_skipped_items_add_up(kind: str, make: Maker, defects: list[str]) -> None:
+    check_counts(kind, make, defects)
+
+
+@pytest.mark.parametrize(("kind", "make"), QUESTION_SOURCES, ids=[make.__name__ for _, make in QUESTION_SOURCES])
+@given(defects=st.lists(st.sampled_from(QUESTION_DEFECTS), min_size=1, max_size=8))
+@example(defects=list(QUESTION_DEFECTS))
+@FEW
+def test_kept_and_skipped_questions_add_up(kind: str, make: Maker, defects: list[str]) -> None:
+    check_counts(kind, make, defects)
+
+
+def check_counts(kind: str, make: Maker, defects: list[str]) -> None:
+    with TemporaryDirectory(dir=MEMORY) as name:
         root = Path(name, "source")
         root.mkdir()
         source, options, expected = make(root, defects)
@@ -152,5 +222,8 @@ def test_kept_and_skipped_items_add_up(make: Callable[[Path, Sequence[str]], Mad
             assert match, error
             assert int(match[1]) == expected
         else:
+            assert tally.request["kind"] == kind
+            shared = re.search(r"^(\d+) questions of test2015 are also", "\n".join(tally.remarks), re.MULTILINE)
+            expected -= int(shared[1]) if shared else 0
             assert tally.samples + sum(tally.skipped.values()) == tally.consumed == expected
             assert len((Path(name) / "out/skipped.jsonl").read_text().splitlines()) == expected - tally.samples

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -47,7 +48,9 @@ def load(folder: Path, images: Path | None, vocabulary: tuple[str, ...]) -> Sour
     ``folder``. ``vocabulary`` holds the answers; empty: they are determined by the published rule. Training questions
     without an answer in the vocabulary are skipped, as published; those of val are kept and count as wrong.
     """
-    answers = {part: _answers(folder, part) for part in ANSWERED if _has(folder, part)}
+    annotations = {part: _annotations(folder, part) for part in ANSWERED if _has(folder, part)}
+    answers = {part: by_question for part, (by_question, _) in annotations.items()}
+    replaced = {part: numbers for part, (_, numbers) in annotations.items()}
     questions = {part: _questions(folder, part) for part in (*ANSWERED, *UNANSWERED) if _has(folder, part)}
     common = (answer.most_common for part in answers.values() for answer in part.values())
     names = vocabulary or most_common_answers(common)
@@ -59,7 +62,7 @@ def load(folder: Path, images: Path | None, vocabulary: tuple[str, ...]) -> Sour
     total = sum(map(len, questions.values()))
     shared = len(test) - len(questions[UNANSWERED[1]])
     remarks = _remarks(folder, tuple(answers), f"{len(names):,}", own=not vocabulary, shared=shared)
-    return Source(_items(questions, answers, _Vocabulary(names), find), total, files, remarks)
+    return Source(_items(questions, answers, replaced, _Vocabulary(names), find), total, files, remarks)
 
 
 class _Vocabulary:
@@ -93,7 +96,9 @@ def _questions(folder: Path, part: str) -> list[Question]:
     return entries(_file(folder, part), "questions", reduce)
 
 
-def _answers(folder: Path, part: str) -> Answers:
+def _annotations(folder: Path, part: str) -> tuple[Answers, Sequence[int]]:
+    """Return the answers, and the ids of those that later ones to the same question replace."""
+
     def reduce(entry: dict[str, Any]) -> object:
         if "answer_id" in entry:
             return intern(entry["answer"])
@@ -102,7 +107,9 @@ def _answers(folder: Path, part: str) -> Answers:
             return entry["question_id"], answers
         return entry
 
-    return dict(entries(folder / f"v2_mscoco_{part}_annotations.json", "annotations", reduce))
+    pairs = entries(folder / f"v2_mscoco_{part}_annotations.json", "annotations", reduce)
+    answers = dict(pairs)
+    return answers, list((Counter(number for number, _ in pairs) - Counter(answers.keys())).elements())
 
 
 def _remarks(folder: Path, answered: tuple[str, ...], size: str, *, own: bool, shared: int) -> tuple[str, ...]:
@@ -124,6 +131,7 @@ def _remarks(folder: Path, answered: tuple[str, ...], size: str, *, own: bool, s
 def _items(
     questions: Mapping[str, Sequence[Question]],
     answers: Mapping[str, Answers],
+    replaced: Mapping[str, Sequence[int]],
     vocabulary: _Vocabulary,
     find: ImageFinder,
 ) -> Iterator[Item]:
@@ -146,7 +154,11 @@ def _items(
             if given and not vocabulary.contains_any(given.all):
                 problem, note = (problem or UNKNOWN, note) if split == "train" else (problem, note or UNKNOWN)
             yield Item(name, find(name), (text,), split, meta, problem, label=target, note=note)
-        yield from _without_question(part, answers.get(part, {}), part_questions)
+        numbers = {number for number, _, _ in part_questions}
+        unused = [(number, "answers without a question") for number in answers.get(part, ()) if number not in numbers]
+        unused += [(number, "other answers to the same question follow") for number in replaced.get(part, ())]
+        for number, problem in unused:
+            yield Item(f"v2_mscoco_{part}_annotations.json", b"", meta={"id": number}, problem=problem)
 
 
 def _splits(part: str, questions: Sequence[Question]) -> Callable[[int], str]:
@@ -156,12 +168,3 @@ def _splits(part: str, questions: Sequence[Question]) -> Callable[[int], str]:
         return lambda image: name
     held_out = frozenset(list(dict.fromkeys(image for _, image, _ in questions))[-HELD_OUT:])
     return lambda image: "rest_val" if image in held_out else "trainable_val"
-
-
-def _without_question(part: str, answers: Answers, questions: Sequence[Question]) -> Iterator[Item]:
-    numbers = {number for number, _, _ in questions}
-    for number in answers:
-        if number not in numbers:
-            yield Item(
-                f"v2_mscoco_{part}_annotations.json", b"", meta={"id": number}, problem="answers without a question"
-            )
