@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +33,8 @@ class Collection:
     """Return the bytes of an image; raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
     fields: Callable[[int], dict[str, Value]] = field(default=lambda number: {})
     """Return the original name of an image and the fields by which its owner knows it, if its sample has them."""
+    unlisted: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Sub-folders whose images are not in the collection, and why."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
@@ -44,10 +46,9 @@ class Collection:
         source = Path(source).expanduser().absolute()  # so that a change of the working directory does not matter
         if not source.is_dir():
             return _shards(source)
-        names, tars = (
-            image_names(source),
-            [path.name for path in sorted(source.iterdir()) if has_ending(path, (".tar",))],
-        )
+        unlisted = dict[str, str]()
+        names = image_names(source, unlisted)
+        tars = [path.name for path in sorted(source.iterdir()) if has_ending(path, (".tar",))]
         if names and tars:
             raise DualfuseError(
                 f"{source} contains {len(names)} image(s), such as {names[0]}, and {len(tars)} tar file(s), such as "
@@ -55,7 +56,7 @@ class Collection:
             )
         if not names and not tars:
             raise DualfuseError(f"{source} contains neither images nor tar files; {_contents(source)}")
-        return _folder(source, names) if names else _shards(source)
+        return replace(_folder(source, names), unlisted=unlisted) if names else _shards(source)
 
     def __len__(self) -> int:
         """The number of images, unreadable ones included."""

@@ -108,7 +108,8 @@ class Index:
             raise DualfuseError(
                 f"none of the {len(collection)} images at {collection.source} can be read; the first: {reasons}"
             )
-        return cls(loaded, collection, store, skipped, embedded=len(missing) - len(skipped))
+        unlisted = tuple(SkippedImage(name, reason) for name, reason in collection.unlisted.items())
+        return cls(loaded, collection, store, (*skipped, *unlisted), embedded=len(missing) - len(skipped))
 
     def __len__(self) -> int:
         """The number of images that a search can return."""

@@ -266,6 +266,20 @@ def test_long_builds_are_flushed_while_they_run(
     assert Index.build(loaded, killed, batch_size=4).embedded == 8
 
 
+def test_unreadable_folders_are_reported(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (images / "secret").mkdir()
+    scandir = os.scandir
+
+    def refuse(path: Path) -> object:
+        if Path(path).name == "secret":
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    [skipped] = Index.build(loaded, images).skipped
+    assert (skipped.name, skipped.reason) == ("secret", "unreadable folder: Permission denied")
+
+
 def test_unreadable_images_are_reported(loaded: LoadedModel, images: Path) -> None:
     (images / "02.png").write_bytes((images / "02.png").read_bytes()[:60])
     (images / "04.png").write_bytes(b"")
