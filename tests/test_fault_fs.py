@@ -25,7 +25,7 @@ from dualfuse.recipe import Recipe
 from dualfuse.search.index import Index
 from dualfuse.training import loop
 
-SPREAD = 4
+SPREAD = 2
 """Points of each command in the default suite; the slow test takes all."""
 Tree = dict[str, bytes]
 
