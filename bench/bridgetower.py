@@ -166,7 +166,7 @@ def candidates() -> dict[str, Ours | Theirs]:
     matcher.bridgetower = learner.bridgetower
     matcher.itm_score.fc = nn.Linear(2 * config.hidden_size, 2)
     found = import_tensors(learner.state_dict() | matcher.state_dict(), layout("add"))
-    task.itc_heads[0] = ITCHead(PRETRAINING.itc_head, task.model.width, fused_width=task.model.fused_width)
+    task.itc_heads[0] = ITCHead(PRETRAINING.itc_head, task.model.encode_widths, fused_width=task.model.fused_width)
     task.load_state_dict(task.itc_heads.state_dict(prefix="itc_heads.") | found.tensors, assign=True)
     theirs = Theirs(learner, matcher)
     return {"padded to 50": replace(theirs, length=PUBLISHED_LENGTH), "transformers": theirs, "ours": Ours(task)}

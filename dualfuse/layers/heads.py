@@ -45,6 +45,10 @@ class ITCHeadConfig:
 
     width: int = 0
     """Width of the projected features; 0: that of the model."""
+    hidden: int = 0
+    """Width of a hidden layer (linear, GELU, dropout) in each projection, for frozen towers; 0: one linear map."""
+    dropout: float = 0.0
+    """Dropout after the hidden layer."""
     bias: bool = False
     """Whether projections have a bias, as in BridgeTower."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -64,15 +68,21 @@ class ITCHeadConfig:
 class ITCHead(nn.Module):
     """A projection per modality, and the scale (and for the sigmoid loss the bias) of the logits."""
 
-    def __init__(self, cfg: ITCHeadConfig, width: int, *, fused_width: int, std: float = 0.02) -> None:
-        """``width`` and ``fused_width`` are those of the model, ``std`` the initial standard deviation.
+    def __init__(self, cfg: ITCHeadConfig, widths: tuple[int, int], *, fused_width: int, std: float = 0.02) -> None:
+        """``widths`` are those of image and text features, ``std`` is the initial standard deviation.
 
-        The temperature starts at 0.07 for softmax; at 0.1, with a logit bias of -10, for sigmoid.
+        The temperature starts at 0.07 for softmax; at 0.1, with a logit bias of -10, for sigmoid. Raises DualfuseError
+        if images and texts have different widths and ``cfg.width`` is 0.
         """
         super().__init__()
-        size = cfg.width or width
-        self.image = nn.Linear(width, size, bias=cfg.bias)
-        self.text = nn.Linear(width, size, bias=cfg.bias)
+        if not cfg.width and widths[0] != widths[1]:
+            raise DualfuseError(
+                f"ITC compares images of width {widths[0]} with texts of width {widths[1]}: set itc_head.width, the "
+                "width that both are projected to"
+            )
+        size = cfg.width or widths[0]
+        self.image = _projection(cfg, widths[0], size)
+        self.text = _projection(cfg, widths[1], size)
         self.fused = nn.Linear(fused_width, size, bias=cfg.bias) if cfg.fused else None
         temperature = 0.07 if cfg.loss == "softmax" else 0.1
         if cfg.temperature == "log":
@@ -94,6 +104,14 @@ class ITCHead(nn.Module):
         within = self.temperature.clamp(0.001, 0.5)
         # straight-through: a temperature outside of the bounds still receives a gradient
         return 1 / (self.temperature + (within - self.temperature).detach())
+
+
+def _projection(cfg: ITCHeadConfig, width: int, size: int) -> nn.Module:
+    if not cfg.hidden:
+        return nn.Linear(width, size, bias=cfg.bias)
+    return nn.Sequential(
+        nn.Linear(width, cfg.hidden), nn.GELU(), nn.Dropout(cfg.dropout), nn.Linear(cfg.hidden, size, bias=cfg.bias)
+    )
 
 
 def normalize(x: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ class VisionLanguageModel(Resizable, ABC):
     """A model that works as a dual encoder and as a fusion encoder, through four verbs."""
 
     width: int
-    """Width of :meth:`encode`."""
+    """Width of the states of images alone, and of :meth:`encode` unless ``encode_widths`` differ."""
     fused_width: int
     """Width of ``fuse(...).pooled``."""
     text_width: int
@@ -126,7 +126,7 @@ class VisionLanguageModel(Resizable, ABC):
 
     @abstractmethod
     def encode(self, tokens: Tokens) -> Tensor:
-        """Return one embedding (B, width) of one modality alone."""
+        """Return one embedding (B, W) of one modality alone; W is that of ``encode_widths``."""
 
     @abstractmethod
     def fuse(
@@ -139,6 +139,11 @@ class VisionLanguageModel(Resizable, ABC):
         attend to another (column), the text's tokens first; padding is always masked. Without it attention is full.
         Raises DualfuseError for an ``attention_mask`` if the model lacks the capability ``generation``.
         """
+
+    @property
+    def encode_widths(self) -> tuple[int, int]:
+        """Widths of :meth:`encode` of an image and of a text."""
+        return self.width, self.width
 
     @abstractmethod
     def fsdp_blocks(self) -> Iterable[nn.Module]:

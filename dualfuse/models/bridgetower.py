@@ -81,12 +81,6 @@ class BridgeTowerConfig:
                 'itc_image_feature="transformed" needs tower_layers that end in the top layer (0), not '
                 f"{self.resolved_tower_layers}"
             )
-        widths = {"tower": self.image.width, "transformed": self.width}
-        if self.text.width != widths[self.itc_image_feature]:
-            raise DualfuseError(
-                f"ITC compares texts of width {self.text.width} with images of width {widths[self.itc_image_feature]}; "
-                f"they must be equal (itc_image_feature is {self.itc_image_feature!r})"
-            )
 
     @property
     def resolved_tower_layers(self) -> tuple[int, ...]:
@@ -110,7 +104,9 @@ class BridgeTower(VisionLanguageModel):
     def __init__(self, cfg: BridgeTowerConfig) -> None:
         """Initialize linear weights and embeddings from a normal distribution, and biases with zero."""
         super().__init__()
-        self.width, self.text_width, self.fused_width = cfg.text.width, cfg.width, 2 * cfg.width
+        image_width = cfg.image.pooled_width if cfg.itc_image_feature == "tower" else cfg.width
+        self.width, self._encode_widths = cfg.image.width, (image_width, cfg.text.pooled_width)
+        self.text_width, self.fused_width = cfg.width, 2 * cfg.width
         self.vocab_size, self.mlm_head_eps = cfg.text.vocab_size, cfg.layer_norm_eps
         self.itc_image_feature, self.tower_layers = cfg.itc_image_feature, cfg.resolved_tower_layers
         self.image_tower, self.text_tower = cfg.image.build(), cfg.text.build(cfg.dropout)
@@ -133,13 +129,18 @@ class BridgeTower(VisionLanguageModel):
         self.poolers = _both(lambda _: nn.Linear(cfg.width, cfg.width))
         _initialize(self, cfg.init_std)
 
+    @property
+    def encode_widths(self) -> tuple[int, int]:
+        """Widths of the image state and of the text state that ITC compares."""
+        return self._encode_widths
+
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Run the image tower on images (B, 3, H, W), and add the type of their ``slot`` to the states that feed."""
         if slot + 1 >= self.types.num_embeddings:
             raise DualfuseError(f"slot {slot}: image_slots of this model is {self.types.num_embeddings - 1}")
         output: TowerOutput = self.image_tower(images, layers=self._layers_to_read(self.image_tower))
         feeds = self._feeds(IMAGE, output.states, slot + 1)
-        pooled = self.image_tower.pooled(output.states[-1]) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
+        pooled = _pooled(output) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
         mask = torch.ones(feeds[0].shape[:2], dtype=torch.bool, device=pooled.device)
         return Tokens(IMAGE, (pooled[:, None], *feeds), mask, output.grid)
 
@@ -147,11 +148,10 @@ class BridgeTower(VisionLanguageModel):
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
         output: TowerOutput = self.text_tower(ids, mask, layers=self._layers_to_read(self.text_tower))
-        pooled = self.text_tower.pooled(output.states[-1])
-        return Tokens(TEXT, (pooled[:, None], *self._feeds(TEXT, output.states, 0)), mask)
+        return Tokens(TEXT, (_pooled(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:
-        """Return the tower's pooled state (B, W)."""
+        """Return the tower's pooled state (B, W), of the width that ``encode_widths`` has for the modality."""
         return tokens.states[0][:, 0]
 
     def patch_states(self, images: Tensor) -> Tensor:
@@ -246,6 +246,10 @@ class BridgeTower(VisionLanguageModel):
         transform, type_embedding = self.transforms[modality], self.types.weight[type_id]
         linears = transform if isinstance(transform, nn.ModuleList) else [transform] * len(states)
         return tuple(linear(state) + type_embedding for linear, state in zip(linears, states, strict=True))
+
+
+def _pooled(output: TowerOutput) -> Tensor:
+    return output.states[-1][:, 0] if output.pooled is None else output.pooled
 
 
 def _cross_flow(layer: nn.Module, flow: AttentionFlow, x: Tensor, context: Tensor) -> Tensor:

@@ -102,12 +102,12 @@ class _Contract:
         patches = 1 + image.grid[0] * image.grid[1]
         _require(image.mask.shape == (BATCH, patches) and bool(image.mask.all()), "images are a class token and a grid")
         _require(torch.equal(text.mask, self.mask), "the mask of texts is that of embed_text")
-        for tokens in (image, text):
+        for tokens, width in zip((image, text), model.encode_widths, strict=True):
             _require(all(len(state) == BATCH for state in tokens.states), "states have one entry per example")
             features = model.itc_features(tokens)
-            _require(model.encode(tokens).shape == (BATCH, model.width), "encode returns (B, width)")
+            _require(model.encode(tokens).shape == (BATCH, width), "encode returns (B, W) of encode_widths")
             _require(len(features) == model.num_itc_features, "itc_features returns num_itc_features embeddings")
-            _require(all(each.shape == (BATCH, model.width) for each in features), "itc_features are (B, width)")
+            _require(all(each.shape == (BATCH, width) for each in features), "itc_features are (B, W) of encode_widths")
             _require_close(features[0], model.encode(tokens), "the first of itc_features is encode")
         fused = model.fuse(image, text)
         _require(fused.pooled.shape == (BATCH, model.fused_width), "fuse(...).pooled is (B, fused_width)")

@@ -35,7 +35,7 @@ def test_mlm_head_matches_the_formula() -> None:
 
 def test_initial_weights() -> None:
     torch.manual_seed(0)
-    head, views = MLMHead(64, 300), ITCHead(ITCHeadConfig(), 64, fused_width=64)
+    head, views = MLMHead(64, 300), ITCHead(ITCHeadConfig(), (64, 64), fused_width=64)
     for matrix in (head.dense.weight, head.decoder.weight, views.image.weight, views.text.weight):
         assert matrix.std().item() == pytest.approx(0.02, rel=0.05)
     assert not head.dense.bias.any() and not head.decoder.bias.any()
@@ -46,7 +46,7 @@ def test_initial_weights() -> None:
 
 
 def test_log_temperature_is_bounded() -> None:
-    views = ITCHead(ITCHeadConfig(), 4, fused_width=4)
+    views = ITCHead(ITCHeadConfig(), (4, 4), fused_width=4)
     assert views.logit_scale.shape == (1,)
     assert views.logit_scale.item() == pytest.approx(2.6593, abs=1e-4)
     assert views.scale.item() == pytest.approx(1 / 0.07, rel=1e-5)
@@ -56,7 +56,7 @@ def test_log_temperature_is_bounded() -> None:
 
 @pytest.mark.parametrize(("temperature", "bounded"), [(0.0001, 0.001), (-0.001, 0.001), (0.2, 0.2), (0.7, 0.5)])
 def test_plain_temperature_is_bounded_and_keeps_its_gradient(temperature: float, bounded: float) -> None:
-    head = ITCHead(ITCHeadConfig(temperature="plain"), 4, fused_width=4)
+    head = ITCHead(ITCHeadConfig(temperature="plain"), (4, 4), fused_width=4)
     assert head.temperature.item() == pytest.approx(0.07)
     nn.init.constant_(head.temperature, temperature)
     assert head.scale.item() == pytest.approx(1 / bounded, rel=1e-4)
@@ -70,7 +70,7 @@ def test_sigmoid_head_adds_a_logit_bias_and_draws_the_same_weights(temperature: 
     heads = []
     for loss in ("softmax", "sigmoid"):
         torch.manual_seed(0)
-        heads.append(ITCHead(ITCHeadConfig(loss=loss, temperature=temperature), 8, fused_width=8))
+        heads.append(ITCHead(ITCHeadConfig(loss=loss, temperature=temperature), (8, 8), fused_width=8))
     softmax, sigmoid = heads
     assert sigmoid.state_dict().keys() - softmax.state_dict().keys() == {"logit_bias"}
     assert torch.equal(softmax.image.weight, sigmoid.image.weight)
@@ -81,3 +81,15 @@ def test_sigmoid_head_adds_a_logit_bias_and_draws_the_same_weights(temperature: 
 def test_fused_features_need_the_softmax_loss() -> None:
     with pytest.raises(DualfuseError, match="fused"):
         ITCHeadConfig(loss="sigmoid", fused=True)
+
+
+def test_itc_projections_of_two_widths() -> None:
+    with pytest.raises(ValueError, match="images of width 6 with texts of width 4: set itc_head.width"):
+        ITCHead(ITCHeadConfig(), (6, 4), fused_width=4)
+    head = ITCHead(ITCHeadConfig(width=3, hidden=5, dropout=0.5), (6, 4), fused_width=4).eval()
+    x, y = torch.randn(2, 6), torch.randn(2, 4)
+    image, text = head.project(x, y)
+    first, last = head.text[0], head.text[3]
+    expected = torch.nn.functional.gelu(y @ first.weight.T + first.bias) @ last.weight.T
+    assert_close(text, expected / expected.square().sum(1, keepdim=True).sqrt())
+    assert image.shape == (2, 3)

@@ -34,7 +34,7 @@ class Everything(nn.Module):
     def __init__(self, model: VisionLanguageModel) -> None:
         super().__init__()
         self.model = model
-        self.contrast = ITCHead(ITCHeadConfig(), 32, fused_width=32)
+        self.contrast = ITCHead(ITCHeadConfig(), (32, 32), fused_width=32)
         self.masked = MLMHead(32, 50)
         self.answer = nn.Sequential(nn.Linear(32, 64), nn.LayerNorm(64), nn.GELU(), nn.Linear(64, 5))
 

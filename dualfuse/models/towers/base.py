@@ -1,4 +1,4 @@
-"""What BridgeTower needs of a pre-trained encoder of one modality."""
+"""What BridgeTower and a dual encoder need of a pre-trained encoder of one modality."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from dualfuse.layers.attention_flow import AttentionFlow
 
 @dataclass(frozen=True)
 class TowerOutput:
-    """The states (B, N, width) after the chosen layers, and for images the grid of patches (height, width)."""
+    """The states (B, N, width) after the chosen layers, and for images the grid of patches (height, width).
+
+    ``pooled`` (B, pooled_width) stands for the whole input, if the top layer is the last of the chosen ones; None: the
+    top layer's state of the first token does.
+    """
 
     states: tuple[Tensor, ...]
     grid: tuple[int, ...] = ()
+    pooled: Tensor | None = None
 
 
 class Tower(nn.Module, ABC):
     """A pre-trained encoder: ``tower(images, layers=...)`` or ``tower(ids, mask, layers=...)`` returns a TowerOutput.
 
     ``layers`` are numbers of layers, counted from 0; their states come in the order in which they are listed, and
-    layers above the highest are not run. Image states are a class token and the patches row by row.
+    layers above the highest are not run. Image states are a class token and the patches row by row; a tower without a
+    class token puts the mean over its patches there.
     """
 
     @abstractmethod
     def fsdp_blocks(self) -> Sequence[nn.Module]:
         """Return the layers from bottom to top: what ``layers`` counts, and FSDP shards one by one."""
-
-    def pooled(self, top: Tensor) -> Tensor:
-        """Return the state (B, width) that stands for the whole input, given the top layer's states."""
-        return top[:, 0]
 
     def lr_layers(self) -> list[tuple[nn.Module, ...]]:
         """Return the modules of each level for layer-wise learning rates, the embeddings (the tower itself) first."""
@@ -55,6 +57,11 @@ class ImageTowerConfig(ABC):
     image_size: tuple[int, int]
     """Height and width of the images that the positions are made for."""
 
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled state."""
+        return self.width
+
     @abstractmethod
     def build(self) -> Tower:
         """Return the tower with initial weights."""
@@ -72,6 +79,11 @@ class TextTowerConfig(ABC):
     """Number of token embeddings."""
     text_length: int
     """Longest text that has positions, in tokens."""
+
+    @property
+    def pooled_width(self) -> int:
+        """Width of the pooled state."""
+        return self.width
 
     @abstractmethod
     def build(self, dropout: float) -> Tower:

@@ -139,7 +139,7 @@ class Pairs(PairPrediction):
         check_patch_dropout(cfg.patch_dropout, model)
         self.cfg, self.model = cfg, model
         self.itc_heads = nn.ModuleList(
-            ITCHead(cfg.itc_head, model.width, fused_width=model.fused_width, std=cfg.init_std)
+            ITCHead(cfg.itc_head, model.encode_widths, fused_width=model.fused_width, std=cfg.init_std)
             for _ in range(model.num_itc_features if cfg.itc_features == "all" else 1)
         )
         self.itm_head = nn.Linear(model.fused_width, 2)

@@ -174,21 +174,20 @@ def test_tower_layers_choose_the_layers_that_feed() -> None:
             {"itc_image_feature": "transformed", "tower_layers": (2, 1)},
             r"needs tower_layers that end in the top layer .* not \(2, 1\)",
         ),
-        (
-            MODEL,
-            {"text": replace(TEXT, width=32)},
-            r"texts of width 32 with images of width 64; they must be equal \(itc_image_feature is 'tower'\)",
-        ),
-        (
-            MODEL,
-            {"itc_image_feature": "transformed", "width": 32},
-            r"texts of width 64 with images of width 32; they must be equal \(itc_image_feature is 'transformed'\)",
-        ),
     ],
 )
 def test_impossible_configs_are_refused(cfg: Any, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         replace(cfg, **changes)
+
+
+@torch.no_grad()
+def test_towers_of_two_widths_encode_to_their_own_widths() -> None:
+    model = built(replace(MODEL, text=replace(TEXT, width=32)))
+    image, text = model.embed_image(IMAGES), model.embed_text(IDS, MASK)
+    assert (model.encode(image).shape, model.encode(text).shape) == ((2, 64), (2, 32))
+    assert model.encode_widths == (64, 32)
+    assert model.fuse(image, text).pooled.shape == (2, 128)
 
 
 def test_a_slot_beyond_image_slots_is_refused() -> None:
