@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
+from dualfuse.cli.parser import Flags
 from dualfuse.errors import DualfuseError
 
 EXAMPLES = """
@@ -18,38 +20,28 @@ dualfuse convert models/bridgetower exported --to huggingface
 """
 
 
-def run(
-    source: Annotated[
-        Positional[str],
-        arg(
-            metavar="SOURCE",
-            help="checkpoint of BridgeTower, METER, VLMo, BEiT or CLIP (file, folder, or name on the hub), or a model "
-            "folder",
-        ),
-    ],
-    destination: Annotated[Positional[Path], arg(metavar="DEST", help="folder to write")],
-    to: Annotated[
-        str,
-        arg(
-            metavar="FORMAT",
-            help="target format: dualfuse (a model folder), huggingface (transformers), official (the file of the "
-            "model's own code), or one of a plug-in",
-        ),
-    ] = "dualfuse",
-    text: Annotated[
-        str, arg(help="checkpoint of the text encoder: RoBERTa for a CLIP source, BERT for a BEiT source")
-    ] = "",
-    language: Annotated[
-        Literal["random", "vision"],
-        arg(help="initialization of language experts for a BEiT source without --text: random, or the vision experts"),
-    ] = "random",
-    tokenizer: Annotated[
-        str, arg(help="tokenizer for a checkpoint without one: tokenizer.json, folder, or name on the hub")
-    ] = "",
-    recipe: Annotated[
-        str, arg(help="recipe whose model is built on CLIP and RoBERTa; empty: a BridgeTower of their sizes")
-    ] = "",
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Flags of ``dualfuse convert``."""
+
+    source: Annotated[Positional[str], arg(metavar="SOURCE")]
+    """checkpoint of BridgeTower, METER, VLMo, BEiT or CLIP (file, folder, or name on the hub), or a model folder"""
+    destination: Annotated[Positional[Path], arg(metavar="DEST")]
+    """folder to write"""
+    to: Annotated[str, arg(metavar="FORMAT")] = "dualfuse"
+    """target format: dualfuse (a model folder), huggingface (transformers), official (the file of the model's own
+    code), or one of a plug-in"""
+    text: str = ""
+    """checkpoint of the text encoder: RoBERTa for a CLIP source, BERT for a BEiT source"""
+    language: Literal["random", "vision"] = "random"
+    """initialization of language experts for a BEiT source without --text: random, or the vision experts"""
+    tokenizer: str = ""
+    """tokenizer for a checkpoint without one: tokenizer.json, folder, or name on the hub"""
+    recipe: str = ""
+    """recipe whose model is built on CLIP and RoBERTa; empty: a BridgeTower of their sizes"""
+
+
+def run(options: Flags[Options]) -> None:
     """Convert third-party checkpoints to model folders, and model folders to other formats.
 
     Every tensor is accounted for as used, unused, unexpected, new or dropped in DEST/conversion.json. Checkpoints are
@@ -58,8 +50,16 @@ def run(
     from dualfuse import recipes
     from dualfuse.convert.convert import convert
 
-    stages = recipes.find_recipe(recipe) if recipe else ()
+    stages = recipes.find_recipe(options.recipe) if options.recipe else ()
     if len(stages) > 1:
-        raise DualfuseError(f"--recipe {recipe} has {len(stages)} stages; give a recipe with one")
-    built = stages[0] if stages else None
-    echo(convert(source, destination, to=to, text=text, tokenizer=tokenizer, recipe=built, language=language))
+        raise DualfuseError(f"--recipe {options.recipe} has {len(stages)} stages; give a recipe with one")
+    report = convert(
+        options.source,
+        options.destination,
+        to=options.to,
+        text=options.text,
+        tokenizer=options.tokenizer,
+        recipe=stages[0] if stages else None,
+        language=options.language,
+    )
+    echo(report)

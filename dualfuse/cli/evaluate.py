@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import ClassNames, Model, Templates, check_drawing
+from dualfuse.cli.parser import Flags, Model, ZeroShot, check_drawing
 from dualfuse.io import write_json
 
 EXAMPLES = """
@@ -18,29 +19,32 @@ dualfuse evaluate runs/demo/pairs/final 'data/flowers-test-*.tar' --zero-shot da
 """
 
 
-def run(
-    model: Model,
-    data: Annotated[Positional[str], arg(metavar="DATA", help="shards to evaluate on, such as 'data/test-*.tar'")],
-    rerank: Annotated[int, arg(help="candidates per query that fusion re-ranks; 0: none")] = 16,
-    batch_size: Annotated[int, arg(help="images, texts or pairs per forward pass")] = 64,
-    num_workers: Annotated[int, arg(help="data loader processes; 0: load in this process")] = 2,
-    exclude_broken: Annotated[bool, arg(help="skip and report unreadable samples instead of failing")] = False,
-    out: Annotated[Path | None, arg(metavar="FILE", help="write the metrics to this json file")] = None,
-    answers: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="write the predicted answers or captions: .json in the format of VQAv2 or COCO, .csv in that of "
-            "NLVR2, .jsonl with all details",
-        ),
-    ] = None,
-    save_image: Annotated[
-        Path | None,
-        arg(metavar="FILE", help="draw the reconstructions of a visual tokenizer, or the label maps of a segmenter"),
-    ] = None,
-    zero_shot: ClassNames = "",
-    templates: Templates = "",
-) -> None:
+@dataclass(frozen=True)
+class Options:
+    """Flags of ``dualfuse evaluate``."""
+
+    model: Model
+    data: Annotated[Positional[str], arg(metavar="DATA")]
+    """shards to evaluate on, such as 'data/test-*.tar'"""
+    rerank: int = 16
+    """candidates per query that fusion re-ranks; 0: none"""
+    batch_size: int = 64
+    """images, texts or pairs per forward pass"""
+    num_workers: int = 2
+    """data loader processes; 0: load in this process"""
+    exclude_broken: bool = False
+    """skip and report unreadable samples instead of failing"""
+    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    """write the metrics to this json file"""
+    answers: Annotated[Path | None, arg(metavar="FILE")] = None
+    """write the predicted answers or captions: .json in the format of VQAv2 or COCO, .csv in that of NLVR2, .jsonl with
+    all details"""
+    save_image: Annotated[Path | None, arg(metavar="FILE")] = None
+    """draw the reconstructions of a visual tokenizer, or the label maps of a segmenter"""
+    zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
+
+
+def run(options: Flags[Options]) -> None:
     """Evaluate a model on its training task.
 
     Image-text pairs: retrieval in both directions, by embeddings alone and re-ranked by fusion, ITM and MLM. Question
@@ -54,16 +58,17 @@ def run(
     from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
 
-    if save_image:
-        check_drawing(save_image, data)
+    if options.save_image:
+        check_drawing(options.save_image, options.data)
     keep_big_blocks()
-    loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
-    check_outputs(loaded.task, answers=answers, save_image=save_image)
-    evaluated = evaluate_model(loaded, data, Plan(batch_size, rerank, num_workers, exclude_broken, all_metrics=True))
+    loaded = with_zero_shot(load(options.model, device=dist.device()), options.zero.zero_shot, options.zero.templates)
+    check_outputs(loaded.task, answers=options.answers, save_image=options.save_image)
+    plan = Plan(options.batch_size, options.rerank, options.num_workers, options.exclude_broken, all_metrics=True)
+    evaluated = evaluate_model(loaded, options.data, plan)
     echo("\n".join(evaluated.lines()))
-    if out:
-        write_json(out, evaluated.metrics)
-    if save_image:
-        draw(loaded, data, save_image)
-    if answers:
-        evaluated.write(answers)
+    if options.out:
+        write_json(options.out, evaluated.metrics)
+    if options.save_image:
+        draw(loaded, options.data, options.save_image)
+    if options.answers:
+        evaluated.write(options.answers)

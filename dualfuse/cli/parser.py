@@ -10,7 +10,7 @@ import os
 import textwrap
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, suppress
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -23,27 +23,27 @@ from dualfuse.cli.console import echo
 from dualfuse.errors import DualfuseError
 
 Result = TypeVar("Result")
+Options = TypeVar("Options")
 
 Model = Annotated[
     Positional[str],
     arg(metavar="MODEL", help="model folder such as runs/demo/pairs/final, checkpoint file, or name on the hub"),
 ]
-ClassNames = Annotated[
-    str,
-    arg(
-        metavar="NAMES",
-        help="zero-shot classification: class names as a file with one name per line, as a folder of shards that "
-        'prepare wrote with --label folder, or as a list such as "cat, dog"; empty: off',
-    ),
-]
-Templates = Annotated[
-    str,
-    arg(
-        metavar="FILE",
-        help="with --zero-shot: file with one sentence per line, {} standing for the name; clip: eight templates of "
-        "CLIP; empty: 'a photo of a {}.'",
-    ),
-]
+Flags = Annotated[Options, arg(name="")]
+"""A dataclass whose fields are flags of the command, without a prefix."""
+
+
+@dataclass(frozen=True)
+class ZeroShot:
+    """Zero-shot classification."""
+
+    zero_shot: Annotated[str, arg(metavar="NAMES")] = ""
+    """zero-shot classification: class names as a file with one name per line, as a folder of shards that prepare wrote
+    with --label folder, or as a list such as "cat, dog"; empty: off"""
+    templates: Annotated[str, arg(metavar="FILE")] = ""
+    """with --zero-shot: file with one sentence per line, {} standing for the name; clip: eight templates of CLIP;
+    empty: 'a photo of a {}.'"""
+
 
 COMMON = """\
 options of every command:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import ClassNames, Model, Templates
+from dualfuse.cli.parser import Flags, Model, ZeroShot
 from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
     from dualfuse.hub import LoadedModel
-    from dualfuse.prepare.sources.pairs.tables import Table
 
 EXAMPLES = """
 dualfuse predict runs/vqa/final --image photo.jpg --text "what colour is the car?"
@@ -25,39 +25,44 @@ dualfuse predict runs/vqa/final --table questions.csv --out answers.jsonl
 SHOWN = 5  # unusable rows that are named; all are counted
 
 
-def run(
-    model: Model,
-    image: Annotated[
-        tuple[Path, ...], arg(metavar="FILE ...", help="image, or two for a model that compares two images")
-    ] = (),
-    text: Annotated[
-        str, arg(help="question, caption, or text with [MASK] (<mask> for RoBERTa) where a word is missing")
-    ] = "",
-    table: Annotated[
-        Path | None, arg(metavar="FILE", help="csv, tsv, json, jsonl or parquet table with columns image and text")
-    ] = None,
-    images: Annotated[
-        Path | None, arg(metavar="FOLDER", help="with --table: folder of its images; default: the folder of the table")
-    ] = None,
-    image_column: Annotated[
-        str, arg(help="with --table: column with the image or its path; empty: recognized by its usual names")
-    ] = "",
-    text_columns: Annotated[
-        tuple[str, ...], arg(help="with --table: columns with the text; empty: recognized by their usual names")
-    ] = (),
-    keep: Annotated[
-        tuple[str, ...],
-        arg(metavar="COLUMN ...", help="with --table: columns, such as id and sku, that are copied to the answers"),
-    ] = (),
-    encoding: Annotated[
-        str, arg(help="with --table: encoding of a csv, tsv or json file, such as cp1252; empty: UTF-8, or by its BOM")
-    ] = "",
-    top: Annotated[int, arg(help="number of answers, or of words per mask; at least 1")] = 5,
-    out: Annotated[Path | None, arg(metavar="FILE", help="with --table: .jsonl or .csv file for the answers")] = None,
-    batch_size: Annotated[int, arg(help="with --table: rows per forward pass")] = 32,
-    zero_shot: ClassNames = "",
-    templates: Templates = "",
-) -> int:
+@dataclass(frozen=True)
+class TableOptions:
+    """Flags of ``dualfuse predict --table``."""
+
+    table: Annotated[Path | None, arg(metavar="FILE")] = None
+    """csv, tsv, json, jsonl or parquet table with columns image and text"""
+    images: Annotated[Path | None, arg(metavar="FOLDER")] = None
+    """with --table: folder of its images; default: the folder of the table"""
+    image_column: str = ""
+    """with --table: column with the image or its path; empty: recognized by its usual names"""
+    text_columns: tuple[str, ...] = ()
+    """with --table: columns with the text; empty: recognized by their usual names"""
+    keep: Annotated[tuple[str, ...], arg(metavar="COLUMN ...")] = ()
+    """with --table: columns, such as id and sku, that are copied to the answers"""
+    encoding: str = ""
+    """with --table: encoding of a csv, tsv or json file, such as cp1252; empty: UTF-8, or by its BOM"""
+    out: Annotated[Path | None, arg(metavar="FILE")] = None
+    """with --table: .jsonl or .csv file for the answers"""
+    batch_size: int = 32
+    """with --table: rows per forward pass"""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Flags of ``dualfuse predict``."""
+
+    model: Model
+    image: Annotated[tuple[Path, ...], arg(metavar="FILE ...")] = ()
+    """image, or two for a model that compares two images"""
+    text: str = ""
+    """question, caption, or text with [MASK] (<mask> for RoBERTa) where a word is missing"""
+    top: int = 5
+    """number of answers, or of words per mask; at least 1"""
+    rows: Flags[TableOptions] = field(default_factory=TableOptions)
+    zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
+
+
+def run(options: Flags[Options]) -> int:
     """Run the model's head on an image and a text, or on each row of a table.
 
     Answers to a table go to --out, or to stdout as one JSON object per line. The exit status is 1 if no row of the
@@ -66,28 +71,24 @@ def run(
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
     from dualfuse.inference.predict import at_least_one, predict
-    from dualfuse.inference.table import input_table
     from dualfuse.inference.zero_shot import with_zero_shot
-    from dualfuse.prepare.sources.columns import Columns
 
-    at_least_one(top)
-    _check_table(image, text, table, out)
-    if not table and (images or image_column or text_columns or keep or encoding):
-        raise DualfuseError("--images, --image-column, --text-columns, --keep and --encoding are for --table")
-    loaded = with_zero_shot(load(model, device=dist.device()), zero_shot, templates)
-    if table:
-        opened = input_table(table, images, Columns(image_column, text_columns, keep=keep), encoding)
-        return _predict_table(loaded, opened, out, keep, top=top, batch_size=batch_size)
-    prediction = predict(loaded, image or None, text, top=top)
+    at_least_one(options.top)
+    _check(options)
+    loaded = with_zero_shot(load(options.model, device=dist.device()), options.zero.zero_shot, options.zero.templates)
+    if table := options.rows.table:
+        return _predict_table(loaded, table, options.rows, options.top)
+    prediction = predict(loaded, options.image or None, options.text, top=options.top)
     echo("\n".join(prediction.lines()))
     if prediction.is_cut:
         echo(f"the text is truncated to {loaded.processor.text.length} tokens", to_stderr=True)
     return 0
 
 
-def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Path | None) -> None:
+def _check(options: Options) -> None:
     """Raise ``DualfuseError`` for options that contradict each other."""
-    if table and (image or text):
+    rows, table, out = options.rows, options.rows.table, options.rows.out
+    if table and (options.image or options.text):
         raise DualfuseError(f"the table {table} has its own images and texts; leave out --image and --text")
     if out and not table:
         raise DualfuseError(f"--out {out} is for the answers to a table; give --table, or leave out --out")
@@ -95,18 +96,21 @@ def _check_table(image: tuple[Path, ...], text: str, table: Path | None, out: Pa
         raise DualfuseError(f"the table {table} does not exist; give a csv, tsv, json, jsonl or parquet file")
     if table and out and out.resolve() == table.resolve():
         raise DualfuseError(f"--out {out} would replace the table; give another file")
+    if not table and (rows.images or rows.image_column or rows.text_columns or rows.keep or rows.encoding):
+        raise DualfuseError("--images, --image-column, --text-columns, --keep and --encoding are for --table")
 
 
-def _predict_table(
-    model: LoadedModel, table: Table, out: Path | None, keep: tuple[str, ...], *, top: int, batch_size: int
-) -> int:
+def _predict_table(model: LoadedModel, path: Path, rows: TableOptions, top: int) -> int:
     """Return the exit status: 1 if no row could be used."""
-    from dualfuse.inference.table import predict_table, table_writer
+    from dualfuse.inference.table import input_table, predict_table, table_writer
+    from dualfuse.prepare.sources.columns import Columns
     from dualfuse.printable import json_line
 
+    columns = Columns(rows.image_column, rows.text_columns, keep=rows.keep)
+    table, out = input_table(path, rows.images, columns, rows.encoding), rows.out
     counts, unusable = Counter[str](), list[str]()
-    with table_writer(out, keep) if out else nullcontext(lambda answer: echo(json_line(answer.record()))) as write:
-        for answer in predict_table(model, table, top=top, batch_size=batch_size):
+    with table_writer(out, rows.keep) if out else nullcontext(lambda answer: echo(json_line(answer.record()))) as write:
+        for answer in predict_table(model, table, top=top, batch_size=rows.batch_size):
             write(answer)
             if answer.prediction is None:
                 unusable += [f"  row {answer.row}: {answer.problem}"] if len(unusable) < SHOWN else []

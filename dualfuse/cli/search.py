@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Model, check_drawing
+from dualfuse.cli.parser import Flags, Model, check_drawing
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_IMAGE, read_bounded
 from dualfuse.io import listing
@@ -29,31 +30,32 @@ COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
 SHOWN = 5  # skipped images that are named; all are counted
 
 
-def run(
-    model: Model,
-    images: Annotated[Positional[str], arg(metavar="IMAGES", help="folder of images, or shards")],
-    query: Annotated[Positional[str], arg(metavar="QUERY", help="a text, or the path of an image")] = "",
-    queries: Annotated[
-        Path | None,
-        arg(
-            metavar="FILE",
-            help="search for many queries: a text file with one per line, or a csv, tsv, json, jsonl or parquet table "
-            "with a column query, text or image, and maybe id",
-        ),
-    ] = None,
-    top: Annotated[int, arg(help="number of hits")] = 10,
-    rerank: Annotated[int, arg(help="candidates that fusion re-ranks, for text queries; 0: none")] = 0,
-    json: Annotated[bool, arg(help="print one JSON object per query, with its hits")] = False,
-    save_image: Annotated[Path | None, arg(metavar="FILE", help="draw the hits of one query, as .png or .jpg")] = None,
-    store: Annotated[
-        str,
-        arg(
-            metavar="MODULE:FUNCTION",
-            help="vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: "
-            "a file beside the images",
-        ),
-    ] = "",
-) -> int:
+@dataclass(frozen=True)
+class Options:
+    """Flags of ``dualfuse search``."""
+
+    model: Model
+    images: Annotated[Positional[str], arg(metavar="IMAGES")]
+    """folder of images, or shards"""
+    query: Annotated[Positional[str], arg(metavar="QUERY")] = ""
+    """a text, or the path of an image"""
+    queries: Annotated[Path | None, arg(metavar="FILE")] = None
+    """search for many queries: a text file with one per line, or a csv, tsv, json, jsonl or parquet table with a column
+    query, text or image, and maybe id"""
+    top: int = 10
+    """number of hits"""
+    rerank: int = 0
+    """candidates that fusion re-ranks, for text queries; 0: none"""
+    json: bool = False
+    """print one JSON object per query, with its hits"""
+    save_image: Annotated[Path | None, arg(metavar="FILE")] = None
+    """draw the hits of one query, as .png or .jpg"""
+    store: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
+    """vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: a file
+    beside the images"""
+
+
+def run(options: Flags[Options]) -> int:
     """Search images by text or by image.
 
     The images are embedded once; the index is stored beside them and follows added, changed and removed images. A query
@@ -65,33 +67,35 @@ def run(
     from dualfuse.search.index import Index, fingerprint
     from dualfuse.search.queries import Query, answer, answers, interpret, read_queries
 
-    _check_options(images, query, queries, rerank, save_image)
-    many = tuple(read_queries(queries)) if queries else ()
-    loaded = load(model, device=dist.device())
-    index = Index.build(loaded, images, store=find(store)(fingerprint(loaded)) if store else None)
+    _check(options)
+    many = tuple(read_queries(options.queries)) if options.queries else ()
+    loaded = load(options.model, device=dist.device())
+    store = find(options.store)(fingerprint(loaded)) if options.store else None
+    index = Index.build(loaded, options.images, store=store)
     echo("\n".join(describe(index)), to_stderr=True)
-    if queries:
-        results = answers(index, many, top=top, rerank=rerank, folder=queries.parent)
-        return 0 if sum([_show(each, json, f"query: {printable(each.query.text)}") for each in results]) else 1
-    result = answer(index, Query(query), top=top, rerank=rerank)
-    _show(result, json)
-    if save_image:
-        grid(index, result.hits, interpret(query), save_image)
-        echo(f"wrote {save_image}", to_stderr=True)
+    if options.queries:
+        results = answers(index, many, top=options.top, rerank=options.rerank, folder=options.queries.parent)
+        return 0 if sum([_show(each, options.json, f"query: {printable(each.query.text)}") for each in results]) else 1
+    result = answer(index, Query(options.query), top=options.top, rerank=options.rerank)
+    _show(result, options.json)
+    if options.save_image:
+        grid(index, result.hits, interpret(options.query), options.save_image)
+        echo(f"wrote {options.save_image}", to_stderr=True)
     return 0
 
 
-def _check_options(images: str, query: str, queries: Path | None, rerank: int, save_image: Path | None) -> None:
+def _check(options: Options) -> None:
     """Raise ``DualfuseError`` for options that contradict each other, before the model is loaded."""
     from dualfuse.search.queries import interpret
 
-    if bool(query) == bool(queries):
+    query = options.query
+    if bool(query) == bool(options.queries):
         raise DualfuseError("give one query, or --queries FILE with many")
-    if save_image and queries:
+    if options.save_image and options.queries:
         raise DualfuseError("--save-image draws the hits of one query; leave out --queries or --save-image")
-    if save_image:
-        check_drawing(save_image, images)
-    if query and isinstance(interpret(query), Path) and rerank:
+    if options.save_image:
+        check_drawing(options.save_image, options.images)
+    if query and isinstance(interpret(query), Path) and options.rerank:
         raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
 
 

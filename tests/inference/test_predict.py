@@ -7,8 +7,9 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from dualfuse import hub
 from dualfuse.cli import main as cli
 from dualfuse.cli import predict as predict_command
+from dualfuse.cli.predict import TableOptions
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform, load_tokenizer
@@ -334,11 +336,17 @@ def test_paths_inside_parquet(tmp_path: Path) -> None:
     assert row.prediction == predict(loaded, png_image(1), QUESTION)
 
 
+def run(model: Path, **options: Any) -> int:
+    """Run the command with options, some of which are those of a table."""
+    rows = {each.name: options.pop(each.name) for each in fields(TableOptions) if each.name in options}
+    return predict_command.run(predict_command.Options(str(model), rows=TableOptions(**rows), **options))
+
+
 def test_command_predicts_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     saved(tmp_path, VQAConfig(answers=ANSWERS))
     questions = table(tmp_path)
     for name in ("out.jsonl", "out.csv"):
-        predict_command.run(str(tmp_path / "model"), table=questions, out=tmp_path / name, top=3, batch_size=5)
+        run(tmp_path / "model", table=questions, out=tmp_path / name, top=3, batch_size=5)
         assert "8 rows answered, 4 unusable" in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     with (tmp_path / "out.csv").open() as file:
@@ -350,14 +358,14 @@ def test_command_predicts_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[
             assert len(line["answers"]) == 3
             assert row["answer"] == line["answers"][0]["answer"]
             assert float(row["probability"]) == line["answers"][0]["probability"]
-    predict_command.run(str(tmp_path / "model"), table=questions)
+    run(tmp_path / "model", table=questions)
     assert [json.loads(line)["row"] for line in capsys.readouterr().out.splitlines()] == list(range(1, 13))
 
 
 def test_command_predicts_one_question(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     loaded = saved(tmp_path, VQAConfig(answers=ANSWERS))
     (tmp_path / "a.png").write_bytes(png_image(1))
-    predict_command.run(str(tmp_path / "model"), image=(tmp_path / "a.png",), text=QUESTION, top=1)
+    run(tmp_path / "model", image=(tmp_path / "a.png",), text=QUESTION, top=1)
     best = predict(loaded, png_image(1), QUESTION).answers[0]
     assert capsys.readouterr().out == f"{100 * best.probability:6.1f} %  {best.answer}\n"
 
@@ -384,7 +392,7 @@ def test_command_refuses_invalid_options(tmp_path: Path, wrong: dict[str, object
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     paths = {name: tmp_path / str(value) for name, value in wrong.items() if name in ("table", "out")}
     with pytest.raises(ValueError, match=message):
-        predict_command.run(str(tmp_path / "model"), **(wrong | paths))
+        run(tmp_path / "model", **(wrong | paths))
 
 
 def test_image_rotated_by_exif_is_read_upright(tmp_path: Path) -> None:

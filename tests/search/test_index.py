@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -382,9 +383,9 @@ def test_hits_of_shards_have_the_kept_fields(
         assert index.search(TEXT, where={"sku": keep["sku"], "folder": "a-00000"})
     (tmp_path / "q.txt").write_text(TEXT)
     for query in ({"query": TEXT}, {"queries": tmp_path / "q.txt"}):
-        search_command.run(str(folders[0]), str(tmp_path / "tars"), **query, json=True)
+        searched(str(folders[0]), str(tmp_path / "tars"), **query, json=True)
         assert printed_lines(capsys)[0]["hits"][0]["fields"] == fields
-        search_command.run(str(folders[0]), str(tmp_path / "tars"), **query)
+        searched(str(folders[0]), str(tmp_path / "tars"), **query)
         end = 'a-00000/0  name=shop/ü 1.png  folder=None  id=[1, "b"]  price=9.5  sku=A\\x1b[31m  stamp=blue'
         assert capsys.readouterr().out.rstrip().endswith(end)
 
@@ -451,7 +452,7 @@ def test_prints_and_draws(
 ) -> None:
     (images / "broken[b].png").write_bytes(b"x")
     grid = tmp_path / "new" / "sheet.png"
-    search_command.run(str(folders[0]), str(images), TEXT, top=7, rerank=3, save_image=grid)
+    searched(str(folders[0]), str(images), TEXT, top=7, rerank=3, save_image=grid)
     printed = capsys.readouterr()
     hits = Index.build(loaded, images).search(TEXT, top=7, rerank=3)
     lines = printed.out.splitlines()
@@ -464,7 +465,7 @@ def test_prints_and_draws(
     with Image.open(grid) as drawn:
         assert drawn.width > 5 * 200 and drawn.height > 2 * 200  # two rows of five
 
-    search_command.run(str(folders[0]), str(images), str(images / "00.png"), top=2)
+    searched(str(folders[0]), str(images), str(images / "00.png"), top=2)
     lines = capsys.readouterr().out.splitlines()[1:]
     hits = Index.build(loaded, images).search(images / "00.png", top=2)
     assert lines[0].split() == ["1", "1.0000", "00.png"]
@@ -473,11 +474,11 @@ def test_prints_and_draws(
 
 def test_invalid_options_are_refused_before_embedding(folders: tuple[Path, Path], images: Path) -> None:
     with pytest.raises(ValueError, match=r"dog.jpg does not exist"):
-        search_command.run(str(folders[0]), str(images), "dog.jpg")
+        searched(str(folders[0]), str(images), "dog.jpg")
     with pytest.raises(ValueError, match=r"must end in .png or .jpg"):
-        search_command.run(str(folders[0]), str(images), TEXT, save_image=images / "sheet.txt")
+        searched(str(folders[0]), str(images), TEXT, save_image=images / "sheet.txt")
     with pytest.raises(ValueError, match=r"leave out --rerank"):
-        search_command.run(str(folders[0]), str(images), str(images / "00.png"), rerank=1)
+        searched(str(folders[0]), str(images), str(images / "00.png"), rerank=1)
     assert not (images / ".dualfuse").exists()
 
 
@@ -487,7 +488,7 @@ def test_file_names_of_any_bytes_are_printed(
     odd = os.fsdecode(b"\xff\n\x1b[31m.png")
     shutil.copy(images / "00.png", images / odd)
     for _ in range(2):
-        search_command.run(str(folders[0]), str(images), TEXT, top=13, save_image=tmp_path / "hits.jpg")
+        searched(str(folders[0]), str(images), TEXT, top=13, save_image=tmp_path / "hits.jpg")
         assert r"\udcff\n\x1b[31m.png" in capsys.readouterr().out
     assert printable("ü [1]") == "ü [1]"
 
@@ -515,6 +516,10 @@ def test_store_is_used_by_the_protocol_alone(loaded: LoadedModel, images: Path) 
     assert (again.embedded, len(again), len(store.items)) == (1, 11, 11)
 
 
+def searched(*flags: Any, **options: Any) -> int:
+    return search_command.run(search_command.Options(*flags, **options))
+
+
 def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
@@ -522,7 +527,7 @@ def printed_lines(capsys: pytest.CaptureFixture[str]) -> list[dict[str, object]]
 def test_one_query_as_json(
     folders: tuple[Path, Path], loaded: LoadedModel, images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert search_command.run(str(folders[0]), str(images), TEXT, top=3, rerank=2, json=True) == 0
+    assert searched(str(folders[0]), str(images), TEXT, top=3, rerank=2, json=True) == 0
     (line,) = printed_lines(capsys)
     hits = Index.build(loaded, images).search(TEXT, top=3, rerank=2)
     assert line == {
@@ -553,14 +558,14 @@ def test_many_queries(
     queries.parent.mkdir()
     queries.write_text(content, encoding="utf-8")
     shutil.copy(images / "03.png", queries.parent / "q.png")
-    assert search_command.run(str(folders[0]), str(images), queries=queries, top=2, json=True) == 0
+    assert searched(str(folders[0]), str(images), queries=queries, top=2, json=True) == 0
     text, image, missing = printed_lines(capsys)
     hits = Index.build(loaded, images).search("a cat", top=2)
     assert (text["query"], text["hits"]) == ("a cat", [{"rank": n, **vars(hit)} for n, hit in enumerate(hits, start=1)])
     assert image["hits"][0]["name"] == "03.png"
     assert "none.png" in missing["problem"] and "hits" not in missing
     assert ("id" in text) == (name != "queries.txt")
-    assert search_command.run(str(folders[0]), str(images), queries=queries, top=2) == 0
+    assert searched(str(folders[0]), str(images), queries=queries, top=2) == 0
     printed = capsys.readouterr().out
     assert printed.startswith("query: a cat\nrank") and "\n\nquery: none.png\nproblem: " in printed
 
@@ -569,17 +574,17 @@ def test_status_of_queries_that_cannot_be_used(
     folders: tuple[Path, Path], images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "q.txt").write_text("none.png\nalso-none.jpg\n")
-    assert search_command.run(str(folders[0]), str(images), queries=tmp_path / "q.txt", json=True) == 1
+    assert searched(str(folders[0]), str(images), queries=tmp_path / "q.txt", json=True) == 1
     assert ["problem" in line for line in printed_lines(capsys)] == [True, True]
     (tmp_path / "q.csv").write_text("id,words\n1,a\n")
     (tmp_path / "cp1252.txt").write_bytes("a\ncafé\n".encode("cp1252"))
     for name, fact in (("q.csv", "has no column called query"), ("cp1252.txt", r"cp1252.txt.* byte 4 .* line 2")):
         with pytest.raises(DualfuseError, match=fact):
-            search_command.run(str(folders[0]), str(images), queries=tmp_path / name)
+            searched(str(folders[0]), str(images), queries=tmp_path / name)
     with pytest.raises(DualfuseError, match="one query, or --queries"):
-        search_command.run(str(folders[0]), str(images))
+        searched(str(folders[0]), str(images))
     with pytest.raises(DualfuseError, match="--save-image"):
-        search_command.run(str(folders[0]), str(images), queries=tmp_path / "q.txt", save_image=tmp_path / "a.png")
+        searched(str(folders[0]), str(images), queries=tmp_path / "q.txt", save_image=tmp_path / "a.png")
 
 
 def test_query_that_is_a_file_is_searched_by_content_or_refused(
@@ -587,18 +592,18 @@ def test_query_that_is_a_file_is_searched_by_content_or_refused(
 ) -> None:
     shutil.copy(images / "03.png", tmp_path / "without-ending")
     (tmp_path / "photo.heic").write_bytes(b"\0\0\0\x18ftypheic")
-    search_command.run(str(folders[0]), str(images), str(tmp_path / "without-ending"), top=1)
+    searched(str(folders[0]), str(images), str(tmp_path / "without-ending"), top=1)
     assert "03.png" in capsys.readouterr().out
     with pytest.raises(DualfuseError, match=r"photo.heic: .* not an image"):
-        search_command.run(str(folders[0]), str(images), str(tmp_path / "photo.heic"))
+        searched(str(folders[0]), str(images), str(tmp_path / "photo.heic"))
     with pytest.raises(DualfuseError, match="not valid Unicode"):
-        search_command.run(str(folders[0]), str(images), "a \udcff cat")
+        searched(str(folders[0]), str(images), "a \udcff cat")
 
 
 def test_drawing_does_not_become_an_image_of_the_collection(folders: tuple[Path, Path], images: Path) -> None:
     for path in (images / "hits.png", images / "new" / "hits.png", images / "deep" / ".." / "hits.jpg"):
         with pytest.raises(DualfuseError, match="outside"):
-            search_command.run(str(folders[0]), str(images), TEXT, save_image=path)
+            searched(str(folders[0]), str(images), TEXT, save_image=path)
     assert not (images / "new").exists() and not (images / "hits.png").exists()
 
 
