@@ -69,8 +69,8 @@ def run(contender: Contender, seed: int, out: Path) -> dict[str, float]:
 
 def train(contender: Contender, seed: int, out: Path) -> float:
     """Run ``dualfuse train`` with one thread and gives the processor seconds it took."""
-    flags = [f"--contrast.run.steps={contender.contrast}", f"--pairs.run.steps={contender.joint}"]
-    for stage in ("contrast", "pairs"):
+    flags = [f"--itc.run.steps={contender.contrast}", f"--pairs.run.steps={contender.joint}"]
+    for stage in ("itc", "pairs"):
         flags += [f"--{stage}.run.seed={seed}", f"--{stage}.data.num_workers=0", f"--{stage}.data.validation="]
     command = [sys.executable, "-m", "dualfuse", "train", contender.recipe, f"--out={out}", *flags]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

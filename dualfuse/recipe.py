@@ -91,8 +91,12 @@ class Optim:
     """AdamW implementation. torch: torch.optim.AdamW; official: that of transformers 4.8, which VLMo's code used."""
     warmup: float = 0.0
     """Length of the linear warm-up in steps; below 1: as a fraction of ``run.steps``."""
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Shape of the decay from ``lr`` to ``min_lr`` after the warm-up; constant: no decay."""
+    schedule: Literal["linear", "cosine", "constant", "poly"] = "linear"
+    """Shape of the decay from ``lr`` to ``min_lr`` after the warm-up; constant: no decay; poly: linear from the first
+    step on, and multiplied by the warm-up (mmcv's policy of power 1)."""
+    plateaus: int = 0
+    """Equal parts of the run after the warm-up, in each of which the learning rate is constant; 0: it changes in every
+    step. With as many as there are epochs it changes once an epoch."""
     min_lr: float = 0.0
     """Learning rate at the last step."""
     grad_clip_norm: float = 0.0
@@ -110,7 +114,7 @@ class Optim:
         check_numbers(
             self,
             positive=("eps", "layer_decay"),
-            not_negative=(*rates, "betas", "weight_decay", "warmup", "grad_clip_norm"),
+            not_negative=(*rates, "betas", "weight_decay", "warmup", "grad_clip_norm", "plateaus"),
         )
 
 
@@ -119,7 +123,10 @@ class Run:
     """Training length, precision, evaluation and checkpointing."""
 
     steps: int = 200_000
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run; with ``epochs`` they are computed when training starts."""
+    epochs: float = 0.0
+    """Passes over the training data: above 0, ``steps`` becomes epochs x samples / ``data.batch_size``, rounded up. 0:
+    ``steps`` is the length. On the command line --run.steps replaces the epochs of a recipe."""
     micro_batch: int = 0
     """Samples per process and forward pass; gradients are accumulated up to the batch size. 0: one pass per step."""
     seed: int = 1
@@ -130,6 +137,9 @@ class Run:
     """Steps between lines of the log."""
     eval_every: int = 0
     """Steps between evaluations on ``data.validation``; 0: only after the last step."""
+    eval_epochs: float = 0.0
+    """Passes over the training data between evaluations: above 0, ``eval_every`` is computed from them when training
+    starts. On the command line --run.eval-every replaces them."""
     eval_rerank: int = 0
     """Candidates per query that these evaluations re-rank by fusion; 0: no re-ranking."""
     best: str = ""
@@ -164,7 +174,7 @@ class Run:
         check_numbers(
             self,
             positive=("steps", "keep_last", "dist_timeout"),
-            not_negative=(*every, "micro_batch", "seed", "eval_rerank"),
+            not_negative=(*every, "micro_batch", "seed", "eval_rerank", "epochs", "eval_epochs"),
         )
 
 

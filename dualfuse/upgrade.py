@@ -58,6 +58,12 @@ LOG = {
 OPTIONS = {"names": "class_names", "pictures_only": "images_only", "vocabulary": "answers", "workers": "num_workers"}
 """Options of ``prepare``, there and on the command line."""
 
+RECIPES = {"demo-contrast": "demo-itc", "bridgetower-base-pairs-contrast": "bridgetower-base-pairs-itc"}
+"""Names of listed recipes."""
+
+STAGES = {"contrast": "itc", "contrast_only": "itc_only"}
+"""Names of their stages, which begin the flags of ``train``."""
+
 SECTIONS = ("model", "task", "data", "optim", "run")
 """Groups of the flags of ``train``."""
 
@@ -261,6 +267,13 @@ def new_flag(flag: str, value: str = "") -> str | None:
         if [*new_groups, new] != [*groups, name] or (not callable(values) and value in values):
             answers["--" + ".".join([*new_groups, negation + new]).replace("_", "-")] = values
     return " or ".join(new + _describe(values) for new, values in answers.items()) or None
+
+
+def stage_flag(flag: str, stages: Sequence[str]) -> str:
+    """Return a flag of ``train`` with the current name of its stage, unless one of ``stages`` has the old name."""
+    old, dot, rest = flag.removeprefix("--").partition(".")
+    new = STAGES.get(old.replace("-", "_"), "")
+    return f"--{new}.{rest}" if dot and flag.startswith("--") and new in stages and old not in stages else flag
 
 
 def _fields(section: str, name: str) -> set[tuple[str, str]]:

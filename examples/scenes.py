@@ -119,17 +119,17 @@ def scenes() -> tuple[Recipe, ...]:
         tokenizer=f"{FOLDER}/tokenizer.json",
         batch_size=64,
     )
-    contrast = Recipe(
-        name="contrast",
+    itc = Recipe(
+        name="itc",
         model=replace(NANO, vocab_size=len(VOCABULARY)),
         task=replace(task, itm_weight=0.0, mlm_weight=0.0),
         data=data,
         optim=replace(QUICK, lr=1.5e-3),
         run=Run(steps=900, eval_every=300, eval_rerank=16, save_every=300, log_every=50),
     )
-    random = replace(contrast, name="random", task=task, start_from="contrast")
+    random = replace(itc, name="random", task=task, start_from="itc")
     hard = replace(random, name="hard", task=replace(task, negative_hardness=1.0), start_from="random")
-    return contrast, random, replace(hard, optim=replace(QUICK, lr=1e-3), run=replace(hard.run, steps=2400))
+    return itc, random, replace(hard, optim=replace(QUICK, lr=1e-3), run=replace(hard.run, steps=2400))
 
 
 def main() -> None:

@@ -105,15 +105,15 @@ def test_help_of_a_recipe_starts_with_the_frequent_flags(capsys: pytest.CaptureF
     assert listed == ["--out", *(f"--{path.replace('_', '-')}" for path in FREQUENT)]
     assert "--optim.lr X" in lines[start + 5] and "(default: 0.002)" in lines[start + 5]
     assert any("Maximum gradient norm; 0: no clipping." in line for line in lines[start:])
-    assert not any("--contrast.optim.lr" in line for line in lines)
+    assert not any("--itc.optim.lr" in line for line in lines)
 
 
 def test_help_of_several_stages_has_the_flags_of_each(capsys: pytest.CaptureFixture[str]) -> None:
     assert exit_code("train", "demo", "--help") == 0
     printed = capsys.readouterr().out
-    for flag in ("--contrast.optim.lr", "--pairs.optim.lr", "--pairs.task.itm-weight", "--contrast.model.depth"):
+    for flag in ("--itc.optim.lr", "--pairs.optim.lr", "--pairs.task.itm-weight", "--itc.model.depth"):
         assert flag in printed
-    assert "with STAGE one of contrast, pairs" in printed and "--STAGE.optim.lr" in printed
+    assert "with STAGE one of itc, pairs" in printed and "--STAGE.optim.lr" in printed
 
 
 @pytest.fixture(scope="module")

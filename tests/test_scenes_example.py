@@ -120,7 +120,7 @@ def test_held_out_caption_is_true_of_one_image(shards: dict[str, tuple[Sample, .
 
 def test_recipe_fits_the_data(folder: Path, shards: dict[str, tuple[Sample, ...]]) -> None:
     stages = find_recipe(f"{FILE}:scenes")
-    assert [stage.name for stage in stages] == ["contrast", "random", "hard"]
+    assert [stage.name for stage in stages] == ["itc", "random", "hard"]
     text = TextTransform(stages[0].data.text_length, str(folder / "tokenizer.json"))
     assert stages[0].model.vocab_size == text.vocab_size
     captions = {caption for sample in shards["train"] for caption in sample.texts}

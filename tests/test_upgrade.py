@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dualfuse import hub, upgrade
+from dualfuse import hub, recipes, upgrade
+from dualfuse.cli.train import override
 from dualfuse.config import from_json
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
@@ -230,6 +231,17 @@ def test_prepared_folders_are_recognized_and_unfinished_ones_resume(stored: Path
 def test_old_flags_are_answered_with_the_new_ones(old: str, new: str | None) -> None:
     answer = upgrade.new_flag(*old.split())
     assert answer == new or (new and answer and answer.startswith(f"{new} ("))
+
+
+def test_old_names_of_recipes_and_stages() -> None:
+    for old, new in upgrade.RECIPES.items():
+        assert recipes.find_recipe(old) == recipes.find_recipe(new)
+    first, second = override(
+        recipes.find_recipe("demo-contrast"), ["--contrast.optim.lr=1", "--itc-only.run.seed", "3"], prog="x"
+    )
+    assert (first.optim.lr, second.run.seed) == (1.0, 3)
+    mine = tuple(replace(first, name=name) for name in ("contrast", "itc"))
+    assert [each.optim.lr for each in override(mine, ["--contrast.optim.lr", "2"], prog="x")] == [2.0, 1.0]
 
 
 def test_the_fixture_names_no_path_of_a_machine() -> None:

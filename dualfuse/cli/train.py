@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Sequence
-from dataclasses import field, make_dataclass
+from dataclasses import field, make_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,8 @@ FREQUENT = {
     "data.batch_size": ("N", "samples per optimizer step, over all processes"),
     "data.num_workers": ("N", "data loader processes per training process"),
     "optim.lr": ("X", "peak learning rate"),
-    "run.steps": ("N", "optimizer steps"),
+    "run.steps": ("N", "optimizer steps; replaces the epochs of a recipe"),
+    "run.epochs": ("X", "passes over the training data, from which the steps are computed; 0: run.steps counts"),
     "run.micro_batch": ("N", "samples per process and forward pass; 0: one pass per step"),
     "run.precision": ("P", "fp32 or bf16"),
     "run.eval_every": ("N", "steps between evaluations; 0: only at the end"),
@@ -74,17 +75,34 @@ def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) ->
     Invalid flags end the program with an explanation, ``--help`` with all flags and their defaults.
     """
     from dualfuse.recipe import Recipe
+    from dualfuse.upgrade import stage_flag
 
     stages = [recipe.name.replace("-", "_") for recipe in recipes]
     if len(set(stages)) < len(stages) or not all(map(str.isidentifier, stages)):
         raise DualfuseError(
             f"stages need different names of letters, digits and -, but they are called {', '.join(stages)}"
         )
+    flags = [stage_flag(flag, stages) for flag in flags]
     options = {"prog": prog, "examples": EXAMPLES, "description": frequent_flags(recipes)}
     if len(recipes) == 1:
-        return (parse(Recipe, flags, default=recipes[0], **options),)
+        return (_with_length(parse(Recipe, flags, default=recipes[0], **options), flags),)
     several = [(name, Recipe, field(default=recipe)) for name, recipe in zip(stages, recipes, strict=True)]
-    return tuple(vars(parse(make_dataclass("Stages", several, frozen=True), flags, **options)).values())
+    parsed = vars(parse(make_dataclass("Stages", several, frozen=True), flags, **options))
+    return tuple(_with_length(recipe, flags, f"{name}.") for name, recipe in parsed.items())
+
+
+def _with_length(recipe: Recipe, flags: Sequence[str], stage: str = "") -> Recipe:
+    """Return the recipe without epochs where a flag gives steps: the flag is the later word.
+
+    Raises ``DualfuseError`` if both are given.
+    """
+    names = {flag.removeprefix("--").partition("=")[0].replace("-", "_") for flag in flags}
+    for steps, epochs in (("steps", "epochs"), ("eval_every", "eval_epochs")):
+        if f"{stage}run.{steps}" in names:
+            if f"{stage}run.{epochs}" in names:
+                raise DualfuseError(f"--{stage}run.{steps} and --{stage}run.{epochs} are both given; omit one")
+            recipe = replace(recipe, run=replace(recipe.run, **{epochs: 0.0}))
+    return recipe
 
 
 def frequent_flags(recipes: tuple[Recipe, ...]) -> str:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dualfuse import hub, plugins
+from dualfuse import hub, plugins, upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import finetune_vlmo
@@ -27,20 +27,23 @@ FUNCTIONS = {
     "vlmo-tokenizer": "dualfuse.recipes.vlmo_images:tokenizer",
     "vlmo-nano-tokenizer": "dualfuse.recipes.vlmo_images:nano_tokenizer",
     "vlmo-base-text": "dualfuse.recipes.vlmo_text:base_text",
+    "vlmo-base-text-500k": "dualfuse.recipes.vlmo_text:base_text_500k",
     "vlmo-base-plus-text": "dualfuse.recipes.vlmo_text:base_plus_text",
     "vlmo-large-text": "dualfuse.recipes.vlmo_text:large_text",
     "vlmo-nano": "dualfuse.recipes.vlmo_stages:nano",
     "vlmo-nano-text": "dualfuse.recipes.vlmo_text:nano_text",
     "bridgetower-base-pairs": "dualfuse.recipes.bridgetower:base_pairs",
-    "bridgetower-base-pairs-contrast": "dualfuse.recipes.bridgetower:base_pairs_contrast",
+    "bridgetower-base-pairs-itc": "dualfuse.recipes.bridgetower:base_pairs_itc",
+    "bridgetower-base-pairs-itc-random": "dualfuse.recipes.bridgetower:base_pairs_itc_random",
     "bridgetower-large-pairs": "dualfuse.recipes.bridgetower:large_pairs",
     "meter-base-pairs": "dualfuse.recipes.bridgetower:meter_base_pairs",
+    "meter-base-pairs-224": "dualfuse.recipes.bridgetower:meter_base_pairs_224",
     "vlmo-small-pairs": "dualfuse.recipes.small_pairs:small_pairs",
     "vlmo-nano-pairs": "dualfuse.recipes.small_pairs:nano_pairs",
     "bridgetower-nano-pairs": "dualfuse.recipes.small_pairs:bridgetower_nano_pairs",
     "meter-nano-pairs": "dualfuse.recipes.small_pairs:meter_nano_pairs",
     "demo": "dualfuse.recipes.small_pairs:demo",
-    "demo-contrast": "dualfuse.recipes.small_pairs:demo_contrast",
+    "demo-itc": "dualfuse.recipes.small_pairs:demo_itc",
     "demo-bridgetower": "dualfuse.recipes.small_pairs:demo_bridgetower",
     "demo-meter": "dualfuse.recipes.small_pairs:demo_meter",
     "demo-vqa": "dualfuse.recipes.small_finetune:demo_vqa",
@@ -54,6 +57,9 @@ FUNCTIONS = {
     "imagenet22k-vlmo-large": "dualfuse.recipes.vlmo_classification:large_22k",
     "imagenet-vlmo-base": "dualfuse.recipes.vlmo_classification:base_1k",
     "imagenet-vlmo-large": "dualfuse.recipes.vlmo_classification:large_1k",
+    "imagenet-vlmo-base-384": "dualfuse.recipes.vlmo_classification:base_1k_384",
+    "imagenet-vlmo-large-384": "dualfuse.recipes.vlmo_classification:large_1k_384",
+    "imagenet-vlmo-large-512": "dualfuse.recipes.vlmo_classification:large_1k_512",
     "imagenet-vlmo-base-direct": "dualfuse.recipes.vlmo_classification:base_1k_direct",
     "imagenet-vlmo-large-direct": "dualfuse.recipes.vlmo_classification:large_1k_direct",
     "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_classification:base_1k_probe",
@@ -66,9 +72,17 @@ FUNCTIONS = {
     "vlmo-nano-segmentation": "dualfuse.recipes.vlmo_segmentation:nano",
     "caption-vlmo-base": "dualfuse.recipes.vlmo_captioning:base",
     "caption-vlmo-large": "dualfuse.recipes.vlmo_captioning:large",
+    "nocaps-vlmo-base": "dualfuse.recipes.vlmo_captioning:nocaps_base",
+    "nocaps-vlmo-large": "dualfuse.recipes.vlmo_captioning:nocaps_large",
     "vlmo-nano-captions": "dualfuse.recipes.vlmo_captioning:nano",
     "vqa-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:vqa_base",
     "vqa-bridgetower-large": "dualfuse.recipes.finetune_bridgetower:vqa_large",
+    "vqa-genome-bridgetower-base": "dualfuse.recipes.bridgetower_vqa:vqa_base_genome",
+    "vqa-genome-bridgetower-large": "dualfuse.recipes.bridgetower_vqa:vqa_large_genome",
+    "vqa-bridgetower-base-ftfs": "dualfuse.recipes.bridgetower_vqa:vqa_base_ftfs",
+    "vqa-bridgetower-large-ftfs": "dualfuse.recipes.bridgetower_vqa:vqa_large_ftfs",
+    "vqa-meter-base-ftfs": "dualfuse.recipes.bridgetower_vqa:meter_vqa_base_ftfs",
+    "vqa-meter-base-ftfs-fusion": "dualfuse.recipes.bridgetower_vqa:meter_vqa_base_ftfs_fusion",
     "nlvr2-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:nlvr2_base",
     "entailment-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:entailment_base",
     "coco-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:coco_base",
@@ -92,6 +106,7 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     The recipe of a model folder starts from its weights. A file is read again if it has changed since. Raises
     ``DualfuseError`` if there is no such recipe.
     """
+    name = upgrade.RECIPES.get(name, name)
     if ((folder := Path(name)) / hub.CONFIG).is_file():
         recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
         data = replace(recipe.data, train=(), weights=(), validation="")

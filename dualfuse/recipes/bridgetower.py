@@ -90,14 +90,32 @@ def large_pairs() -> Recipe:
     return replace(base_pairs(), model=LARGE, data=data, run=replace(RUN, micro_batch=16))
 
 
-def base_pairs_contrast() -> Recipe:
-    """BridgeTower-Base pre-training with ITC, ITM and MLM: one model that searches and re-ranks (unpublished).
+def base_pairs_itc() -> Recipe:
+    """BridgeTower-Base pre-training with ITC, ITM of hard negatives, and MLM: one model that searches and re-ranks.
 
-    The losses of the official retrieval fine-tuning with the schedule of the pre-training.
+    The official code has this configuration (task_mlm_itm_itc_hard), of which no result is published.
     """
     return replace(base_pairs(), task=ITC_ITM_MLM)
 
 
+def base_pairs_itc_random() -> Recipe:
+    """BridgeTower-Base pre-training with ITC, ITM of random negatives, and MLM.
+
+    The official code has this configuration (task_mlm_itm_itc), of which no result is published.
+    """
+    return replace(base_pairs(), task=replace(ITM_MLM, itc_weight=1.0))
+
+
 def meter_base_pairs() -> Recipe:
-    """METER-Base pre-training with ITM and MLM, with 10 % warm-up; VQAv2 test-dev 77.7 after fine-tuning."""
+    """METER-Base pre-training with ITM and MLM; VQAv2 test-dev 77.7 after fine-tuning.
+
+    The warm-up of 0.1 of METER's and BridgeTower's configurations is that of BridgeTower's paper, 10k of 100k steps.
+    """
     return replace(base_pairs(), model=METER, optim=replace(OPTIM, warmup=0.1))
+
+
+def meter_base_pairs_224() -> Recipe:
+    """METER-Base pre-training at 224 px; VQAv2 test-dev 77.2 after fine-tuning (METER's README)."""
+    base, size = meter_base_pairs(), (224, 224)
+    model = replace(METER, image=replace(METER.image, image_size=size))
+    return replace(base, model=model, data=replace(base.data, image_size=size))

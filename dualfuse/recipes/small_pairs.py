@@ -119,9 +119,9 @@ def demo_meter() -> tuple[Recipe, ...]:
 
 def _demo(nano: Recipe[ModelConfig, PairsConfig]) -> tuple[Recipe[ModelConfig, PairsConfig], ...]:
     task = replace(nano.task, tags="keywords")
-    contrast = replace(
+    itc = replace(
         nano,
-        name="contrast",
+        name="itc",
         task=replace(task, itm_weight=0.0, mlm_weight=0.0),
         data=OPENPICS,
         run=Run(steps=1200, eval_every=200, save_every=400),
@@ -132,16 +132,16 @@ def _demo(nano: Recipe[ModelConfig, PairsConfig]) -> tuple[Recipe[ModelConfig, P
         data=OPENPICS,
         optim=replace(QUICK, lr=1e-3),
         run=Run(steps=500, eval_every=125, eval_rerank=16, save_every=250),
-        start_from=contrast.name,
+        start_from=itc.name,
     )
-    return contrast, joint
+    return itc, joint
 
 
-def demo_contrast() -> tuple[Recipe, ...]:
+def demo_itc() -> tuple[Recipe, ...]:
     """The control of the demo: ITC alone for the same time."""
-    contrast, joint = _demo(nano_pairs())
-    run = replace(contrast.run, steps=1450, eval_every=290)
-    return contrast, replace(contrast, name="contrast-only", optim=joint.optim, run=run, start_from=contrast.name)
+    itc, joint = _demo(nano_pairs())
+    run = replace(itc.run, steps=1450, eval_every=290)
+    return itc, replace(itc, name="itc-only", optim=joint.optim, run=run, start_from=itc.name)
 
 
 def ten_seconds() -> Recipe:

@@ -33,8 +33,8 @@ PAIRS = Data(image_size=(224, 224), text_length=40, batch_size=1024, num_workers
 """COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; set --data.train to them."""
 
 OPTIM = Optim(lr=2e-4, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01, warmup=2500, schedule="linear")
-"""Official code and paper agree. Norms and biases are not decayed; ``decay_rule="official"`` decays those that the
-official code does."""
+"""Values of the official code; of the paper, the learning rate can be compared, and agrees. Norms and biases are not
+decayed; ``decay_rule="official"`` decays those that the official code does."""
 
 RUN = Run(steps=200_000, precision="bf16", save_every=2000, log_every=50)
 """200k steps [official code and README]; in bf16, where the official code uses fp16 with loss scaling."""

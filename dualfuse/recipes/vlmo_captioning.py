@@ -2,7 +2,9 @@
 
 VLMo's paper leaves captioning to future work. Values are from BEiT-3's fine-tuning on COCO (microsoft/unilm, beit3:
 get_started_for_captioning.md, run_beit3_finetuning.py), which after 12,000 steps also drops the fifth of the masked
-tokens with the highest loss; this is not done here.
+tokens with the highest loss; this is not done here. As there, the captions of --data.validation are scored after every
+epoch, and the best model by CIDEr is kept. An epoch counts captions, where a sample is an image with all of its
+captions, so that the number of steps is that of the published data.
 """
 
 from __future__ import annotations
@@ -29,6 +31,16 @@ def large() -> Recipe:
     return _coco(LARGE, lr=8e-6)
 
 
+def nocaps_base() -> Recipe:
+    """VLMo-Base captioning for NoCaps, trained on COCO at 480 px, with the settings of BEiT-3-Base for NoCaps."""
+    return _coco(BASE, lr=1e-5)
+
+
+def nocaps_large() -> Recipe:
+    """VLMo-Large captioning for NoCaps, trained on COCO at 480 px, with the settings of BEiT-3-Large for NoCaps."""
+    return _coco(LARGE, lr=8e-6)
+
+
 def nano() -> Recipe:
     """VLMo-nano captioning on the images of the demo, minutes on a laptop; set --start-from to a model of the demo."""
     return Recipe(
@@ -43,7 +55,8 @@ def nano() -> Recipe:
 
 def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
     data = Data(image_size=(480, 480), text_length=32, batch_size=256, num_workers=8)
-    steps = 10 * CAPTIONS // data.batch_size
+    steps, epoch = 10 * CAPTIONS // data.batch_size, CAPTIONS // data.batch_size
+    run = Run(steps=steps, eval_every=epoch, best="CIDEr-D", precision="bf16", save_every=1000, log_every=50)
     return Recipe(
         name="captions",
         model=replace(model, image_size=data.image_size, drop_path=0.1),
@@ -52,5 +65,5 @@ def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
         optim=Optim(
             lr=lr, betas=(0.9, 0.999), weight_decay=0.05, decay_rule="beit", warmup=0.1, schedule="cosine", min_lr=1e-6
         ),
-        run=Run(steps=steps, precision="bf16", save_every=1000, log_every=50, activation_checkpointing=True),
+        run=replace(run, activation_checkpointing=True),
     )

@@ -57,6 +57,11 @@ def base_text() -> Recipe:
     )
 
 
+def base_text_500k() -> Recipe:
+    """VLMo-Base text stage of 500k steps: step500k of the official code, with which no result is published."""
+    return replace(base_text(), run=replace(RUN, steps=500_000))
+
+
 def base_plus_text() -> Recipe:
     """VLMo-Base-plus text stage; needs --start-from, an image stage of this size (none is published).
 

@@ -81,6 +81,11 @@ def check_data(recipe: Recipe) -> None:
             logger.info("%s: %s texts; %s unreadable lines are skipped", source, f"{texts:,}", f"{opened.broken:,}")
 
 
+def count_samples(recipe: Recipe) -> int:
+    """Return the number of samples of all training sets; all processes must call this."""
+    return sum(_order(recipe, open_sets(recipe, recipe.data.train)).lengths)
+
+
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:
     """Open the sets that a recipe reads; all processes must call this."""
     return recipe.task.open_data(sources, recipe.data.text_transform)

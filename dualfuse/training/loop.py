@@ -37,6 +37,7 @@ from dualfuse.training.dataloader import (
     probe_batch,
     training_dataloader,
 )
+from dualfuse.training.epochs import with_steps
 from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
 from dualfuse.training.init_from import check_init_from, init_from
 from dualfuse.training.label_names import with_labels
@@ -83,6 +84,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     recipes = [with_labels(recipe) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
+        recipes = [with_steps(recipe, folders[recipe.name]) for recipe in recipes]
         finished = all([is_finished(recipe, folders[recipe.name]) for recipe in recipes])
         if dist.rank() == 0 and (not finished or (out / ".lock").exists()):  # which a killed process may have left
             locks.enter_context(lock(out / ".lock", out))

@@ -151,12 +151,16 @@ def learning_rate(optim: Optim, step: int, steps: int) -> float:
     """Return the learning rate at 0-based step ``step`` of ``steps``.
 
     It rises linearly from 0 during the warm-up, and then falls linearly or along a half cosine to ``optim.min_lr`` at
-    ``steps``, or stays constant.
+    ``steps``, or stays constant. The decay of "poly" begins in the first step and is multiplied by the warm-up.
     """
     warmup = optim.warmup if optim.warmup >= 1 else round(optim.warmup * steps)
+    if optim.schedule == "poly":
+        return min(1.0, step / max(1, warmup)) * (optim.min_lr + (optim.lr - optim.min_lr) * (1 - step / steps))
     if step < warmup:
         return optim.lr * step / warmup
     done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    if optim.plateaus:
+        done = math.floor((step - warmup) * optim.plateaus / max(1, steps - warmup)) / optim.plateaus
     if optim.schedule == "linear":
         return optim.min_lr + (optim.lr - optim.min_lr) * (1 - done)
     if optim.schedule == "cosine":

@@ -36,14 +36,20 @@ def is_finished(recipe: Recipe, out: Path) -> bool:
     their contents decide.
     """
     finished = (out / FINAL / hub.CONFIG).exists()
-    if finished or checkpoint.latest(out / CHECKPOINTS):
-        stored = hub.read_recipe(out / FINAL) if finished else hub.recipe_from_file(out / RECIPE)
+    if stored := stored_recipe(out):
         moved = replace(recipe.data, train=stored.data.train, tokenizer=stored.data.tokenizer)
         can_compare = _has_contents(out) and len(stored.data.train) == len(recipe.data.train)
         _compare_recipes(stored, replace(recipe, data=moved) if can_compare else recipe, out)
         if finished and moved != recipe.data:
             check_data_is_unchanged(recipe, out)
     return finished
+
+
+def stored_recipe(out: Path) -> Recipe | None:
+    """Return the recipe of the run that ``out`` contains; None if there is none."""
+    if (out / FINAL / hub.CONFIG).exists():
+        return hub.read_recipe(out / FINAL)
+    return hub.recipe_from_file(out / RECIPE) if checkpoint.latest(out / CHECKPOINTS) else None
 
 
 def write_recipe(recipe: Recipe, out: Path) -> None:
@@ -132,7 +138,16 @@ def _compare_recipes(stored: Recipe, recipe: Recipe, out: Path) -> None:
 
 def _essence(recipe: Recipe) -> Recipe:
     """Reset the fields that do not change the result; ``micro_batch`` is compared with the checkpoint."""
-    kept = {"log_every": 0, "eval_every": 0, "eval_rerank": 0, "save_every": 0, "keep_last": 1, "best": ""}
+    kept = {
+        "log_every": 0,
+        "eval_every": 0,
+        "epochs": 0.0,
+        "eval_epochs": 0.0,
+        "eval_rerank": 0,
+        "save_every": 0,
+        "keep_last": 1,
+        "best": "",
+    }
     how = {"activation_checkpointing": False, "fsdp": False, "compile": False, "dist_timeout": 30.0, "micro_batch": 0}
     run = replace(recipe.run, **kept, **how, tensorboard=False, on_nonfinite="stop")
     return replace(recipe, run=run, data=replace(recipe.data, num_workers=0, validation=""))

@@ -14,22 +14,23 @@ from dualfuse.config import from_json, to_json
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
-from dualfuse.recipes import finetune_bridgetower, finetune_vlmo
+from dualfuse.recipes import bridgetower_vqa, finetune_bridgetower, finetune_vlmo
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 PLACES = {
-    f"{finetune_bridgetower.__name__}:{name}": make()
-    for name, make in inspect.getmembers(finetune_bridgetower, inspect.isfunction)
-    if make.__module__ == finetune_bridgetower.__name__ and not name.startswith("_")
+    f"{module.__name__}:{name}": make()
+    for module in (finetune_bridgetower, bridgetower_vqa)
+    for name, make in inspect.getmembers(module, inspect.isfunction)
+    if make.__module__ == module.__name__ and not name.startswith("_")
 } | {name: recipe for name, (_, recipe) in finetune_vlmo.RECIPES.items()}
-"""Every recipe of both files."""
+"""Every recipe of these files."""
 
 
 def test_all_recipes_are_listed() -> None:
-    assert len(PLACES) == 16 + 12
+    assert len(PLACES) == 16 + 12 + 6
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -68,6 +69,7 @@ def test_numbers_of_the_papers() -> None:
         return recipe.run.steps * recipe.data.batch_size / samples
 
     assert epochs(PLACES["vqa-vlmo-base"], 640_000) == pytest.approx(10, abs=0.1)
+    assert epochs(bridgetower_vqa.vqa_large_genome(), 645_381 + 931_866) == pytest.approx(10, abs=0.1)
     assert epochs(PLACES["nlvr2-vlmo-large"], 86_373) == pytest.approx(10, abs=0.1)
     assert epochs(PLACES["coco-vlmo-base"], 566_747) == pytest.approx(16, abs=0.5)
     assert epochs(PLACES["flickr30k-vlmo-base"], 145_000) == pytest.approx(32, abs=0.5)
@@ -76,6 +78,7 @@ def test_numbers_of_the_papers() -> None:
     assert epochs(finetune_bridgetower.meter_coco_base(), 566_747) == pytest.approx(10, abs=0.1)
     assert epochs(finetune_bridgetower.flickr30k_base_ranking(), 145_000) == pytest.approx(20, abs=0.3)
     ranks = finetune_bridgetower.meter_flickr30k_base().task
+    assert [PLACES[f"{size}-vlmo-base"].run.eval_every for size in ("coco", "flickr30k")] == [184, 47]
     assert isinstance(ranks, RankingConfig) and ranks.num_negatives == 15
     both = finetune_bridgetower.coco_base().task
     assert isinstance(both, PairsConfig) and both.itc_weight == both.itm_weight == 1.0 and both.mlm_weight == 0.0
@@ -83,10 +86,21 @@ def test_numbers_of_the_papers() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_best_model_is_chosen_as_published(place: str) -> None:
-    """By recall where images are retrieved, by accuracy on dev; of VQAv2, and of VLMo's NLVR2, the last one is."""
+    """By recall where images are retrieved, by accuracy on dev; of BridgeTower's VQAv2 the last one is taken."""
     recipe = PLACES[place]
     recalled = recipe.name in ("coco", "flickr30k")
-    by_dev = recipe.name in ("nlvr2", "entailment") and isinstance(recipe.model, BridgeTowerConfig)
-    assert recipe.run.best == ("*/R@*" if recalled else "accuracy" if by_dev else "")
-    assert (recipe.run.eval_every > 0) == bool(recipe.run.best)
+    last = recipe.name == "vqa" and isinstance(recipe.model, BridgeTowerConfig)
+    assert recipe.run.best == ("*/R@*" if recalled else "" if last else "accuracy")
+    assert (recipe.run.eval_every > 0 or recipe.run.eval_epochs == 1) == bool(recipe.run.best)
     assert recipe.run.eval_every < recipe.run.steps / 2
+
+
+def test_numbers_without_pretraining() -> None:
+    """Of ftfs_base_vqa.sh and ftfs_large_vqa.sh."""
+    base, large = bridgetower_vqa.vqa_base_ftfs(), bridgetower_vqa.vqa_large_ftfs()
+    assert (base.optim.lr, large.optim.lr, large.data.image_size) == (2e-5, 1e-5, (574, 574))
+    for each in (base, large):
+        optim, task = each.optim, each.task
+        assert (optim.warmup, optim.weight_decay, optim.head_lr_mult, optim.fusion_lr_mult) == (0.1, 0.01, 50, 5)
+        assert isinstance(task, VQAConfig) and task.hidden_scale == 1.0
+        assert each.data.preprocess.resize_mode == "crop" and each.data.batch_size == 512

@@ -61,7 +61,7 @@ def test_numbers_of_beit() -> None:
 
     def said(recipe: Recipe, images: int) -> tuple[float, ...]:
         epoch = images / recipe.data.batch_size
-        numbers = recipe.run.steps / epoch, recipe.optim.warmup / epoch
+        numbers = recipe.run.steps / epoch, recipe.optim.warmup * recipe.run.steps / epoch
         return *map(round, numbers), recipe.optim.lr, recipe.optim.layer_decay, recipe.model.drop_path
 
     assert said(PLACES["base_22k"], 14_197_122) == (90, 5, 3e-3, 0.65, 0.2)
@@ -70,6 +70,14 @@ def test_numbers_of_beit() -> None:
     assert said(PLACES["large_1k"], 1_281_167) == (30, 5, 2e-5, 0.9, 0.4)
     assert said(PLACES["base_1k_direct"], 1_281_167) == (100, 20, 4e-3, 0.65, 0.1)
     assert said(PLACES["large_1k_direct"], 1_281_167) == (50, 5, 1e-3, 0.75, 0.2)
+
+
+@pytest.mark.parametrize(("name", "side"), [("base_1k_384", 384), ("large_1k_384", 384), ("large_1k_512", 512)])
+def test_sizes_of_beit(name: str, side: int) -> None:
+    """At 384 px and more the whole middle is evaluated; all else is that of 224 px (datasets.py, build_transform)."""
+    recipe, plain = PLACES[name], PLACES[name[:-4]]
+    assert recipe.data.image_size == (side, side) and recipe.data.preprocess.crop_fraction == 1.0
+    assert (recipe.task, recipe.optim, recipe.run) == (plain.task, plain.optim, plain.run)
 
 
 def coloured(number: int) -> Sample:

@@ -62,7 +62,7 @@ def shrunk(recipe: Recipe) -> Recipe:
 def setup(tmp_path_factory: pytest.TempPathFactory) -> run.Setup:
     """A demo of a few steps, finished."""
     folder = tmp_path_factory.mktemp("demo")
-    joint, control = (tuple(map(shrunk, recipes)) for recipes in (small_pairs.demo(), small_pairs.demo_contrast()))
+    joint, control = (tuple(map(shrunk, recipes)) for recipes in (small_pairs.demo(), small_pairs.demo_itc()))
     setup = run.Setup(few_pictures(folder / "source"), folder / "out", 3, joint, control)
     run.build(setup)
     return setup
@@ -217,7 +217,7 @@ def test_masked_words_equal_a_naive_prediction(setup: run.Setup) -> None:
 
 
 def test_finished_parts_are_skipped(setup: run.Setup, results: DemoResults) -> None:
-    models = [setup.out / name / "final" / "model.safetensors" for name in ("contrast", "pairs", "contrast-only")]
+    models = [setup.out / name / "final" / "model.safetensors" for name in ("itc", "pairs", "itc-only")]
     before = [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")]
     assert run.build(setup) == results
     assert [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")] == before

@@ -287,3 +287,25 @@ def test_layer_decay_outside_0_to_1_is_refused(decay: float) -> None:
     )
     with pytest.raises(ValueError, match="layer_decay is"):
         parameter_groups(task, Optim(layer_decay=decay))
+
+
+def test_poly_equals_mmcv() -> None:
+    """Linear from step 0, times a warm-up from 1e-6 to 1 (mmcv's policy poly, power 1), as computed by its formula."""
+    optim = Optim(lr=3e-5, warmup=1500, schedule="poly")
+    for step in (0, 1, 749, 1499, 1500, 80_000, 159_999):
+        regular = 3e-5 * (1 - step / 160_000)
+        expected = regular * (1 - (1 - step / 1500) * (1 - 1e-6)) if step < 1500 else regular
+        assert learning_rate(optim, step, 160_000) == pytest.approx(expected, abs=1e-10)
+
+
+def test_a_rate_per_epoch_equals_torch() -> None:
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=4e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 5, eta_min=0)
+    rates = []
+    for _ in range(5):
+        rates += [optimizer.param_groups[0]["lr"]] * 3
+        optimizer.step()
+        schedule.step()
+    optim = Optim(lr=4e-3, schedule="cosine", plateaus=5)
+    assert [learning_rate(optim, step, 15) for step in range(15)] == pytest.approx(rates)

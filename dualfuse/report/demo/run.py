@@ -61,7 +61,7 @@ def demo(out: Path = Path("runs/demo"), *, seed: int = 1) -> DemoResults:
             f"the images of the demo are not in {EXAMPLES}, because the package was installed without them; "
             "clone the repository and run the demo there"
         )
-    return build(Setup(EXAMPLES, out, seed, small_pairs.demo(), small_pairs.demo_contrast()))
+    return build(Setup(EXAMPLES, out, seed, small_pairs.demo(), small_pairs.demo_itc()))
 
 
 def build(setup: Setup) -> DemoResults:
