@@ -30,8 +30,11 @@ if TYPE_CHECKING:
     from dualfuse.models.base import Tokens as Tokens
     from dualfuse.models.base import VisionLanguageModel as VisionLanguageModel
     from dualfuse.models.bridgetower import BridgeTowerConfig as BridgeTowerConfig
+    from dualfuse.models.towers.clip_text import CLIPTextConfig as CLIPTextConfig
     from dualfuse.models.towers.clip_vit import CLIPViTConfig as CLIPViTConfig
     from dualfuse.models.towers.roberta import RobertaConfig as RobertaConfig
+    from dualfuse.models.towers.siglip import SiglipTextConfig as SiglipTextConfig
+    from dualfuse.models.towers.siglip import SiglipViTConfig as SiglipViTConfig
     from dualfuse.models.vlmo import VLMoConfig as VLMoConfig
     from dualfuse.prepare.options import PrepareOptions as PrepareOptions
     from dualfuse.prepare.pipeline import prepare as prepare_data  # noqa: F401

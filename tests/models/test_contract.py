@@ -10,10 +10,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from dualfuse.layers.embeddings import MaskedPatches
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
+from dualfuse.models.towers.siglip import SiglipTextConfig, SiglipViTConfig
 from dualfuse.models.vlmo import InitConfig, VLMo, VLMoConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.testing import check_model
@@ -41,6 +44,12 @@ BRIDGETOWER = BridgeTowerConfig(
     image_slots=2,
     dropout=0.0,
 )
+CLIP_VIT = replace(CLIPViTConfig(width=24, depth=3, heads=2), patch_size=8, image_size=SIZE, activation="gelu")
+CLIP_TEXT = CLIPTextConfig(width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=TEXT_LENGTH)
+SIGLIP_VIT = SiglipViTConfig(width=24, depth=3, heads=2, feed_forward=32, patch_size=8, image_size=SIZE)
+SIGLIP_TEXT = SiglipTextConfig(
+    width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=TEXT_LENGTH, projection_width=24, pad_id=3
+)
 MODELS: dict[str, ModelConfig] = {
     "vlmo-relative": VLMO,
     "vlmo-absolute": replace(VLMO, positions="absolute", init=InitConfig(layer_scale=0.0)),
@@ -57,6 +66,8 @@ MODELS: dict[str, ModelConfig] = {
     "bridgetower-itc-on-tower-states": replace(
         BRIDGETOWER, text=replace(BRIDGETOWER.text, width=64), itc_image_feature="tower"
     ),
+    "bridgetower-clip": replace(BRIDGETOWER, image=CLIP_VIT, text=CLIP_TEXT, itc_image_feature="tower"),
+    "bridgetower-siglip": replace(BRIDGETOWER, image=SIGLIP_VIT, text=SIGLIP_TEXT, itc_image_feature="tower"),
     "meter": replace(BRIDGETOWER, bridge="none"),
     "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
 }
@@ -129,7 +140,7 @@ def test_an_image_that_is_not_a_multiple_of_the_patch_is_refused(
 
 def test_every_parameter_has_a_gradient_from_pairs(model: VisionLanguageModel) -> None:
     ids, mask = texts()
-    task = PairsConfig().build(model).double()
+    task = PairsConfig(itc_head=ITCHeadConfig(width=16)).build(model).double()
     output = task(
         {
             "image": images(),

@@ -7,22 +7,21 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.attention import attend
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import Stem, convolutions, patch_grid, resize_grid, resize_positions
+from dualfuse.layers.pre_norm import Activation, PreNormBlock
 from dualfuse.layers.resizing import Resizable
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import ImageTowerConfig, Tower, TowerOutput
 
-HEAD_WIDTH = 64  # channels of an attention head, at every width
+HEAD_WIDTH = 64  # channels of an attention head in OpenAI's models, at every width
 
 
 @dataclass(frozen=True)
 class CLIPViTConfig(ImageTowerConfig):
-    """The sizes of a CLIP image encoder; the defaults are ViT-B/16. Every attention head has 64 channels."""
+    """The sizes of a CLIP image encoder; the defaults are ViT-B/16."""
 
     width: int = 768
     depth: int = 12
@@ -32,12 +31,22 @@ class CLIPViTConfig(ImageTowerConfig):
     """Height and width that the positions are made for; other image sizes use resized positions."""
     stem: Stem = "linear"
     """Patch embedding: one linear map, or "convolution", which trains faster at small scale (not in the paper)."""
+    heads: int = 0
+    """Attention heads; 0: heads of 64 channels, as in OpenAI's models."""
+    feed_forward: int = 0
+    """Width between the two layers of a feed-forward network; 0: four times ``width``."""
+    activation: Activation = "quick_gelu"
+    """quick_gelu: OpenAI's; gelu: exact, as in most models of open_clip."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of LayerNorms."""
 
     def __post_init__(self) -> None:
         """Validate the sizes."""
-        if self.width % HEAD_WIDTH or not 1 <= self.depth <= MAX_DEPTH:
+        unit = self.heads or HEAD_WIDTH
+        if unit < 0 or self.width % unit or not 1 <= self.depth <= MAX_DEPTH:
+            heads = f" with {self.heads} heads" if self.heads else ""
             raise DualfuseError(
-                f"width is {self.width}, depth {self.depth}; give a multiple of {HEAD_WIDTH}, and 1 to {MAX_DEPTH}"
+                f"width is {self.width}{heads}, depth {self.depth}; give a multiple of {unit}, and 1 to {MAX_DEPTH}"
             )
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise DualfuseError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
@@ -48,7 +57,7 @@ class CLIPViTConfig(ImageTowerConfig):
 
 
 class CLIPViT(Tower, Resizable):
-    """CLIP's image encoder without its projection: pre-norm blocks, quick GELU, no dropout."""
+    """CLIP's image encoder without its projection: pre-norm blocks, no dropout."""
 
     def __init__(self, cfg: CLIPViTConfig) -> None:
         """Initialize embeddings as CLIP does; linear layers keep PyTorch's default until the model initializes them."""
@@ -65,9 +74,18 @@ class CLIPViT(Tower, Resizable):
             if linear
             else convolutions(cfg.width, cfg.patch_size)
         )
-        self.norm_before = nn.LayerNorm(cfg.width, eps=1e-5)
-        self.blocks = nn.ModuleList(CLIPBlock(cfg.width) for _ in range(cfg.depth))
-        self.norm_after = nn.LayerNorm(cfg.width, eps=1e-5)
+        self.norm_before = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
+        self.blocks = nn.ModuleList(
+            PreNormBlock(
+                cfg.width,
+                heads=cfg.heads or cfg.width // HEAD_WIDTH,
+                feed_forward=cfg.feed_forward or 4 * cfg.width,
+                activation=cfg.activation,
+                epsilon=cfg.layer_norm_eps,
+            )
+            for _ in range(cfg.depth)
+        )
+        self.norm_after = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> TowerOutput:
         """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W).
@@ -106,41 +124,3 @@ class CLIPViT(Tower, Resizable):
     def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
         """Return the relevance (N, M) after each block."""
         return flow.stack(self.blocks, x)
-
-
-class CLIPBlock(nn.Module):
-    """x + attention(LN(x)), then x + FFN(LN(x)), with quick GELU."""
-
-    def __init__(self, width: int) -> None:
-        """``width`` is split over heads of 64 channels; the feed-forward network is 4 ``width`` wide."""
-        super().__init__()
-        self.norm_1 = nn.LayerNorm(width, eps=1e-5)
-        self.attention = PackedAttention(width)
-        self.norm_2 = nn.LayerNorm(width, eps=1e-5)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, width)."""
-        x = x + self.attention(self.norm_1(x))
-        return x + self.down(quick_gelu(self.up(self.norm_2(x))))
-
-
-class PackedAttention(nn.Module):
-    """Unmasked self-attention whose queries, keys and values come from one matrix, in that order."""
-
-    def __init__(self, width: int) -> None:
-        """``width`` is split over heads of 64 channels."""
-        super().__init__()
-        self.heads = width // HEAD_WIDTH
-        self.qkv = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return (B, N, width)."""
-        query, key, value = self.qkv(x).chunk(3, dim=-1)
-        return self.projection(attend(query, key, value, heads=self.heads))
-
-
-def quick_gelu(x: Tensor) -> Tensor:
-    """Return x sigmoid(1.702 x), CLIP's approximation of GELU."""
-    return F.silu(1.702 * x) / 1.702  # silu saves one tensor for the backward pass; a product with x would save two
