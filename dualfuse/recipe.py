@@ -28,7 +28,12 @@ class Data:
     """Training data, one entry per data set: a tar file, a folder of tars, or a pattern such as pairs/train-*.tar.
     Training on text alone also reads .txt, .jsonl and .parquet files."""
     weights: tuple[float, ...] = ()
-    """Sampling weight of each data set, in the order of ``train``; empty: proportional to the number of samples."""
+    """Sampling weight of each data set, in the order of ``train``; empty: proportional to the number of samples, which
+    ``sample_by`` counts."""
+    sample_by: Literal["image", "caption"] = "image"
+    """Unit of an epoch and of a mixture. image: every image once, with one of its captions drawn at random; caption:
+    every caption once, with its image, as in the official pre-training, where an image with 50 captions occurs 50
+    times."""
     validation: str = ""
     """Data to evaluate on during training, in the forms of ``train``; empty: no evaluation."""
     image_size: tuple[int, int] = (224, 224)

@@ -45,6 +45,14 @@ class Samples(Protocol):
         ...
 
 
+class TrainingSamples(Samples, Protocol):
+    """A set in which every sample has a replacement."""
+
+    def following(self, index: int, /) -> int:
+        """Return the index of the sample that replaces sample ``index`` if that is broken."""
+        ...
+
+
 @dataclass(frozen=True)
 class Skipped:
     """A skipped sample: its key, the reason, and the key of its replacement sample ("" in evaluation)."""
@@ -82,13 +90,13 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
     """Reader of training samples: ``reader[draw]`` is the example of that draw and the samples skipped for it.
 
-    A broken sample is replaced by the next one of its set in file order, read with the random state of the draw, so
-    that batches keep their size on every rank. ``read`` turns a sample into an example; a ``ValueError`` (such as
-    ``BrokenSample``) or ``OSError`` that it raises makes the sample a broken one, except ``ChangedFile``, which ends
-    the run.
+    A broken sample is replaced by the next one of its set in file order (by the first caption of the next image, if
+    captions are sampled), read with the random state of the draw, so that batches keep their size on every rank.
+    ``read`` turns a sample into an example; a ``ValueError`` (such as ``BrokenSample``) or ``OSError`` that it raises
+    makes the sample a broken one, except ``ChangedFile``, which ends the run.
     """
 
-    sets: tuple[Samples, ...]
+    sets: tuple[TrainingSamples, ...]
     read: Read
     seed: int
 
@@ -102,12 +110,13 @@ class SampleReader(Dataset[tuple[Example, tuple[Skipped, ...]]]):
         """
         samples = self.sets[draw.source]
         broken: list[BrokenSample] = []
-        for offset in range(min(MAX_CONSECUTIVE_BROKEN, len(samples))):
-            index = (draw.index + offset) % len(samples)
+        index = draw.index
+        for _ in range(min(MAX_CONSECUTIVE_BROKEN, len(samples))):
             try:
                 example = _read_example(samples, index, partial(self._read, draw.source), sample_rng(self.seed, draw))
             except BrokenSample as error:
                 broken.append(error)
+                index = samples.following(index)
                 continue
             replacement = samples.key(index)
             return example, tuple(Skipped(error.key, error.reason, replacement) for error in broken)

@@ -94,9 +94,9 @@ def labels(paths: Sequence[Path], endings: Sequence[str] = ()) -> tuple[str, ...
 class MapDataset(Sequence[Sample]):
     """The samples of several files, one file after the other."""
 
-    def __init__(self, lengths: Sequence[int]) -> None:
+    def __init__(self, lengths: Sequence[int] | np.ndarray) -> None:
         """``lengths`` are the numbers of samples in the files."""
-        self._starts = np.cumsum([0, *lengths])
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
     @abstractmethod
     def key(self, index: int) -> str:
@@ -109,6 +109,20 @@ class MapDataset(Sequence[Sample]):
     @abstractmethod
     def read(self, file: int, number: int, key: str) -> Sample:
         """Read sample ``number`` of a file; raises ``BrokenSample`` if it is unusable."""
+
+    def caption_counts(self) -> np.ndarray:
+        """Return the number of captions (len(self),) of each sample; an unreadable sample counts as one.
+
+        Raises DualfuseError for a set without captions.
+        """
+        raise DualfuseError(
+            f"data.sample_by is 'caption', but a {type(self).__name__} set has no captions; set it to 'image', or give "
+            "shards of images with captions"
+        )
+
+    def following(self, index: int) -> int:
+        """Return the index of the sample that replaces sample ``index`` if that is broken: the next one, cyclically."""
+        return (index + 1) % len(self)
 
     def __len__(self) -> int:
         """Return the number of samples, broken ones included."""

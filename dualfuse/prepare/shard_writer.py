@@ -17,7 +17,7 @@ from pathlib import Path
 
 from dualfuse.data.image.image_file import image_suffix
 from dualfuse.data.sample import Sample
-from dualfuse.data.shards.shards import LABEL_MAP, MAX_OTHER_IMAGES
+from dualfuse.data.shards.shards import LABEL_MAP, MAX_OTHER_IMAGES, count_captions
 from dualfuse.data.shards.tar_index import TarIndex
 from dualfuse.errors import DualfuseError
 from dualfuse.io import naming, to_json
@@ -173,7 +173,9 @@ class ShardWriter:
             self._file.close()
         self._file, self._images = None, _StoredImages()
         self._part.replace(self._shard)
-        TarIndex.of(self._shard).digest()  # stores both, so that readers need not compute them
+        index = TarIndex.of(self._shard)
+        index.digest()  # stores both, so that readers need not compute them; and the numbers of captions
+        count_captions(index)
         self._at = Mark(self._at.shards + 1, 0, 0, self._at.samples)
 
 

@@ -49,6 +49,7 @@ ITC_ITM_MLM = replace(ITM_MLM, itc_weight=1.0, negatives="local", negative_hardn
 """With ITC, whose similarities select hard negatives within a process (``itm_itc`` of the official code)."""
 
 PAIRS = Data(
+    sample_by="caption",
     image_size=BASE.image.image_size,
     preprocess=OFFICIAL_CLIP,
     augment=None,
@@ -57,7 +58,8 @@ PAIRS = Data(
     num_workers=8,
 )
 """COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, 9 M pairs. Set --data.train to them and
---data.tokenizer to RoBERTa's tokenizer.json. Images are not augmented."""
+--data.tokenizer to RoBERTa's tokenizer.json. As in the official code an epoch has every caption once, so that Visual
+Genome is 53 % of the pairs. Images are not augmented."""
 
 OPTIM = Optim(
     lr=1e-5,

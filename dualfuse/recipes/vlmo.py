@@ -29,8 +29,9 @@ BASE_PLUS = VLMoConfig(
 LARGE = VLMoConfig(width=1024, depth=24, heads=16, vl_expert_start=21)
 """24 layers of 1024, 16 heads, experts in the last 3."""
 
-PAIRS = Data(image_size=(224, 224), text_length=40, batch_size=1024, num_workers=8)
-"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; set --data.train to them."""
+PAIRS = Data(sample_by="caption", image_size=(224, 224), text_length=40, batch_size=1024, num_workers=8)
+"""COCO, Visual Genome, SBU and Conceptual Captions: 4 M images, about 10 M pairs; set --data.train to them. As in the
+official code an epoch has every caption once: Visual Genome, whose images have about 50 each, is half of the pairs."""
 
 OPTIM = Optim(lr=2e-4, betas=(0.9, 0.98), eps=1e-8, weight_decay=0.01, warmup=2500, schedule="linear")
 """Values of the official code; of the paper, the learning rate can be compared, and agrees. Norms and biases are not

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from dualfuse import distributed as dist
+from dualfuse.data.caption_dataset import CaptionDataset
 from dualfuse.data.loader import Example, LoadedBatch, SampleReader, batch_positions, training_batches
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.sample import Sample
@@ -34,7 +35,7 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
     data, run = recipe.data, recipe.run
     if not data.train:
         raise DualfuseError(f"no training data: give --data.train {recipe.task.training_data}")
-    sets = open_sets(recipe, data.train)
+    sets = training_sets(recipe)
     return training_batches(
         SampleReader(sets, partial(read_example, recipe), run.seed),
         _order(recipe, sets),
@@ -58,7 +59,7 @@ def limit_threads(num_workers: int) -> None:
 
 def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
     """Return the keys of the samples of this process at the 0-based ``step``."""
-    sets = open_sets(recipe, recipe.data.train)
+    sets = training_sets(recipe)
     draws = _order(recipe, sets).draws(step)
     parts = batch_positions(recipe.data.batch_size, dist.rank(), dist.world_size(), recipe.run.micro_batch)
     return tuple(sets[draws[place].source].key(draws[place].index) for part in parts for place in part)
@@ -74,6 +75,8 @@ def check_data(recipe: Recipe) -> None:
     """Raise ``DualfuseError`` for data that is missing or cannot be divided, before any stage is trained."""
     training_dataloader(recipe, start=0)
     data = recipe.data
+    if data.sample_by == "caption":
+        _report_captions(recipe)
     sources = (*data.train, *filter(None, [data.validation]))
     for source, opened in zip(sources, open_sets(recipe, sources), strict=True):
         if isinstance(opened, Corpus) and opened.broken:
@@ -89,6 +92,33 @@ def count_samples(recipe: Recipe) -> int:
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:
     """Open the sets that a recipe reads; all processes must call this."""
     return recipe.task.open_data(sources, recipe.data.text_transform)
+
+
+def training_sets(recipe: Recipe) -> tuple[MapDataset, ...]:
+    """Open the training sets as they are sampled, by image or by caption; all processes must call this.
+
+    Their lengths are what an epoch and the shares of a mixture count. The first process counts captions, if needed.
+    """
+    sets = open_sets(recipe, recipe.data.train)
+    if recipe.data.sample_by == "image":
+        return sets
+    if dist.rank() == 0:
+        for samples in sets:
+            samples.caption_counts()
+    dist.barrier()
+    return tuple(map(CaptionDataset, sets))
+
+
+def _report_captions(recipe: Recipe) -> None:
+    """Log the number of captions and the share of each set."""
+    data, sets = recipe.data, training_sets(recipe)
+    weights = data.weights or tuple(map(len, sets))
+    for source, weight, captions in zip(data.train, weights, sets, strict=True):
+        if isinstance(captions, CaptionDataset):
+            images = len(captions.samples) - captions.without_caption
+            without = f"; {captions.without_caption:,} without captions are not drawn" * (captions.without_caption > 0)
+            share = f", {100 * weight / sum(weights):.1f} % of each batch" if len(sets) > 1 else ""
+            logger.info("%s: %s captions of %s images%s%s", source, f"{len(captions):,}", f"{images:,}", share, without)
 
 
 def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:

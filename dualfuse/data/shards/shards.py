@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+
+import numpy as np
 
 from dualfuse.data.map_dataset import MapDataset, find_files, labels
 from dualfuse.data.sample import BrokenSample, Sample
@@ -14,6 +18,9 @@ from dualfuse.data.text.captions import parse_texts
 from dualfuse.data.text.decode import decode_text
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing
+from dualfuse.progress import track
+
+logger = logging.getLogger(__name__)
 
 THREADS = 4  # that hash the contents of tars
 IMAGES = (
@@ -80,6 +87,16 @@ class Shards(MapDataset):
         with ThreadPoolExecutor(THREADS) as pool:
             return dict(zip(self._labels, pool.map(TarIndex.digest, self._tars), strict=True))
 
+    def caption_counts(self) -> np.ndarray:
+        """Return the number of captions of each sample, from the indices of the tars; one without is counted once."""
+        counts = [stored_counts(tar) for tar in self._tars]
+        uncounted = [number for number, each in enumerate(counts) if each is None]
+        if uncounted:
+            logger.info("counting the captions in %s tar file(s), once", f"{len(uncounted):,}")
+        for number in track(uncounted, total=len(uncounted), what="counting captions"):
+            counts[number] = count_captions(self._tars[number])
+        return np.concatenate([each for each in counts if each is not None])
+
     def read(self, file: int, number: int, key: str) -> Sample:
         """Read sample ``number`` of a tar."""
         tar = self._tars[file]
@@ -93,6 +110,27 @@ class Shards(MapDataset):
             raise BrokenSample(key, str(error)) from error
         image, *others = (parts[name] for name in images)
         return Sample(key, image, texts, meta, other_images=tuple(others), label_map=parts.get(LABEL_MAP, b""))
+
+
+def stored_counts(tar: TarIndex) -> np.ndarray | None:
+    """Return the numbers of captions in the index of a tar; None if they were not counted."""
+    for counts in (tar.captions, tar.stored().captions):
+        if counts.shape == (len(tar),) and counts.dtype == np.int32 and (counts >= 0).all():
+            return counts
+    return None
+
+
+def count_captions(tar: TarIndex) -> np.ndarray:
+    """Read and return the number of captions (S,) of each sample of a tar, and add it to the stored index.
+
+    An unreadable sample counts as one, so that training reports it as skipped.
+    """
+    counts = np.ones(len(tar), np.int32)
+    for number in range(len(tar)):
+        with suppress(ValueError):
+            counts[number] = len(sample_texts(tar.read(number, TEXTS), tar.key(number))[0])
+    tar.add(captions=counts)
+    return counts
 
 
 def image_members(names: Collection[str]) -> tuple[str, ...]:

@@ -49,8 +49,8 @@ class TarIndex:
 
     ``names`` are the concatenated UTF-8 names of M members, ``name_ends`` (M,) their ends, ``offsets`` and ``sizes``
     (M,) in bytes; sample s of S has the members ``first[s]`` to ``first[s + 1]``, exclusive. ``stamp`` is the format of
-    the index, and the size and modification time of the tar. ``contents`` (32,) is :meth:`digest`, empty until it was
-    computed.
+    the index, and the size and modification time of the tar. ``contents`` (32,) is :meth:`digest`, and ``captions``
+    (S,) the number of captions of each sample; both are empty until they were computed.
     """
 
     path: Path
@@ -61,6 +61,7 @@ class TarIndex:
     sizes: np.ndarray
     first: np.ndarray
     contents: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint8))
+    captions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
 
     @staticmethod
     def of(path: Path) -> TarIndex:
@@ -68,27 +69,41 @@ class TarIndex:
 
         Raises DualfuseError for a file that is not a tar, is incomplete, or whose samples are not adjacent.
         """
-        index_path = path.with_name(path.name + ".index.npz")
-        stamp = _stamp(path)
-        try:
-            check_archive(index_path)  # before its arrays are unpacked
-            with open_regular(index_path, MAX_INDEX) as file, np.load(file, allow_pickle=False) as stored:
-                index = TarIndex(path, **stored)
-            if np.array_equal(index.stamp, stamp):
-                return index
-        except Exception:  # missing or damaged in any way: it is created again
-            pass
+        loaded = TarIndex._load(path, _stamp(path))
+        if loaded is not None:
+            return loaded
         index, damage = TarIndex.scan(path)
         if damage:
             raise DualfuseError(damage)
         index._store()
         return index
 
+    @staticmethod
+    def _load(path: Path, stamp: np.ndarray) -> TarIndex | None:
+        """Return the stored index with this stamp; None if it is missing, outdated or damaged in any way."""
+        index_path = path.with_name(path.name + ".index.npz")
+        try:
+            check_archive(index_path)  # before its arrays are unpacked
+            with open_regular(index_path, MAX_INDEX) as file, np.load(file, allow_pickle=False) as stored:
+                index = TarIndex(path, **stored)
+            return index if np.array_equal(index.stamp, stamp) else None
+        except Exception:
+            return None
+
     def _store(self) -> None:
         arrays = {name: value for name, value in vars(self).items() if name != "path"}
         index_path = self.path.with_name(self.path.name + ".index.npz")
         with contextlib.suppress(OSError), atomic_write(index_path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)  # suppressed in a read-only folder, where every process makes its own index
+
+    def add(self, **computed: np.ndarray) -> None:
+        """Add ``contents`` or ``captions`` to the stored index, if it can be written."""
+        replace(self.stored(), **computed)._store()
+
+    def stored(self) -> TarIndex:
+        """Return the stored index of the same tar, to which another process may have added arrays."""
+        loaded = TarIndex._load(self.path, self.stamp)
+        return self if loaded is None else loaded
 
     @staticmethod
     def scan(path: Path) -> tuple[TarIndex, str]:
@@ -139,8 +154,8 @@ class TarIndex:
 
         The tar is read once, at about 1 GB per second, and the digest stored in its index.
         """
-        stored = TarIndex.of(self.path)
-        if np.array_equal(stored.stamp, self.stamp) and stored.contents.nbytes == sha256().digest_size:
+        stored = self.stored()
+        if stored.contents.nbytes == sha256().digest_size:
             return stored.contents.tobytes().hex()
         offsets, first, links = np.unique(self.offsets, return_index=True, return_inverse=True)
         content = sha256()
@@ -149,7 +164,7 @@ class TarIndex:
         with memoryview(mapped(self.path, int(self.stamp[1]), int(self.stamp[2]))) as view:
             for start, size in zip(offsets.tolist(), self.sizes[first].tolist(), strict=True):
                 content.update(view[start : start + size])
-        replace(self, contents=np.frombuffer(content.digest(), np.uint8))._store()
+        self.add(contents=np.frombuffer(content.digest(), np.uint8))
         return content.hexdigest()
 
     def _bytes(self, number: int, extension: str, offset: int, size: int) -> bytes:
