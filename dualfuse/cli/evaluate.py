@@ -15,6 +15,7 @@ from dualfuse.io import write_json
 EXAMPLES = """
 dualfuse evaluate runs/demo/pairs/final 'examples/openpics-mini/*-test-*.tar'
 dualfuse evaluate runs/vqa/final 'data/vqa-test-*.tar' --answers answers.json --out scores.json
+dualfuse evaluate runs/ade20k/final 'data/ade20k-val-*.tar' --scales 0.5 0.75 1 1.25 1.5 1.75 --flip
 dualfuse evaluate runs/demo/pairs/final 'data/flowers-test-*.tar' --zero-shot data/flowers --templates clip
 """
 
@@ -32,6 +33,10 @@ class Options:
     """images, texts or pairs per forward pass"""
     num_workers: int = 2
     """data loader processes; 0: load in this process"""
+    scales: tuple[float, ...] = ()
+    """segmentation averages the probabilities of the image at these scales, such as 0.5 0.75 1 1.25 1.5 1.75"""
+    flip: bool = False
+    """segmentation also averages over the mirrored images"""
     exclude_broken: bool = False
     """skip and report unreadable samples instead of failing"""
     out: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -53,7 +58,7 @@ def run(options: Flags[Options]) -> None:
     """
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
-    from dualfuse.evaluation.runner import Plan, check_outputs, draw
+    from dualfuse.evaluation.runner import Plan, check_outputs, check_test_augmentation, draw
     from dualfuse.evaluation.runner import evaluate as evaluate_model
     from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
@@ -63,7 +68,16 @@ def run(options: Flags[Options]) -> None:
     keep_big_blocks()
     loaded = with_zero_shot(load(options.model, device=dist.device()), options.zero.zero_shot, options.zero.templates)
     check_outputs(loaded.task, answers=options.answers, save_image=options.save_image)
-    plan = Plan(options.batch_size, options.rerank, options.num_workers, options.exclude_broken, all_metrics=True)
+    plan = Plan(
+        options.batch_size,
+        options.rerank,
+        options.num_workers,
+        options.exclude_broken,
+        scales=options.scales,
+        flip=options.flip,
+        all_metrics=True,
+    )
+    check_test_augmentation(loaded.task, plan)
     evaluated = evaluate_model(loaded, options.data, plan)
     echo("\n".join(evaluated.lines()))
     if options.out:

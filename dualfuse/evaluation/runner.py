@@ -39,6 +39,10 @@ class Plan:
     """Loader processes; 0: read in this process."""
     exclude_broken: bool = False
     """Exclude and report samples that cannot be read, instead of stopping at the first one."""
+    scales: tuple[float, ...] = ()
+    """Segmentation averages over the image at these scales, relative to that of training; empty: at scale 1 alone."""
+    flip: bool = False
+    """Segmentation also averages over the mirrored images."""
     all_metrics: bool = False
     """Also compute the metrics that training does not log: one per class, and ITM and MLM beside retrieval."""
 
@@ -49,6 +53,8 @@ class Plan:
                 f"batch_size is {self.batch_size}, rerank {self.rerank}, num_workers {self.num_workers}; give "
                 "at least 1, 0 and 0"
             )
+        if not all(0 < scale < float("inf") for scale in self.scales):
+            raise DualfuseError(f"scales are {self.scales}; each must be above 0")
 
 
 @dataclass(frozen=True)
@@ -162,6 +168,14 @@ def check_outputs(task: Task, *, answers: Path | None, save_image: Path | None) 
         raise DualfuseError(
             f"--save-image {save_image}: only image tokenizers and segmentation models can be drawn; "
             f"this is a {kind} model"
+        )
+
+
+def check_test_augmentation(task: Task, plan: Plan) -> None:
+    """Raise DualfuseError, before an evaluation starts, if the plan has scales or flips that the task ignores."""
+    if (plan.scales or plan.flip) and not task.averages_views:
+        raise DualfuseError(
+            f"--scales and --flip average the predictions of segmentation; this is a {type(task).__name__} model"
         )
 
 

@@ -105,6 +105,8 @@ class Task(nn.Module, ABC):
     model: VisionLanguageModel
     writes_predictions: bool = False
     """Whether :meth:`evaluate` returns predictions."""
+    averages_views: bool = False
+    """Whether :meth:`evaluate` averages over the ``scales`` and the ``flip`` of its plan."""
     can_draw: bool = False
     """Whether :meth:`draw` is implemented."""
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from shapes import EDGE, NAMES, ade20k
 from tiny import weights
+from torch.nn.functional import interpolate
 
 from dualfuse import hub, recipes
 from dualfuse.cli.main import main
@@ -21,16 +22,19 @@ from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
 from dualfuse.data.image.decode import decode
 from dualfuse.data.image.label_map import decode_labels, encode_labels
+from dualfuse.data.image.resize import resize
 from dualfuse.data.loader import Skipped
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards
-from dualfuse.evaluation.runner import Plan, check_outputs, evaluate
+from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.runner import Plan, check_outputs, check_test_augmentation, evaluate
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
 from dualfuse.prepare.shard_writer import write_shards
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes import vlmo_segmentation
 from dualfuse.tasks.finetune.segmentation import Segmentation
+from dualfuse.tasks.finetune.sliding_window import sliding_window
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
 
@@ -168,6 +172,43 @@ def test_sliding_windows_and_whole_images_agree_roughly(trained: Path, data: Pat
     whole.task.eval()
     found = [evaluate(one, str(data / "val-*.tar"), PLAN).metrics["mean_iou"] for one in (model, whole)]
     assert found[0] != found[1] and found[1] > 0.5
+
+
+def test_several_scales_and_flips_equal_a_naive_loop(trained: Path, data: Path) -> None:
+    """Every view of every image by itself, in PIL's terms: resized, mirrored, scored, mirrored back, and averaged."""
+    model, scales = hub.load(trained / "final"), (0.5, 1.0, 1.5)
+    task, preprocess = model.task, model.processor.image.preprocess
+    assert isinstance(task, Segmentation)
+    right = pixels = 0
+    for sample in Shards.open(data / "val-*.tar"):
+        truth, image = decode_labels(sample.label_map), decode(sample.image)
+        height, width = image.shape[1:]
+        summed = torch.zeros(len(NAMES), height, width)
+        for side in (32, 32, 48):  # 0.5 would be smaller than the window
+            shape = (side, round(width * side / height)) if height < width else (round(height * side / width), side)
+            view = preprocess.normalize(resize(image, shape, preprocess.resampling))
+            for mirrored in (False, True):
+                seen = view.flip(2) if mirrored else view
+                with torch.no_grad():
+                    scores = sliding_window(task.scores, seen, (32, 32), (21, 21))
+                shares = interpolate(scores[None], (height, width), mode="bilinear").softmax(1)[0]
+                summed += shares.flip(2) if mirrored else shares
+        right += int((summed.argmax(0) + 1 == truth).sum())
+        pixels += int((truth > 0).sum())
+    found = evaluate(model, str(data / "val-*.tar"), replace(PLAN, scales=scales, flip=True)).metrics
+    assert found["pixel_accuracy"] == pytest.approx(right / pixels)
+    plain, flipped = (evaluate(model, str(data / "val-*.tar"), replace(PLAN, flip=flip)).metrics for flip in (0, 1))
+    assert len({round(each["mean_iou"], 6) for each in (found, plain, flipped)}) == 3
+
+
+def test_scales_are_for_segmentation(trained: Path) -> None:
+    task = hub.load(trained / "final").task
+    check_test_augmentation(task, Plan(scales=(0.5, 1.0), flip=True))
+    task.averages_views = False
+    with pytest.raises(DualfuseError, match="--scales and --flip"):
+        check_test_augmentation(task, Plan(flip=True))
+    with pytest.raises(DualfuseError, match=r"scales are \(0.0,\)"):
+        Plan(scales=(0.0,))
 
 
 def test_samples_without_label_map_are_named(trained: Path, data: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TypedDict
@@ -50,6 +51,8 @@ class WholeExample(Crops):
     """A resized image (3, h, w), and the class indices (H, W) and the file of the original."""
 
     file: bytes
+    scaled: tuple[Tensor, ...]
+    """The image at each of the scales of the evaluation; empty without scales."""
 
 
 @dataclass(frozen=True)
@@ -113,13 +116,22 @@ class SegmentationConfig(ClassesConfig):
         }
 
     @decoding()
-    def read_whole(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> WholeExample:
-        """Read an image for evaluation: the shorter side is that of a window, the longer one up to four times that."""
+    def read_whole(
+        self, sample: Sample, processor: Processor, rng: np.random.Generator, scales: tuple[float, ...] = ()
+    ) -> WholeExample:
+        """Read an image for evaluation: the shorter side is that of a window, the longer one up to four times that.
+
+        With ``scales`` the image is also resized to each of them; below 1 it stays as large as a window, as in the
+        official code.
+        """
         image, labels = self._image_and_labels(sample)
-        transform = processor.image
-        shape = resized_shape(image.shape[1:], min(transform.size))
-        resized = transform.preprocess.normalize(resize(image, shape, transform.preprocess.resampling))
-        return {"image": resized, "target": labels, "file": sample.image}
+        preprocess, side = processor.image.preprocess, min(processor.image.size)
+
+        def resized(side: int) -> Tensor:
+            return preprocess.normalize(resize(image, resized_shape(image.shape[1:], side), preprocess.resampling))
+
+        scaled = tuple(resized(max(side, int(scale * side))) for scale in scales)
+        return {"image": resized(side), "target": labels, "file": sample.image, "scaled": scaled}
 
     def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
         """Declare mean IoU, accuracies and the IoU per class."""
@@ -155,6 +167,7 @@ class Segmentation(Task):
 
     cfg: SegmentationConfig
     can_draw = True
+    averages_views = True
 
     def __init__(self, cfg: SegmentationConfig, model: VisionLanguageModel) -> None:
         """Build a decoder as wide as the model."""
@@ -196,20 +209,29 @@ class Segmentation(Task):
 
         ``window`` is the size of crops in training.
         """
+        return best_class(self._image_scores(image, window), size)
+
+    def _probabilities(self, image: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """Return the probabilities (C, H, W) of the classes at ``size``, as mmsegmentation averages them."""
+        return enlarge(self._image_scores(image, window)[None], size)[0].softmax(0).cpu()
+
+    def _image_scores(self, image: Tensor, window: tuple[int, int]) -> Tensor:
         if self.cfg.test == "whole":
-            return best_class(whole_image(self.scores, image, WHOLE_MULTIPLE), size)
+            return whole_image(self.scores, image, WHOLE_MULTIPLE)
         strides = (max(1, int(side * self.cfg.stride)) for side in window)
-        return best_class(sliding_window(self.scores, image, window, (next(strides), next(strides))), size)
+        return sliding_window(self.scores, image, window, (next(strides), next(strides)))
 
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         """Return mean IoU and accuracies at the original size of images; with ``plan.all_metrics`` the IoU per class.
 
-        Images differ in size, so that they are evaluated one by one, whatever ``plan.batch_size``.
+        Images differ in size, so that they are evaluated one by one, whatever ``plan.batch_size``. With ``plan.scales``
+        and ``plan.flip`` the probabilities of several sizes of an image, and of their mirror images, are averaged.
         """
         run, confusion, images = Evaluation(self, data, plan), ConfusionMatrix(len(self.names)), 0
-        for example in run.batches(self.cfg.read_whole, _single, what="images", batch_size=1):
-            confusion.add(self._predicted(example, data), example["target"].cpu())
+        read = partial(self.cfg.read_whole, scales=plan.scales)
+        for example in run.batches(read, _single, what="images", batch_size=1):
+            confusion.add(self._predicted(example, data, plan), example["target"].cpu())
             images += 1
         metrics = confusion.result() | (confusion.by_class(self.names) if plan.all_metrics else {})
         return run.result(metrics, f"{images} images, {confusion.pixels:,} pixels")
@@ -219,7 +241,7 @@ class Segmentation(Task):
         """Draw the first images of a set beside their target and predicted classes."""
         run = Evaluation(self, data, Plan(num_workers=0, exclude_broken=True))
         drawn = [
-            SegmentedImage(example["file"], example["target"].cpu(), self._predicted(example, data))
+            SegmentedImage(example["file"], example["target"].cpu(), self._predicted(example, data, run.plan))
             for example in islice(run.batches(self.cfg.read_whole, _single, batch_size=1), DRAWN)
         ]
         heading = f"the first {len(drawn)} of {len(data.samples):,} images"
@@ -232,10 +254,17 @@ class Segmentation(Task):
             "it beside the first images of SHARDS"
         )
 
-    def _predicted(self, example: Batch, data: EvaluationData) -> Tensor:
+    def _predicted(self, example: Batch, data: EvaluationData, plan: Plan) -> Tensor:
         """Return the predicted classes of one :class:`WholeExample`."""
-        height, width = example["target"].shape
-        return self.segment(example["image"], data.processor.image.size, (height, width)).cpu()
+        window, (height, width) = data.processor.image.size, example["target"].shape
+        if not (plan.scales or plan.flip):
+            return self.segment(example["image"], window, (height, width)).cpu()
+        total = torch.zeros(())
+        for view in example["scaled"] or (example["image"],):
+            total = total + self._probabilities(view.to(self.device), window, (height, width))
+            if plan.flip:
+                total = total + self._probabilities(view.to(self.device).flip(-1), window, (height, width)).flip(-1)
+        return total.argmax(0)
 
 
 def _single(examples: Sequence[Any]) -> Any:  # Any: the one WholeExample
