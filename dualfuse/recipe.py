@@ -139,7 +139,7 @@ class Run:
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32: single precision; bf16: autocast to bfloat16, with weights and optimizer in single precision."""
     log_every: int = 10
-    """Steps between lines of the log."""
+    """Steps between lines of the log; 0: only at the last step."""
     eval_every: int = 0
     """Steps between evaluations on ``data.validation``; 0: only after the last step."""
     eval_epochs: float = 0.0
@@ -171,7 +171,10 @@ class Run:
     """Maximum share of unusable samples among those read: a run that skips more, and at least 100, stops. 1: no
     maximum."""
     tensorboard: bool = False
-    """Write TensorBoard events to OUT/tensorboard; needs the extra track."""
+    """Write TensorBoard events to OUT/tensorboard, as ``trackers`` tensorboard does."""
+    trackers: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Experiment trackers that record the numbers of the log: tensorboard in OUT/tensorboard (extra track), wandb
+    (Weights & Biases) and trackio, each an extra of its name. A tracker that fails never ends the run."""
 
     def __post_init__(self) -> None:
         """Validate the ranges of numbers."""

@@ -56,10 +56,11 @@ from dualfuse.training.resume_checks import (
     write_data,
     write_recipe,
 )
-from dualfuse.training.run_log import Log, SkippedLog
+from dualfuse.training.run_log import STATE, Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
 from dualfuse.training.tokenizer_stages import with_tokenizers
+from dualfuse.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     validation = open_sets(recipe, (recipe.data.validation,)) if recipe.run.best else ()
     best = new_comparison(recipe, validation).restored(extra)
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
-    state = TrainState(recipe, out, task, optimizer, step, best, sharded)
+    state = TrainState(recipe, out, task, optimizer, step, best, sharded, extra.get(STATE))
     fit(state, dist.wrap(task, device, fixed_graph=is_fixed), prefetch(training_dataloader(recipe, start=step), device))
     state.settle()
     state.save_model(FINAL)
@@ -163,9 +164,11 @@ class TrainState:
     best: BestModel
     sharded: ShardedCheckpoints | None
     """The writer of checkpoints of a sharded task; None if the task is not sharded."""
+    log: JSON = None
+    """The state of the log in the checkpoint that the run resumes from."""
 
-    def save(self) -> None:
-        """Write a checkpoint; all processes must call this.
+    def save(self, log: JSON) -> None:
+        """Write a checkpoint with the state of the log; all processes must call this.
 
         The first process writes it; a checkpoint of a sharded task is written by all, in the background. Raises
         ``DualfuseError`` if a weight is not finite.
@@ -179,7 +182,7 @@ class TrainState:
                 f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
                 "kept; resume from one with a lower optim.lr, or with optim.grad_clip_norm 1"
             )
-        extra = self.best.extra() | batch_division(self.recipe)
+        extra = self.best.extra() | batch_division(self.recipe) | {STATE: log}
         content = (self.step, self.task, self.optimizer, extra, self.recipe.run.keep_last)
         if self.sharded is not None:
             self.sharded.save(self.out / CHECKPOINTS, *content)
@@ -212,8 +215,9 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
     recipe, run = state.recipe, state.recipe.run
     state.task.train()
     skipped_log = SkippedLog(state.out / f"rank-{dist.rank()}" if dist.rank() else state.out, state.step)
+    trackers = open_trackers(recipe, state.out, state.step)
     with (
-        Log(state.out, steps=run.steps, start=state.step, tensorboard=run.tensorboard) as log,
+        Log(state.out, steps=run.steps, start=state.step, trackers=trackers, state=state.log) as log,
         stop_requested() as stop,
     ):
         guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, skipped_log)
@@ -234,7 +238,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             log.add({"grad_norm": norm, "count/samples": recipe.data.batch_size // dist.world_size()})
             stopping = dist.all_reduce_max(stop.signal_number)
             saving = due(state.step, run.save_every, run.steps) or stopping > 0
-            if due(state.step, run.log_every, run.steps) or saving:  # a resumed run needs a line at its checkpoint
+            if due(state.step, run.log_every, run.steps):
                 log.write(state.step, lr=rate)
                 guard.check()
                 log.check_skipped(run.max_skipped_share)
@@ -242,7 +246,8 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
                 guard.check()
                 validate_and_keep_best(state, log)
             if saving:
-                state.save()
+                guard.check()
+                state.save(log.state())
             if stopping:
                 state.settle()
                 raise Interrupted(f"stopped after step {state.step}; run the same command to resume", stopping)
@@ -286,8 +291,9 @@ def _seed(*numbers: int) -> int:
 
 def validate_and_keep_best(state: TrainState, log: Log) -> None:
     """Evaluate on the validation set, log the metrics, and save the model if it is the best so far."""
-    metrics = validate(state)
-    log.write(state.step, **{f"validation/{name}": value for name, value in metrics.items()})
+    with log.paused():
+        metrics = validate(state)
+    log.write_metrics(state.step, {f"validation/{name}": value for name, value in metrics.items()})
     state.best = keep_best(state.best, metrics, state.step, partial(state.save_model, BEST))
 
 

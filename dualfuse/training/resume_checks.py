@@ -149,7 +149,7 @@ def _essence(recipe: Recipe) -> Recipe:
         "best": "",
     }
     how = {"activation_checkpointing": False, "fsdp": False, "compile": False, "dist_timeout": 30.0, "micro_batch": 0}
-    run = replace(recipe.run, **kept, **how, tensorboard=False, on_nonfinite="stop")
+    run = replace(recipe.run, **kept, **how, tensorboard=False, trackers=(), on_nonfinite="stop")
     return replace(recipe, run=run, data=replace(recipe.data, num_workers=0, validation=""))
 
 

@@ -1,4 +1,4 @@
-"""The log of a run: lines of numbers in a file, on the console and in TensorBoard; and the skipped samples."""
+"""The log of a run: lines of numbers in a file, on the console and in trackers; and the skipped samples."""
 
 from __future__ import annotations
 
@@ -8,32 +8,31 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from datetime import timedelta
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from torch import Tensor
 
 from dualfuse import distributed as dist
 from dualfuse import upgrade
+from dualfuse.config import JSON
 from dualfuse.data.loader import Skipped
-from dualfuse.errors import DualfuseError, MissingExtraError
+from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_TABLE, read_bounded
 from dualfuse.io import atomic_write, to_json
-from dualfuse.progress import PlainConsole
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
+from dualfuse.training.log_console import SilentConsole, open_console
+from dualfuse.training.trackers import Trackers
 
 logger = logging.getLogger(__name__)
 
 LOG, SKIPPED = "log.jsonl", "skipped.jsonl"
+STATE = "log"
+"""The key in checkpoints of the state of the log."""
 COUNT = "count/"
 SAMPLES = "count/samples"
 SKIPPED_SAMPLES = "count/skipped"
@@ -42,15 +41,20 @@ MIN_SKIPPED = 100
 
 
 class Log:
-    """The log of one run: ``folder``/log.jsonl, the console, and optionally TensorBoard.
+    """The log of one run: ``folder``/log.jsonl, the console, and trackers such as TensorBoard.
 
     Values whose name starts with "count/" are summed over the whole run, all others are averaged since the last line.
     The rate is in samples per second if "count/samples" is logged, otherwise in steps per second. All processes add
     their values and must call :meth:`write`; the first one writes the line.
     """
 
-    def __init__(self, folder: Path, *, steps: int, start: int, tensorboard: bool) -> None:
-        """Continue the log after step ``start`` of ``steps``; later lines, of a killed run, are removed."""
+    def __init__(
+        self, folder: Path, *, steps: int, start: int, trackers: Trackers | None = None, state: JSON = None
+    ) -> None:
+        """Continue the log after step ``start`` of ``steps``; later lines, of a killed run, are removed.
+
+        ``state`` is the :meth:`state` that the checkpoint of step ``start`` holds; None: a line was written there.
+        """
         self._is_first = dist.rank() == 0
         if self._is_first:
             folder.mkdir(parents=True, exist_ok=True)
@@ -59,18 +63,42 @@ class Log:
         self.steps, self.start = steps, start
         self.counts = {name: value for line in earlier for name, value in line.items() if name.startswith(COUNT)}
         """Sums up to the last line."""
-        self._tensorboard = _open_tensorboard(folder, start) if tensorboard and self._is_first else None
+        self._trackers = trackers or Trackers({})
         self._file = (folder / LOG if self._is_first else Path(os.devnull)).open("ab", 0)
-        self._console = _console(steps, start) if self._is_first else _Silent()
+        self._console = open_console(steps, start) if self._is_first else SilentConsole()
         self._sums: dict[str, tuple[Tensor | float, int]] = {}
         self._earlier = earlier[-1].get("seconds", 0.0) if earlier else 0.0
         self._began = self._before = time.perf_counter()
         self._step = start
+        self._restore(state)
         self._folder = folder
         self._reasons: Counter[str] = Counter()
         """Reasons for which samples were skipped since the last line, in this process."""
         self._new: Counter[str] = Counter()
         """Counts of all processes since this log was opened; equal in all of them."""
+
+    def state(self) -> JSON:
+        """Return what was added since the last line, for a checkpoint between lines; all processes must call this."""
+        now, world = time.perf_counter(), dist.world_size()
+        sums = {
+            name: [total * world if name.startswith(COUNT) else total, self._sums[name][1]]
+            for name, total in self._totals().items()
+        }
+        return {
+            "step": self._step,
+            "seconds": self._earlier + now - self._began,
+            "seconds_since": now - self._before,
+            "sums": {name: list[JSON](values) for name, values in sums.items()},
+        }
+
+    def _restore(self, state: JSON) -> None:
+        match state:
+            case {"step": int(step), "seconds": float(seconds), "seconds_since": float(since), "sums": dict(sums)}:
+                self._step, self._earlier, self._before = step, seconds, self._began - since
+                for name, (total, times) in sums.items():
+                    self._sums[name] = total / dist.world_size() if name.startswith(COUNT) else total, times
+            case _:  # a checkpoint of an earlier version, which wrote a line at each
+                pass
 
     def __enter__(self) -> Self:
         """Return the log."""
@@ -83,8 +111,7 @@ class Log:
             logger.warning("%s; %s lists them", self._skipped(self._new), self._folder / SKIPPED)
         with suppress(OSError):  # a full disk was reported when the line was written
             self._file.close()
-        if self._tensorboard:
-            self._tensorboard.close()
+        self._trackers.close()
 
     def add(self, values: Mapping[str, Tensor | float]) -> None:
         """Add the values of one step, each of one element, without synchronizing with the device."""
@@ -115,38 +142,52 @@ class Log:
         return f"{skipped:,} of {skipped + counts.get(SAMPLES, 0):,} samples skipped and replaced"
 
     def write(self, step: int, **fixed: float) -> None:
-        """Write a line: means since the last one, counts, and ``fixed`` values (learning rate, metrics)."""
+        """Write a line: means since the last one, counts, and ``fixed`` values such as the learning rate."""
         means, new = self._settle()
         now = time.perf_counter()  # after the device has caught up
         rate = self._rate(step, new.get(SAMPLES), now - self._before)
-        seconds = round(self._earlier + now - self._began, 3)
-        line = {"step": step, "seconds": seconds, **means, **self.counts, **rate, **fixed}
-        _append(self._file, line)
         self._new.update(new)
         note = ""
         if new.get(SKIPPED_SAMPLES):
             reason = f", mostly because: {self._reasons.most_common(1)[0][0]}" if self._reasons else ""
             note = f"{self._skipped(new)}{reason}"
         self._reasons.clear()
-        left = (self.steps - step) * (now - self._began) / max(1, step - self.start)
-        self._console.show(step, {**means, **fixed, **rate}, left, note)
-        if self._tensorboard:
-            for name, value in line.items():
-                self._tensorboard.add_scalar(name, value, step)
-            self._tensorboard.flush()
+        self._append(step, {**means, **self.counts, **rate, **fixed}, {**means, **fixed, **rate}, note)
         self._before, self._step = now, step
+
+    def write_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a line of metrics; the means of the next line of :meth:`write` are the same as without it."""
+        self._append(step, {**(self.counts if step == self._step else {}), **metrics}, metrics)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the duration of the block from the training speed."""
+        began = time.perf_counter()
+        yield
+        self._before += time.perf_counter() - began
+
+    def _append(self, step: int, values: Mapping[str, float], shown: Mapping[str, float], note: str = "") -> None:
+        spent = time.perf_counter() - self._began
+        line = {"step": step, "seconds": round(self._earlier + spent, 3), **values}
+        _append(self._file, line)
+        self._console.show(step, shown, (self.steps - step) * spent / max(1, step - self.start), note)
+        self._trackers.log(step, line)
+
+    def _totals(self) -> dict[str, float]:
+        """Return the sums since the last line as means over processes; this synchronizes with the device."""
+        totals = torch.tensor([float(total) for total, _ in self._sums.values()], dtype=torch.float64)
+        return dict(zip(self._sums, dist.all_reduce_mean(totals).tolist(), strict=True))
 
     def _settle(self) -> tuple[dict[str, float], dict[str, int]]:
         """Return the means and the new counts since the last line; this synchronizes with the device."""
         means: dict[str, float] = {}
         new: dict[str, int] = {}
-        totals = torch.tensor([float(total) for total, _ in self._sums.values()], dtype=torch.float64)
-        for (name, (_, times)), total in zip(self._sums.items(), dist.all_reduce_mean(totals).tolist(), strict=True):
+        for name, total in self._totals().items():
             if name.startswith(COUNT):
                 new[name] = round(total * dist.world_size())
                 self.counts[name] = self.counts.get(name, 0) + new[name]
             else:
-                means[name] = total / times
+                means[name] = total / self._sums[name][1]
         self._sums.clear()
         return means, new
 
@@ -229,61 +270,3 @@ def _append(file: FileIO, line: Mapping[str, float | str | None]) -> None:
         with suppress(OSError):  # half a line, which a later one would follow
             file.truncate(size)
         raise OSError(error.errno, error.strerror, file.name) from error
-
-
-def _open_tensorboard(folder: Path, start: int) -> SummaryWriter:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise MissingExtraError("run.tensorboard", "track") from error
-    return SummaryWriter(folder / "tensorboard", purge_step=start + 1 if start else 0)
-
-
-def _console(steps: int, start: int) -> _Terminal | _Plain:
-    return _Terminal(steps, start) if PlainConsole(stderr=True).is_terminal else _Plain(steps)
-
-
-class _Silent:
-    """Shows nothing, on all processes but the first."""
-
-    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class _Plain:
-    """One log message each time, where stderr is not a terminal."""
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
-    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
-        logger.info("step %s/%s  %s", step, self.steps, _format(values, left, note))
-
-    def close(self) -> None:
-        pass
-
-
-class _Terminal:
-    """One line that is updated in place."""
-
-    def __init__(self, steps: int, start: int) -> None:
-        columns = (BarColumn(20), MofNCompleteColumn(), TextColumn("{task.fields[text]}", markup=False))
-        # refreshed by hand, without a thread beside the training
-        self.progress = Progress(*columns, console=PlainConsole(stderr=True), auto_refresh=False)
-        self.bar = self.progress.add_task("", total=steps, completed=start, text="")
-        self.progress.start()
-
-    def show(self, step: int, values: Mapping[str, float], left: float, note: str) -> None:
-        self.progress.update(self.bar, completed=step, text=_format(values, left, note), refresh=True)
-
-    def close(self) -> None:
-        self.progress.stop()
-
-
-def _format(values: Mapping[str, float], left: float, note: str) -> str:
-    """Return "loss 0.693  lr 0.0002  1:02:03 left"."""
-    numbers = (f"{name.replace('_per_', '/')} {value:.4g}" for name, value in values.items())
-    return "  ".join(filter(None, (*numbers, f"{timedelta(seconds=round(left))} left", note)))

@@ -121,10 +121,10 @@ def test_signal_stops_after_a_checkpoint(
     with monkeypatch.context() as patch, pytest.raises(loop.Interrupted, match="stopped after step 7; run the same"):
         patch.setattr(loop, "seed_step", at_step(6, lambda: os.kill(os.getpid(), number)))
         loop.train((seldom,), tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [4, 7]
+    assert [line["step"] for line in lines(tmp_path)] == [4]
     assert checkpoint.latest(tmp_path / "checkpoints").name == "step-00000007"  # type: ignore[union-attr]
     loop.train((seldom,), tmp_path)
-    assert [(line["step"], line["count/samples"]) for line in lines(tmp_path)] == [(4, 32), (7, 56), (8, 64), (10, 80)]
+    assert [(line["step"], line["count/samples"]) for line in lines(tmp_path)] == [(4, 32), (8, 64), (10, 80)]
     avoided = [line["count/false_negatives_avoided"] for line in (lines(tmp_path)[-1], lines(whole)[-1])]
     assert avoided[0] == avoided[1] > 0
     expected = weights(whole)
@@ -135,7 +135,7 @@ def test_counts_survive_a_kill_between_two_lines(tiny: Recipe, whole: Path, tmp_
     seldom = changed(tiny, log_every=4)
     assert in_a_process(seldom, tmp_path, kill_in_step_7) == -signal.SIGKILL
     loop.train((seldom,), tmp_path)
-    assert [line["step"] for line in lines(tmp_path)] == [4, 5, 8, 10]
+    assert [line["step"] for line in lines(tmp_path)] == [4, 8, 10]
     counts = [{name: n for name, n in line.items() if name.startswith("count/")} for line in lines(tmp_path)]
     by_step = {line["step"]: line for line in lines(whole)}
     for line, count in zip(lines(tmp_path), counts, strict=True):

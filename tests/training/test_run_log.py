@@ -2,20 +2,20 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from dualfuse.config import JSON
 from dualfuse.data.loader import Skipped
-from dualfuse.errors import DualfuseError, MissingExtraError
+from dualfuse.errors import DualfuseError
 from dualfuse.training.run_log import Log, SkippedLog, read_log
 
 
-def _log(folder: Path, *, start: int = 0, steps: int = 10, tensorboard: bool = False) -> Log:
-    return Log(folder, steps=steps, start=start, tensorboard=tensorboard)
+def _log(folder: Path, *, start: int = 0, steps: int = 10, state: JSON = None) -> Log:
+    return Log(folder, steps=steps, start=start, state=state)
 
 
 def _run(folder: Path, steps: range) -> None:
@@ -35,13 +35,44 @@ def test_means_sums_and_fixed_values(tmp_path: Path) -> None:
         (line,) = read_log(tmp_path)  # before the log is closed: a kill loses nothing that was written
         log.add({"loss": torch.tensor(7.0), "count/samples": 4, "count/skipped": 1})
         log.write(3)
-        log.write(3, accuracy=0.25)
+        log.write_metrics(3, {"accuracy": 0.25})
     assert (line["step"], line["loss"], line["norm"], line["lr"], line["count/samples"]) == (2, 2.5, 10, 1e-4, 16)
     _, second, third = read_log(tmp_path)
     assert (second["loss"], second["count/samples"], second["count/skipped"]) == (7, 20, 1)
     assert "norm" not in second and second["samples_per_second"] > 0
     assert third == {"step": 3, "seconds": third["seconds"], "count/samples": 20, "count/skipped": 1, "accuracy": 0.25}
     assert line["seconds"] <= second["seconds"] <= third["seconds"]
+
+
+def test_checkpoint_between_lines_continues_their_means_and_counts(tmp_path: Path) -> None:
+    """Lines at 2 and 4; a checkpoint at 3 holds what step 3 added."""
+    _run(tmp_path / "whole", range(4))
+    with _log(tmp_path / "killed") as log:
+        for step in (1, 2, 3):
+            log.add({"loss": torch.tensor(float(step)), "count/samples": step})
+            if step == 2:
+                log.write(step, lr=0.5)
+        state = json.loads(json.dumps(log.state()))
+    with _log(tmp_path / "killed", start=3, state=state) as log:
+        log.add({"loss": torch.tensor(4.0), "count/samples": 4})
+        log.write(4, lr=0.5)
+    first, second = (read_log(tmp_path / name) for name in ("whole", "killed"))
+    assert [line["loss"] for line in second] == [1.5, 3.5] and second[1]["count/samples"] == 10
+    assert [{**line, "seconds": 0, "samples_per_second": 0} for line in first] == [
+        {**line, "seconds": 0, "samples_per_second": 0} for line in second
+    ]
+    assert second[1]["samples_per_second"] <= 7 / state["seconds_since"]
+
+
+def test_metrics_between_lines_change_no_means(tmp_path: Path) -> None:
+    with _log(tmp_path) as log:
+        log.add({"loss": 1.0, "count/samples": 8})
+        log.write_metrics(1, {"validation/accuracy": 0.5})
+        log.add({"loss": 2.0, "count/samples": 8})
+        log.write(2)
+    first, second = read_log(tmp_path)
+    assert first == {"step": 1, "seconds": first["seconds"], "validation/accuracy": 0.5}
+    assert (second["loss"], second["count/samples"]) == (1.5, 16)
 
 
 def _pass_time() -> None:
@@ -151,27 +182,6 @@ def test_one_changing_line_on_a_terminal(
     shown = capsys.readouterr().err
     assert "loss 1.5" in shown and "loss 3.5" in shown and " 4/10" in shown
     assert shown.count("\n") == 1
-
-
-def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
-    with _log(tmp_path, tensorboard=True) as log:
-        log.add({"loss": 2.0})
-        log.write(1, lr=0.25)
-        log.write(2, lr=0.5)
-    with _log(tmp_path, start=1, tensorboard=True) as log:
-        log.write(2, lr=0.75)
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(event.step, event.value) for event in events.Scalars("lr")] == [(1, 0.25), (2, 0.75)]
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 2)]
-
-
-def test_tensorboard_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(MissingExtraError, match=r"pip install '.\[track\]'"):
-        _log(tmp_path, tensorboard=True)
 
 
 def test_skipped_samples_are_logged(tmp_path: Path) -> None:
