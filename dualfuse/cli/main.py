@@ -21,6 +21,7 @@ from dualfuse.cli import (
     recipes,
     report,
     search,
+    serve,
     train,
     upload,
 )
@@ -36,6 +37,7 @@ COMMANDS: dict[str, ModuleType] = {
     "train": train,
     "evaluate": evaluate,
     "search": search,
+    "serve": serve,
     "predict": predict,
     "explain": explain,
     "convert": convert,

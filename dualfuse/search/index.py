@@ -149,12 +149,18 @@ class Index:
     def _entries(self) -> Mapping[str, Metadata]:
         return self.store.entries()
 
+    def nearest(self, features: Tensor, top: int, where: Filter | None = None) -> list[tuple[Hit, ...]]:
+        """Return the ``top`` images for each of Q unit embeddings (Q, D), best first."""
+        return [
+            tuple(
+                Hit(match.name, score=match.score, cosine=match.score, fields=_kept(self._entries.get(match.name, {})))
+                for match in matches
+            )
+            for matches in self.store.search(features.float().cpu(), top, where)
+        ]
+
     def _nearest(self, features: Tensor, top: int, where: Filter | None) -> tuple[Hit, ...]:
-        (found,) = self.store.search(features.float().cpu(), top, where)
-        return tuple(
-            Hit(match.name, score=match.score, cosine=match.score, fields=_kept(self._entries.get(match.name, {})))
-            for match in found
-        )
+        return self.nearest(features, top, where)[0]
 
     def _embed_text(self, query: str) -> Tokens:
         """Embed one text: B is 1."""

@@ -1,0 +1,1 @@
+"""The search service: one process, one model, one collection, many users."""

@@ -1,0 +1,39 @@
+"""Start a service: load, index, bind, warm up, serve until a signal, drain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import uvicorn
+
+from dualfuse.hub import LoadedModel
+from dualfuse.search.index import Index
+from dualfuse.search.server.app import create_app
+from dualfuse.search.server.options import ServerOptions, check_address
+from dualfuse.search.server.service import Service
+
+logger = logging.getLogger(__name__)
+DRAIN = 30  # seconds that running requests get after SIGTERM
+
+
+def create_service(loaded: LoadedModel, build: Callable[[], Index], options: ServerOptions, name: str) -> Service:
+    """Build the index and return the service of a model; ``name`` is the model's in answers: no path."""
+    return Service(build(), options, rebuild=build, name=Path(name).name or "model")
+
+
+def serve(service: Service, host: str, port: int) -> None:
+    """Serve until SIGINT or SIGTERM, then finish running requests. Raises ``DualfuseError`` for an open address."""
+    check_address(host, service.options.token)
+    config = uvicorn.Config(
+        create_app(service),
+        host=host,
+        port=port,
+        log_config=None,
+        access_log=False,  # it would log queries of GET requests, and our own log has the endpoint
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN,
+        h11_max_incomplete_event_size=64 << 10,
+    )
+    uvicorn.Server(config).run()

@@ -1,0 +1,76 @@
+"""One version of the index: what a running query keeps while a newer version takes over."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import blake2b
+
+from dualfuse.search.index import Index
+from dualfuse.search.server.problems import Problem
+from dualfuse.search.stores.base import Metadata
+
+MAX_CHOICES = 50  # different values of a field that are listed as choices
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """An index and its version, which changes whenever an image is added, changed or removed."""
+
+    index: Index
+    version: str
+
+    @staticmethod
+    def of(index: Index) -> Snapshot:
+        """Return the snapshot of an index; equal contents have equal versions."""
+        digest = blake2b(index.store.fingerprint.encode(), digest_size=6)
+        for name, metadata in sorted(index.store.entries().items()):
+            digest.update(f"{name}\0{metadata.get('stamp')}\0".encode("utf-8", "surrogateescape"))
+        return Snapshot(index, digest.hexdigest())
+
+    @cached_property
+    def names(self) -> Mapping[str, str]:
+        """The name of each image by its id."""
+        return {image_id(name): name for name in self.entries}
+
+    @cached_property
+    def entries(self) -> Mapping[str, Metadata]:
+        """The stored metadata of each image by name."""
+        return dict(self.index.store.entries())
+
+    def name(self, identifier: str, param: str = "id") -> str:
+        """Return the name of an image; ``Problem`` 404 for an unknown id."""
+        if identifier not in self.names:
+            raise Problem(404, f"no image of the collection has the id {identifier[:40]!r}", param=param)
+        return self.names[identifier]
+
+    def read(self, identifier: str) -> bytes:
+        """Return the file of an image; ``Problem`` 404 for an unknown id and for a file that is gone."""
+        try:
+            return self.index.image(self.name(identifier))
+        except (OSError, ValueError, KeyError) as error:
+            raise Problem(404, "the image has changed or is gone; refresh the index by POST /v1/refresh") from error
+
+    @cached_property
+    def fields(self) -> list[dict[str, object]]:
+        """The metadata fields that a filter can name: type, choices with their counts, or smallest and largest."""
+        names = sorted({name for metadata in self.entries.values() for name in metadata if name != "stamp"})
+        return [_describe(name, [each.get(name) for each in self.entries.values()]) for name in names]
+
+
+def image_id(name: str) -> str:
+    """Return the id of an image: 16 hexadecimal digits, which tell nothing about its path."""
+    return blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _describe(name: str, values: list[object]) -> dict[str, object]:
+    present = [value for value in values if value is not None]
+    numbers = [value for value in present if isinstance(value, int | float) and not isinstance(value, bool)]
+    counts = Counter(map(str, present)) if len(numbers) < len(present) else Counter[str]()
+    described: dict[str, object] = {"name": name, "count": len(present)}
+    if numbers and len(numbers) == len(present):
+        return described | {"type": "number", "min": min(numbers), "max": max(numbers)}
+    choices = [{"value": value, "count": count} for value, count in counts.most_common(MAX_CHOICES)]
+    return described | {"type": "text", "choices": choices, "complete": len(counts) <= MAX_CHOICES}
