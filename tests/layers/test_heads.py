@@ -84,7 +84,7 @@ def test_fused_features_need_the_softmax_loss() -> None:
 
 
 def test_itc_projections_of_two_widths() -> None:
-    with pytest.raises(ValueError, match="images of width 6 with texts of width 4: set itc_head.width"):
+    with pytest.raises(ValueError, match=r"images of width 6 with texts of width 4: set itc_head\.width"):
         ITCHead(ITCHeadConfig(), (6, 4), fused_width=4)
     head = ITCHead(ITCHeadConfig(width=3, hidden=5, dropout=0.5), (6, 4), fused_width=4).eval()
     x, y = torch.randn(2, 6), torch.randn(2, 4)

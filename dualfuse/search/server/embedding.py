@@ -89,7 +89,7 @@ def _packed(embeddings: Tensor, dtype: str, model: str) -> schemas.EmbedAnswer:
         return schemas.EmbedAnswer(embeddings=embeddings.tolist(), dimensions=width, model=model)
     if dtype == "bits":
         bits = np.packbits(embeddings.numpy() > 0, axis=1)
-        packed = [base64.b64encode(row.tobytes()).decode() for row in bits]
+        packed: list[list[float] | list[int] | str] = [base64.b64encode(row.tobytes()).decode() for row in bits]
         return schemas.EmbedAnswer(embeddings=packed, dimensions=width, model=model)
     scales = embeddings.abs().amax(1) / 127
     integers = (embeddings / scales[:, None]).round().to(torch.int8)

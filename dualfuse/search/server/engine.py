@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot
 from dualfuse.search.stores.base import Value
 
+Result = TypeVar("Result")
 FUSED_AT_A_TIME = 32  # pairs; the time budget is looked at between
 
 
@@ -90,7 +92,7 @@ class Engine:
         """Return the unit embedding (D,) of an image file; cached."""
         return await self._cached("image", data, self.images)
 
-    async def run(self, function, *arguments):
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: of the function
         """Run a function in the thread of the model."""
         return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *arguments))
 
@@ -106,7 +108,7 @@ class Engine:
         self._executor.shutdown()
         self._readers.shutdown()
 
-    async def _cached(self, kind: str, value: str | bytes, batcher: Batcher) -> Tensor:
+    async def _cached(self, kind: str, value: str | bytes, batcher: Batcher[Any, Tensor]) -> Tensor:
         key = (kind, value if isinstance(value, str) else blake2b(value, digest_size=16).digest())
         if (cached := self._embeddings.get(key)) is not None:
             self.metrics.cache_hits.inc()
@@ -118,33 +120,27 @@ class Engine:
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[Tensor | Exception]:
         """Embed texts of equal length together: padding costs time, and moves the last bits of an embedding."""
-        encoded = [_result(lambda text=text: self.loaded.processor.text.encode(text).ids) for text in texts]
-        results: list[Tensor | Exception] = [each for each in encoded]  # type: ignore[misc]
-        lengths = {len(ids) for ids in encoded if not isinstance(ids, Exception)}
-        for length in sorted(lengths):
-            numbers = [n for n, ids in enumerate(encoded) if not isinstance(ids, Exception) and len(ids) == length]
-            tokens = self._text_tokens(np.stack([encoded[number] for number in numbers]))
-            features = self.loaded.task.text_features(tokens).float().cpu()
-            for number, feature in zip(numbers, features, strict=True):
-                results[number] = feature
-        return results
+        encoded = [_result(partial(self._token_ids, text)) for text in texts]
 
-    def _text_tokens(self, ids: np.ndarray) -> Tokens:
-        tensor = torch.from_numpy(ids).to(self.loaded.task.device)
-        return self.loaded.task.model.embed_text(tensor, torch.ones_like(tensor, dtype=torch.bool))
+        def embed(ids: list[Tensor]) -> Tensor:
+            return self.loaded.task.text_features(self._text_tokens(torch.stack(ids))).float().cpu()
+
+        return _by_shape(encoded, embed)
+
+    def _token_ids(self, text: str) -> Tensor:
+        return torch.from_numpy(self.loaded.processor.text.encode(text).ids)
+
+    def _text_tokens(self, ids: Tensor) -> Tokens:
+        """Embed token ids (B, T) without padding."""
+        ids = ids.to(self.loaded.task.device)
+        return self.loaded.task.model.embed_text(ids, torch.ones_like(ids, dtype=torch.bool))
 
     def _pixels(self, data: bytes) -> Tensor:
         return self.loaded.processor.image(data, np.random.default_rng(0))  # nothing is drawn without augmentation
 
     def _embed_images(self, files: Sequence[bytes]) -> list[Tensor | Exception]:
-        pixels = list(self._readers.map(lambda data: _result(lambda: self._pixels(data)), files))
-        results: list[Tensor | Exception] = list(pixels)
-        for shape in {each.shape for each in pixels if isinstance(each, Tensor)}:
-            numbers = [n for n, each in enumerate(pixels) if isinstance(each, Tensor) and each.shape == shape]
-            features = embed_images(self.loaded.task, torch.stack([results[number] for number in numbers]))  # type: ignore[list-item]
-            for number, feature in zip(numbers, features, strict=True):
-                results[number] = feature
-        return results
+        pixels = self._readers.map(lambda data: _result(partial(self._pixels, data)), files)
+        return _by_shape(list(pixels), lambda images: embed_images(self.loaded.task, torch.stack(images)))
 
     @torch.inference_mode()
     def _search(self, queries: Sequence[Nearest]) -> list[tuple[Hit, ...]]:
@@ -163,11 +159,11 @@ class Engine:
 
     @torch.inference_mode()
     def _rerank(self, requests: Sequence[Rerank]) -> list[Reranked | Exception]:
-        return [_result(lambda request=request: self._rerank_one(request)) for request in requests]
+        return [_result(partial(self._rerank_one, request)) for request in requests]
 
     def _rerank_one(self, request: Rerank) -> Reranked:
         task = self.loaded.task
-        text = self._text_tokens(self.loaded.processor.text.encode(request.text).ids[None])
+        text = self._text_tokens(self._token_ids(request.text)[None])
         fused: list[Hit] = []
         rest = list(request.hits)
         while rest and (not fused or time.perf_counter() < request.deadline):
@@ -204,12 +200,12 @@ class Engine:
     @torch.inference_mode()
     def _match(self, pairs: Sequence[tuple[bytes, str]]) -> list[tuple[float, float | None] | Exception]:
         """Return the cosine and the match logit (None if the model cannot match) of pairs of image file and text."""
-        return [_result(lambda pair=pair: self._match_one(*pair)) for pair in pairs]
+        return [_result(partial(self._match_one, *pair)) for pair in pairs]
 
     def _match_one(self, data: bytes, text: str) -> tuple[float, float | None]:
         task = self.loaded.task
         image = task.model.embed_image(self._pixels(data)[None].to(task.device))
-        tokens = self._text_tokens(self.loaded.processor.text.encode(text).ids[None])
+        tokens = self._text_tokens(self._token_ids(text)[None])
         cosine = float((task.image_features(image) * task.text_features(tokens)).sum())
         return cosine, float(task.match_logit(image, tokens)) if task.can_match else None
 
@@ -231,7 +227,21 @@ def check_upload(data: bytes, limits: Limits, param: str = "image") -> bytes:
     return data
 
 
-def _result(compute):
+def _by_shape(inputs: Sequence[Tensor | Exception], run: Callable[[list[Tensor]], Tensor]) -> list[Tensor | Exception]:
+    """Run inputs of equal shape together, and return the results in the order of the inputs; exceptions stay."""
+    results: list[Tensor | Exception] = list(inputs)
+    numbers_of: dict[torch.Size, list[int]] = {}
+    for number, each in enumerate(inputs):
+        if isinstance(each, Tensor):
+            numbers_of.setdefault(each.shape, []).append(number)
+    for numbers in numbers_of.values():
+        together = run([each for number in numbers if isinstance(each := inputs[number], Tensor)])
+        for number, result in zip(numbers, together, strict=True):
+            results[number] = result
+    return results
+
+
+def _result(compute: Callable[[], Result]) -> Result | Exception:
     """Return the result of a call, or the exception of a user's input as a value: it is one of a batch."""
     try:
         return compute()

@@ -67,8 +67,8 @@ def check_address(host: str, token: str) -> None:
     """Raise ``DualfuseError`` for an address that others can reach without a token."""
     if host not in LOOPBACK and not token:
         raise DualfuseError(
-            f"--host {host} can be reached by others: protect it by --token-file FILE with a secret of 16 characters or "
-            "more, or serve on 127.0.0.1 behind a proxy that checks who asks"
+            f"--host {host} can be reached by others: protect it by --token-file FILE with a secret of 16 characters "
+            "or more, or serve on 127.0.0.1 behind a proxy that checks who asks"
         )
     if token and len(token) < 16:
         raise DualfuseError(f"the token has {len(token)} characters; give 16 or more, such as `openssl rand -hex 16`")

@@ -20,6 +20,7 @@ from dualfuse.search.server.engine import Engine, Nearest, Rerank
 from dualfuse.search.server.inputs import check_text, decode_image
 from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot, image_id
+from dualfuse.search.stores.base import Value
 
 NEGATIVE_WEIGHT = 0.5  # of "not": subtracting a whole unit embedding leaves little of the query
 OVERSAMPLED = 4  # hits per wanted one when near copies are folded or improbable ones are omitted
@@ -161,7 +162,7 @@ def _rerank(request: schemas.SearchRequest, engine: Engine, text: str) -> int:
     return rerank
 
 
-def _filter(request: schemas.SearchRequest, snapshot: Snapshot) -> tuple[tuple[str, object], ...]:
+def _filter(request: schemas.SearchRequest, snapshot: Snapshot) -> tuple[tuple[str, Value | tuple[Value, ...]], ...]:
     known = {str(each["name"]) for each in snapshot.fields}
     if unknown := sorted(set(request.where) - known):
         raise Problem(
