@@ -10,7 +10,7 @@ from typing import Any
 from dualfuse import hub, plugins, upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
-from dualfuse.recipes import finetune_vlmo
+from dualfuse.recipes import bridgetower_unimodal, finetune_vlmo
 
 FUNCTIONS = {
     "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
@@ -96,7 +96,9 @@ FUNCTIONS = {
     "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
 """Addresses of the functions of listed recipes, by name."""
-NAMES = (*FUNCTIONS, *finetune_vlmo.RECIPES)
+VALUES = finetune_vlmo.RECIPES | bridgetower_unimodal.RECIPES
+"""Summary and recipe of listed recipes that are values, by name."""
+NAMES = (*FUNCTIONS, *VALUES)
 """The recipes that ``dualfuse recipes`` lists."""
 
 
@@ -111,8 +113,8 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
         recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
         data = replace(recipe.data, train=(), weights=(), validation="")
         return (replace(recipe, start_from=str(folder), data=data),)
-    if name in finetune_vlmo.RECIPES:
-        return (finetune_vlmo.RECIPES[name][1],)
+    if name in VALUES:
+        return (VALUES[name][1],)
     address = FUNCTIONS.get(name, name)
     if ":" not in address:
         names = "\n  ".join(NAMES)
@@ -129,6 +131,6 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
 
 def summary(name: str) -> str:
     """Return the summary of a listed recipe."""
-    if name in finetune_vlmo.RECIPES:
-        return finetune_vlmo.RECIPES[name][0]
+    if name in VALUES:
+        return VALUES[name][0]
     return (inspect.getdoc(plugins.find(FUNCTIONS[name])) or "").splitlines()[0]

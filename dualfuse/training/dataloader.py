@@ -85,8 +85,8 @@ def check_data(recipe: Recipe) -> None:
 
 
 def count_samples(recipe: Recipe) -> int:
-    """Return the number of samples of all training sets; all processes must call this."""
-    return sum(_order(recipe, open_sets(recipe, recipe.data.train)).lengths)
+    """Return the number of samples of all training sets, or of captions; all processes must call this."""
+    return sum(map(len, training_sets(recipe)))
 
 
 def open_sets(recipe: Recipe, sources: tuple[str, ...]) -> tuple[MapDataset, ...]:

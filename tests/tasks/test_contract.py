@@ -32,6 +32,7 @@ from dualfuse.tasks.finetune.image_classification import ImageClassificationConf
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.finetune.segmentation import SegmentationConfig
+from dualfuse.tasks.finetune.text_classification import TextClassificationConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.prediction import Prediction, ScoredAnswer
 from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
@@ -58,6 +59,7 @@ TASKS: dict[str, tuple[TaskConfig, ModelConfig]] = {
     "nlvr2": (NLVR2Config(labels=LABELS), VLMO),
     "entailment": (EntailmentConfig(labels=LABELS), BRIDGETOWER),
     "image-classification": (ImageClassificationConfig(labels=LABELS, head_scale=1.0), VLMO),
+    "text-classification": (TextClassificationConfig(labels=LABELS, dropout=0.0), BRIDGETOWER),
     "segmentation": (SegmentationConfig(num_classes=3, feature_layers=(1, 1, 2, 2)), replace(VLMO, vl_expert_start=2)),
     "captioning": (CaptioningConfig(), VLMO),
 }
@@ -102,6 +104,8 @@ def inputs(name: str) -> Sequence[Sample]:
     if name == "nlvr2":
         return SAMPLES
     single = [replace(sample, other_images=()) for sample in SAMPLES]
+    if name == "text-classification":
+        return [replace(sample, image=b"") for sample in single]
     if name in IMAGE_ONLY:
         return [replace(sample, texts=()) for sample in single]
     if name.startswith("pairs"):

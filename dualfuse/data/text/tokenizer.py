@@ -88,6 +88,24 @@ class TextTransform:
             truncated=len(encoding.ids) > kept,
         )
 
+    def encode_pair(self, texts: Sequence[str]) -> np.ndarray:
+        """Return the ids (T,) of a text, or of two as BERT ([CLS] A [SEP] B [SEP]) or RoBERTa (<s> A </s></s> B </s>).
+
+        If both are too long, the longer one is cut to half of the maximum length or what the other one leaves, as by
+        the strategy "longest_first" of the tokenizers library.
+        """
+        if len(texts) == 1:
+            return self.encode(texts[0]).ids
+        loaded = load_tokenizer(self.tokenizer)
+        first, second = (list(_encode_beginning(loaded, text, self.length).ids) for text in texts)
+        between = [loaded.end] * (2 if loaded.is_roberta else 1)
+        room = max(0, self.length - len(between) - 2)
+        if len(first) + len(second) > room:
+            short = min(len(first), len(second), room // 2)
+            cut = (short, room - short) if len(first) <= len(second) else (room - short, short)
+            first, second = first[: cut[0]], second[: cut[1]]
+        return np.array([loaded.start, *first, *between, *second, loaded.end], dtype=np.int64)
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ``ids`` (T,) without special tokens."""
         return load_tokenizer(self.tokenizer).decode([int(number) for number in ids])
@@ -108,6 +126,11 @@ class LoadedTokenizer:
     end: int
     pad_id: int
     mask_id: int
+
+    @property
+    def is_roberta(self) -> bool:
+        """Whether the special tokens are RoBERTa's."""
+        return self.tokenizer.token_to_id(ROBERTA_SPECIAL[0]) == self.start
 
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text without start and end; raises DualfuseError for half of a surrogate pair."""

@@ -209,6 +209,10 @@ class Classification(Task):
         accuracy = (logits.argmax(1) == target).float().mean()
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy": accuracy})
 
+    def new_metric(self) -> Metric:
+        """Return the numbers of an evaluation, before the first question."""
+        return self.metric()
+
     def probabilities(self, batch: Any) -> Tensor:  # Any: what its config's collate returns
         """Return the probability (B, C) of each name."""
         return self.logits(batch).softmax(1)
@@ -221,7 +225,7 @@ class Classification(Task):
         vocabulary count: no prediction can match them.
         """
         run = Evaluation(self, data, plan)
-        metric, predictions, labelled = self.metric(), list[PredictedAnswer](), 0
+        metric, predictions, labelled = self.new_metric(), list[PredictedAnswer](), 0
         for batch in run.batches(self.cfg.read_question, self.cfg.collate, what="questions"):
             for question, answers in zip(batch["questions"], self._best(batch, self.top_k), strict=True):
                 predictions.append(
