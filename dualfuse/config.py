@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import math
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
@@ -17,6 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from dualfuse import upgrade
 from dualfuse.errors import DualfuseError
+from dualfuse.printable import printable
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
@@ -96,18 +99,37 @@ def _build(data: JSON) -> Any:  # Any: the dataclass that the data names
         return data
     kind = _class(data.get(IS))
     values = {name: _build(value) for name, value in data.items() if name != IS}
-    names = {field.name for field in fields(kind)}
-    if unknown := values.keys() - names:
-        raise DualfuseError(
-            f"{kind.__qualname__} has no field {', '.join(sorted(unknown))}; it has {', '.join(sorted(names))}. "
-            "The file may come from another version of dualfuse"
-        )
+    check_names(values, [field.name for field in fields(kind)], kind.__qualname__)
     try:
         return kind(**values)
     except Exception as error:  # __post_init__ may meet values of any type
         raise DualfuseError(
             f"{kind.__qualname__} cannot be made of {', '.join(values) or 'nothing'}: {error}"
         ) from error
+
+
+def check_names(given: Iterable[str], names: Iterable[str], owner: str) -> None:
+    """Raise ``DualfuseError``, with the nearest name, if ``given`` holds a name that ``owner`` lacks."""
+    names = sorted(names)
+    if unknown := sorted(set(given) - set(names)):
+        close = get_close_matches(unknown[0], names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise DualfuseError(
+            f"{owner} has no field {', '.join(map(printable, unknown))}; {hint}it has {', '.join(names)}. "
+            "The file may come from another version of dualfuse"
+        )
+
+
+def is_trusted(module: str) -> bool:
+    """Return whether files may name classes of a module outside dualfuse."""
+    return any(module == trusted or module.startswith(f"{trusted}.") for trusted in _trusted)
+
+
+def dataclass_of(kind: type, field: str) -> type | None:
+    """Return the dataclass that the field of a dataclass may hold; None if there is not exactly one."""
+    hint = _hints(kind).get(field)
+    found = [each for each in (hint, *get_args(hint)) if isinstance(each, type) and is_dataclass(each)]
+    return found[0] if len(found) == 1 else None
 
 
 def _address(kind: type) -> str:
@@ -136,7 +158,7 @@ def _module(name: str) -> ModuleType | None:
     A trusted module is also found by the path of its file: "recipes" and "lab.recipes" are both lab/recipes.py.
     """
     is_own = name.startswith(f"{OWN}.") and name != f"{OWN}.__main__"  # which runs when imported
-    if is_own or any(name == trusted or name.startswith(f"{trusted}.") for trusted in _trusted):
+    if is_own or is_trusted(name):
         with suppress(ImportError, ValueError):  # ValueError: a name that no module can have
             return importlib.import_module(name)
     parts = name.split(".")

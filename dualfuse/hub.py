@@ -124,12 +124,16 @@ def recipe_to_json(recipe: Recipe) -> dict[str, JSON]:
 def recipe_from_file(path: Path) -> Recipe:
     """Read a file that holds :func:`recipe_to_json`; raises ``DualfuseError`` for any other."""
     try:
-        data = read_json(path)
-        recipe = from_json({key: data[key] for key in data if key != PLUGINS} if isinstance(data, dict) else data)
+        return recipe_from_json(read_json(path))
     except (OSError, ValueError, RecursionError) as error:  # RecursionError: values that are nested too deeply
         raise DualfuseError(f"{path} does not describe a recipe: {error}") from error
+
+
+def recipe_from_json(data: JSON) -> Recipe:
+    """Return the recipe that :func:`recipe_to_json` was given; raises ``DualfuseError`` for other values."""
+    recipe = from_json({key: data[key] for key in data if key != PLUGINS} if isinstance(data, dict) else data)
     if not (isinstance(recipe, Recipe) and _is_complete(recipe)):
-        raise DualfuseError(f"{path} does not describe a recipe; was it written by another program?")
+        raise DualfuseError("it is not a whole recipe; was it written by another program?")
     return recipe
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 EXAMPLES = """
 dualfuse train ten-seconds --out runs/first
 dualfuse train vlmo-nano-pairs --data.train 'data/train-*.tar' --data.validation 'data/val-*.tar'
+dualfuse train mine.yaml --optim.lr 1e-4
 dualfuse train runs/first/final --out runs/second --data.train 'data/train-*.tar' --optim.lr 1e-5
 torchrun --nproc-per-node 8 -m dualfuse train vlmo-base-pairs --data.train 'data/train-*.tar'
 """
@@ -56,16 +57,19 @@ def run(words: Sequence[str]) -> None:
     parser.add_argument(
         "name",
         metavar="NAME",
-        help="recipe by name (see dualfuse recipes), model folder, path/file.py:function, or module:function",
+        help="recipe by name (see dualfuse recipes), .yaml or .json file, model folder, path/file.py:function, or "
+        "module:function",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/NAME)")
     parsed, flags = parser.parse_known_args(words)
 
     from dualfuse import recipes
+    from dualfuse.recipes.files import is_recipe_file
     from dualfuse.training.loop import train
 
     chosen = override(recipes.find_recipe(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
-    out = parsed.out or Path("runs") / parsed.name.rpartition(":")[2]
+    name = Path(parsed.name).stem if is_recipe_file(parsed.name) else parsed.name.rpartition(":")[2]
+    out = parsed.out or Path("runs") / name
     echo(f"model: {train(chosen, out)}")
 
 

@@ -11,6 +11,7 @@ from dualfuse import hub, plugins, upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import bridgetower_unimodal, finetune_vlmo
+from dualfuse.recipes.files import is_recipe_file, read_recipe_file
 
 FUNCTIONS = {
     "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
@@ -105,9 +106,11 @@ NAMES = (*FUNCTIONS, *VALUES)
 def find_recipe(name: str) -> tuple[Recipe, ...]:
     """Return the recipes of a listed name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
 
-    The recipe of a model folder starts from its weights. A file is read again if it has changed since. Raises
-    ``DualfuseError`` if there is no such recipe.
+    A .yaml or .json file is read by :func:`read_recipe_file`. The recipe of a model folder starts from its weights. A
+    file is read again if it has changed since. Raises ``DualfuseError`` if there is no such recipe.
     """
+    if is_recipe_file(name):
+        return read_recipe_file(Path(name), find_recipe)
     name = upgrade.RECIPES.get(name, name)
     if ((folder := Path(name)) / hub.CONFIG).is_file():
         recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
@@ -118,7 +121,9 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     address = FUNCTIONS.get(name, name)
     if ":" not in address:
         names = "\n  ".join(NAMES)
-        raise DualfuseError(f"no recipe is called {name!r}; give file.py:function, a model folder, or:\n  {names}")
+        raise DualfuseError(
+            f"no recipe is called {name!r}; give file.py:function, a .yaml or .json file, a folder, or:\n  {names}"
+        )
     make = plugins.find(address)
     if not callable(make):
         raise DualfuseError(f"{address} is a {type(make).__name__}, not a function that returns a recipe")

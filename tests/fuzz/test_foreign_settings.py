@@ -102,7 +102,7 @@ def test_files_of_a_run(made: Recipe, name: str, folder: Path, data: st.DataObje
             task = made.build()
             checkpoint.restore(step, task, build_optimizer(task, made.optim))
         elif name != "recipe.json":
-            with Log(folder, steps=9, start=2, tensorboard=False):
+            with Log(folder, steps=9, start=2):
                 SkippedLog(folder, 2)
 
     told(resume)
