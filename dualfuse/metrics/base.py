@@ -24,8 +24,8 @@ class MetricInfo:
     """Whether the metric is computed over a whole set, not as the mean over its samples (perplexity, CIDEr-D)."""
 
     def matches(self, pattern: str) -> bool:
-        """Return whether a pattern of ``run.best`` or a name selects this metric."""
-        return fnmatchcase(self.name, pattern) or fnmatchcase(pattern, self.name)
+        """Return whether a pattern of ``run.best`` or a name selects this metric; see :func:`selects`."""
+        return selects(pattern, self.name) or fnmatchcase(pattern, self.name)
 
     def text(self, value: float) -> str:
         """Return a value with its unit."""
@@ -35,6 +35,19 @@ class MetricInfo:
 
 
 LOSS = MetricInfo("loss", higher_is_better=False)
+
+
+def selects(pattern: str, name: str) -> bool:
+    """Return whether a pattern of ``run.best`` selects the metric ``name``.
+
+    Wildcards stand for characters of one part of a name, between slashes, so that */R@* selects text_to_image/R@1 and
+    not text_to_image/reranked/R@1. Only a last part that is * alone stands for all further parts: accuracy/* selects
+    accuracy/yes/no.
+    """
+    patterns, parts = pattern.split("/"), name.split("/")
+    if patterns[-1] == "*" and len(parts) > len(patterns):
+        parts = [*parts[: len(patterns) - 1], "/".join(parts[len(patterns) - 1 :])]
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
 
 
 def shares(*names: str, whole_set: bool = False) -> tuple[MetricInfo, ...]:

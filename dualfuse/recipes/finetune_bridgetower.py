@@ -5,12 +5,13 @@ Values are from the official scripts, and the paper's tables agree with them. Se
 decay, dropout 0.1 and float32; cross-modal layers have five times the learning rate, and heads a higher one.
 
 The best model on --data.validation is kept (run.best), except on VQAv2, where the last one is: the official code trains
-on the validation questions, too, and selects its best model on them. It selects the models of retrieval with ITC on
-COCO and Flickr30k on the test set; use validation images instead. Questions, sentences and hypotheses are samples here
-as there, so that their epochs follow the data; retrieval has the number of steps of the published data.
+on the validation questions, too, and selects its best model on them. Retrieval with ITC is selected by the mean recall
+after re-ranking; the official code does so on the test set, use validation images instead. Questions, sentences,
+hypotheses and captions are samples here as there, so that their epochs follow the data.
 
 Images are augmented by the RandAugment of this package where the official code uses three variants. As there, crops
-cover half to all of the image, VQAv2 has no flips, and METER applies RandAugment to whole images.
+cover half to all of the image, VQAv2 has no flips, and METER applies RandAugment to whole images, which are then
+center-cropped in training as in evaluation.
 """
 
 from __future__ import annotations
@@ -45,13 +46,19 @@ ITC_ITM = replace(ITC_ITM_MLM, mlm_weight=0.0)
 negatives are from the 8 or 16 pairs of one process."""
 
 DATA = Data(image_size=(384, 384), preprocess=OFFICIAL_BLIP, text_length=50, batch_size=64, num_workers=8)
-METER_DATA = replace(DATA, preprocess=OFFICIAL_CLIP, augment=Augment(crop=(1.0, 1.0), flip=0.0))
+METER_AUGMENT = Augment(crop=(1.0, 1.0), flip=0.0, order="resize_last")
+"""RandAugment on the whole image; then the shorter side is resized and the center is cropped, as in evaluation."""
+METER_DATA = replace(DATA, preprocess=OFFICIAL_CLIP, augment=METER_AUGMENT)
+RETRIEVAL = replace(DATA, text_length=40, sample_by="caption")
+METER_RETRIEVAL = replace(METER_DATA, text_length=40, sample_by="caption")
+"""An epoch has every caption once, as in the official code."""
 RUN = Run(save_every=1000, log_every=50)
 
-RANK = RankingConfig(grad_cache_chunk=64)
-"""One matching text and 15 negatives per image (``irtr``, ``draw_false_text``). The official code draws negatives from
-the whole set, where they may match; here they are from a micro-batch of 32 pairs per process. 64 pairs are fused at a
-time."""
+RANK = RankingConfig(itm_weight=1.0, grad_cache_chunk=64)
+"""One matching text and 15 negatives per image (``irtr``, ``draw_false_text``), and ITM with a random image for half of
+the pairs (``itm``, ``draw_false_image``), whose head is frozen. The two losses are added, because the official weights
+switch losses on and do not scale them. The official code draws negatives from the whole set, where they may match; here
+they are from a micro-batch of 32 pairs per process. 64 pairs are fused at a time."""
 RANK_OPTIM = replace(OPTIM, warmup=0.1, head_lr_mult=1.0)
 """The ranking head has the learning rate of the towers, as in the official code, which does not list it as a head."""
 
@@ -86,24 +93,30 @@ def nlvr2_base() -> Recipe:
 
 
 def coco_base() -> Recipe:
-    """BridgeTower-Base retrieval on COCO, 30 epochs: text R@1 75.0, image R@1 62.4 (256 re-ranked)."""
+    """BridgeTower-Base retrieval on COCO, 30 epochs: text R@1 75.0, image R@1 62.4 (256 re-ranked).
+
+    The best model is that with the highest mean recall after re-ranking 256 candidates.
+    """
     optim = replace(OPTIM, lr=4.5e-6, warmup=0.1)
-    data, run = replace(DATA, text_length=40, batch_size=256), replace(_best_of(30, COCO, 256), micro_batch=16)
-    return _at_data_size(Recipe("coco", BASE, ITC_ITM, data, optim, run))
+    run = replace(_best_reranked(30, COCO, 256, rerank=256), micro_batch=16)
+    return _at_data_size(Recipe("coco", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=256), optim, run))
 
 
 def flickr30k_base() -> Recipe:
-    """BridgeTower-Base retrieval on Flickr30k, 20 epochs: text R@1 94.7, image R@1 85.8 (128 re-ranked)."""
+    """BridgeTower-Base retrieval on Flickr30k, 20 epochs: text R@1 94.7, image R@1 85.8 (128 re-ranked).
+
+    The best model is that with the highest mean recall after re-ranking 128 candidates.
+    """
     optim = replace(OPTIM, lr=5e-6, warmup=0.05)
-    data, run = replace(DATA, text_length=40, batch_size=512), replace(_best_of(20, FLICKR30K, 512), micro_batch=8)
-    return _at_data_size(Recipe("flickr30k", BASE, ITC_ITM, data, optim, run))
+    run = replace(_best_reranked(20, FLICKR30K, 512, rerank=128), micro_batch=8)
+    return _at_data_size(Recipe("flickr30k", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=512), optim, run))
 
 
 def flickr30k_base_ranking() -> Recipe:
     """BridgeTower-Base ranks all pairs of Flickr30k, 20 epochs (unpublished: the official code fails here)."""
-    data = replace(DATA, text_length=40, batch_size=2048)
     run = replace(_best_of(20, FLICKR30K, 2048), micro_batch=32)
-    return _at_data_size(Recipe("flickr30k", BASE, RANK, data, replace(RANK_OPTIM, lr=1.1e-5), run))
+    optim, data = replace(RANK_OPTIM, lr=1.1e-5), replace(RETRIEVAL, batch_size=2048)
+    return _at_data_size(Recipe("flickr30k", BASE, RANK, data, optim, run))
 
 
 def meter_vqa_base() -> Recipe:
@@ -140,20 +153,24 @@ def meter_flickr30k_base() -> Recipe:
 
 
 def _meter_ranking(name: str, captions: int) -> Recipe:
-    data = replace(METER_DATA, text_length=40, batch_size=512)
-    run = replace(_best_of(10, captions, 512), micro_batch=32)
+    data, run = replace(METER_RETRIEVAL, batch_size=512), replace(_best_of(10, captions, 512), micro_batch=32)
     return _at_data_size(Recipe(name, METER, RANK, data, replace(RANK_OPTIM, lr=5e-6), run))
 
 
 def _best_epoch(epochs: int, samples: int, batch: int) -> Run:
     """Return a run that keeps the model of its epochs with the best accuracy."""
-    run = _best_of(epochs, samples, batch, best="accuracy")
-    return replace(run, epochs=epochs, eval_epochs=1)
+    return _best_of(epochs, samples, batch, best="accuracy")
+
+
+def _best_reranked(epochs: int, captions: int, batch: int, *, rerank: int) -> Run:
+    """Return a run that keeps the model with the best mean of the six recalls after re-ranking."""
+    return replace(_best_of(epochs, captions, batch, best="*/reranked/R@*"), eval_rerank=rerank)
 
 
 def _best_of(epochs: int, samples: int, batch: int, *, best: str = "*/R@*") -> Run:
     """Return a run that keeps the best model of its epochs, by default by the mean of the six recalls."""
-    return replace(RUN, steps=epochs * samples // batch, eval_every=samples // batch, best=best)
+    steps, eval_every = epochs * samples // batch, samples // batch
+    return replace(RUN, steps=steps, epochs=epochs, eval_every=eval_every, eval_epochs=1, best=best)
 
 
 def _at_data_size(recipe: Recipe[BridgeTowerConfig, TaskConfig]) -> Recipe:

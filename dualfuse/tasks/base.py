@@ -162,6 +162,11 @@ class Task(nn.Module, ABC):
         )
 
     @property
+    def initial_copies(self) -> Mapping[str, str]:
+        """Names of tensors that start as copies of others, if the initial weights lack them; by default none."""
+        return {}
+
+    @property
     def can_search(self) -> bool:
         """Whether the embeddings of :meth:`image_features` and :meth:`text_features` were trained (by ITC)."""
         return False

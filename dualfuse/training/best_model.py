@@ -8,7 +8,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from hashlib import sha256
 
 from dualfuse import distributed as dist
@@ -16,6 +15,8 @@ from dualfuse.config import JSON
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
+from dualfuse.io import listing
+from dualfuse.metrics.base import selects
 from dualfuse.recipe import Recipe
 from dualfuse.upgrade import METRICS
 
@@ -73,7 +74,7 @@ def check_best(recipe: Recipe) -> bool:
     """Return whether higher values of the metrics of ``run.best`` are better.
 
     Raises ``DualfuseError``, before training, if there is no validation set, if the task declares no such metric, or if
-    the metrics have different directions.
+    the metrics have different directions or names of different depth, such as recall before and after re-ranking.
     """
     by = recipe.run.best
     if not by:
@@ -84,7 +85,8 @@ def check_best(recipe: Recipe) -> bool:
             "--run.best '' to keep the last model only"
         )
     declared = recipe.task.metrics(Plan(rerank=recipe.run.eval_rerank))
-    directions = {info.higher_is_better for info in declared if info.matches(by)}
+    matched = [info for info in declared if info.matches(by)]
+    directions = {info.higher_is_better for info in matched}
     if not directions:
         names = [info.name for info in declared]
         close = get_close_matches(by, names, n=1)
@@ -93,6 +95,9 @@ def check_best(recipe: Recipe) -> bool:
             + (f"did you mean {close[0]}?" if close else "name one, or a pattern like */R@* for the mean of several")
             + f" (those of a third-party task are declared by {type(recipe.task).__name__}.metrics)"
         )
+    if len({info.name.count("/") for info in matched}) > 1:
+        names = listing([info.name for info in matched], 20)
+        raise DualfuseError(f"run.best {by!r} matches metrics of different kinds: {names}; give a pattern for one kind")
     if len(directions) > 1:
         raise DualfuseError(f"run.best {by!r} matches metrics of which some are better if higher, others if lower")
     return directions.pop()
@@ -126,7 +131,7 @@ def keep_best(
 
 def headline(metrics: Mapping[str, float], by: str) -> float:
     """Return the mean of the metrics whose names match a pattern; raises ``DualfuseError`` if there is none."""
-    values = [value for name, value in metrics.items() if fnmatchcase(name, by)]
+    values = [value for name, value in metrics.items() if selects(by, name)]
     if not values:
         raise DualfuseError(
             f"run.best is {by!r}, but the validation metrics are {', '.join(metrics) or 'none'}; name one, "

@@ -44,7 +44,7 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     task.load_state_dict(transferred.tensors, strict=False)
     total = len(task.state_dict())
     logger.info("initialized %s of %s tensors from %s", len(transferred.tensors), total, start.source)
-    for kind in ("resized", "experts", "new", "unused"):
+    for kind in ("resized", "experts", "copies", "new", "unused"):
         if names := vars(transferred)[kind]:
             logger.info("  %s: %s", kind, listing(names))
     if dist.rank() == 0:

@@ -13,6 +13,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.layers.blocks import Block
 from dualfuse.layers.resizing import Resizable
 from dualfuse.recipe import Recipe
+from dualfuse.tasks.base import Task
 
 Shape = tuple[int, ...]
 VL = "vl"
@@ -37,6 +38,8 @@ class TransferredWeights:
     resized: dict[str, Resized] = field(default_factory=dict[str, Resized])
     experts: dict[str, str] = field(default_factory=dict[str, str])
     """Tensors of vision-language experts that the checkpoint lacks, and the tensors that they are copies of."""
+    copies: dict[str, str] = field(default_factory=dict[str, str])
+    """Tensors of heads that the checkpoint lacks, and the tensors that they are copies of."""
     new: dict[str, Shape] = field(default_factory=dict[str, Shape])
     """Tensors of the task that keep their initial values."""
     unused: dict[str, Shape] = field(default_factory=dict[str, Shape])
@@ -74,6 +77,10 @@ def transfer_weights(
     if vl_expert_init != "random":
         result.experts.update(_expert_sources(task, result.tensors, EXPERTS[vl_expert_init]))
         result.tensors.update({name: result.tensors[other] for name, other in result.experts.items()})
+    if isinstance(task, Task):
+        missing = {name: other for name, other in task.initial_copies.items() if name not in result.tensors}
+        result.copies.update({name: other for name, other in missing.items() if other in result.tensors})
+        result.tensors.update({name: result.tensors[other] for name, other in result.copies.items()})
     result.new.update(_shapes(targets, without=result.tensors))
     result.unused.update(_shapes(stored, without={**result.copied, **result.resized}))
     return result

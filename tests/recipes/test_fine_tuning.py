@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import inspect
+import io
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dualfuse import recipes
 from dualfuse.cli.train import override
 from dualfuse.config import from_json, to_json
+from dualfuse.data.sampler import MixtureSampler
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import bridgetower_vqa, finetune_bridgetower, finetune_vlmo
+from dualfuse.recipes.finetune_bridgetower import ITC_ITM
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
@@ -79,18 +85,21 @@ def test_numbers_of_the_papers() -> None:
     assert epochs(finetune_bridgetower.flickr30k_base_ranking(), 145_000) == pytest.approx(20, abs=0.3)
     ranks = finetune_bridgetower.meter_flickr30k_base().task
     assert [PLACES[f"{size}-vlmo-base"].run.eval_every for size in ("coco", "flickr30k")] == [184, 47]
-    assert isinstance(ranks, RankingConfig) and ranks.num_negatives == 15
+    assert isinstance(ranks, RankingConfig) and (ranks.num_negatives, ranks.itm_weight) == (15, 1.0)
     both = finetune_bridgetower.coco_base().task
     assert isinstance(both, PairsConfig) and both.itc_weight == both.itm_weight == 1.0 and both.mlm_weight == 0.0
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_best_model_is_chosen_as_published(place: str) -> None:
-    """By recall where images are retrieved, by accuracy on dev; of BridgeTower's VQAv2 the last one is taken."""
+    """By recall where images are retrieved, re-ranked if ITM and ITC are trained; by accuracy on dev, or the last one."""
     recipe = PLACES[place]
     recalled = recipe.name in ("coco", "flickr30k")
     last = recipe.name == "vqa" and isinstance(recipe.model, BridgeTowerConfig)
-    assert recipe.run.best == ("*/R@*" if recalled else "" if last else "accuracy")
+    reranks = {"coco": 256, "flickr30k": 128}[recipe.name] if recalled and recipe.task == ITC_ITM else 0
+    assert recipe.run.eval_rerank == reranks
+    recalls = "*/reranked/R@*" if reranks else "*/R@*"
+    assert recipe.run.best == (recalls if recalled else "" if last else "accuracy")
     assert (recipe.run.eval_every > 0 or recipe.run.eval_epochs == 1) == bool(recipe.run.best)
     assert recipe.run.eval_every < recipe.run.steps / 2
 
@@ -104,3 +113,36 @@ def test_numbers_without_pretraining() -> None:
         assert (optim.warmup, optim.weight_decay, optim.head_lr_mult, optim.fusion_lr_mult) == (0.1, 0.01, 50, 5)
         assert isinstance(task, VQAConfig) and task.hidden_scale == 1.0
         assert each.data.preprocess.resize_mode == "crop" and each.data.batch_size == 512
+
+
+def test_published_pairs_are_sampled_by_caption() -> None:
+    """By the mixture of BridgeTower's paper: Visual Genome is half of the pairs."""
+    names = [name for name in recipes.NAMES if recipes.find_recipe(name)[-1].data.sample_by == "caption"]
+    pre_trained = [name for name in names if recipes.find_recipe(name)[-1].name in ("pairs", "itc")]
+    assert {name.split("-")[0] for name in pre_trained} == {"vlmo", "bridgetower", "meter"}
+    assert not any("nano" in name or "small" in name for name in names)
+    assert {"coco-bridgetower-base", "coco-meter-base", "flickr30k-bridgetower-base-ranking"} < set(names)
+    captions = (567_000, 4_800_000, 860_000, 2_900_000)
+    draws = [draw for step in range(20) for draw in MixtureSampler(captions, 4096, 1).draws(step)]
+    shares = np.bincount([draw.source for draw in draws]) / len(draws)
+    np.testing.assert_allclose(shares, (0.062, 0.526, 0.094, 0.318), atol=0.01)
+
+
+@pytest.mark.parametrize("place", [place for place in PLACES if "meter" in place])
+def test_meter_crops_training_images_as_in_evaluation(place: str) -> None:
+    """Red rises from left to right over 640 pixels; the crop shows the middle half, a squashed image would show all."""
+    transform = PLACES[place].data.image_transform
+    assert transform.augment is not None
+    ramp = np.zeros((320, 640, 3), np.uint8)
+    ramp[..., 0] = np.linspace(0, 255, 640)
+    file = io.BytesIO()
+    Image.fromarray(ramp).save(file, "PNG")
+    plain = replace(transform, size=(96, 96), augment=replace(transform.augment, rand_augment=False))
+    trained, evaluated = (
+        each(file.getvalue(), np.random.default_rng(0)) for each in (plain, replace(plain, augment=None))
+    )
+    assert torch.equal(trained, evaluated)
+    red = trained[0] * plain.preprocess.std[0] + plain.preprocess.mean[0]
+    assert (255 * red.min()).item() == pytest.approx(64, abs=2) and (255 * red.max()).item() == pytest.approx(
+        191, abs=2
+    )

@@ -206,6 +206,19 @@ def test_better_depends_on_the_metric() -> None:
     assert headline({"a/R@1": 0.2, "b/R@1": 0.4, "loss": 9.0}, "*/R@1") == pytest.approx(0.3)
 
 
+def test_patterns_of_recall_do_not_mix_what_is_re_ranked_with_what_is_not(evaluated: Recipe) -> None:
+    metrics = {"text_to_image/R@1": 0.2, "image_to_text/R@1": 0.4, "loss": 9.0, "accuracy/yes/no": 0.8}
+    metrics |= {f"{name}/reranked/R@1": value for name, value in (("text_to_image", 0.6), ("image_to_text", 0.7))}
+    patterns = {"*/R@*": 0.3, "*/reranked/R@*": 0.65, "text_to_image/R@1": 0.2, "accuracy/*": 0.8}
+    assert {pattern: headline(metrics, pattern) for pattern in patterns} == pytest.approx(patterns)
+    both = changed(evaluated, eval_rerank=4)
+    assert check_best(changed(both, best="*/R@*")) and check_best(changed(both, best="*/reranked/R@*"))
+    for pattern in ("text_to_image/*", "*"):
+        with pytest.raises(DualfuseError, match=r"matches metrics of different kinds: text_to_image/R@1, "):
+            check_best(changed(both, best=pattern))
+    assert check_best(changed(evaluated, best="text_to_image/*"))  # nothing is re-ranked
+
+
 def test_best_step_is_restored_from_a_checkpoint() -> None:
     best = BestModel("accuracy", 0.1 + 0.2, 3)
     extra = json.loads(json.dumps(best.extra()))

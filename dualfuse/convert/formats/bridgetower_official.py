@@ -86,6 +86,9 @@ class Kind:
 
 PAIRS = Kind("pairs", PairsConfig, MLM | ITM | ITC | {"temperature": "itc_heads.0.temperature"})
 """Pre-training, and retrieval with ITC and ITM."""
+FROZEN_ITM = weight_and_bias({"itm_score.fc": "frozen_itm_head"})
+"""The frozen ITM head of a ranking model, which is written; a trained model has no use for it, so reading skips it with
+the other earlier heads."""
 KINDS = (
     Kind("vqa", VQAConfig, _classifier("vqa_classifier")),
     Kind("nlvr2", NLVR2Config, _classifier("nlvr2_classifier")),
@@ -111,9 +114,9 @@ def rank_to_itm(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def itm_to_rank(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors with the difference of the two ITM rows as ``rank_output``; inverts :func:`rank_to_itm`."""
+    """Return the tensors with the second ITM row, the score, as ``rank_output``; inverts :func:`rank_to_itm`."""
     rows = {name: tensors[name] for name in ("itm_head.weight", "itm_head.bias") if name in tensors}
-    return dict(tensors) | {name: row[1:] - row[:1] for name, row in rows.items()}
+    return dict(tensors) | {name: row[1:] for name, row in rows.items()}
 
 
 def model_of(tensors: Mapping[str, Tensor], heads: int = 0) -> BridgeTowerConfig:
@@ -211,7 +214,7 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     tensors = converted.task.state_dict()
     exported = export_tensors(
         itm_to_rank(tensors) if kind.config is RankingConfig else tensors,
-        replace(kind.layout, dropped=untrained_heads(task)),
+        replace(kind.layout, names=kind.layout.names | FROZEN_ITM, dropped=untrained_heads(task)),
         converted.kept,
     )
     notes = []

@@ -46,11 +46,16 @@ class Augment:
     """RandAugment of VLMo, with a fixed magnitude; or timm's stronger rand-m9-mstd0.5-inc1, as in BEiT fine-tuning."""
     color_jitter: float = 0.0
     """Strength (0 to 1) of random brightness, contrast and saturation; 0: none."""
+    order: Literal["crop_first", "resize_last"] = "crop_first"
+    """crop_first: the random resized crop comes first, as in VLMo and BridgeTower; resize_last: there is none, and the
+    whole image is augmented and then resized as in evaluation, as in METER. Needs crop 1 1."""
 
     def __post_init__(self) -> None:
         """Validate the ranges."""
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise DualfuseError(f"crop is {self.crop}; give two shares of the area, 0 < minimum <= maximum <= 1")
+        if self.order == "resize_last" and self.crop != (1, 1):
+            raise DualfuseError(f"crop is {self.crop}, but order 'resize_last' has no random crop; give crop 1 1")
         if not 0 < self.aspect[0] <= self.aspect[1]:
             raise DualfuseError(f"aspect is {self.aspect}; give two values of width / height, 0 < minimum <= maximum")
         if not (0 <= self.flip <= 1 and 0 <= self.color_jitter <= 1):
@@ -119,8 +124,9 @@ HUGGING_FACE = Preprocess("huggingface", "pillow", CLIP_MEAN, CLIP_STD)
 class ImageTransform:
     """Transform from the bytes of an image to the input of a model.
 
-    ``size`` is (height, width) in pixels. Without ``augment`` the image is resized by ``preprocess.resize_mode``; with
-    it, by the random resized crop. Resampling, mean and std of ``preprocess`` apply to both.
+    ``size`` is (height, width) in pixels. Without ``augment``, and with ``augment.order`` "resize_last", the image is
+    resized by ``preprocess.resize_mode``; otherwise by the random resized crop. Resampling, mean and std of
+    ``preprocess`` apply to all.
     """
 
     size: tuple[int, int]
@@ -148,6 +154,8 @@ class ImageTransform:
         image = decode(data)
         if self.augment is None:
             return self.preprocess.normalize(self.preprocess.resize(image, self.size))
+        if self.augment.order == "resize_last":
+            return self.preprocess.normalize(self.preprocess.resize(augment_image(image, self.augment, rng), self.size))
         return self.preprocess.normalize(augment_image(image, self.augment, rng, self.size, self.preprocess.resampling))
 
 

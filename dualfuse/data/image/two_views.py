@@ -29,6 +29,8 @@ def two_views(
     if transform.augment is None:
         return preprocess.normalize(preprocess.resize(image, transform.size)), preprocess.resize(image, size)
     view = augment_image(image, transform.augment, rng)
+    if transform.augment.order == "resize_last":
+        return preprocess.normalize(preprocess.resize(view, transform.size)), preprocess.resize(view, size)
     return preprocess.normalize(resize(view, transform.size, preprocess.resampling)), lanczos(view, size)
 
 
@@ -38,7 +40,10 @@ def tokenizer_view(data: bytes, transform: ImageTransform, rng: np.random.Genera
     image = decode(data)
     if transform.augment is None:
         return transform.preprocess.resize(image, transform.size)
-    return lanczos(augment_image(image, transform.augment, rng), transform.size)
+    view = augment_image(image, transform.augment, rng)
+    if transform.augment.order == "resize_last":
+        return transform.preprocess.resize(view, transform.size)
+    return lanczos(view, transform.size)
 
 
 def lanczos(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -19,7 +19,15 @@ from PIL import Image
 from dualfuse.data.image.decode import decode, decoding, reserve, without_large_notes
 from dualfuse.data.image.image_file import Header, header
 from dualfuse.data.image.resize import MAX_PIXELS, resize
-from dualfuse.data.image.transform import Augment, ImageTransform, Preprocess, jitter, random_box, to_pixels
+from dualfuse.data.image.transform import (
+    Augment,
+    ImageTransform,
+    Preprocess,
+    augment_image,
+    jitter,
+    random_box,
+    to_pixels,
+)
 
 NOTHING = Augment(crop=(1, 1), flip=0, rand_augment=False)
 
@@ -46,6 +54,20 @@ def decoded(data: bytes) -> np.ndarray:
     image = decode(data)
     assert image.dtype == torch.uint8
     return image.permute(1, 2, 0).numpy()
+
+
+def test_resize_last_augments_the_whole_image_and_resizes_as_in_evaluation() -> None:
+    """RandAugment of the whole image, then the preprocessing; without it, the evaluation's image, flipped or not."""
+    data, size = encoded(Image.fromarray(smooth(40, 90))), (16, 16)
+    preprocess = Preprocess("crop", "pillow")
+    last = ImageTransform(size, Augment(crop=(1, 1), flip=0.5, order="resize_last"), preprocess)
+    image, rng = decode(data), np.random.default_rng(3)
+    varied = augment_image(image, Augment(crop=(1, 1), flip=0.5), rng)
+    assert varied.shape == image.shape
+    expected = preprocess.normalize(preprocess.resize(varied, size))
+    assert torch.equal(last(data, np.random.default_rng(3)), expected)
+    with pytest.raises(ValueError, match=r"crop is \(0.5, 1.0\), but order 'resize_last' has no random crop"):
+        Augment(order="resize_last")
 
 
 def test_lossless_formats_keep_their_pixels() -> None:

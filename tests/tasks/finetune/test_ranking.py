@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from many import start as start_processes
 from official_bridgetower import OFFICIAL
 from safetensors.torch import load_file
-from tiny import BRIDGETOWER, MODEL, caption, png_image, tokenizer
+from tiny import BRIDGETOWER, MODEL, caption, changed, png_image, recipe, tokenizer
 from torch.nn import functional as F
 from torch.testing import assert_close
 
+from dualfuse import distributed as dist
 from dualfuse.convert.formats.bridgetower_official import KINDS, rank_to_itm
 from dualfuse.convert.rename import import_tensors
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.tokenizer import TextTransform
+from dualfuse.losses.itc import find_positives
 from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.tasks.finetune import ranking
 from dualfuse.tasks.finetune.ranking import Ranking, RankingConfig
 from dualfuse.tasks.pretrain.pair_batch import PairBatch
+from dualfuse.training.loop import train
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "bridgetower_official"
 
@@ -163,3 +169,88 @@ def test_invalid_config_and_search_are_refused(processor: Processor) -> None:
     made = task(RankingConfig())
     with pytest.raises(ValueError, match=r"ranks pairs, and has no embeddings .* dualfuse evaluate"):
         made.image_features(made.model.embed_image(torch.zeros(1, 3, 32, 32)))
+
+
+@pytest.mark.parametrize("chunk", [0, 3])
+def test_itm_beside_ranking_equals_pairs_classified_one_by_one(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    """Of six pairs the odd ones are classified as they are, the texts of the even ones with another image."""
+    false = torch.tensor([4, 0, 1])
+    drawn = false, false[:0], torch.tensor([True, True, True])
+    monkeypatch.setattr(ranking, "sample_hard_negatives", lambda *arguments, **options: drawn)
+    plain = task(RankingConfig(num_negatives=2))
+    made = task(RankingConfig(num_negatives=2, itm_weight=0.5, grad_cache_chunk=chunk))
+    pairs, head, model = batch(processor, (0, 1, 2, 3, 4, 5)), made.frozen_itm_head, made.model
+    with torch.no_grad():
+        head.weight.mul_(100)  # so that the pairs have different probabilities
+    outputs = []
+    for each in (plain, made):
+        dist.seed_shared_rng(5)
+        outputs.append(each(pairs))
+    losses = []
+    for image, text, label in ((1, 1, 1), (3, 3, 1), (5, 5, 1), (4, 0, 0), (0, 2, 0), (1, 4, 0)):
+        length = int(pairs["mask"][text].sum())
+        words = model.embed_text(pairs["ids"][[text], :length], pairs["mask"][[text], :length])
+        pooled = model.fuse(model.embed_image(pairs["image"][[image]]), words).pooled[0]
+        losses.append(-(head.weight @ pooled + head.bias).log_softmax(0)[label])
+    assert max(losses) - min(losses) > 0.1
+    itm = torch.stack(losses).mean()
+    assert_close(outputs[1].log["loss/itm"], itm.detach(), atol=1e-5, rtol=1e-5)
+    assert_close(outputs[1].log["loss/rank"], outputs[0].loss.detach())
+    assert_close(outputs[1].loss, outputs[0].loss + 0.5 * itm, atol=1e-5, rtol=1e-5)
+    outputs[1].loss.backward()
+    assert head.weight.grad is None and model.layers.text[0].up.weight.grad is not None  # type: ignore[union-attr]
+
+
+def test_negative_images_of_itm_are_drawn_uniformly_from_the_same_set(
+    processor: Processor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, pairs = task(RankingConfig(itm_weight=1.0)), batch(processor, (0, 1, 2, 3, 3, 5))
+    pairs["source"] = torch.tensor([0, 0, 0, 1, 1, 0])
+    seen = list[tuple[list[int], list[bool]]]()
+    drawn = ranking.sample_hard_negatives
+
+    def spy(*arguments: Any, **options: Any) -> tuple[torch.Tensor, ...]:
+        images, texts, has = drawn(*arguments, **options)
+        seen.append((images.tolist(), has.tolist()))
+        return images, texts, has
+
+    monkeypatch.setattr(ranking, "sample_hard_negatives", spy)
+    with torch.no_grad():
+        image = made.model.embed_image(pairs["image"])
+        for _ in range(200):
+            made.itm_logits(pairs, image, find_positives(pairs["image_id"], pairs["text_id"]))
+    assert all(has == [True, True, False] for _, has in seen)  # the image of pair 4 is the only one of its set
+    assert {images[0] for images, _ in seen} == {1, 2, 5} and {images[1] for images, _ in seen} == {0, 1, 5}
+
+
+def test_itm_head_is_frozen_and_is_the_one_that_the_run_starts_with(processor: Processor, tmp_path: Path) -> None:
+    """The pre-trained model has one ITM head, which becomes the frozen one and the ranking head."""
+    made = recipe(tmp_path, images=10)
+    pairs = changed(made, steps=1, batch_size=4)
+    train((pairs,), tmp_path / "pairs")
+    start = load_file(tmp_path / "pairs" / "final" / "model.safetensors")["itm_head.weight"]
+    cfg = RankingConfig(num_negatives=2, itm_weight=1.0)
+    ranks = replace(changed(pairs, steps=2, save_every=1), task=cfg, start_from=str(tmp_path / "pairs" / "final"))
+    train((ranks,), tmp_path / "ranks")
+    final = load_file(tmp_path / "ranks" / "final" / "model.safetensors")
+    assert torch.equal(final["frozen_itm_head.weight"], start)
+    assert not torch.equal(final["itm_head.weight"], start)
+    assert json.loads((tmp_path / "ranks" / "start.json").read_text())["copies"] == {
+        "frozen_itm_head.weight": "itm_head.weight", "frozen_itm_head.bias": "itm_head.bias"
+    }  # fmt: skip
+    assert "frozen_itm_head.weight\n" in (tmp_path / "ranks" / "frozen.txt").read_text()
+    later = replace(ranks, start_from=str(tmp_path / "ranks" / "final"), run=replace(ranks.run, steps=1))
+    train((later,), tmp_path / "later")  # a ranking model as the start keeps its frozen head
+    assert torch.equal(load_file(tmp_path / "later" / "final" / "model.safetensors")["frozen_itm_head.weight"], start)
+
+
+def test_itm_beside_ranking_is_the_same_on_two_processes(processor: Processor, tmp_path: Path) -> None:
+    made = changed(recipe(tmp_path, images=12), steps=2, drop_path=0.0, eps=1e-3, batch_size=8)
+    made = replace(made, task=RankingConfig(num_negatives=3, itm_weight=1.0))
+    train((made,), tmp_path / "alone")
+    assert start_processes(2, lambda: print(train((made,), tmp_path / "together"))) == [0, 0]
+    expected = load_file(tmp_path / "alone" / "final" / "model.safetensors")
+    for name, tensor in load_file(tmp_path / "together" / "final" / "model.safetensors").items():
+        assert_close(tensor, expected[name], atol=1e-5, rtol=0)
