@@ -92,7 +92,7 @@ def test_numbers_of_the_papers() -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_best_model_is_chosen_as_published(place: str) -> None:
-    """By recall where images are retrieved, re-ranked if ITM and ITC are trained; by accuracy on dev, or the last one."""
+    """By recall where images are retrieved, re-ranked if ITM and ITC are trained; else by accuracy, or the last one."""
     recipe = PLACES[place]
     recalled = recipe.name in ("coco", "flickr30k")
     last = recipe.name == "vqa" and isinstance(recipe.model, BridgeTowerConfig)
