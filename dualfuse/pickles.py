@@ -60,9 +60,9 @@ class RefusedGlobalError(DualfuseError):
 class StrictUnpickler(pickle.Unpickler):
     """An unpickler whose names are resolved by ``resolve(module, name)``, which raises for anything unknown."""
 
-    def __init__(self, file: BinaryIO, resolve: Callable[[str, str], object]) -> None:
+    def __init__(self, file: BinaryIO, resolve: Callable[[str, str], object], encoding: str = "ASCII") -> None:
         check_pickle(file)
-        super().__init__(file)
+        super().__init__(file, encoding=encoding)
         self.resolve = resolve
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:  # Any: as in the base class

@@ -37,8 +37,8 @@ from dualfuse.prepare.output_folder import PreparedFolder
 from dualfuse.prepare.registry import recognize
 from dualfuse.prepare.sources.columns import Columns
 from dualfuse.prepare.sources.label_names import labels_file
-from dualfuse.prepare.sources.labels import class_folders, label_maps
-from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, tables, webdataset
+from dualfuse.prepare.sources.labels import cifar, class_folders, label_maps
+from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, nocaps, tables, webdataset
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
 from dualfuse.prepare.sources.source import Source, foreign_errors, kept_fields, readable
 from dualfuse.prepare.summary import Summary, Tally
@@ -100,7 +100,9 @@ class _Conversion:
     def check(self) -> ItemChecker:
         """The function that decodes and checks an item."""
         options = self.options
-        images_only = options.images_only or _in_classes(self.kind, options)  # an image with a class needs no caption
+        images_only = (
+            options.images_only or self.kind in UNCAPTIONED or _in_classes(self.kind, options)
+        )  # an image with a class needs no caption
         return ItemChecker(parse_shares(options.split), options.longest_side, images_only)
 
     def open(self) -> Source:
@@ -152,6 +154,9 @@ def _folder(path: Path, options: PrepareOptions, out: Path) -> Source:
     return folder.load(path, options.encoding, out)
 
 
+UNCAPTIONED = ("cifar", "nocaps")
+"""Formats whose images need no caption; those of NoCaps's test set are not published."""
+
 _FORMATS = {
     "vqav2": _Format(lambda path, o, out: vqav2.load(path, o.images, _answers(o)), ("images", "answers")),
     "visual-genome": _Format(
@@ -160,6 +165,8 @@ _FORMATS = {
     "nlvr2": _Format(lambda path, o, out: nlvr2.load(path, o.images), ("images",)),
     "snli-ve": _Format(lambda path, o, out: snli_ve.load(path, o.images), ("images",)),
     "easy-vqa": _Format(lambda path, o, out: easy_vqa.load(path)),
+    "cifar": _Format(lambda path, o, out: cifar.load(path)),
+    "nocaps": _Format(lambda path, o, out: nocaps.load(path, o.images), ("images",)),
     "label-maps": _Format(lambda path, o, out: label_maps.load(path)),
     "folder": _Format(_folder, captions="put .txt files beside the images"),
     "karpathy": _Format(lambda path, o, out: karpathy.load(path, o.images), ("images",)),

@@ -12,9 +12,11 @@ from dualfuse.files import MAX_TABLE, open_regular, read_json, walk
 from dualfuse.io import listing
 from dualfuse.prepare.sources.cells import is_url
 from dualfuse.prepare.sources.columns import Columns, choose
+from dualfuse.prepare.sources.labels.cifar import cifar_version
 from dualfuse.prepare.sources.labels.label_maps import has_label_maps
 from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
+from dualfuse.prepare.sources.pairs.nocaps import nocaps_files
 from dualfuse.prepare.sources.pairs.tables import is_metadata
 from dualfuse.prepare.sources.questions.easy_vqa import easy_vqa_folder
 from dualfuse.prepare.sources.questions.nlvr2 import sentence_files
@@ -34,6 +36,8 @@ FORMATS = {
     "nlvr2": "train.json, dev.json, test1.json of NLVR2, or their folder",
     "snli-ve": "snli_ve_train.jsonl, ... of SNLI-VE, or their folder",
     "easy-vqa": "the folder of the package easy_vqa: data/train/images, data/train/questions.json, data/answers.txt",
+    "cifar": "the folder cifar-10-batches-bin, cifar-100-binary, cifar-10-batches-py or cifar-100-python",
+    "nocaps": "nocaps_val_4500_captions.json or nocaps_test_image_info.json of NoCaps, or their folder",
     "label-maps": "a folder with images/…/NAME.jpg and annotations/…/NAME.png (ADE20K: ADEChallengeData2016)",
     "tar": "tar shards in the WebDataset layout (also the output of img2dataset)",
 }
@@ -70,6 +74,8 @@ def _published(source: Path) -> tuple[str, Path] | None:
         "nlvr2": source if sentence_files(source) else None,
         "snli-ve": source if pair_files(source) else None,
         "easy-vqa": easy_vqa_folder(source),
+        "cifar": source if cifar_version(source) else None,
+        "nocaps": source if nocaps_files(source) else None,
     }
     paths["label-maps"] = source if in_folder and has_label_maps(source) else None
     kinds = [(kind, path) for kind, path in paths.items() if path]
