@@ -187,6 +187,47 @@ class Run:
 
 
 @dataclass(frozen=True)
+class TowerTraining:
+    """How one pre-trained tower is trained."""
+
+    mode: Literal["full", "frozen", "last", "lora"] = "full"
+    """full: all parameters; frozen: none, and without dropout; last: the last ``blocks`` blocks and the final norm;
+    lora: low-rank additions to the linear layers of its blocks, which are merged when the model is saved."""
+    blocks: int = 2
+    """With mode last: number of blocks to train, from the top."""
+    rank: int = 8
+    """With mode lora: rank of the additions."""
+    alpha: float = 16.0
+    """With mode lora: the additions are multiplied by alpha / rank."""
+    targets: tuple[str, ...] = ()
+    """With mode lora: patterns of the names of linear layers in a block, such as attention.*; empty: all."""
+    lr_mult: float = 1.0
+    """Learning rate multiplier of the tower."""
+
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        check_numbers(self, positive=("blocks", "rank", "alpha"), not_negative=("lr_mult",))
+
+
+@dataclass(frozen=True)
+class Towers:
+    """Training of pre-trained towers, and the stored states of frozen ones; for models with towers (BridgeTower)."""
+
+    image: TowerTraining = field(default_factory=TowerTraining)
+    text: TowerTraining = field(default_factory=TowerTraining)
+    cache_gb: float = 20.0
+    """If both towers are frozen: maximum gigabytes of their stored states on disk, over all models, so that towers run
+    once per image and text instead of once per step; 0: nothing is stored."""
+    views: int = 0
+    """Augmented views of each training image whose states are stored, in place of a new one in every epoch; 0: with
+    ``data.augment`` nothing is stored. Without ``data.augment`` there is one view."""
+
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        check_numbers(self, not_negative=("cache_gb", "views"))
+
+
+@dataclass(frozen=True)
 class Recipe(Generic[Model, Learning]):
     """Everything one training run needs; saved with its checkpoints."""
 
@@ -206,6 +247,7 @@ class Recipe(Generic[Model, Learning]):
     train_only: tuple[str, ...] = ()
     """Patterns of the names of trainable parameters, each with at least one match; all others are frozen. Empty: train
     all parameters."""
+    towers: Towers = field(default_factory=Towers)
 
     def __post_init__(self) -> None:
         """Validate the types of all values, and that copied experts have a source."""

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.layers.resizing import Resizable
 from dualfuse.models.kv_cache import KVCache
+
+if TYPE_CHECKING:
+    from dualfuse.models.towers.base import StateSource, Tower
 
 MAX_DEPTH = 1000  # a config file may ask for any number of layers, and each takes time to build
 
@@ -148,6 +151,17 @@ class VisionLanguageModel(Resizable, ABC):
     @abstractmethod
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         """Return the modules to shard, checkpoint and compile one by one."""
+
+    def towers(self) -> dict[str, Tower]:
+        """Return the pre-trained encoders by modality, "image" and "text"; a model of one network has none."""
+        return {}
+
+    stored_states: StateSource | None = None
+    """During training, outputs of frozen towers that need not be computed again."""
+
+    def layers_to_read(self, tower: Tower) -> tuple[int, ...]:
+        """Return the numbers of the layers of a tower whose states are read; empty: they cannot be stored."""
+        return ()
 
     def fusion_modules(self) -> Iterable[nn.Module]:
         """Return the modules that fusion alone uses, for ``fusion_lr_mult``; there may be none."""

@@ -138,7 +138,8 @@ class BridgeTower(VisionLanguageModel):
         """Run the image tower on images (B, 3, H, W), and add the type of their ``slot`` to the states that feed."""
         if slot + 1 >= self.types.num_embeddings:
             raise DualfuseError(f"slot {slot}: image_slots of this model is {self.types.num_embeddings - 1}")
-        output: TowerOutput = self.image_tower(images, layers=self._layers_to_read(self.image_tower))
+        tower, layers, stored = self.image_tower, self.layers_to_read(self.image_tower), self.stored_states
+        output: TowerOutput = tower(images, layers=layers) if stored is None else stored.image(tower, images, layers)
         feeds = self._feeds(IMAGE, output.states, slot + 1)
         pooled = _pooled(output) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
         mask = torch.ones(feeds[0].shape[:2], dtype=torch.bool, device=pooled.device)
@@ -147,7 +148,8 @@ class BridgeTower(VisionLanguageModel):
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
-        output: TowerOutput = self.text_tower(ids, mask, layers=self._layers_to_read(self.text_tower))
+        tower, layers, stored = self.text_tower, self.layers_to_read(self.text_tower), self.stored_states
+        output: TowerOutput = tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
         return Tokens(TEXT, (_pooled(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:
@@ -213,6 +215,10 @@ class BridgeTower(VisionLanguageModel):
         for layers in self.layers.children():
             yield from layers.children()
 
+    def towers(self) -> dict[str, Tower]:
+        """Return both towers."""
+        return {IMAGE: self.image_tower, TEXT: self.text_tower}
+
     def fusion_modules(self) -> Iterable[nn.Module]:
         """Return everything above the towers except the type embeddings."""
         parts = (self.transforms, self.first_norms, self.layers, self.bridges, self.poolers)
@@ -232,7 +238,7 @@ class BridgeTower(VisionLanguageModel):
         """Return the text and the image part of each of the layers, or of each of the bridges."""
         return zip(modules[TEXT].children(), modules[IMAGE].children(), strict=True)
 
-    def _layers_to_read(self, tower: Tower) -> tuple[int, ...]:
+    def layers_to_read(self, tower: Tower) -> tuple[int, ...]:
         """Return the numbers of the layers to read, in the order of ``tower_layers``, the top layer last."""
         depth = len(tower.fsdp_blocks())
         if self.gates is not None:

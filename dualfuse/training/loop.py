@@ -22,6 +22,7 @@ from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.io import remove_unfinished
+from dualfuse.layers.lora import merge_lora
 from dualfuse.lock import lock
 from dualfuse.provenance import record
 from dualfuse.recipe import Recipe, Run
@@ -61,6 +62,7 @@ from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
 from dualfuse.training.tokenizer_stages import with_tokenizers
 from dualfuse.training.trackers import open_trackers
+from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +110,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
 def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
     """Raise ``DualfuseError`` for what would fail later, possibly after the hours of an earlier stage."""
     check_best(recipe)
+    check_towers(recipe)
     check_data(recipe)
     if checkpoint.latest(out / CHECKPOINTS):
         check_data_is_unchanged(recipe, out)
@@ -123,6 +126,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     if start and not newest:
         init_from(task, recipe, start, out)
     freeze(task, recipe.train_only)
+    set_tower_modes(task, recipe.towers)
     is_fixed = has_fixed_graph(task.to(device))
     if is_fixed:
         freeze_unused(task, to_device(probe_batch(recipe), device))
@@ -132,7 +136,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
             "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
         )
     wrap_blocks(task, recipe.run, device)
-    optimizer = build_optimizer(task, recipe.optim)
+    optimizer = build_optimizer(task, recipe.optim, tower_rates(task, recipe.towers))
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
     if newest and dist.rank() == 0:
         checkpoint.tidy(newest, recipe.run.keep_last)  # a process that failed after its last save did not
@@ -197,7 +201,7 @@ class TrainState:
         """
         weights = dist.gathered_parameters(self.task)
         if dist.rank() == 0:
-            hub.save(self.out / name, self.task, self.recipe, weights, notes, write_card)
+            hub.save(self.out / name, self.task, self.recipe, merge_lora(self.task, weights), notes, write_card)
         dist.barrier()
 
     def settle(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,10 +22,13 @@ from dualfuse.tasks.base import Task
 MATRICES = (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
 
 
-def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  # Any: what torch.optim takes
+def parameter_groups(
+    module: nn.Module, optim: Optim, tower_rates: Mapping[Tensor, float] | None = None
+) -> list[dict[str, Any]]:  # Any: what torch.optim takes
     """Return the trainable parameters in groups of equal weight decay and learning rate multiplier (``rate``).
 
-    Each group also lists the ``names`` of its parameters. ``optim.decay_rule`` selects the decayed parameters:
+    ``tower_rates`` multiply the learning rates of some parameters. Each group also lists the ``names`` of its
+    parameters. ``optim.decay_rule`` selects the decayed parameters:
     "matrices" are the weights of linear, convolution and embedding layers; "official" follows the official code of
     VLMo, METER and BridgeTower: all but names with "bias" and the layer norms of the model and of the MLM head, so
     that the layer norms of VLMo's experts, of CLIP and of other heads are decayed; "beit" are all parameters of two
@@ -37,6 +40,7 @@ def parameter_groups(module: nn.Module, optim: Optim) -> list[dict[str, Any]]:  
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             weight_decay, rate = optim.weight_decay if parameter in decayed else 0.0, rates.get(parameter, 1.0)
+            rate *= (tower_rates or {}).get(parameter, 1.0)
             new = {"params": [], "names": [], "weight_decay": weight_decay, "rate": rate, "lr": optim.lr * rate}
             group = groups.setdefault((-weight_decay, rate), new)
             group["params"].append(parameter)
@@ -99,9 +103,11 @@ def _norms(module: nn.Module, *owners: type[nn.Module]) -> set[Tensor]:
     return {part.weight for part in parts if isinstance(part, nn.LayerNorm)}
 
 
-def build_optimizer(module: nn.Module, optim: Optim) -> torch.optim.Optimizer:
+def build_optimizer(
+    module: nn.Module, optim: Optim, tower_rates: Mapping[Tensor, float] | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer of the trainable parameters of ``module``, which must be on their device."""
-    groups = parameter_groups(module, optim)
+    groups = parameter_groups(module, optim, tower_rates)
     if optim.adamw == "official":
         return TransformersAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, Self
 
 from torch import Tensor, nn
 
@@ -33,6 +34,18 @@ class Tower(nn.Module, ABC):
     class token puts the mean over its patches there.
     """
 
+    is_frozen = False
+    """Whether the tower stays in evaluation mode, without dropout, while the model is trained."""
+
+    def freeze(self) -> None:
+        """Freeze the parameters, and switch dropout off for good."""
+        self.is_frozen = True
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training mode, unless the tower is frozen."""
+        return super().train(mode and not self.is_frozen)
+
     @abstractmethod
     def fsdp_blocks(self) -> Sequence[nn.Module]:
         """Return the layers from bottom to top: what ``layers`` counts, and FSDP shards one by one."""
@@ -44,6 +57,18 @@ class Tower(nn.Module, ABC):
     def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
         """Return the relevance (N, M) after each layer, given that of the input. Raises DualfuseError if undefined."""
         raise DualfuseError(f"{type(self).__name__} does not define attention_flow: its attention cannot be explained")
+
+
+class StateSource(Protocol):
+    """Outputs of frozen towers that were stored; computes those that were not."""
+
+    def image(self, tower: Tower, images: Tensor, layers: Sequence[int]) -> TowerOutput:
+        """Return the output for images, which are pixels or the addresses of stored states."""
+        ...
+
+    def text(self, tower: Tower, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> TowerOutput:
+        """Return the output for texts."""
+        ...
 
 
 @dataclass(frozen=True)

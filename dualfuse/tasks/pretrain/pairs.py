@@ -18,7 +18,7 @@ from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
 from dualfuse.losses.grad_cache import Embeddings, LazyEmbeddings, grad_cache, materialize
-from dualfuse.losses.hard_negatives import NegativeSource, negative_groups, sample_hard_negatives, split_pairs
+from dualfuse.losses.hard_negatives import NegativeSource
 from dualfuse.losses.itc import (
     Positives,
     Similarities,
@@ -27,12 +27,12 @@ from dualfuse.losses.itc import (
     itc_loss,
     itc_loss_with_fused,
 )
-from dualfuse.losses.itm import itm_accuracy, itm_loss
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.recall import recall_infos
 from dualfuse.models.base import Tokens, VisionLanguageModel
 from dualfuse.tasks.base import TaskConfig, TaskOutput, detached
+from dualfuse.tasks.pretrain.itm_candidates import Fusions, ITMTargets, SinglePairs, candidate_lists, single_pairs
 from dualfuse.tasks.pretrain.pair_batch import (
     Masking,
     PairBatch,
@@ -73,6 +73,11 @@ class PairsConfig(TaskConfig):
     """ITM negatives. 2: a negative image and a negative text for every pair; 1: a negative image for one half of the
     pairs, a negative text for the other; 0: one half of the pairs is replaced by pairs with a negative image (METER,
     BridgeTower)."""
+    itm_loss: Literal["pairwise", "listwise"] = "pairwise"
+    """pairwise: classify single pairs, as in the papers; listwise: find the right one among ``itm_candidates`` + 1, by
+    the dual encoder's logit plus the head's log-odds, which start at 0. Over frozen towers only listwise learns."""
+    itm_candidates: int = 3
+    """With itm_loss listwise: wrong images of each text, and wrong texts of each image, drawn without replacement."""
     itm_on_masked_text: bool = False
     """Whether ITM reads the masked texts, so that positive pairs share the forward pass of MLM (not in the paper)."""
     patch_dropout: float = 0.0
@@ -102,6 +107,12 @@ class PairsConfig(TaskConfig):
             raise DualfuseError(
                 "negatives_per_pair=0 fuses only half of the positive pairs, but itm_on_masked_text and itc_head.fused "
                 "need all; set negatives_per_pair to 1 or 2"
+            )
+
+        if self.itm_loss == "listwise" and (self.itm_candidates < 1 or not self.itc_weight):
+            raise DualfuseError(
+                f"itm_loss listwise adds to the logits of ITC: itc_weight is {self.itc_weight}, itm_candidates "
+                f"{self.itm_candidates}; give an itc_weight above 0 and 1 or more candidates"
             )
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
@@ -145,6 +156,7 @@ class Pairs(PairPrediction):
         self.itm_head = nn.Linear(model.fused_width, 2)
         self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
         init_linear(self.itm_head, cfg.init_std)
+        self.start_listwise()
 
     def forward(self, batch: PairBatch) -> TaskOutput:
         """Return the weighted sum of the ITC, MLM and ITM losses; all fusion runs in one pass."""
@@ -161,7 +173,7 @@ class Pairs(PairPrediction):
             needs_masked = reads_unmasked and (cfg.mlm_weight or cfg.itm_on_masked_text)
             masked = self.embed(self.model.embed_text, batch["masked_ids"], batch["mask"]) if needs_masked else text
             itm_text = masked if cfg.itm_on_masked_text else text
-            itm_pairs, has_negative = self.itm_batch(batch, image, itm_text, similarities[0], positives)
+            itm_pairs, itm_targets = self.itm_batch(batch, image, itm_text, similarities[0], positives)
             mlm_pairs = [] if not cfg.mlm_weight or (itm_pairs and itm_text is masked) else [(masked, image)]
             positions = batch["positions"] if cfg.mlm_weight else batch["positions"][:, :0]
             pooled, states = self.fuse([*mlm_pairs, *itm_pairs], positions)
@@ -174,9 +186,8 @@ class Pairs(PairPrediction):
                 losses["mlm"], accuracy = mlm_loss(self.mlm_head, states, batch["targets"], cfg.grad_cache_chunk)
                 metrics["accuracy/mlm"] = accuracy
             if cfg.itm_weight:
-                logits = self.itm_head(pooled).float()
-                losses["itm"] = itm_loss(logits, has_negative)
-                metrics |= itm_accuracy(logits, has_negative)
+                losses["itm"], accuracies = itm_targets.loss(self.itm_head(pooled).float())
+                metrics |= accuracies
 
         weights = {"itc": cfg.itc_weight, "mlm": cfg.mlm_weight, "itm": cfg.itm_weight}
         loss = sum((weights[name] * value for name, value in losses.items()), itc.new_zeros(()))
@@ -232,34 +243,13 @@ class Pairs(PairPrediction):
 
     def itm_batch(
         self, batch: PairBatch, image: Embeddings, text: Embeddings, similarities: Similarities, positives: Positives
-    ) -> tuple[list[tuple[Embeddings, Embeddings]], Tensor]:
-        """Return the pairs that ITM classifies, positives first, and whether each negative (K,) could be drawn."""
-        cfg = self.cfg
-        if not cfg.itm_weight:
-            return [(text, image)] if self.needs_fused_features else [], torch.ones(0, dtype=torch.bool)
-        kept, texts, images = split_pairs(torch.arange(len(image), device=image.device), cfg.negatives_per_pair)
-        source = batch["source"] if cfg.negatives == "source" else batch["image_id"]
-        negative_images, negative_texts, has_negative = sample_hard_negatives(
-            similarities,
-            positives,
-            negative_groups(cfg.negatives, source),
-            texts,
-            images,
-            hardness=cfg.negative_hardness,
-            chunk=cfg.grad_cache_chunk,
-        )
-        pairs = [(text, image) if cfg.negatives_per_pair else (text.take(kept), image.take(kept))]
-        pairs += [(text.take(texts), self._take(image, negative_images, self.model.embed_image, batch["image"]))]
-        if len(images):
-            inputs = batch["masked_ids" if cfg.itm_on_masked_text else "ids"], batch["mask"]
-            pairs += [(self._take(text, negative_texts, self.model.embed_text, *inputs), image.take(images))]
-        return pairs, has_negative
-
-    def _take(self, local: Embeddings, numbers: Tensor, embed: Callable[..., Tokens], *inputs: Tensor) -> Embeddings:
-        """Return the examples ``numbers`` (K,) of the global batch; those of other processes are embedded again."""
-        if dist.world_size() == 1 or self.cfg.negatives == "local":
-            return local.take(numbers - dist.rank() * len(local))
-        return self.embed(embed, *(dist.fetch_examples(part, numbers) for part in inputs))
+    ) -> tuple[Fusions, ITMTargets]:
+        """Return the pairs to fuse, positives first, and what ITM learns from them."""
+        if not self.cfg.itm_weight:
+            nothing = SinglePairs(torch.ones(0, dtype=torch.bool))
+            return [(text, image)] if self.needs_fused_features else [], nothing
+        make = candidate_lists if self.cfg.itm_loss == "listwise" else single_pairs
+        return make(self, batch, image, text, similarities, positives)
 
     def fuse(self, pairs: Sequence[tuple[Embeddings, Embeddings]], positions: Tensor) -> tuple[Tensor, Tensor]:
         """Fuse pairs; return pooled states, and the text states at ``positions`` (B, R) of the first batch."""

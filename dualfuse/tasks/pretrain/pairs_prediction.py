@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 
+INITIAL_THRESHOLD = 0.2
+"""Cosine between those of the right and of the wrong pairs of most dual encoders."""
+
+
 @dataclass(frozen=True, eq=False)
 class PairInput:
     """One image (3, H, W), and a text that may have masks."""
@@ -38,6 +42,16 @@ class PairPrediction(Task):
     itc_heads: nn.ModuleList
     itm_head: nn.Linear
     mlm_head: MLMHead
+    match_threshold: nn.Parameter | None
+    """The cosine (1,) from which a pair of an ITM head that was trained list-wise matches; None: trained pair-wise."""
+
+    def start_listwise(self) -> None:
+        """Add the threshold of list-wise matching, and let its head start at zero: ranking starts as ITC ranks."""
+        self.match_threshold = None
+        if self.cfg.itm_loss == "listwise":
+            self.match_threshold = nn.Parameter(torch.full((1,), INITIAL_THRESHOLD))
+            nn.init.zeros_(self.itm_head.weight)
+            nn.init.zeros_(self.itm_head.bias)
 
     @property
     def feature_heads(self) -> tuple[ITCHead, ...]:
@@ -72,14 +86,21 @@ class PairPrediction(Task):
             raise DualfuseError("this model was trained without ITM, so it cannot re-rank; omit rerank")
         no_positions = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.itm_head(self.model.fuse(image, text, positions=no_positions).pooled).float()
-        return logits[:, 1] - logits[:, 0]
+        log_odds = logits[:, 1] - logits[:, 0]
+        if self.match_threshold is None:
+            return log_odds
+        cosine = (self.image_features(image) * self.text_features(text)).sum(1).float()
+        return self.feature_heads[0].scale * (cosine - self.match_threshold) + log_odds
 
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the sum of the ITC logit and the ITM log-odds.
 
         With negatives drawn by similarity (hardness 1), ITM learns log p(match) - log q(ITC), so the sum is
         log p(match). With random negatives (0) both estimate the same quantity, and the sum is twice their mean.
+        A head that was trained list-wise is trained for the sum, which its match logit is, up to a constant.
         """
+        if self.match_threshold is not None:
+            return match
         return self.feature_heads[0].scale * cosine + match
 
     def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
@@ -87,6 +108,8 @@ class PairPrediction(Task):
         if not self.can_match:
             return super().explained_logit(fused)
         negative, positive = self.itm_head(fused[0].pooled)[0]
+        if self.match_threshold is not None:
+            return f"log-odds added to the dual encoder's {positive - negative:+.2f}", positive - negative
         return f"match {100 * torch.sigmoid(positive - negative).item():.1f} %", positive - negative
 
     def read_input(self, sample: Sample, processor: Processor) -> PairInput:
