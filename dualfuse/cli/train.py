@@ -67,10 +67,19 @@ def run(words: Sequence[str]) -> None:
     from dualfuse.recipes.files import is_recipe_file
     from dualfuse.training.loop import train
 
-    chosen = override(recipes.find_recipe(parsed.name), flags, prog=f"dualfuse train {parsed.name}")
+    found = recipes.find_recipe(parsed.name, **given(flags))
+    chosen = override(found, flags, prog=f"dualfuse train {parsed.name}")
     name = Path(parsed.name).stem if is_recipe_file(parsed.name) else parsed.name.rpartition(":")[2]
     out = parsed.out or Path("runs") / name
     echo(f"model: {train(chosen, out)}")
+
+
+def given(flags: Sequence[str]) -> dict[str, str]:
+    """Return the values of flags that a recipe may depend on, by the names of the parameters of its function."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--start-from", "--start_from", dest="start_from", default="")
+    parser.add_argument("--data.validation", dest="validation", default="")
+    return vars(parser.parse_known_args(flags)[0])
 
 
 def override(recipes: tuple[Recipe, ...], flags: Sequence[str], *, prog: str) -> tuple[Recipe, ...]:

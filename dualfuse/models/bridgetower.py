@@ -149,7 +149,9 @@ class BridgeTower(VisionLanguageModel):
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
         tower, layers, stored = self.text_tower, self.layers_to_read(self.text_tower), self.stored_states
-        output: TowerOutput = tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
+        output: TowerOutput = (
+            tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
+        )
         return Tokens(TEXT, (_pooled(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:

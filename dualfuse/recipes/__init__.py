@@ -94,6 +94,10 @@ FUNCTIONS = {
     "entailment-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_entailment_base",
     "coco-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_coco_base",
     "flickr30k-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_flickr30k_base",
+    "fuse": "dualfuse.recipes.fuse:fuse",
+    "fuse-vqa": "dualfuse.recipes.fuse:vqa",
+    "fuse-entailment": "dualfuse.recipes.fuse:entailment",
+    "fuse-nlvr2": "dualfuse.recipes.fuse:nlvr2",
     "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
 """Addresses of the functions of listed recipes, by name."""
@@ -103,11 +107,12 @@ NAMES = (*FUNCTIONS, *VALUES)
 """The recipes that ``dualfuse recipes`` lists."""
 
 
-def find_recipe(name: str) -> tuple[Recipe, ...]:
+def find_recipe(name: str, **given: str) -> tuple[Recipe, ...]:
     """Return the recipes of a listed name, of ``path/file.py:function``, of ``module:function`` or of a model folder.
 
-    A .yaml or .json file is read by :func:`read_recipe_file`. The recipe of a model folder starts from its weights. A
-    file is read again if it has changed since. Raises ``DualfuseError`` if there is no such recipe.
+    ``given`` are values of flags, such as start_from, for functions with parameters of these names. A .yaml or .json
+    file is read by :func:`read_recipe_file`. The recipe of a model folder starts from its weights. A file is read again
+    if it has changed since. Raises ``DualfuseError`` if there is no such recipe.
     """
     if is_recipe_file(name):
         return read_recipe_file(Path(name), find_recipe)
@@ -127,7 +132,8 @@ def find_recipe(name: str) -> tuple[Recipe, ...]:
     make = plugins.find(address)
     if not callable(make):
         raise DualfuseError(f"{address} is a {type(make).__name__}, not a function that returns a recipe")
-    made = make()
+    wanted = inspect.signature(make).parameters
+    made = make(**{key: value for key, value in given.items() if key in wanted})
     recipes: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)  # Any: the function is the user's
     if not recipes or not all(isinstance(recipe, Recipe) for recipe in recipes):
         raise DualfuseError(f"{address} returns a {type(made).__name__}, but must return a Recipe or a tuple of them")

@@ -16,6 +16,7 @@ from dualfuse import distributed as dist
 from dualfuse.data.caption_dataset import CaptionDataset
 from dualfuse.data.loader import Example, LoadedBatch, SampleReader, batch_positions, training_batches
 from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
 from dualfuse.data.text.corpus import Corpus
@@ -27,8 +28,8 @@ from dualfuse.tasks.base import Batch
 logger = logging.getLogger(__name__)
 
 
-def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
-    """Yield the micro-batches of this process from step ``start`` on.
+def training_dataloader(recipe: Recipe, *, start: int, processor: Processor | None = None) -> Iterator[LoadedBatch]:
+    """Yield the micro-batches of this process from step ``start`` on, read by ``processor`` (None: the recipe's).
 
     Raises ``DualfuseError`` at once if a set cannot be read, or if the batch size cannot be divided.
     """
@@ -37,7 +38,7 @@ def training_dataloader(recipe: Recipe, *, start: int) -> Iterator[LoadedBatch]:
         raise DualfuseError(f"no training data: give --data.train {recipe.task.training_data}")
     sets = training_sets(recipe)
     return training_batches(
-        SampleReader(sets, partial(read_example, recipe), run.seed),
+        SampleReader(sets, partial(read_example, recipe, processor or data.processor()), run.seed),
         _order(recipe, sets),
         partial(collate, recipe),
         start=start,
@@ -138,9 +139,9 @@ def probe_batch(recipe: Recipe) -> Batch:
     return next(training_dataloader(replace(recipe, data=data, run=run), start=0)).batch
 
 
-def read_example(recipe: Recipe, sample: Sample, rng: np.random.Generator) -> Example:
+def read_example(recipe: Recipe, processor: Processor, sample: Sample, rng: np.random.Generator) -> Example:
     """Read one training sample; runs in a loader worker."""
-    return recipe.task.read(sample, recipe.data.processor(), rng)
+    return recipe.task.read(sample, processor, rng)
 
 
 def collate(recipe: Recipe, examples: Sequence[Any]) -> Batch:  # Any: what the task's read returns

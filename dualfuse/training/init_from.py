@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dualfuse.convert.load import is_model_folder, locate, read_checkpoint
 from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
+from dualfuse.models.base import VisionLanguageModel
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
 from dualfuse.training.weight_transfer import TransferredWeights, has_text_embedding, model_outline, transfer_weights
@@ -87,7 +89,10 @@ def _transfer(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeigh
             f"no tensor in {start.source} fits this recipe's model in name and shape; "
             f"the checkpoint has {listing(start.tensors)}, the model {listing(task.state_dict())}"
         )
-    differing = [name for name in transferred.new if name in start.tensors and name.startswith("model.")]
+    replaced = _fusion_names(task)
+    differing = [
+        name for name in transferred.new if name in start.tensors and name.startswith("model.") and name not in replaced
+    ]
     if len(differing) > len(transferred.tensors):  # biases and tables may fit by chance
         before, after = (tuple(tensors[differing[0]].shape) for tensors in (start.tensors, task.state_dict()))
         raise DualfuseError(
@@ -95,6 +100,17 @@ def _transfer(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeigh
             f"{differing[0]}, {before} there and {after} in this recipe; give the recipe the sizes of that model"
         )
     return transferred
+
+
+def _fusion_names(task: nn.Module) -> set[str]:
+    """Return the names of the parameters that fusion alone uses; a new fusion encoder may have other sizes."""
+    model = task.get_submodule("model")
+    fusion = {id(p) for part in _fusion_modules(model) for p in part.parameters()}
+    return {name for name, parameter in task.named_parameters() if id(parameter) in fusion}
+
+
+def _fusion_modules(model: nn.Module) -> Iterable[nn.Module]:
+    return model.fusion_modules() if isinstance(model, VisionLanguageModel) else ()
 
 
 def _compare_tokenizers(start: Start, recipe: Recipe) -> None:

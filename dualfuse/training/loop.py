@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -60,6 +60,7 @@ from dualfuse.training.resume_checks import (
 from dualfuse.training.run_log import STATE, Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
+from dualfuse.training.store_states import evaluation_processor, use_stored_states
 from dualfuse.training.tokenizer_stages import with_tokenizers
 from dualfuse.training.trackers import open_trackers
 from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
@@ -151,7 +152,9 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     best = new_comparison(recipe, validation).restored(extra)
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
     state = TrainState(recipe, out, task, optimizer, step, best, sharded, extra.get(STATE))
-    fit(state, dist.wrap(task, device, fixed_graph=is_fixed), prefetch(training_dataloader(recipe, start=step), device))
+    processor = use_stored_states(task, recipe)
+    stream = prefetch(training_dataloader(recipe, start=step, processor=processor), device)
+    fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
     state.settle()
     state.save_model(FINAL)
 
@@ -304,9 +307,10 @@ def validate_and_keep_best(state: TrainState, log: Log) -> None:
 def validate(state: TrainState) -> Mapping[str, float]:
     """Evaluate the current task on the recipe's validation set, on every process, so that none has to wait."""
     data, task = state.recipe.data, state.task
-    processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
     plan = Plan(rerank=state.recipe.run.eval_rerank, num_workers=data.num_workers)
     with dist.between_steps(task), uncompiled() if state.recipe.run.compile else nullcontext():
-        metrics = evaluate(hub.LoadedModel(task.eval(), processor, state.recipe), data.validation, plan).metrics
+        metrics = evaluate(
+            hub.LoadedModel(task.eval(), evaluation_processor(task, data), state.recipe), data.validation, plan
+        ).metrics
     task.train()
     return metrics

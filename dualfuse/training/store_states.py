@@ -5,26 +5,28 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
+from types import FunctionType
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.parallel_map import parallel_map
+from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
 from dualfuse.io import format_size, remove_folder
 from dualfuse.lock import lock
+from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.towers.base import Tower, TowerOutput
 from dualfuse.progress import track
-from dualfuse.recipe import Recipe
+from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Task
 from dualfuse.training.dataloader import open_sets
 from dualfuse.training.state_file import StateFile, check_space
@@ -45,6 +47,22 @@ BATCH = 64
 FOLDER = "tower_states"
 
 
+def use_stored_states(task: Task, recipe: Recipe) -> Processor:
+    """Store the states of frozen towers, let the model read them, and return the processor of training samples."""
+    processor = recipe.data.processor()
+    if (stored := store_states(task, recipe)) is None:
+        return processor
+    task.model.stored_states = stored
+    return stored.processor(processor, recipe.towers.views)
+
+
+def evaluation_processor(task: Task, data: Data) -> Processor:
+    """Return the processor of validation samples during training; it reads stored states if there are any."""
+    processor = replace(data.processor(), image=replace(data.image_transform, augment=None))
+    stored = task.model.stored_states if isinstance(task.model, VisionLanguageModel) else None
+    return stored.processor(processor, 0) if isinstance(stored, StoredStates) else processor
+
+
 def store_states(task: Task, recipe: Recipe) -> StoredStates | None:
     """Return the stored states of the towers of ``task``, which are computed first where they are missing.
 
@@ -52,7 +70,7 @@ def store_states(task: Task, recipe: Recipe) -> StoredStates | None:
     process waits for the first. None, with the reason in the log, if they cannot be used. Raises ``DualfuseError`` if
     the disk is full.
     """
-    towers = task.model.towers()
+    towers = task.model.towers() if isinstance(task.model, VisionLanguageModel) else {}
     if not all(tower.is_frozen and task.model.layers_to_read(tower) for tower in towers.values()) or not towers:
         return None
     if reason := _reason_against(recipe):
@@ -65,7 +83,9 @@ def store_states(task: Task, recipe: Recipe) -> StoredStates | None:
         if total > (limit := recipe.towers.cache_gb * 1e9):
             logger.info(
                 "the states of the frozen towers take %s and are not stored, because towers.cache_gb is %g; they run "
-                "in every step", format_size(total), limit / 1e9
+                "in every step",
+                format_size(total),
+                limit / 1e9,
             )
             return None
         _make_room(limit - total, keep=[job.folder for job in jobs.values()])
@@ -142,7 +162,12 @@ class _Job:
                 size = self.size(missing)
                 logger.info(
                     "states of the frozen %s tower: %s for %s %ss are computed once and stored in %s, which may be "
-                    "deleted at any time", self.kind, format_size(size), f"{len(missing):,}", self.kind, self.folder
+                    "deleted at any time",
+                    self.kind,
+                    format_size(size),
+                    f"{len(missing):,}",
+                    self.kind,
+                    self.folder,
                 )
                 check_space(self.folder, size)
                 self._append(file, missing)
@@ -181,8 +206,7 @@ def _job(kind: str, tower: Tower, task: Task, recipe: Recipe) -> _Job:
     if kind == "image":
         parts += [transform.size, transform.preprocess, transform.augment]
     for name, module in tower.named_modules():
-        plain = {key: value for key, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
-        parts.append((name, type(module).__qualname__, sorted((k, v) for k, v in plain.items() if k != "training")))
+        parts.append((name, type(module).__qualname__, _settings(module)))
     digest.update(repr(parts).encode())
     for name, tensor in sorted(tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -190,6 +214,13 @@ def _job(kind: str, tower: Tower, task: Task, recipe: Recipe) -> _Job:
     cache = _cache()
     assert cache is not None  # by _reason_against
     return _Job(kind, cache / f"{kind}-{digest.hexdigest()[:16]}", tower, layers, task.device)
+
+
+def _settings(module: nn.Module) -> list[tuple[str, object]]:
+    """Return the numbers, texts and functions that a module computes with, besides its tensors."""
+    settings = {name: value for name, value in vars(module).items() if isinstance(value, int | float | str | tuple)}
+    functions = {name: value.__qualname__ for name, value in vars(module).items() if isinstance(value, FunctionType)}
+    return sorted((settings | functions).items())
 
 
 def _find(jobs: Mapping[str, _Job], recipe: Recipe) -> dict[str, dict[bytes, Callable[[], Tensor]]]:
@@ -237,4 +268,3 @@ def _make_room(free: float, keep: Iterable[Path]) -> None:
             logger.info("deleted stored states of other towers, to stay within towers.cache_gb: %s", folder)
             remove_folder(folder)
             del sizes[folder]
-

@@ -9,6 +9,7 @@ from torch import Tensor
 from dualfuse import distributed as dist
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.lora import add_lora
+from dualfuse.models.base import VisionLanguageModel
 from dualfuse.models.towers.base import Tower
 from dualfuse.recipe import Recipe, Towers, TowerTraining
 from dualfuse.tasks.base import Task
@@ -44,12 +45,15 @@ def set_tower_modes(task: Task, towers: Towers) -> None:
 def tower_rates(task: Task, towers: Towers) -> dict[Tensor, float]:
     """Return the learning rate multipliers of the parameters of towers."""
     return {
-        parameter: training.lr_mult for _, training, tower in _trainings(task, towers) for parameter in tower.parameters()
+        parameter: training.lr_mult
+        for _, training, tower in _trainings(task, towers)
+        for parameter in tower.parameters()
     }
 
 
 def _trainings(task: Task, towers: Towers) -> list[tuple[str, TowerTraining, Tower]]:
-    found, trainings = task.model.towers(), {"image": towers.image, "text": towers.text}
+    found = task.model.towers() if isinstance(task.model, VisionLanguageModel) else {}
+    trainings = {"image": towers.image, "text": towers.text}
     changed = {name: training for name, training in trainings.items() if training != TowerTraining()}
     if missing := [name for name in changed if name not in found]:
         raise DualfuseError(

@@ -126,9 +126,7 @@ def _take_texts(task: Pairs, batch: PairBatch, text: Embeddings, numbers: Tensor
     return _take(task, text, numbers, task.model.embed_text, *inputs)
 
 
-def _take(
-    task: Pairs, local: Embeddings, numbers: Tensor, embed: Callable[..., Tokens], *inputs: Tensor
-) -> Embeddings:
+def _take(task: Pairs, local: Embeddings, numbers: Tensor, embed: Callable[..., Tokens], *inputs: Tensor) -> Embeddings:
     """Return the examples ``numbers`` (K,) of the global batch; those of other processes are embedded again."""
     if dist.world_size() == 1 or task.cfg.negatives == "local":
         return local.take(numbers - dist.rank() * len(local))

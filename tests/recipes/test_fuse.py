@@ -1,0 +1,72 @@
+"""The recipe that adds a fusion encoder to a model: search stays bitwise what it was."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from dualfuse import hub, recipes
+from dualfuse.cli.train import given
+from dualfuse.errors import DualfuseError
+from dualfuse.layers.heads import ITCHeadConfig
+from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.clip_text import CLIPTextConfig
+from dualfuse.recipe import Recipe
+from dualfuse.tasks.pretrain.pairs import PairsConfig
+from dualfuse.training import loop
+from tests import tiny
+
+TEXT = CLIPTextConfig(width=32, depth=3, heads=2, feed_forward=64, vocab_size=tiny.MODEL.vocab_size, text_length=12)
+"""Of another width and depth than the image tower."""
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Recipe]:
+    folder = tmp_path_factory.mktemp("start")
+    task = PairsConfig(itc_features="unimodal", itc_head=ITCHeadConfig(width=16), itm_weight=0.0, mlm_weight=0.0)
+    recipe = replace(tiny.recipe(folder), model=replace(tiny.BRIDGETOWER, text=TEXT), task=task)
+    torch.manual_seed(1)
+    return hub.save(folder / "model", recipe.build(), recipe), recipe
+
+
+def test_search_stays_and_fusion_is_trained(
+    start: tuple[Path, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder, trained_on = start
+    (recipe,) = recipes.find_recipe("fuse", **given(["--start-from", str(folder), "--data.validation=x"]))
+    assert recipe.run.best == "*/reranked/R@*"
+    data = replace(recipe.data, train=trained_on.data.train, validation=trained_on.data.train[0], batch_size=8)
+    run = replace(recipe.run, epochs=0.5, eval_epochs=0.5, eval_rerank=2)
+    recipe = replace(recipe, model=replace(recipe.model, width=32), data=replace(data, num_workers=0), run=run)
+    out = loop.train((recipe,), tmp_path / "run")
+
+    before, after = hub.load(folder).task, hub.load(out).task
+    images, ids = torch.rand(3, 3, 32, 32), torch.randint(5, 19, (3, 7))
+    mask = torch.arange(7) < torch.tensor([[7], [4], [2]])
+    with torch.no_grad():
+        for first, second in (
+            [task.image_features(task.model.embed_image(images)) for task in (before, after)],
+            [task.text_features(task.model.embed_text(ids, mask)) for task in (before, after)],
+        ):
+            assert torch.equal(first, second)
+        assert torch.equal(before.feature_heads[0].scale, after.feature_heads[0].scale)
+    assert after.itm_head.weight.any()  # it started at zero
+    assert after.can_match
+    assert (tmp_path / "run" / "best").is_dir()
+
+    (vqa,) = recipes.find_recipe("fuse-vqa", start_from=str(out))
+    assert vqa.model == recipe.model
+    (nlvr2,) = recipes.find_recipe("fuse-nlvr2", start_from=str(folder))
+    assert nlvr2.model.image_slots == 2
+
+
+def test_it_is_listed_without_a_start_and_refuses_other_models(tmp_path: Path) -> None:
+    (recipe,) = recipes.find_recipe("fuse")
+    assert isinstance(recipe.model, BridgeTowerConfig)
+    vlmo = hub.save(tmp_path / "vlmo", (vlmo := tiny.recipe(tmp_path)).build(), vlmo)
+    with pytest.raises(DualfuseError, match="two towers"):
+        recipes.find_recipe("fuse", start_from=str(vlmo))
