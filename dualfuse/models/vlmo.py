@@ -157,14 +157,18 @@ class VLMo(VisionLanguageModel):
 
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return maps (B, D, h, w) of patch states after the layers ``after``, from 1, without the final norm."""
+        return tuple(x[:, 1:].transpose(1, 2).unflatten(2, image.grid) for x in self.layer_states(image, after))
+
+    def layer_states(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
+        """Return states (B, 1 + P, D) after the layers ``after``, from 1, without the final norm, class token first."""
         if not 1 <= min(after) <= max(after) <= len(self.blocks):
             raise DualfuseError(f"layers {tuple(after)} are not all from 1 to {len(self.blocks)}, this model's layers")
-        x, bias, maps = image.states[0], self._bias(image), dict[int, Tensor]()
+        x, bias, states = image.states[0], self._bias(image), dict[int, Tensor]()
         for layer in range(max(after)):
             x = self._run(x, image, bias, range(layer, layer + 1), IMAGE)
             if layer + 1 in after:
-                maps[layer + 1] = x[:, 1:].transpose(1, 2).unflatten(2, image.grid)
-        return tuple(maps[layer] for layer in after)
+                states[layer + 1] = x
+        return tuple(states[layer] for layer in after)
 
     def itc_features(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Return the embedding of :meth:`encode`, and the one with vision-language experts in the upper layers.

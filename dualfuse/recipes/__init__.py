@@ -63,7 +63,7 @@ FUNCTIONS = {
     "imagenet-vlmo-large-512": "dualfuse.recipes.vlmo_classification:large_1k_512",
     "imagenet-vlmo-base-direct": "dualfuse.recipes.vlmo_classification:base_1k_direct",
     "imagenet-vlmo-large-direct": "dualfuse.recipes.vlmo_classification:large_1k_direct",
-    "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_classification:base_1k_probe",
+    "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_probe:base_1k",
     "vlmo-nano-classes": "dualfuse.recipes.vlmo_classification:nano",
     "ade20k-vlmo-base": "dualfuse.recipes.vlmo_segmentation:base",
     "ade20k-vlmo-base-direct": "dualfuse.recipes.vlmo_segmentation:base_direct",

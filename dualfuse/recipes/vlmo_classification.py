@@ -85,15 +85,6 @@ def large_1k_direct() -> Classes:
     return _recipe(replace(LARGE, drop_path=0.2), TASK_MIXED, optim, (1024, 50, 5), IMAGES_1K)
 
 
-def base_1k_probe() -> Classes:
-    """VLMo-Base linear probe on ImageNet-1k, with the model frozen: 50 epochs (not in BEiT)."""
-    recipe = base_1k()
-    task, optim = ImageClassificationConfig(), replace(OPTIM, lr=4e-3, weight_decay=0.0, layer_decay=1.0)
-    made = _recipe(replace(BASE, drop_path=0.0), task, optim, (1024, 50, 5), IMAGES_1K)
-    data = replace(recipe.data, augment=replace(AUGMENT, rand_augment=False), batch_size=made.data.batch_size)
-    return replace(made, data=data, train_only=("head.*",))
-
-
 def nano() -> Classes:
     """VLMo-nano on your classes, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels."""
     return Recipe(

@@ -29,6 +29,7 @@ from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.finetune.captioning import CaptioningConfig
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
+from dualfuse.tasks.finetune.linear_probe import LinearProbeConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.finetune.segmentation import SegmentationConfig
@@ -59,11 +60,12 @@ TASKS: dict[str, tuple[TaskConfig, ModelConfig]] = {
     "nlvr2": (NLVR2Config(labels=LABELS), VLMO),
     "entailment": (EntailmentConfig(labels=LABELS), BRIDGETOWER),
     "image-classification": (ImageClassificationConfig(labels=LABELS, head_scale=1.0), VLMO),
+    "linear-probe": (LinearProbeConfig(labels=LABELS), VLMO),
     "text-classification": (TextClassificationConfig(labels=LABELS, dropout=0.0), BRIDGETOWER),
     "segmentation": (SegmentationConfig(num_classes=3, feature_layers=(1, 1, 2, 2)), replace(VLMO, vl_expert_start=2)),
     "captioning": (CaptioningConfig(), VLMO),
 }
-IMAGE_ONLY = ("image-classification", "captioning")
+IMAGE_ONLY = ("image-classification", "linear-probe", "captioning")
 
 
 def label_map(seed: int) -> bytes:
