@@ -13,6 +13,7 @@ from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.towers.bert import BertConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
@@ -50,6 +51,7 @@ SIGLIP_VIT = SiglipViTConfig(width=24, depth=3, heads=2, feed_forward=32, patch_
 SIGLIP_TEXT = SiglipTextConfig(
     width=16, depth=4, heads=2, feed_forward=32, vocab_size=50, text_length=TEXT_LENGTH, projection_width=24, pad_id=3
 )
+BERT = BertConfig(width=16, depth=3, heads=2, feed_forward=32, vocab_size=50, text_length=TEXT_LENGTH)
 MODELS: dict[str, ModelConfig] = {
     "vlmo-relative": VLMO,
     "vlmo-absolute": replace(VLMO, positions="absolute", init=InitConfig(layer_scale=0.0)),
@@ -68,6 +70,8 @@ MODELS: dict[str, ModelConfig] = {
     ),
     "bridgetower-clip": replace(BRIDGETOWER, image=CLIP_VIT, text=CLIP_TEXT, itc_image_feature="tower"),
     "bridgetower-siglip": replace(BRIDGETOWER, image=SIGLIP_VIT, text=SIGLIP_TEXT, itc_image_feature="tower"),
+    "bridgetower-over-bert": replace(BRIDGETOWER, text=BERT),
+    "bridgetower-over-bert-first-token": replace(BRIDGETOWER, text=replace(BERT, pooling="first")),
     "meter": replace(BRIDGETOWER, bridge="none"),
     "meter-all-layers": replace(BRIDGETOWER, bridge="none", all_layers=True),
 }
