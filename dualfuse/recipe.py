@@ -244,6 +244,9 @@ class Recipe(Generic[Model, Learning]):
     vl_expert_init: Literal["random", "language", "vision"] = "random"
     """Initialization of vision-language experts that ``start_from`` lacks: random, as in the official code, or copies
     of its language or vision experts."""
+    extend_text_positions: bool = False
+    """Extend the text positions of ``start_from`` to ``data.text_length``: trained rows are kept, and new rows are
+    interpolated (absolute positions) or repeat the largest trained distance (relative ones)."""
     train_only: tuple[str, ...] = ()
     """Patterns of the names of trainable parameters, each with at least one match; all others are frozen. Empty: train
     all parameters."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.resizing import Resizable, cut_positions, times
+from dualfuse.layers.resizing import Resizable, cut_positions, extend_positions, times
 
 Stem = Literal["linear", "convolution"]
 
@@ -141,3 +141,7 @@ class TextEmbedding(Resizable):
     ) -> tuple[Tensor, str] | None:
         """Drop the positions beyond those of this module."""
         return cut_positions(name, tensor, self.position, unused=0)
+
+    def extend_tensor(self, name: str, tensor: Tensor, source: TextEmbedding) -> Tensor | None:
+        """Add the positions that this module has beyond those of ``source``."""
+        return extend_positions(tensor, self.position, 0) if name.startswith("position.") else None

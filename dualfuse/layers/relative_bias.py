@@ -59,6 +59,10 @@ class RelativeBias(Resizable):
         table = cut_texts(resize_table(tensor.float(), source.window, self.window), self.window, source.text, self.text)
         return table.to(tensor.dtype), f"{rule} {source.text} to {self.text}"
 
+    def extend_tensor(self, name: str, tensor: Tensor, source: RelativeBias) -> Tensor | None:
+        """Add rows for the distances in the longer texts of this module."""
+        return extend_texts(tensor, source.window, source.text, self.text) if self.text > source.text else None
+
 
 def _distances(grid: Grid) -> int:
     return (2 * grid[0] - 1) * (2 * grid[1] - 1)
@@ -119,6 +123,17 @@ def cut_texts(table: Tensor, window: Grid, source: int, target: int) -> Tensor:
     first, last = _distances(window) + 5, len(table) - 3  # of the distances between text tokens
     cut = source - target
     return torch.cat([table[:first], table[first + cut : last - cut], table[last:]])
+
+
+def extend_texts(table: Tensor, window: Grid, source: int, target: int) -> Tensor:
+    """Return the table (R, C) for texts of up to ``target`` instead of ``source`` tokens.
+
+    Rows that exist are kept; larger distances have the bias of the largest trained one in their direction, as T5's
+    distances beyond its maximum have.
+    """
+    first, last, new = _distances(window) + 5, len(table) - 3, target - source  # of the distances between text tokens
+    parts = [table[:first], table[first].expand(new, -1), table[first:last], table[last - 1].expand(new, -1)]
+    return torch.cat([*parts, table[last:]])
 
 
 @lru_cache(maxsize=64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
@@ -26,6 +27,10 @@ class Resizable(nn.Module):
         """
         raise NotImplementedError
 
+    def extend_tensor(self, name: str, tensor: Tensor, source: Any) -> Tensor | None:  # Any: a module of the same kind
+        """Return the tensor ``name`` of ``source`` with positions for longer texts; None: it needs none."""
+        return None
+
 
 def cut_positions(name: str, tensor: Tensor, position: nn.Embedding | None, unused: int) -> tuple[Tensor, str] | None:
     """Return absolute positions of texts, of which the first ``unused`` rows stand for no token, without the last."""
@@ -42,8 +47,24 @@ def check_text_length(before: int, after: int) -> None:
         raise DualfuseError(
             f"the start was trained on texts of {before} tokens, the model of this recipe takes {after}: the positions "
             f"beyond are untrained. Set --model.text-length {before} (and --data.text-length to at most that), or "
-            "start from a model of longer texts"
+            "start from a model of longer texts; --extend-text-positions adds positions"
         )
+
+
+def extend_positions(tensor: Tensor, position: nn.Embedding | None, unused: int) -> Tensor | None:
+    """Return absolute positions of texts (N, D) with the number of rows of ``position``; None if it has no more.
+
+    The rows that exist are kept, as LongCLIP keeps the well-trained ones. A new row is the value, at its place, of the
+    trained table stretched to the new length by linear interpolation. The first ``unused`` rows stand for no token.
+    """
+    if position is None or position.num_embeddings <= len(tensor):
+        return None
+    before, after = len(tensor) - unused, position.num_embeddings - unused
+    trained = tensor[unused:]
+    places = torch.arange(before, after, dtype=torch.float64) * (before - 1) / (after - 1)
+    low = places.floor().long()
+    share = (places - low).to(tensor)[:, None]
+    return torch.cat([tensor, trained[low] * (1 - share) + trained[(low + 1).clamp(max=before - 1)] * share])
 
 
 def times(shape: Sequence[int]) -> str:

@@ -18,6 +18,8 @@ from dualfuse.io import listing, write_json
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
+from dualfuse.training.start_notes import note_start
+from dualfuse.training.text_positions import extend_positions
 from dualfuse.training.weight_transfer import TransferredWeights, has_text_embedding, model_outline, transfer_weights
 
 logger = logging.getLogger(__name__)
@@ -42,6 +44,7 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     with another tokenizer.
     """
     start = _open(source, recipe)
+    note_start(start.source, start.recipe, recipe)
     transferred = _transfer(start, task, recipe)
     task.load_state_dict(transferred.tensors, strict=False)
     total = len(task.state_dict())
@@ -83,6 +86,8 @@ def _transfer(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeigh
     """Return the weights to transfer; raises ``DualfuseError`` if the checkpoint does not suit the recipe."""
     if has_text_embedding(start.tensors, start.recipe, task):
         _compare_tokenizers(start, recipe)
+    if recipe.extend_text_positions:
+        start = Start(start.source, *extend_positions(start.recipe, start.tensors, recipe))
     transferred = transfer_weights(start.tensors, start.recipe, task, vl_expert_init=recipe.vl_expert_init)
     if not transferred.tensors:
         raise DualfuseError(

@@ -60,7 +60,9 @@ from dualfuse.training.resume_checks import (
 from dualfuse.training.run_log import STATE, Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
+from dualfuse.training.start_notes import note_differences
 from dualfuse.training.store_states import evaluation_processor, use_stored_states
+from dualfuse.training.text_positions import with_long_texts
 from dualfuse.training.tokenizer_stages import with_tokenizers
 from dualfuse.training.trackers import open_trackers
 from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
@@ -85,7 +87,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
         raise DualfuseError(f"the recipes of one run need different names, but are called {[r.name for r in recipes]}")
     trust(tuple(recipes))
     keep_big_blocks()
-    recipes = [with_labels(recipe) for recipe in recipes]
+    recipes = [with_long_texts(with_labels(recipe)) for recipe in recipes]
     with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
         recipes = [with_steps(recipe, folders[recipe.name]) for recipe in recipes]
@@ -113,6 +115,7 @@ def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
     check_best(recipe)
     check_towers(recipe)
     check_data(recipe)
+    note_differences(recipe)
     if checkpoint.latest(out / CHECKPOINTS):
         check_data_is_unchanged(recipe, out)
     else:

@@ -107,13 +107,13 @@ def _resize(
     name: str, tensor: Tensor, source: nn.Module, task: nn.Module, *, has_text: bool
 ) -> tuple[Tensor, str] | None:
     """Return a tensor resized for ``task`` and the rule; None if it needs no resizing, or has no rule."""
-    before, after = _owner(source, name), _owner(task, name)
+    before, after = resizable_owner(source, name), resizable_owner(task, name)
     if before is None or after is None or type(before[0]).resize_tensor is not type(after[0]).resize_tensor:
         return None
     return after[0].resize_tensor(after[1], tensor, before[0], has_text=has_text)
 
 
-def _owner(task: nn.Module, name: str) -> tuple[Resizable, str] | None:
+def resizable_owner(task: nn.Module, name: str) -> tuple[Resizable, str] | None:
     """Return the module that can resize a tensor, its own or the one around it, and the name of the tensor there."""
     parts = name.split(".")
     for end in (len(parts) - 1, len(parts) - 2):

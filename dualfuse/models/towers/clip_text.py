@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.pre_norm import Activation, PreNormBlock
-from dualfuse.layers.resizing import Resizable, cut_positions
+from dualfuse.layers.resizing import Resizable, cut_positions, extend_positions
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import TextTowerConfig, Tower, TowerOutput
 
@@ -118,6 +118,10 @@ class TextPositions(Resizable):
     ) -> tuple[Tensor, str] | None:
         """Drop the positions beyond those of this module."""
         return cut_positions(name, tensor, self.position, unused=0)
+
+    def extend_tensor(self, name: str, tensor: Tensor, source: TextPositions) -> Tensor | None:
+        """Add the positions that this module has beyond those of ``source``."""
+        return extend_positions(tensor, self.position, 0) if name.startswith("position.") else None
 
 
 def last_token(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.post_norm import TextLayer
-from dualfuse.layers.resizing import Resizable, cut_positions
+from dualfuse.layers.resizing import Resizable, cut_positions, extend_positions
 from dualfuse.models.base import MAX_DEPTH
 from dualfuse.models.towers.base import TextTowerConfig, Tower, TowerOutput
 
@@ -100,3 +100,7 @@ class RobertaEmbeddings(Resizable):
     ) -> tuple[Tensor, str] | None:
         """Drop the positions beyond those of this module."""
         return cut_positions(name, tensor, self.position, unused=self.pad + 1)
+
+    def extend_tensor(self, name: str, tensor: Tensor, source: RobertaEmbeddings) -> Tensor | None:
+        """Add the positions that this module has beyond those of ``source``."""
+        return extend_positions(tensor, self.position, self.pad + 1) if name.startswith("position.") else None
