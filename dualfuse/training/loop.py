@@ -64,8 +64,8 @@ from dualfuse.training.start_notes import note_differences
 from dualfuse.training.store_states import evaluation_processor, use_stored_states
 from dualfuse.training.text_positions import with_long_texts
 from dualfuse.training.tokenizer_stages import with_tokenizers
-from dualfuse.training.trackers import open_trackers
 from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
+from dualfuse.training.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
