@@ -38,7 +38,15 @@ from dualfuse.prepare.registry import recognize
 from dualfuse.prepare.sources.columns import Columns
 from dualfuse.prepare.sources.label_names import labels_file
 from dualfuse.prepare.sources.labels import cifar, class_folders, label_maps
-from dualfuse.prepare.sources.pairs import coco_captions, folder, karpathy, nocaps, tables, webdataset
+from dualfuse.prepare.sources.pairs import (
+    coco_captions,
+    folder,
+    karpathy,
+    nocaps,
+    tables,
+    visual_genome_regions,
+    webdataset,
+)
 from dualfuse.prepare.sources.questions import easy_vqa, nlvr2, snli_ve, visual_genome, vqav2
 from dualfuse.prepare.sources.source import Source, foreign_errors, kept_fields, readable
 from dualfuse.prepare.summary import Summary, Tally
@@ -162,6 +170,7 @@ _FORMATS = {
     "visual-genome": _Format(
         lambda path, o, out: visual_genome.load(path, o.images, _answers(o)), ("images", "answers")
     ),
+    "visual-genome-regions": _Format(lambda path, o, out: visual_genome_regions.load(path, o.images), ("images",)),
     "nlvr2": _Format(lambda path, o, out: nlvr2.load(path, o.images), ("images",)),
     "snli-ve": _Format(lambda path, o, out: snli_ve.load(path, o.images), ("images",)),
     "easy-vqa": _Format(lambda path, o, out: easy_vqa.load(path)),

@@ -18,6 +18,7 @@ from dualfuse.prepare.sources.pairs.coco_captions import caption_files
 from dualfuse.prepare.sources.pairs.folder import is_image_name
 from dualfuse.prepare.sources.pairs.nocaps import nocaps_files
 from dualfuse.prepare.sources.pairs.tables import is_metadata
+from dualfuse.prepare.sources.pairs.visual_genome_regions import FILE, has_regions
 from dualfuse.prepare.sources.questions.easy_vqa import easy_vqa_folder
 from dualfuse.prepare.sources.questions.nlvr2 import sentence_files
 from dualfuse.prepare.sources.questions.snli_ve import pair_files
@@ -33,6 +34,7 @@ FORMATS = {
     "captions": "JSON of COCO captions such as annotations/captions_train2017.json, or a folder with several",
     "vqav2": "the folder of v2_OpenEnded_mscoco_*_questions.json, with the annotations",
     "visual-genome": "question_answers.json of Visual Genome, or its folder",
+    "visual-genome-regions": "region_descriptions.json of Visual Genome, or a folder with it and without questions",
     "nlvr2": "train.json, dev.json, test1.json of NLVR2, or their folder",
     "snli-ve": "snli_ve_train.jsonl, ... of SNLI-VE, or their folder",
     "easy-vqa": "the folder of the package easy_vqa: data/train/images, data/train/questions.json, data/answers.txt",
@@ -67,10 +69,12 @@ def _published(source: Path) -> tuple[str, Path] | None:
     """
     in_folder = source.is_dir()
     genome = source / "question_answers.json" if in_folder else source
+    regions = source / FILE if in_folder and not genome.is_file() else source
     paths = {
         "captions": source if in_folder and caption_files(source) else None,
         "vqav2": source if in_folder and question_files(source) else None,
         "visual-genome": genome if genome.suffix == ".json" and is_visual_genome(genome) else None,
+        "visual-genome-regions": regions if regions.suffix == ".json" and has_regions(regions) else None,
         "nlvr2": source if sentence_files(source) else None,
         "snli-ve": source if pair_files(source) else None,
         "easy-vqa": easy_vqa_folder(source),

@@ -54,6 +54,7 @@ ANSWERS = {
     ]
 }
 GENOME = [{"id": 3, "qas": [{"qa_id": 1, "image_id": 3, "question": "what?", "answer": "A cat."}]}]
+REGIONS = [{"id": 3, "regions": [{"region_id": 1, "image_id": 3, "phrase": "a cat", "x": 1}]}]
 NLVR2 = {
     "identifier": "train-1-0-0",
     "sentence": "two cats",
@@ -145,6 +146,7 @@ PUBLISHED = {
     "v2_OpenEnded_mscoco_train2014_questions.json": QUESTIONS,
     "v2_mscoco_train2014_annotations.json": ANSWERS,
     "question_answers.json": GENOME,
+    "region_descriptions.json": REGIONS,
     "train.json": NLVR2,
     "snli_ve_train.jsonl": SNLI,
 }

@@ -173,6 +173,17 @@ def visual_genome(root: Path, defects: Sequence[str]) -> Made:
     return root, vocabulary(root), sum(map(len, questions))
 
 
+def regions(root: Path, defects: Sequence[str]) -> Made:
+    content = [
+        {"id": n, "regions": [{"region_id": n, "image_id": n, "phrase": image(root, f"VG_100K/{n}.jpg", d)}] * 2}
+        for n, d in enumerate(defects)
+    ]
+    for entry, defect in zip(content, defects, strict=True):
+        entry["regions"] = [{"region_id": 1}] if defect == "bad" else entry["regions"]
+    (root / "region_descriptions.json").write_text(json.dumps(content))
+    return root, ONE, len(defects)
+
+
 def vocabulary(root: Path) -> PrepareOptions:
     (root.parent / "answers.txt").write_text("red\nblue\n")
     return PrepareOptions(num_workers=1, answers=root.parent / "answers.txt")
@@ -182,6 +193,7 @@ Maker = Callable[[Path, Sequence[str]], Made]
 SOURCES: tuple[tuple[str, Maker], ...] = (
     ("folder", folder), ("table", table), ("table", labelled), ("captions", captions), ("karpathy", karpathy),
     ("tar", tar), ("folder", classes), ("label-maps", label_maps), ("easy-vqa", easy_vqa),
+    ("visual-genome-regions", regions),
 )  # fmt: skip
 QUESTION_SOURCES: tuple[tuple[str, Maker], ...] = (
     ("vqav2", vqav2), ("visual-genome", visual_genome), ("nlvr2", nlvr2), ("snli-ve", snli_ve),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -11,11 +11,9 @@ from typing import Any
 
 from dualfuse.errors import DualfuseError
 from dualfuse.metrics.vqa import normalise
-from dualfuse.prepare.sources.image_finder import ImageFinder, around
 from dualfuse.prepare.sources.questions.common import head, read_json
 from dualfuse.prepare.sources.source import Item, Source
-
-FOLDERS = ("VG_100K", "VG_100K_2")
+from dualfuse.prepare.sources.visual_genome_images import IMAGE_DATA, GenomeImages
 
 
 def is_visual_genome(path: Path) -> bool:
@@ -35,12 +33,10 @@ def load(path: Path, images: Path | None, answers: tuple[str, ...]) -> Source:
     if not answers:
         raise DualfuseError(f"{path} has a million answers; give --answers answers.txt, as written for VQAv2")
     content: list[list[_Question]] = read_json(path, _reduce)
-    image_data, remark = _images(path.with_name("image_data.json"))
-    folders = (images,) if images else around(path.parent, "images")
-    find = ImageFinder(*folders, *(folder / name for folder in folders for name in FOLDERS))
-    names = frozenset(answers)
-    items = (item for questions in content for item in _of_image(questions, image_data, names, find))
-    return Source(items, sum(map(len, content)), remarks=remark)
+    found, names = GenomeImages.of(path, images), frozenset(answers)
+    missing = f"missing: {IMAGE_DATA}; so all questions are in train, and none in train_coco"
+    items = (item for questions in content for item in _of_image(questions, found, names))
+    return Source(items, sum(map(len, content)), remarks=() if found.has_data else (missing,))
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,6 @@ class _Question:
     answer: str
 
 
-@dataclass(frozen=True)
-class _Image:
-    """An entry of ``image_data.json``."""
-
-    name: str
-    """Such as VG_100K_2/1.jpg."""
-    coco: int | None
-
-
 def _reduce(entry: dict[str, Any]) -> object:
     if "qas" in entry:
         return entry["qas"]
@@ -70,21 +57,7 @@ def _reduce(entry: dict[str, Any]) -> object:
     return None  # objects that a question mentions
 
 
-def _images(path: Path) -> tuple[dict[int, _Image], tuple[str, ...]]:
-    """Return the images by their number, and a remark if the file is missing."""
-    if not path.is_file():
-        return {}, (f"missing: {path.name}; so all questions are in train, and none in train_coco",)
-
-    def reduce(entry: dict[str, Any]) -> object:
-        name = "/".join(str(entry["url"]).split("/")[-2:])
-        return entry["image_id"], _Image(name, entry.get("coco_id"))
-
-    return dict(read_json(path, reduce)), ()
-
-
-def _of_image(
-    questions: Sequence[_Question], images: Mapping[int, _Image], vocabulary: Set[str], find: ImageFinder
-) -> Iterator[Item]:
+def _of_image(questions: Sequence[_Question], images: GenomeImages, vocabulary: Set[str]) -> Iterator[Item]:
     """Yield the questions about one image."""
     answers: dict[str, set[str]] = defaultdict(set)
     for one in questions:
@@ -100,7 +73,7 @@ def _of_image(
             problem = "the same text about the same image came before"
         else:
             texts.add(one.text)
-        image = images.get(one.image, _Image(f"{one.image}.jpg", None))
+        image = images[one.image]
         meta = {"id": one.id, "image_id": one.image} | ({"coco_id": image.coco} if image.coco else {})
         split = "train_coco" if image.coco else "train"
-        yield Item(image.name, find(image.name), (one.text,), split, meta, problem, label={"answer": one.answer})
+        yield Item(image.name, images.find(image.name), (one.text,), split, meta, problem, label={"answer": one.answer})
