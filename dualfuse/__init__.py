@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from dualfuse.models.base import Tokens as Tokens
     from dualfuse.models.base import VisionLanguageModel as VisionLanguageModel
     from dualfuse.models.bridgetower import BridgeTowerConfig as BridgeTowerConfig
+    from dualfuse.models.dual_encoder import DualEncoderConfig as DualEncoderConfig
     from dualfuse.models.towers.clip_text import CLIPTextConfig as CLIPTextConfig
     from dualfuse.models.towers.clip_vit import CLIPViTConfig as CLIPViTConfig
     from dualfuse.models.towers.roberta import RobertaConfig as RobertaConfig

@@ -31,9 +31,9 @@ PLUGINS = "plugins"
 
 NO_SPACE = "The earlier model folder is complete; free some space and give the same command again"
 
-MODELS = ("*.json", "merges.txt", "model*.safetensors", "unused.safetensors")
+MODELS = ("*.json", "merges.txt", "spiece.model", "model*.safetensors", "unused.safetensors")
 """Files of a model on the hub; where its weights are pickles, those too."""
-TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt")
+TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt", "spiece.model")
 """Files of a tokenizer on the hub."""
 
 
@@ -212,6 +212,10 @@ def download(name: str, files: tuple[str, ...] = MODELS) -> Path:
         folder = Path(snapshot_download(name, allow_patterns=list(files)))
         if files == MODELS and not any(folder.glob("model*.safetensors")):
             folder = Path(snapshot_download(name, allow_patterns=[*files, "pytorch_model*"]))
+            if not any(folder.glob("pytorch_model*")):
+                folder = Path(snapshot_download(name, allow_patterns=[*files, "open_clip_model.safetensors"]))
+            if not any(folder.glob("*.safetensors")) and not any(folder.glob("pytorch_model*")):
+                folder = Path(snapshot_download(name, allow_patterns=[*files, "open_clip_pytorch_model.bin"]))
         return folder
 
 

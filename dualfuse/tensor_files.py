@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 FILES = ("model.safetensors", "pytorch_model.bin")
 """Weights in a Hugging Face folder, in the order of preference; NAME.index.json lists the shards of one."""
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
+"""Weights in a folder of open_clip."""
 TIES = "tied"
 """Key in the metadata of a safetensors file: the names of tied tensors, each with the name it is stored under."""
 WRAPPERS = ("state_dict", "module", "model")
@@ -79,11 +81,16 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 def find_weights(folder: Path) -> Path:
     """Return the file in a Hugging Face folder that holds the weights, or the index of their shards."""
     names = [name for file in FILES for name in (file, f"{file}.index.json")]
-    for name in names:
+    for name in (*OPEN_CLIP_FILES, *names) if (folder / "open_clip_config.json").is_file() else names:
         if (folder / name).is_file():
             return folder / name
     content = listing(sorted(path.name for path in folder.iterdir()))
     raise DualfuseError(f"{folder} has no weights: it holds {content}, and should hold one of {', '.join(names)}")
+
+
+def has_hugging_face_weights(folder: Path) -> bool:
+    """Whether a folder holds weights under Hugging Face's names of files."""
+    return any((folder / name).is_file() for file in FILES for name in (file, f"{file}.index.json"))
 
 
 def read_weights(path: Path) -> Weights:

@@ -35,8 +35,9 @@ class Source:
 
     @cached_property
     def config(self) -> dict[str, Any]:  # Any: whatever JSON holds
-        """The config.json of a folder; empty for a file."""
-        return read_json_object(self.path / "config.json") if self.path.is_dir() else {}
+        """The config.json of a folder; empty for a file, and for a folder without it."""
+        path = self.path / "config.json"
+        return read_json_object(path) if path.is_file() else {}
 
     @cached_property
     def weights(self) -> Weights:
@@ -81,7 +82,7 @@ class WrittenCheckpoint:
     tensors: dict[str, Tensor]
     report: Report
     key: str = ""
-    """Key of the tensors in a pickle."""
+    """Key of the tensors in a pickle; empty: the pickle is the tensors by name."""
     beside: Mapping[str, object] = field(default_factory=dict[str, object])
     """The other items of a pickle."""
     json_files: Mapping[str, Mapping[str, Any]] = field(default_factory=dict[str, Mapping[str, Any]])

@@ -138,9 +138,9 @@ def _save_model_folder(converted: Converted, destination: Path) -> Report:
 def save_checkpoint(written: WrittenCheckpoint, recipe: Recipe, destination: Path) -> None:
     """Write a third-party checkpoint to a folder, which it replaces when it is complete."""
     with atomic_folder(destination, written.tensors.values(), hub.NO_SPACE) as partial:
-        if written.key:
+        if not written.file.endswith(".safetensors"):
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in written.tensors.items()}
-            _save_pickle({written.key: tensors, **written.beside}, partial / written.file)
+            _save_pickle({written.key: tensors, **written.beside} if written.key else tensors, partial / written.file)
         else:
             _save_tensors(written.tensors, partial / written.file)
         for name, content in written.json_files.items():

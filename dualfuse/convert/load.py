@@ -16,6 +16,18 @@ from dualfuse.errors import DualfuseError
 from dualfuse.files import read_json_object
 from dualfuse.io import listing
 
+UNSUPPORTED = {
+    "siglip2": "the NaFlex kind of SigLIP 2, whose images are packed patches of any shape; SigLIP 2 of fixed "
+    "resolution (model_type siglip, such as google/siglip2-base-patch16-224) is supported",
+    "chinese_clip": "a CLIP whose text tower is a BERT",
+    "altclip": "a CLIP whose text tower is an XLM-RoBERTa",
+    "align": "a dual encoder whose image tower is an EfficientNet",
+    "blip": "an encoder with a decoder",
+    "clip_vision_model": "the image tower of CLIP alone; give the whole CLIPModel, or a text tower with --text",
+    "clip_text_model": "the text tower of CLIP alone; give the whole CLIPModel",
+}
+"""Values of model_type that people try, and what these models are."""
+
 
 def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.LoadedModel:
     """Return the model of a model folder, a third-party checkpoint, or a name on the Hugging Face hub.
@@ -37,7 +49,7 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
     Raises ``DualfuseError`` for a checkpoint in another format, for one that is damaged, and for weights that are not
     finite.
     """
-    if path.is_dir() and not (path / "config.json").is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "open_clip_config.json")):
         raise DualfuseError(f"{path} is not a model folder: it holds {_content(path)}, but should have a config.json")
     source = Source(path)
     try:
@@ -81,6 +93,7 @@ def _unknown(source: Source) -> str:
         f"{source.path} holds a {content}; supported are {', '.join(entry.name for entry in FORMATS)}. Hugging Face "
         "weights need their config.json: give the folder of both. To start from CLIP and RoBERTa, give CLIP, and "
         "RoBERTa with --text"
+        f"{f'. This {content} is {UNSUPPORTED[content]}' if content in UNSUPPORTED else ''}"
     )
 
 

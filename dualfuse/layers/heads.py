@@ -49,6 +49,8 @@ class ITCHeadConfig:
     """Width of a hidden layer (linear, GELU, dropout) in each projection, for frozen towers; 0: one linear map."""
     dropout: float = 0.0
     """Dropout after the hidden layer."""
+    projection: Literal["linear", "none"] = "linear"
+    """none: the model's own features are compared as they are, for towers that end in a projection (SigLIP)."""
     bias: bool = False
     """Whether projections have a bias, as in BridgeTower."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
@@ -60,7 +62,9 @@ class ITCHeadConfig:
     """Also contrast images and texts with the fused features of positive pairs (Hugging Face's BridgeTower)."""
 
     def __post_init__(self) -> None:
-        """Validate that fused features are contrasted by softmax."""
+        """Validate that fused features are contrasted by softmax, and that only projections have sizes."""
+        if self.projection == "none" and (self.width or self.hidden or self.bias):
+            raise DualfuseError("itc_head.projection none takes no width, hidden or bias; remove them")
         if self.fused and self.loss == "sigmoid":
             raise DualfuseError("itc_head.fused needs itc_head.loss softmax; set fused to False or loss to softmax")
 
@@ -107,6 +111,8 @@ class ITCHead(nn.Module):
 
 
 def _projection(cfg: ITCHeadConfig, width: int, size: int) -> nn.Module:
+    if cfg.projection == "none":
+        return nn.Identity()
     if not cfg.hidden:
         return nn.Linear(width, size, bias=cfg.bias)
     return nn.Sequential(

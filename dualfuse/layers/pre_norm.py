@@ -66,7 +66,7 @@ class AttentionPooling(nn.Module):
     def __init__(self, width: int, *, heads: int, feed_forward: int, activation: Activation, epsilon: float) -> None:
         """The arguments are those of :class:`PreNormBlock`."""
         super().__init__()
-        self.probe = nn.Parameter(torch.empty(1, width).normal_(std=width**-0.5))
+        self.probe = nn.Parameter(torch.empty(1, 1, width).normal_(std=width**-0.5))
         self.attention = PackedAttention(width, heads)
         self.norm = nn.LayerNorm(width, eps=epsilon)
         self.up, self.down = nn.Linear(width, feed_forward), nn.Linear(feed_forward, width)
@@ -74,7 +74,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the pooled state (B, width) of x (B, N, width)."""
-        pooled = self.attention.pool(self.probe.expand(len(x), 1, -1), x)[:, 0]
+        pooled = self.attention.pool(self.probe.expand(len(x), -1, -1), x)[:, 0]
         return pooled + self.down(self.activate(self.up(self.norm(pooled))))
 
 

@@ -94,6 +94,8 @@ class Fused:
 class Capabilities:
     """What a model can do beyond the four verbs; a task that needs more refuses the model when it is built."""
 
+    fusion: bool = True
+    """:meth:`VisionLanguageModel.fuse` is defined; without it the model is a dual encoder alone."""
     generation: bool = False
     """:meth:`VisionLanguageModel.fuse` takes ``attention_mask``; ``prefill`` and ``decode_step`` are defined."""
     patch_dropout: bool = False
@@ -253,6 +255,21 @@ def generation_error(model: VisionLanguageModel) -> DualfuseError:
         "layer on, so each word would depend on later words, and without that cross-attention it is not the model that "
         "was pre-trained. Use a VLMo, whose images can attend to themselves alone"
     )
+
+
+def fusion_error(model: VisionLanguageModel) -> DualfuseError:
+    """Return the error of a model without a fusion encoder."""
+    return DualfuseError(
+        f"{type(model).__name__} has no fusion encoder: it searches and classifies by the embeddings of images and of "
+        "texts alone, and cannot match, re-rank, answer or explain. Train a fusion encoder on top of it with: dualfuse "
+        "train fuse --start-from MODEL --data.train SHARDS"
+    )
+
+
+def check_fusion(model: VisionLanguageModel) -> None:
+    """Raise DualfuseError if a model has no fusion encoder."""
+    if not model.capabilities.fusion:
+        raise fusion_error(model)
 
 
 def _no_unimodal_states(model: VisionLanguageModel) -> str:

@@ -3,10 +3,28 @@
 from __future__ import annotations
 
 from dualfuse.convert.checkpoint import Format
-from dualfuse.convert.formats import beit, bridgetower_hf, bridgetower_official, vlmo_official
+from dualfuse.convert.formats import (
+    beit,
+    bridgetower_hf,
+    bridgetower_official,
+    clip_hf,
+    clip_openai,
+    open_clip,
+    siglip_hf,
+    vlmo_official,
+)
 from dualfuse.errors import DualfuseError
 
-FORMATS: list[Format] = [bridgetower_hf.FORMAT, bridgetower_official.FORMAT, vlmo_official.FORMAT, beit.FORMAT]
+FORMATS: list[Format] = [
+    bridgetower_hf.FORMAT,
+    bridgetower_official.FORMAT,
+    vlmo_official.FORMAT,
+    beit.FORMAT,
+    clip_hf.FORMAT,
+    siglip_hf.FORMAT,
+    open_clip.FORMAT,
+    clip_openai.FORMAT,
+]
 """All formats, in the order in which they are asked whether they recognize a source."""
 
 

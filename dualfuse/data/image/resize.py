@@ -21,25 +21,40 @@ from dualfuse.errors import DualfuseError
 MAX_PIXELS = 64_000_000  # 192 MB as RGB; below the limit at which Pillow itself starts to warn
 
 Resampling = Literal["torch", "pillow"]
+Interpolation = Literal["bicubic", "bilinear"]
 
 
-def resize(image: Tensor, size: tuple[int, int], resampling: Resampling = "torch") -> Tensor:
-    """Resize ``image`` (3, H, W) uint8 to ``size`` (height, width), antialiased bicubic, without keeping the aspect."""
+def resize(
+    image: Tensor, size: tuple[int, int], resampling: Resampling = "torch", interpolation: Interpolation = "bicubic"
+) -> Tensor:
+    """Resize ``image`` (3, H, W) uint8 to ``size`` (height, width), antialiased, without keeping the aspect."""
     if tuple(image.shape[1:]) == tuple(size):
         return image
     if resampling == "pillow":
         pil_image = Image.fromarray(image.permute(1, 2, 0).numpy())
-        pixels = np.array(pil_image.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+        pixels = np.array(pil_image.resize((size[1], size[0]), Image.Resampling[interpolation.upper()]))
         return torch.from_numpy(pixels).permute(2, 0, 1)
     batch = image[None].contiguous(memory_format=torch.channels_last)  # the fast path; no copy after decode
-    return F.interpolate(batch, size=size, mode="bicubic", antialias=True)[0]
+    return F.interpolate(batch, size=size, mode=interpolation, antialias=True)[0]
 
 
-def resize_and_crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
+def resize_and_crop(
+    image: Tensor, side: int, resampling: Resampling, interpolation: Interpolation = "bicubic"
+) -> Tensor:
     """Resize the shorter side of ``image`` to ``side`` and center-crop it to (3, side, side).
 
     Rounds as torchvision does for Pillow images: the longer side down, the corner of the crop to the nearest, halves
     to even. Raises DualfuseError for an image so narrow that the resized one would exceed ``MAX_PIXELS`` pixels.
+    """
+    resized = resize_shorter(image, side, resampling, interpolation)
+    rows, columns = resized.shape[1:]
+    return window(resized, round((rows - side) / 2), round((columns - side) / 2), side)
+
+
+def resize_shorter(image: Tensor, side: int, resampling: Resampling, interpolation: Interpolation) -> Tensor:
+    """Resize the shorter side of ``image`` to ``side``; the longer one is rounded down.
+
+    Raises DualfuseError for an image so narrow that the resized one would exceed ``MAX_PIXELS`` pixels.
     """
     height, width = image.shape[1:]
     shorter = min(height, width)
@@ -49,9 +64,7 @@ def resize_and_crop(image: Tensor, side: int, resampling: Resampling) -> Tensor:
             f"{width} x {height} pixels become {columns} x {rows} with a shorter side of {side}, more than the "
             f"{MAX_PIXELS:,} pixels allowed; crop the image, or use resize_mode 'squash'"
         )
-    return window(
-        resize(image, (rows, columns), resampling), round((rows - side) / 2), round((columns - side) / 2), side
-    )
+    return resize(image, (rows, columns), resampling, interpolation)
 
 
 def resize_huggingface(image: Tensor, side: int, divisor: int, resampling: Resampling) -> Tensor:

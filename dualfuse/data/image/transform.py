@@ -17,11 +17,13 @@ from dualfuse.data.image.decode import decode, decoding
 from dualfuse.data.image.randaugment import Policy, rand_augment
 from dualfuse.data.image.resize import (
     MAX_PIXELS,
+    Interpolation,
     Resampling,
     center_crop,
     resize,
     resize_and_crop,
     resize_huggingface,
+    resize_shorter,
 )
 from dualfuse.errors import DualfuseError
 
@@ -68,9 +70,10 @@ class Augment:
 class Preprocess:
     """Resizing and normalization of images."""
 
-    resize_mode: Literal["squash", "crop", "huggingface"] = "squash"
-    """Resize mode: squash, or resize the shorter side and center-crop, or as Hugging Face's BridgeTower processor
-    does: similar to crop, with sides in multiples of ``divisor`` and black borders around narrow images."""
+    resize_mode: Literal["squash", "crop", "huggingface", "huggingface_clip"] = "squash"
+    """Resize mode: squash, or resize the shorter side and center-crop; or as Hugging Face's BridgeTower processor
+    does: similar to crop, with sides in multiples of ``divisor`` and black borders around narrow images; or as its CLIP
+    processor does: crop, whose corner is rounded down."""
     resampling: Resampling = "torch"
     """Resampling backend: torch is faster, and within a few gray levels of Pillow, with which published models were
     trained."""
@@ -81,13 +84,17 @@ class Preprocess:
     divisor: int = 32
     """With resize_mode huggingface: sides are multiples of this number."""
     crop_fraction: float = 1.0
-    """With resize_mode crop: share of the shorter side that the center crop keeps; 0.875: 224 of 256 pixels."""
+    """With resize_mode crop or huggingface_clip: share of the shorter side that the center crop keeps; 0.875: 224 of
+    256 pixels."""
+    interpolation: Interpolation = "bicubic"
+    """Filter of resizing evaluation images; SigLIP 2 was trained with bilinear."""
 
     def __post_init__(self) -> None:
         """Validate the numbers, and that they fit the resize mode."""
         if min(self.std) <= 0:
             raise DualfuseError(f"std is {self.std}; all three numbers must be above 0")
-        if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and self.resize_mode != "crop"):
+        crops = self.resize_mode in ("crop", "huggingface_clip")
+        if not 0 < self.crop_fraction <= 1 or (self.crop_fraction < 1 and not crops):
             raise DualfuseError(
                 f"crop_fraction is {self.crop_fraction} with resize_mode {self.resize_mode!r}; it must be above 0, at "
                 "most 1, and 1 unless resize_mode is 'crop'"
@@ -98,9 +105,12 @@ class Preprocess:
     def resize(self, image: Tensor, size: tuple[int, int]) -> Tensor:
         """Resize ``image`` (3, H, W) uint8 to ``size``; raises DualfuseError for a too narrow image."""
         if self.resize_mode == "squash":
-            return resize(image, size, self.resampling)
+            return resize(image, size, self.resampling, self.interpolation)
+        shorter = int(size[0] / self.crop_fraction)
         if self.resize_mode == "crop":
-            return center_crop(resize_and_crop(image, int(size[0] / self.crop_fraction), self.resampling), size[0])
+            return center_crop(resize_and_crop(image, shorter, self.resampling, self.interpolation), size[0])
+        if self.resize_mode == "huggingface_clip":
+            return center_crop(resize_shorter(image, shorter, self.resampling, self.interpolation), size[0])
         return center_crop(resize_huggingface(image, size[0], self.divisor, self.resampling), size[0])
 
     def normalize(self, image: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Tokenizers of BERT and RoBERTa style, and the transform from a text to token ids."""
+"""Tokenizers of BERT, RoBERTa, CLIP and SigLIP style, and the transform from a text to token ids."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ from dualfuse.printable import brief
 BERT_VOCABULARY = Path(__file__).parent / "bert_base_uncased" / "vocab.txt"
 BERT_SPECIAL = ("[CLS]", "[SEP]", "[PAD]", "[MASK]")
 ROBERTA_SPECIAL = ("<s>", "</s>", "<pad>", "<mask>")
+CLIP_SPECIAL = ("<|startoftext|>", "<|endoftext|>", "<|endoftext|>", "")
+GEMMA_SPECIAL = ("", "<eos>", "<pad>", "<mask>")
+SIGLIP_SPECIAL = ("", "</s>", "</s>", "")
+STYLES = (BERT_SPECIAL, ROBERTA_SPECIAL, CLIP_SPECIAL, GEMMA_SPECIAL, SIGLIP_SPECIAL)
+"""Start, end, padding and mask token by family of tokenizers, in the order in which they are tried; "": none."""
+NONE = -1
+"""Id of a special token that a tokenizer does not have."""
 CHARACTERS_PER_TOKEN = 50  # of a long text that are encoded first; words have about five
 MAX_FILE = 64 << 20
 """Bytes of a tokenizer.json or vocab.json; the largest published ones have 33 MB."""
@@ -50,7 +57,7 @@ class TextTransform:
     length: int = 40
     """Maximum number of tokens, start and end tokens included; longer texts are truncated."""
     tokenizer: str = ""
-    """Path of a tokenizer.json (BERT or RoBERTa style); empty: the tokenizer of BERT base uncased."""
+    """Path of a tokenizer.json (of BERT, RoBERTa, CLIP, SigLIP); empty: the tokenizer of BERT base uncased."""
 
     def __post_init__(self) -> None:
         """Validate the length."""
@@ -69,22 +76,32 @@ class TextTransform:
 
     @property
     def mask_id(self) -> int:
-        """Id of the mask token."""
+        """Id of the mask token. Raises DualfuseError if the tokenizer has none."""
+        if not self.has_mask:
+            raise DualfuseError(
+                f"tokenizer {self.tokenizer} has no mask token, so tokens cannot be masked: set mlm_weight 0, or use a "
+                "model with the tokenizer of BERT or RoBERTa"
+            )
         return load_tokenizer(self.tokenizer).mask_id
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether there is a mask token; CLIP and SigLIP have none."""
+        return load_tokenizer(self.tokenizer).mask_id != NONE
 
     def encode(self, text: str) -> EncodedText:
         """Return the start token, the tokens of ``text`` up to the maximum length, and the end token.
 
-        Names of special tokens inside ``text`` ("[SEP]") are encoded as ordinary characters. Raises DualfuseError for a
-        text that is not valid Unicode.
+        SigLIP has no start token. Names of special tokens inside ``text`` ("[SEP]") are encoded as ordinary characters.
+        Raises DualfuseError for a text that is not valid Unicode.
         """
         loaded = load_tokenizer(self.tokenizer)
-        kept = self.length - 2
+        kept = self.length - loaded.num_special
         encoding = _encode_beginning(loaded, text, kept)
         words = (-1 if word is None else word for word in encoding.word_ids[:kept])
         return EncodedText(
-            ids=np.array((loaded.start, *encoding.ids[:kept], loaded.end), dtype=np.int64),
-            word_ids=np.array((-1, *words, -1), dtype=np.int64),
+            ids=loaded.with_ends(encoding.ids[:kept]),
+            word_ids=np.array((*[-1] * (loaded.num_special - 1), *words, -1), dtype=np.int64),
             truncated=len(encoding.ids) > kept,
         )
 
@@ -118,7 +135,7 @@ class TextTransform:
 
 @dataclass(frozen=True)
 class LoadedTokenizer:
-    """A tokenizer and the ids that masking and padding need."""
+    """A tokenizer and the ids that masking and padding need; ``NONE`` for a start or mask token that it lacks."""
 
     tokenizer: Tokenizer
     vocab_size: int
@@ -132,22 +149,37 @@ class LoadedTokenizer:
         """Whether the special tokens are RoBERTa's."""
         return self.tokenizer.token_to_id(ROBERTA_SPECIAL[0]) == self.start
 
+    @property
+    def num_special(self) -> int:
+        """Number of special tokens around a text: the end, and maybe the start."""
+        return 1 + (self.start != NONE)
+
+    @property
+    def special_ids(self) -> list[int]:
+        """Ids of the special tokens."""
+        return [number for number in (self.start, self.end, self.pad_id, self.mask_id) if number != NONE]
+
+    def with_ends(self, ids: Sequence[int]) -> np.ndarray:
+        """Return ids (T,) between the start token, if there is one, and the end token."""
+        start = () if self.start == NONE else (self.start,)
+        return np.array((*start, *ids, self.end), dtype=np.int64)
+
     def encode(self, text: str) -> Encoding:
         """Return the tokens of a text without start and end; raises DualfuseError for half of a surrogate pair."""
         try:
-            with _library_errors("the text cannot be tokenized"):
+            with library_errors("the text cannot be tokenized"):
                 return self.tokenizer.encode(text, add_special_tokens=False)
         except (TypeError, UnicodeEncodeError) as error:  # half of a surrogate pair, or bytes of the command line
             raise DualfuseError(f"the text {brief(text)!r} is not valid Unicode; give texts in UTF-8") from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
-        with _library_errors("the tokens cannot be decoded"):
+        with library_errors("the tokens cannot be decoded"):
             return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
 
 
 @contextmanager
-def _library_errors(failure: str) -> Iterator[None]:
+def library_errors(failure: str) -> Iterator[None]:
     """Turn the errors of the library into ``DualfuseError``: it raises bare Exception, and BaseException if it panics.
 
     A panic is a fault of the library that a damaged tokenizer or an unusual text makes visible.
@@ -167,10 +199,10 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # captions must not inject an end or mask token
-    with _library_errors(f"tokenizer {path} has no token for unknown characters, and needs one"):
+    with library_errors(f"tokenizer {path} has no token for unknown characters, and needs one"):
         tokenizer.encode(RARE_CHARACTER, add_special_tokens=False)
-    for names in (BERT_SPECIAL, ROBERTA_SPECIAL):
-        ids = [tokenizer.token_to_id(name) for name in names]
+    for names in STYLES:
+        ids = [tokenizer.token_to_id(name) if name else NONE for name in names]
         start, end, pad, mask = ids
         if start is not None and end is not None and pad is not None and mask is not None:
             vocabulary = max(tokenizer.get_vocab().values()) + 1
@@ -179,7 +211,8 @@ def load_tokenizer(path: str) -> LoadedTokenizer:
             return LoadedTokenizer(tokenizer, vocabulary, start=start, end=end, pad_id=pad, mask_id=mask)
     raise DualfuseError(
         f"tokenizer {path} lacks special tokens: it needs all of {', '.join(BERT_SPECIAL)} (BERT) "
-        f"or all of {', '.join(ROBERTA_SPECIAL)} (RoBERTa); add them before saving it"
+        f"or all of {', '.join(ROBERTA_SPECIAL)} (RoBERTa), or the start and end tokens of CLIP or SigLIP; add them "
+        "before saving it"
     )
 
 
@@ -203,7 +236,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
     if not path.is_file():
         raise DualfuseError(f"tokenizer {path} is not a file; give the path of a tokenizer.json, or '' for BERT's")
     content = read_bounded(path, MAX_FILE)
-    with _library_errors(f"tokenizer {path} is not a tokenizer.json of the tokenizers library"):
+    with library_errors(f"tokenizer {path} is not a tokenizer.json of the tokenizers library"):
         parsed = json.loads(content)
         growth = max(_growth(parsed.get(stage)) for stage in TEXT_STAGES)
         if growth > MAX_GROWTH:
@@ -255,7 +288,7 @@ def roberta_tokenizer(vocab_json: Path, merges_txt: Path) -> Tokenizer:
         if not path.is_file():
             raise DualfuseError(f"{path} is not a file; RoBERTa's tokenizer consists of a vocab.json and a merges.txt")
         check_regular(path, MAX_FILE)
-    with _library_errors(f"{vocab_json} and {merges_txt} are not a vocabulary and its merges"):
+    with library_errors(f"{vocab_json} and {merges_txt} are not a vocabulary and its merges"):
         pieces = models.BPE.from_file(str(vocab_json), str(merges_txt))
     tokenizer = Tokenizer(pieces)
     special = [*ROBERTA_SPECIAL, "<unk>"]

@@ -27,7 +27,7 @@ from dualfuse.layers.heads import ClassificationHead
 from dualfuse.metrics.accuracy import Accuracy, Metric, Question
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.vqa import read_vocabulary
-from dualfuse.models.base import Fused, VisionLanguageModel
+from dualfuse.models.base import Fused, VisionLanguageModel, check_fusion
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
 from dualfuse.tasks.prediction import Prediction, ScoredAnswer, check_images, text_of
 
@@ -275,6 +275,7 @@ class PairClassification(Classification):
     ) -> None:
         """The hidden layer of the head has ``hidden_scale`` times the width of one pooled state."""
         super().__init__(cfg, model, names)
+        check_fusion(model)
         self.images, width = images, model.fused_width
         self.dropout = nn.Dropout(dropout)
         self.classifier = ClassificationHead(images * width, round(width * hidden_scale), len(names))

@@ -25,7 +25,7 @@ from dualfuse.losses.itm import itm_accuracy, itm_loss
 from dualfuse.losses.ranking import rank_loss, sample_texts
 from dualfuse.metrics.base import MetricInfo
 from dualfuse.metrics.recall import recall_infos
-from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.models.base import Tokens, VisionLanguageModel, check_fusion
 from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.pair_batch import PairBatch, PairExample, collate_pairs, pad_to_global_length, read_pair
 
@@ -77,6 +77,7 @@ class Ranking(Task):
         """The score is the second output of an ITM head, so that it is initialised from one, as published."""
         super().__init__()
         self.cfg, self.model = cfg, model
+        check_fusion(model)
         self.itm_head = nn.Linear(model.fused_width, 2)
         init_linear(self.itm_head, cfg.init_std)
         if cfg.itm_weight:

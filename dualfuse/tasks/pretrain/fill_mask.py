@@ -28,20 +28,24 @@ class MaskedQuery:
     is_cut: bool
 
 
+def has_masks(text: str) -> bool:
+    """Return whether a text has a [MASK] or <mask>."""
+    return MASK.search(text) is not None
+
+
 def read_masked(text: str, transform: TextTransform) -> MaskedQuery:
     """Tokenize a text in which every [MASK] or <mask> is a mask token; DualfuseError if a mask would be truncated."""
     loaded = load_tokenizer(transform.tokenizer)
     ids: list[int] = []
     for number, part in enumerate(MASK.split(text)):
-        ids += [loaded.mask_id] * (number > 0) + loaded.encode(part).ids
+        ids += ([transform.mask_id] if number else []) + loaded.encode(part).ids
     masks = np.flatnonzero(np.array(ids, dtype=np.int64) == loaded.mask_id)
-    longest = transform.length - 2
+    longest = transform.length - loaded.num_special
     if len(masks) and masks[-1] >= longest:
         raise DualfuseError(
             f"a mask is token {masks[-1] + 1} of the text, but this model reads {longest}; shorten the text before it"
         )
-    ids_with_ends = np.array((loaded.start, *ids[:longest], loaded.end), dtype=np.int64)
-    return MaskedQuery(ids_with_ends, 1 + masks, len(ids) > longest)
+    return MaskedQuery(loaded.with_ends(ids[:longest]), loaded.num_special - 1 + masks, len(ids) > longest)
 
 
 def collate_queries(texts: Sequence[MaskedQuery], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,7 +59,7 @@ def fill_masks(texts: Sequence[MaskedQuery], logits: Tensor, transform: TextTran
     """Return the ``top`` tokens of every mask, from logits (B, R, V); special tokens are excluded."""
     loaded = load_tokenizer(transform.tokenizer)
     logits = logits[..., : loaded.vocab_size].float().cpu()  # published embedding tables have unused rows at the end
-    logits[..., [loaded.start, loaded.end, loaded.pad_id, loaded.mask_id]] = float("-inf")
+    logits[..., loaded.special_ids] = float("-inf")
     best = logits.softmax(-1).topk(min(top, loaded.vocab_size - 4), dim=-1)
     return [
         _filled(text, values[: len(text.positions)], tokens[: len(text.positions)], transform)
@@ -74,4 +78,8 @@ def _filled(text: MaskedQuery, probabilities: Tensor, tokens: Tensor, transform:
     )
     ids = text.ids.copy()
     ids[text.positions] = tokens[:, 0].numpy()
-    return Prediction(words=words, filled=transform.decode(ids[1:-1]), is_cut=text.is_cut)
+    return Prediction(
+        words=words,
+        filled=transform.decode(ids[load_tokenizer(transform.tokenizer).num_special - 1 : -1]),
+        is_cut=text.is_cut,
+    )

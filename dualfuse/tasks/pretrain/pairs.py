@@ -30,7 +30,7 @@ from dualfuse.losses.itc import (
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.recall import recall_infos
-from dualfuse.models.base import Tokens, VisionLanguageModel
+from dualfuse.models.base import Tokens, VisionLanguageModel, check_fusion
 from dualfuse.tasks.base import TaskConfig, TaskOutput, detached
 from dualfuse.tasks.pretrain.itm_candidates import Fusions, ITMTargets, SinglePairs, candidate_lists, single_pairs
 from dualfuse.tasks.pretrain.pair_batch import (
@@ -117,7 +117,8 @@ class PairsConfig(TaskConfig):
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
         """Draw one of the captions, mask tokens, and transform the image."""
-        return read_pair(sample, processor, rng, self.masking, self.mlm_probability, self.tags)
+        masks = self.mlm_weight or self.itm_on_masked_text or processor.text.has_mask
+        return read_pair(sample, processor, rng, self.masking if masks else None, self.mlm_probability, self.tags)
 
     def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Return a batch whose texts are padded to the longest."""
@@ -145,18 +146,24 @@ class Pairs(PairPrediction):
     cfg: PairsConfig
 
     def __init__(self, cfg: PairsConfig, model: VisionLanguageModel) -> None:
-        """Build an ITC head per ITC feature of the model, the ITM head and the MLM head."""
+        """Build an ITC head per ITC feature of the model, and with a fusion encoder the ITM head and the MLM head.
+
+        Raises DualfuseError if the model has no fusion encoder and a loss needs one.
+        """
         super().__init__()
+        if cfg.itm_weight or cfg.mlm_weight or cfg.itc_head.fused:
+            check_fusion(model)
         check_patch_dropout(cfg.patch_dropout, model)
         self.cfg, self.model = cfg, model
         self.itc_heads = nn.ModuleList(
             ITCHead(cfg.itc_head, model.encode_widths, fused_width=model.fused_width, std=cfg.init_std)
             for _ in range(model.num_itc_features if cfg.itc_features == "all" else 1)
         )
-        self.itm_head = nn.Linear(model.fused_width, 2)
-        self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
-        init_linear(self.itm_head, cfg.init_std)
-        self.start_listwise()
+        if model.capabilities.fusion:
+            self.itm_head = nn.Linear(model.fused_width, 2)
+            self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
+            init_linear(self.itm_head, cfg.init_std)
+            self.start_listwise()
 
     def forward(self, batch: PairBatch) -> TaskOutput:
         """Return the weighted sum of the ITC, MLM and ITM losses; all fusion runs in one pass."""

@@ -14,10 +14,10 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHead, MLMHead, normalize
-from dualfuse.models.base import Fused, Tokens
+from dualfuse.models.base import Fused, Tokens, check_fusion
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.prediction import Prediction, check_images, text_of
-from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, read_masked
+from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, has_masks, read_masked
 
 if TYPE_CHECKING:
     from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -83,6 +83,7 @@ class PairPrediction(Task):
     def match_logit(self, image: Tokens, text: Tokens) -> Tensor:
         """Return the log-odds (B,) that image and text match. Raises ``DualfuseError`` if ITM was not trained."""
         if not self.can_match:
+            check_fusion(self.model)
             raise DualfuseError("this model was trained without ITM, so it cannot re-rank; omit rerank")
         no_positions = torch.zeros(len(text), 0, dtype=torch.long, device=text.mask.device)
         logits = self.itm_head(self.model.fuse(image, text, positions=no_positions).pooled).float()
@@ -106,6 +107,7 @@ class PairPrediction(Task):
     def explained_logit(self, fused: Sequence[Fused]) -> tuple[str, Tensor]:
         """Return the ITM probability as text, and the ITM log-odds."""
         if not self.can_match:
+            check_fusion(self.model)
             return super().explained_logit(fused)
         negative, positive = self.itm_head(fused[0].pooled)[0]
         if self.match_threshold is not None:
@@ -115,9 +117,10 @@ class PairPrediction(Task):
     def read_input(self, sample: Sample, processor: Processor) -> PairInput:
         """Read one image and one text, which may have masks. Raises DualfuseError if no trained head predicts them."""
         check_images(sample)
-        text = read_masked(text_of(sample), processor.text)
-        if len(text.positions) and not self.cfg.mlm_weight:
+        if not self.cfg.mlm_weight and has_masks(text_of(sample)):
+            check_fusion(self.model)
             raise DualfuseError("this model was trained without MLM; give a text without a mask")
+        text = read_masked(text_of(sample), processor.text)
         if not (len(text.positions) or self.can_match or self.can_search):
             raise DualfuseError("this model only fills masks; put [MASK] in place of a word")
         return PairInput(processor.image(sample.image, np.random.default_rng(0)), text)
