@@ -16,7 +16,10 @@ from torch import Tensor
 
 from dualfuse.data.image.transform import Augment
 from dualfuse.data.sample import Sample
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.dual_encoder import DualEncoderConfig
+from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.models.vlmo import VLMoConfig
@@ -145,3 +148,27 @@ def stopped(recipe: Recipe, out: Path, step: int = 7) -> Path:
 
 def interrupt() -> None:
     raise KeyboardInterrupt
+
+
+def clip_tokenizer_file(folder: Path) -> str:
+    """Write a tokenizer of words with CLIP's special tokens, which has no mask token."""
+    vocabulary = {word: number for number, word in enumerate(("[UNK]", *WORDS, "<|startoftext|>", "<|endoftext|>"))}
+    words = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    path = folder / "clip_tokenizer.json"
+    words.save(str(path))
+    return str(path)
+
+
+def clip_recipe(folder: Path) -> Recipe:
+    """Return a recipe that trains a tiny CLIP for three steps."""
+    start = recipe(folder)
+    towers = DualEncoderConfig(
+        CLIPViTConfig(width=32, depth=2, heads=2, patch_size=8, image_size=(32, 32)),
+        CLIPTextConfig(width=16, depth=1, heads=2, feed_forward=32, vocab_size=MODEL.vocab_size, text_length=12),
+        init_std=0.2,
+    )
+    task = PairsConfig(itm_weight=0, mlm_weight=0, itc_features="unimodal", itc_head=ITCHeadConfig(24))
+    data = replace(start.data, tokenizer=clip_tokenizer_file(folder))
+    return replace(start, name="tiny-clip", model=towers, task=task, data=data, run=replace(start.run, steps=3))

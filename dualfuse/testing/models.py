@@ -13,6 +13,7 @@ from dualfuse.inference.attention_maps import record_attention
 from dualfuse.layers.attention_flow import AttentionFlow, rollout
 from dualfuse.layers.embeddings import MaskedPatches
 from dualfuse.models.base import ModelConfig, Tokens, VisionLanguageModel, seq2seq_attention_mask
+from dualfuse.testing.dual_encoders import check_dual_encoder
 
 BATCH = 4
 
@@ -30,7 +31,11 @@ def check_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         copies = [copy.deepcopy(model)] if isinstance(model, VisionLanguageModel) else _built(model)
-        contract = _Contract(_randomized(copies[0]), image_size, text_length)
+        model = _randomized(copies[0])
+        if not model.capabilities.fusion:
+            check_dual_encoder(model, copies[1:], image_size, text_length, _require)
+            return
+        contract = _Contract(model, image_size, text_length)
         with torch.no_grad():
             for other in copies[1:]:
                 contract.check_copy(other)

@@ -70,7 +70,7 @@ def test_siglip_gives_what_transformers_gives(tmp_path: Path) -> None:
     theirs = write_siglip(tmp_path)
     model = dualfuse.load(tmp_path)
     fast = gemma_tokenizer()
-    rows = [fast(text, add_special_tokens=False)["input_ids"][:11] + [1] for text in SHORT]
+    rows = [[*fast(text, add_special_tokens=False)["input_ids"][:11], 1] for text in SHORT]
     ids = torch.tensor([row + [0] * (12 - len(row)) for row in rows])
     pixels = SiglipImageProcessorPil.from_pretrained(tmp_path)(opened(), return_tensors="pt")["pixel_values"]
     expected = theirs(input_ids=ids, pixel_values=pixels)

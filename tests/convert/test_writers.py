@@ -134,7 +134,7 @@ def test_official_bridgetower_is_read_back(name: str, special_tokens: str, tmp_p
 def test_unknown_targets_and_models(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no target 'onnx'; there are dualfuse, huggingface, official"):
         write_checkpoint(converted("beit"), "onnx")
-    with pytest.raises(ValueError, match="Hugging Face BridgeTower, none of which stores a VLMoConfig for PairsConfig"):
+    with pytest.raises(ValueError, match="Hugging Face SigLIP, none of which stores a VLMoConfig for PairsConfig"):
         write_checkpoint(converted("vlmo-pairs"), "huggingface")
     source = converted("bridgetower-pairs")
     log = replace(PLAIN, itc_head=ITCHeadConfig(16, bias=True))

@@ -163,7 +163,7 @@ class Pairs(PairPrediction):
             self.itm_head = nn.Linear(model.fused_width, 2)
             self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
             init_linear(self.itm_head, cfg.init_std)
-            self.start_listwise()
+        self.start_listwise()
 
     def forward(self, batch: PairBatch) -> TaskOutput:
         """Return the weighted sum of the ITC, MLM and ITM losses; all fusion runs in one pass."""

@@ -48,7 +48,7 @@ class PairPrediction(Task):
     def start_listwise(self) -> None:
         """Add the threshold of list-wise matching, and let its head start at zero: ranking starts as ITC ranks."""
         self.match_threshold = None
-        if self.cfg.itm_loss == "listwise":
+        if self.cfg.itm_loss == "listwise" and self.model.capabilities.fusion:
             self.match_threshold = nn.Parameter(torch.full((1,), INITIAL_THRESHOLD))
             nn.init.zeros_(self.itm_head.weight)
             nn.init.zeros_(self.itm_head.bias)
