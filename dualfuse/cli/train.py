@@ -65,10 +65,13 @@ def run(words: Sequence[str]) -> None:
 
     from dualfuse import recipes
     from dualfuse.recipes.files import is_recipe_file
+    from dualfuse.recipes.inherited import inherited
     from dualfuse.training.loop import train
 
     found = recipes.find_recipe(parsed.name, **given(flags))
     chosen = override(found, flags, prog=f"dualfuse train {parsed.name}")
+    if found[0].start_from == str(Path(parsed.name)) and (lines := inherited(found[0], chosen[0])):
+        echo("\n".join([f"settings of {parsed.name} that this run keeps:", *lines]), to_stderr=True)
     name = Path(parsed.name).stem if is_recipe_file(parsed.name) else parsed.name.rpartition(":")[2]
     out = parsed.out or Path("runs") / name
     echo(f"model: {train(chosen, out)}")
