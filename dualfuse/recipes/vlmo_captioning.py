@@ -3,8 +3,7 @@
 VLMo's paper leaves captioning to future work. Values are from BEiT-3's fine-tuning on COCO (microsoft/unilm, beit3:
 get_started_for_captioning.md, run_beit3_finetuning.py), which after 12,000 steps also drops the fifth of the masked
 tokens with the highest loss; this is not done here. As there, the captions of --data.validation are scored after every
-epoch, and the best model by CIDEr is kept. An epoch counts captions, where a sample is an image with all of its
-captions, so that the number of steps is that of the published data.
+epoch, and the best model by CIDEr is kept; an epoch has every caption once.
 """
 
 from __future__ import annotations
@@ -54,9 +53,9 @@ def nano() -> Recipe:
 
 
 def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
-    data = Data(image_size=(480, 480), text_length=32, batch_size=256, num_workers=8)
+    data = Data(sample_by="caption", image_size=(480, 480), text_length=32, batch_size=256, num_workers=8)
     steps, epoch = 10 * CAPTIONS // data.batch_size, CAPTIONS // data.batch_size
-    run = Run(steps=steps, eval_every=epoch, best="CIDEr-D", precision="bf16", save_every=1000, log_every=50)
+    run = Run(steps=steps, epochs=10, eval_every=epoch, eval_epochs=1, best="CIDEr-D", precision="bf16")
     return Recipe(
         name="captions",
         model=replace(model, image_size=data.image_size, drop_path=0.1),
@@ -65,5 +64,5 @@ def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
         optim=Optim(
             lr=lr, betas=(0.9, 0.999), weight_decay=0.05, decay_rule="beit", warmup=0.1, schedule="cosine", min_lr=1e-6
         ),
-        run=replace(run, activation_checkpointing=True),
+        run=replace(run, save_every=1000, log_every=50, activation_checkpointing=True),
     )

@@ -60,12 +60,16 @@ TASKS: dict[str, tuple[TaskConfig, ModelConfig]] = {
     "nlvr2": (NLVR2Config(labels=LABELS), VLMO),
     "entailment": (EntailmentConfig(labels=LABELS), BRIDGETOWER),
     "image-classification": (ImageClassificationConfig(labels=LABELS, head_scale=1.0), VLMO),
+    "image-classification-tower": (
+        ImageClassificationConfig(labels=LABELS, features="first", head_scale=1.0),
+        BRIDGETOWER,
+    ),
     "linear-probe": (LinearProbeConfig(labels=LABELS), VLMO),
     "text-classification": (TextClassificationConfig(labels=LABELS, dropout=0.0), BRIDGETOWER),
     "segmentation": (SegmentationConfig(num_classes=3, feature_layers=(1, 1, 2, 2)), replace(VLMO, vl_expert_start=2)),
     "captioning": (CaptioningConfig(), VLMO),
 }
-IMAGE_ONLY = ("image-classification", "linear-probe", "captioning")
+IMAGE_ONLY = ("image-classification", "image-classification-tower", "linear-probe", "captioning")
 
 
 def label_map(seed: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Linear probe of a frozen image encoder: a linear classifier on the states of each layer (BEiT, run_linear_eval.py)."""
+"""Linear probe of a frozen image encoder: a linear classifier on the states of each layer, as BEiT's."""
 
 from __future__ import annotations
 
@@ -79,7 +79,6 @@ class LinearProbeConfig(ClassesConfig, QuestionConfig):
 class LinearProbe(Classification):
     """One linear classifier per layer; the loss is the sum of their losses."""
 
-    cfg: LinearProbeConfig
     top_k = 5
 
     def __init__(self, cfg: LinearProbeConfig, model: VisionLanguageModel) -> None:
@@ -88,11 +87,12 @@ class LinearProbe(Classification):
         layers = len(list(model.fsdp_blocks()))
         if not 0 <= cfg.layer <= layers:
             raise DualfuseError(f"layer is {cfg.layer}; this model has layers 1 to {layers}, and 0 is the last one")
-        self.layers = tuple(range(1, layers + 1))
-        self.classifiers = nn.ModuleList(nn.Linear(2 * model.width, len(cfg.names)) for _ in self.layers)
-        for classifier in self.classifiers:
+        self.chosen, self.layers = cfg.layer - 1, tuple(range(1, layers + 1))
+        classifiers = [nn.Linear(2 * model.width, len(cfg.names)) for _ in self.layers]
+        for classifier in classifiers:
             nn.init.normal_(classifier.weight, std=STD)
             nn.init.zeros_(classifier.bias)
+        self.classifiers = nn.ModuleList(classifiers)
 
     def layer_logits(self, images: Tensor) -> Tensor:
         """Return the logits (L, B, C) in float32 of images (B, 3, H, W) by every layer."""
@@ -104,14 +104,14 @@ class LinearProbe(Classification):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits (B, C) of the layer that predicts."""
-        return self.layer_logits(batch["image"])[self.cfg.layer - 1]
+        return self.layer_logits(batch["image"])[self.chosen]
 
     def forward(self, batch: Batch) -> TaskOutput:
         """Return the sum of the losses of all layers for a batch with targets."""
         assert "target" in batch, "a batch of read_question() has no targets"
         logits, target = self.layer_logits(batch["image"]), batch["target"]
         loss = torch.stack([F.cross_entropy(each, target) for each in logits]).sum()
-        accuracy = (logits[self.cfg.layer - 1].argmax(1) == target).float().mean()
+        accuracy = (logits[self.chosen].argmax(1) == target).float().mean()
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy": accuracy})
 
     @torch.inference_mode()
@@ -121,7 +121,7 @@ class LinearProbe(Classification):
         right, labelled = torch.zeros(len(self.layers)), 0
         for batch in run.batches(self.cfg.read_question, self.cfg.collate, what="images"):
             probabilities = self.layer_logits(batch["image"]).softmax(2).cpu()
-            best = probabilities[self.cfg.layer - 1].topk(min(self.top_k, len(self.names)), dim=1)
+            best = probabilities[self.chosen].topk(min(self.top_k, len(self.names)), dim=1)
             for number, question in enumerate(batch["questions"]):
                 names = [self.names[index] for index in best.indices[number].tolist()]
                 predictions.append(PredictedAnswer(question.key, question.id, names[0], float(best.values[number, 0])))

@@ -120,11 +120,10 @@ def _score_of(sample: Sample) -> tuple[str, ...]:
 class TextClassification(Classification):
     """RoBERTa's head on the state of the first token: dropout, dense layer, tanh, dropout, linear layer."""
 
-    cfg: TextClassificationConfig
-
     def __init__(self, cfg: TextClassificationConfig, model: VisionLanguageModel) -> None:
         """Build the head as wide as the text encoder."""
         super().__init__(cfg, model, cfg.names)
+        self.is_regression = cfg.is_regression
         width = model.encode_widths[1]
         self.dense, self.out = nn.Linear(width, width), nn.Linear(width, len(cfg.names))
         self.dropout = nn.Dropout(cfg.dropout)
@@ -138,14 +137,14 @@ class TextClassification(Classification):
 
     def loss(self, logits: Tensor, target: Tensor) -> TaskOutput:
         """Return the cross-entropy, or the mean squared error of numbers."""
-        if not self.cfg.is_regression:
+        if not self.is_regression:
             return super().loss(logits, target)
         loss = F.mse_loss(logits[:, 0], target)
         return TaskOutput(loss, {"loss": loss.detach()})
 
     def new_metric(self) -> Metric:
         """Return the metrics of labels or of numbers."""
-        return ScoreMetrics() if self.cfg.is_regression else LabelMetrics(self.names)
+        return ScoreMetrics() if self.is_regression else LabelMetrics(self.names)
 
     def read_input(self, sample: Sample, processor: Processor) -> Example:
         """Read a text, or two that a tab separates; no image."""
@@ -156,6 +155,6 @@ class TextClassification(Classification):
 
     def _best(self, batch: Batch, top: int) -> list[tuple[ScoredAnswer, ...]]:
         """Return the best names; of a number itself, with probability 1."""
-        if not self.cfg.is_regression:
+        if not self.is_regression:
             return super()._best(batch, top)
         return [(ScoredAnswer(f"{value:.6g}", 1.0),) for value in self.logits(batch)[:, 0].tolist()]
