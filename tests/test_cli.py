@@ -23,7 +23,7 @@ from dualfuse.cli import main as cli
 from dualfuse.cli.train import FREQUENT, override
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.prepare.shard_writer import write_shards
-from dualfuse.training import loop
+from dualfuse.training import loop, measure
 from dualfuse.training.run_log import read_log
 
 ROOT = Path(__file__).parent.parent
@@ -82,8 +82,9 @@ def test_examples_of_the_help_have_valid_flags(line: str, monkeypatch: pytest.Mo
         return functools.wraps(command)(lambda *values, **options: lambda: called.append(name))
 
     monkeypatch.setattr(cli, "deferred", recorded)
-    monkeypatch.setattr(recipes, "find_recipe", lambda name: recipe)
+    monkeypatch.setattr(recipes, "find_recipe", lambda name, **given: recipe)
     monkeypatch.setattr(loop, "train", lambda chosen, out: called.append("train"))
+    monkeypatch.setattr(measure, "measure", lambda *_: called.append("measure") or ())
     if "--help" in words:
         assert exit_code(name, *words) == 0
     else:

@@ -16,6 +16,7 @@ from dualfuse.cli import (
     doctor,
     evaluate,
     explain,
+    measure,
     predict,
     prepare,
     recipes,
@@ -34,6 +35,7 @@ COMMANDS: dict[str, ModuleType] = {
     "prepare": prepare,
     "doctor": doctor,
     "recipes": recipes,
+    "measure": measure,
     "train": train,
     "evaluate": evaluate,
     "search": search,
@@ -79,9 +81,9 @@ def _run(name: str, words: list[str], imports: list[str]) -> int | None:
     """Run a command and return its status; None: 0."""
     from dualfuse import plugins
 
-    if name == "train":  # its flags depend on the recipe
+    if name in ("train", "measure"):  # whose flags depend on the recipe
         plugins.load(imports)
-        return train.run(words)
+        return COMMANDS[name].run(words)
     call = parse(deferred(COMMANDS[name].run), words, prog=f"dualfuse {name}", examples=COMMANDS[name].EXAMPLES)
     plugins.load(imports)
     return call()

@@ -35,6 +35,8 @@ FREQUENT = {
     "run.precision": ("P", "fp32 or bf16"),
     "run.eval_every": ("N", "steps between evaluations; 0: only at the end"),
     "run.best": ("METRIC", "validation metric that selects OUT/best"),
+    "towers.image.mode": ("MODE", "image tower: full, frozen, last or lora"),
+    "towers.text.mode": ("MODE", "text tower: full, frozen, last or lora"),
     "run.seed": ("N", "seed of initialization, data order and dropout"),
     "start_from": ("MODEL", "initial weights: model folder or checkpoint"),
 }
