@@ -21,6 +21,7 @@ from dualfuse.convert.rename import export_tensors, import_tensors
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.tasks.finetune.ranking import RankingConfig
 from dualfuse.tasks.pretrain.pairs import Pairs, PairsConfig
 
 HYPER_PARAMETERS = {"num_heads": 4, "max_text_len": 12}
@@ -98,6 +99,37 @@ def test_retrieval_with_rank_output(official: Callable[..., Path], tmp_path: Pat
     assert checkpoint.recipe.data.preprocess == OFFICIAL_CLIP and "its log-odds are the rank score" in str(
         checkpoint.report
     )
+
+
+@pytest.mark.parametrize("itm_weight", [0.0, 1.0])
+def test_ranking_is_written_with_its_score_and_its_frozen_itm_head(
+    itm_weight: float, official: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The score is the second row of our head; ``itm_score`` is the frozen head of a run with ITM beside ranking."""
+    loaded = load(official("itm_score", "rank_output", **HYPER_PARAMETERS), tokenizer=tokens(tmp_path))
+    recipe = replace(loaded.recipe, task=RankingConfig(itm_weight=itm_weight))
+    task = recipe.build()
+    task.load_state_dict(loaded.task.state_dict(), strict=False)
+    with torch.no_grad():
+        task.get_parameter("itm_head.weight").normal_()  # also the first row, which is zero in converted files
+    hub.save(tmp_path / "ours", task, recipe)
+    convert(tmp_path / "ours", tmp_path / "theirs", to="official")
+    state, written = task.state_dict(), read(tmp_path / "theirs" / "bridgetower.ckpt")
+    assert torch.equal(written["rank_output.weight"], state["itm_head.weight"][1:])
+    if itm_weight:
+        assert torch.equal(written["itm_score.fc.weight"], state["frozen_itm_head.weight"])
+    assert ("itm_score.fc.weight" in written) == bool(itm_weight)
+    again = load(tmp_path / "theirs" / "bridgetower.ckpt", tokenizer=str(tmp_path / "small"))
+    assert torch.equal(again.task.state_dict()["itm_head.weight"][1], state["itm_head.weight"][1])
+
+
+def test_pairs_are_written_as_they_were(official: Callable[..., Path], tmp_path: Path) -> None:
+    path = official("mlm_score", "itm_score", "itc_", "link_tower", **HYPER_PARAMETERS)
+    convert(path, tmp_path / "ours", tokenizer=tokens(tmp_path))
+    convert(tmp_path / "ours", tmp_path / "theirs", to="official")
+    original, written = read(path), read(tmp_path / "theirs" / "bridgetower.ckpt")
+    assert original.keys() - written.keys() <= UNUSED and not written.keys() - original.keys()
+    assert all(torch.equal(tensor, original[name]) for name, tensor in written.items())
 
 
 @pytest.mark.parametrize("gates", [(), ("_gate.",)])

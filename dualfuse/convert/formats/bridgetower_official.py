@@ -211,12 +211,11 @@ def _write(converted: Converted) -> WrittenCheckpoint:
     image, _ = storable_towers("the official BridgeTower", model)
     kind = next(kind for kind in (PAIRS, *KINDS) if isinstance(task, kind.config))
     _check(model, image, task)
-    tensors = converted.task.state_dict()
-    exported = export_tensors(
-        itm_to_rank(tensors) if kind.config is RankingConfig else tensors,
-        replace(kind.layout, names=kind.layout.names | FROZEN_ITM, dropped=untrained_heads(task)),
-        converted.kept,
-    )
+    tensors, names = converted.task.state_dict(), kind.layout.names
+    if kind.config is RankingConfig:
+        tensors, names = itm_to_rank(tensors), names | FROZEN_ITM
+    layout = replace(kind.layout, names=names, dropped=untrained_heads(task))
+    exported = export_tensors(tensors, layout, converted.kept)
     notes = []
     if model.layer_norm_eps != LAYER_NORM_EPS:
         notes.append(f"epsilon of the cross-modal layers was {model.layer_norm_eps}; there it is {LAYER_NORM_EPS}")
