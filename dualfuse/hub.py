@@ -23,6 +23,7 @@ from dualfuse.provenance import FILE as PROVENANCE
 from dualfuse.provenance import provenance
 from dualfuse.recipe import Data, Recipe, Run
 from dualfuse.tasks.base import Task
+from dualfuse.tasks.encoder import Encoder
 from dualfuse.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -38,11 +39,12 @@ TOKENIZERS = (TOKENIZER, "vocab.json", "merges.txt", "spiece.model")
 
 
 @dataclass(frozen=True)
-class LoadedModel:
-    """A task in evaluation mode, the processor of its inputs, and the recipe that it was trained with."""
+class LoadedModel(Encoder):
+    """A task in evaluation mode, the processor of its inputs, and the recipe that it was trained with.
 
-    task: Task
-    processor: Processor
+    The methods of :class:`~dualfuse.tasks.encoder.Encoder` embed, compare, match and predict.
+    """
+
     recipe: Recipe
 
 
