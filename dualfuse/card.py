@@ -20,8 +20,9 @@ from dualfuse.io import listing, write_text
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.printable import code, json_line, markdown, printable
 from dualfuse.recipe import Recipe
+from dualfuse.run_folder import is_checkpoint, run_of, trained_steps
 
-CARD, START, CONVERSION = "README.md", "start.json", "conversion.json"
+CARD, START, CONVERSION, AVERAGE = "README.md", "start.json", "conversion.json", "average.json"
 PAPERS = {"VLMo": "2111.02358", "BridgeTower": "2206.08657", "METER": "2111.02387"}
 SHOWN = 12  # entries of a list, before "and N more"
 LABELS = {"itc_weight": "ITC", "itm_weight": "ITM", "mlm_weight": "MLM"}
@@ -113,11 +114,14 @@ def _training(folder: Path, recipe: Recipe) -> str:
     if (folder / CONVERSION).is_file():
         return f"Converted from {code(_public(_origin(folder)))}; `{CONVERSION}` accounts for every tensor."
     stages = _stages(folder)
+    done = trained_steps(folder)
+    steps = [f"{stage.run.steps:,}" for stage in stages]
+    if done is not None and done != stages[-1].run.steps:
+        steps[-1] = f"{done:,} of {steps[-1]}"
     lines = ["| stage | task | steps | batch size | data |", "|---|---|---:|---:|---|"]
     lines += [
-        f"| {markdown(stage.name)} | {_kind(stage.task)} | {stage.run.steps:,} | {stage.data.batch_size:,} "
-        f"| {_sources(stage)} |"
-        for stage in stages
+        f"| {markdown(stage.name)} | {_kind(stage.task)} | {count} | {stage.data.batch_size:,} | {_sources(stage)} |"
+        for stage, count in zip(stages, steps, strict=True)
     ]
     first = stages[0]
     start = code(_public(first.start_from)) if first.start_from else "random weights"
@@ -129,6 +133,8 @@ def _training(folder: Path, recipe: Recipe) -> str:
     }
     if recipe.train_only:
         last["trained parameters"] = listing(map(markdown, recipe.train_only), SHOWN)
+    if (folder / AVERAGE).is_file():
+        start += f". Its weights are the mean of those of the models in `{AVERAGE}`"
     return f"It started from {start}.\n\n" + "\n".join(lines) + "\n\nThe last stage:\n\n" + _table(last)
 
 
@@ -140,13 +146,14 @@ def _stages(folder: Path) -> list[Recipe]:
         visited.add(folder.resolve())
         recipes.insert(0, hub.read_recipe(folder))
         origin = Path(_origin(folder) or folder)
-        folder = origin if (origin / hub.CONFIG).is_file() and _is_ours(origin) else folder
+        folder = origin if is_checkpoint(origin) or ((origin / hub.CONFIG).is_file() and _is_ours(origin)) else folder
     return recipes
 
 
 def _origin(folder: Path) -> str:
     """Return what a model was trained or converted from, from the reports in or beside its folder; empty if unknown."""
-    for report in (folder / CONVERSION, folder / START, folder.absolute().parent / START):
+    run = run_of(folder) if is_checkpoint(folder) else folder.absolute().parent
+    for report in (folder / CONVERSION, folder / START, run / START):
         if report.is_file():
             return str(read_json_object(report).get("source", ""))
     return ""
@@ -183,6 +190,8 @@ def _use(recipe: Recipe) -> str:
 
 
 def _parameters(folder: Path) -> int:
+    if is_checkpoint(folder):
+        return sum(tensor.numel() for tensor in hub.read_tensors(folder).values())
     try:
         with safe_open(folder / hub.WEIGHTS, framework="numpy") as file:
             return sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 (no dict)

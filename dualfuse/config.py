@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
@@ -70,6 +70,15 @@ def to_json(value: Any) -> JSON:  # Any: any value of a config
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a config holds {value!r}; only dataclasses, tuples, numbers, strings, True, False, None fit JSON")
+
+
+def differences(before: JSON, now: JSON, name: str = "") -> Iterator[tuple[str, JSON, JSON]]:
+    """Yield the differing values of two configs as JSON by their dotted name: ("optim.lr", 0.1, 0.2)."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in {**before, **now}:  # in the order of the fields
+            yield from differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
+    elif before != now:
+        yield name, before, now
 
 
 def from_json(data: JSON) -> Any:  # Any: the dataclass that the data names

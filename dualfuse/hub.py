@@ -19,9 +19,12 @@ from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.files import check_regular, read_json
 from dualfuse.io import atomic_folder, listing, write_json
+from dualfuse.layers.lora import add_lora, merge_lora
+from dualfuse.models.base import VisionLanguageModel
 from dualfuse.provenance import FILE as PROVENANCE
 from dualfuse.provenance import provenance
 from dualfuse.recipe import Data, Recipe, Run
+from dualfuse.run_folder import RECIPE, is_checkpoint, read_weights, run_of
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.encoder import Encoder
 from dualfuse.tensor_files import load_tensors, save_tensors
@@ -59,15 +62,17 @@ def save(
     """Write a model folder, replacing an existing ``folder`` as a whole, and return its path.
 
     ``weights`` are the gathered weights of a sharded task; None: those of ``task``. ``notes`` are written as JSON
-    files, by name; provenance.json says by which code, command and machine the folder was made. ``write_more`` writes
+    files, by name; provenance.json says by which code, command and machine the folder was made, in addition to a note
+    of that name. ``write_more`` writes
     further files, such as a model card, into the folder that it is called with before that becomes ``folder``.
     """
     weights = task.state_dict() if weights is None else weights
     with atomic_folder(folder, weights.values(), NO_SPACE) as partial:
         save_tensors(weights, partial / WEIGHTS)
         recipe.data.text_transform.save(partial)
-        config = recipe_to_json(recipe)
-        for name, note in {**(notes or {}), CONFIG: config, PROVENANCE: provenance(config)}.items():
+        config, notes = recipe_to_json(recipe), notes or {}
+        made: JSON = {**provenance(config), **_object(notes.get(PROVENANCE))}
+        for name, note in {**notes, CONFIG: config, PROVENANCE: made}.items():
             write_json(partial / name, note)
         if write_more:
             write_more(partial)
@@ -75,8 +80,12 @@ def save(
     return folder
 
 
+def _object(value: JSON) -> dict[str, JSON]:
+    return value if isinstance(value, dict) else {}
+
+
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a model folder that :func:`save` wrote, with this or an earlier version of dualfuse.
+    """Load a model folder that :func:`save` wrote, with this or an earlier version, or a checkpoint of a run.
 
     Raises ``DualfuseError`` if the folder is damaged or is not a model folder, if a file is not the one that was saved,
     and if weights are not finite.
@@ -92,8 +101,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedMod
     try:
         outline.load_state_dict(tensors, assign=True)
     except RuntimeError as error:
-        raise DualfuseError(f"{folder / WEIGHTS} does not fit its own {CONFIG}: {error}") from error
-    with _building_from(folder):
+        raise DualfuseError(f"{folder / WEIGHTS} does not fit its own {recipe_path(folder).name}: {error}") from error
+    with _building_from(folder), torch.random.fork_rng(devices=[]):  # the random weights are replaced
         task = recipe.build()
     task.load_state_dict(tensors)
     verify(folder, CONFIG, TOKENIZER)
@@ -106,12 +115,21 @@ def _building_from(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DualfuseError(f"nothing can be built from {folder / CONFIG}: {error}") from error
+        raise DualfuseError(f"nothing can be built from {recipe_path(folder)}: {error}") from error
 
 
 def with_tokenizer(recipe: Recipe, folder: Path) -> Recipe:
-    """Return ``recipe`` with the tokenizer of ``folder`` in place of its own."""
+    """Return ``recipe`` with the tokenizer of ``folder`` in place of its own; that of a checkpoint is in its run."""
+    if is_checkpoint(folder):
+        folder = run_of(folder)
+        if not (folder / TOKENIZER).is_file():  # a run of an earlier version
+            return recipe
     return replace(recipe, data=replace(recipe.data, tokenizer=str(folder / TOKENIZER)))
+
+
+def recipe_path(folder: Path) -> Path:
+    """Return the file with the recipe of a model folder, or of a checkpoint."""
+    return run_of(folder) / RECIPE if is_checkpoint(folder) else folder / CONFIG
 
 
 def recipe_to_json(recipe: Recipe) -> dict[str, JSON]:
@@ -140,12 +158,12 @@ def recipe_from_json(data: JSON) -> Recipe:
 
 
 def read_recipe(folder: Path) -> Recipe:
-    """Return the recipe of a model folder; raises ``DualfuseError`` that lists what any other folder holds."""
-    if not (folder / CONFIG).is_file():
+    """Return the recipe of a model folder or checkpoint; raises ``DualfuseError`` with the files of another folder."""
+    if not recipe_path(folder).is_file():
         inside = sorted(path.name for path in folder.iterdir())[:10] if folder.is_dir() else []
         contents = f"it holds {', '.join(inside) or 'nothing'}" if folder.is_dir() else "it is not a folder"
         raise DualfuseError(f"{folder} is not a model folder: {contents}, but needs a {CONFIG} (as OUT/final has)")
-    return recipe_from_file(folder / CONFIG)
+    return recipe_from_file(recipe_path(folder))
 
 
 def _is_complete(recipe: Recipe) -> bool:
@@ -155,18 +173,37 @@ def _is_complete(recipe: Recipe) -> bool:
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Return the weights of a model folder by name.
+    """Return the weights of a model folder or a checkpoint by name.
 
     Raises ``DualfuseError`` for a damaged file, and names the tensors that are not finite.
     """
+    tensors = _read_checkpoint(folder) if is_checkpoint(folder) else _read_weights(folder)
+    check_finite(tensors, folder if is_checkpoint(folder) else folder / WEIGHTS)
+    return upgrade.tensors(tensors) if upgrade.is_old(read_json(recipe_path(folder))) else tensors
+
+
+def _read_checkpoint(folder: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint as a model folder has them, that is with LoRA merged."""
+    tensors, recipe = read_weights(folder), read_recipe(folder)
+    trainings = {"image": recipe.towers.image, "text": recipe.towers.text}
+    adapted = {name: training for name, training in trainings.items() if training.mode == "lora"}
+    if not adapted:
+        return tensors
+    task = recipe.build_on_meta()
+    assert isinstance(task.model, VisionLanguageModel)  # no other model has towers
+    for name, training in adapted.items():
+        add_lora(task.model.towers()[name].fsdp_blocks(), training.rank, training.alpha, training.targets)
+    return merge_lora(task, tensors)
+
+
+def _read_weights(folder: Path) -> dict[str, Tensor]:
     try:
         check_regular(folder / WEIGHTS)
         tensors = load_tensors(folder / WEIGHTS)
     except (SafetensorError, ValueError, OSError) as error:
         raise DualfuseError(f"{folder / WEIGHTS} is missing, truncated or not a safetensors file: {error}") from error
     verify(folder, WEIGHTS)
-    check_finite(tensors, folder / WEIGHTS)
-    return upgrade.tensors(tensors) if upgrade.is_old(read_json(folder / CONFIG)) else tensors
+    return tensors
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

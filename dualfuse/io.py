@@ -11,9 +11,9 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from safetensors import SafetensorError
 
@@ -177,6 +177,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def silence(stream: TextIO) -> None:
+    """Send the further output of a stream, whose reader or terminal has gone, nowhere, also that at exit."""
+    with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())
 
 
 def is_disk_full(error: Exception) -> bool:

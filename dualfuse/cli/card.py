@@ -17,15 +17,17 @@ dualfuse card runs/demo/pairs/final --licence apache-2.0 --scores scores.json \\
 
 
 def run(
-    folder: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder")],
+    folder: Annotated[Positional[Path], arg(metavar="FOLDER", help="model folder, run, or checkpoint of a run")],
     scores: Annotated[Path | None, arg(metavar="FILE", help="json file of evaluate --out; the card lists it")] = None,
     command: Annotated[str, arg(help="command that computed the scores; the card quotes it")] = "",
     licence: Annotated[str, arg(help="licence of the weights as an identifier of the hub, such as apache-2.0")] = "",
 ) -> None:
     """Write the model card of a model folder: architecture, training, scores and use.
 
-    The card is FOLDER/README.md. A card that was edited by hand is not overwritten.
+    The card is FOLDER/README.md; that of a checkpoint is removed with the checkpoint. A card that was edited by hand is
+    not overwritten.
     """
     from dualfuse.card import Scores, write_card
+    from dualfuse.run_folder import model_of
 
-    echo(f"wrote {write_card(folder, Scores.read(scores, command) if scores else None, licence)}")
+    echo(f"wrote {write_card(model_of(folder), Scores.read(scores, command) if scores else None, licence)}")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import TracebackType
 
+from dualfuse.io import silence
 from dualfuse.printable import printable
 
 LINES = "\n\t"  # characters that lay out the text of a command
@@ -18,16 +20,20 @@ LINES = "\n\t"  # characters that lay out the text of a command
 def echo(text: object, *, to_stderr: bool = False) -> None:
     """Print a text, with escapes for control characters and for characters that the stream cannot encode.
 
-    Where the reader of the stream has gone (``| head``), nothing is printed.
+    Where the reader of the stream (``| head``) or its terminal has gone, nothing is printed; and nothing on a stderr
+    that cannot be written, such as a file on a full disk.
     """
     stream = sys.stderr if to_stderr else sys.stdout
+    if stream is None:  # closed when the process was started
+        return
     encoding = getattr(stream, "encoding", None) or "utf-8"
     shown = printable(str(text), LINES).encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(shown, file=stream, flush=True)
-    except BrokenPipeError:
-        with suppress(OSError, ValueError), open(os.devnull, "w") as nowhere:  # for the flush at exit
-            os.dup2(nowhere.fileno(), stream.fileno())
+    except OSError as error:
+        if not to_stderr and error.errno not in (errno.EPIPE, errno.EIO):
+            raise
+        silence(stream)
 
 
 def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import check_drawing
+from dualfuse.cli.parser import Force, check_drawing, check_new
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,6 +29,7 @@ def run(
         Path | None,
         arg(metavar="FILE", help="draw a grid of samples, those with findings first, and write all findings beside it"),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Check a data set for defects.
 
@@ -40,6 +41,7 @@ def run(
 
     if save_image:
         check_drawing(save_image, path)
+        check_new(save_image, save_image.with_suffix(".json"), force=force)
     print_report(examine(path, text_length=text_length, save_image=save_image), PlainConsole())
     if save_image:
         echo(f"wrote {save_image} and {save_image.with_suffix('.json')}")

@@ -9,7 +9,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Flags, Model, ZeroShot, check_drawing
+from dualfuse.cli.parser import Flags, Force, Model, ZeroShot, check_drawing, check_new
 from dualfuse.io import write_json
 
 EXAMPLES = """
@@ -47,6 +47,7 @@ class Options:
     save_image: Annotated[Path | None, arg(metavar="FILE")] = None
     """draw the reconstructions of a visual tokenizer, or the label maps of a segmenter"""
     zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
+    force: Force = False
 
 
 def run(options: Flags[Options]) -> None:
@@ -63,6 +64,7 @@ def run(options: Flags[Options]) -> None:
     from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
 
+    check_new(options.out, options.answers, options.save_image, force=options.force)
     if options.save_image:
         check_drawing(options.save_image, options.data)
     keep_big_blocks()

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Model, check_drawing
+from dualfuse.cli.parser import Force, Model, check_drawing, check_new
 
 EXAMPLES = """
 dualfuse explain runs/demo/pairs/final --image photo.jpg --text "a red bicycle" --save-image explanation.png
@@ -28,6 +28,7 @@ def run(
         Literal["gradient", "rollout"],
         arg(help="gradient: attention weighted by its gradient of the answer; rollout: attention alone"),
     ] = "gradient",
+    force: Force = False,
 ) -> None:
     """Draw the image patches that each word of a text attends to.
 
@@ -39,6 +40,7 @@ def run(
     from dualfuse.inference.explain import explain, heat_map_grid
 
     check_drawing(save_image)
+    check_new(save_image, force=force)
     explanations = explain(load(model, device=dist.device()), image, text, method=method)
     save_drawing(heat_map_grid(explanations, f"{method}: {text}"), save_image)
     echo(f"{explanations[0].answer}\nwrote {save_image}")

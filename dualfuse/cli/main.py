@@ -10,12 +10,14 @@ from types import ModuleType
 
 from dualfuse import __version__
 from dualfuse.cli import (
+    average,
     card,
     convert,
     demo,
     doctor,
     evaluate,
     explain,
+    export,
     measure,
     predict,
     prepare,
@@ -43,6 +45,8 @@ COMMANDS: dict[str, ModuleType] = {
     "predict": predict,
     "explain": explain,
     "convert": convert,
+    "export": export,
+    "average": average,
     "card": card,
     "upload": upload,
     "report": report,

@@ -27,8 +27,13 @@ Options = TypeVar("Options")
 
 Model = Annotated[
     Positional[str],
-    arg(metavar="MODEL", help="model folder such as runs/demo/pairs/final, checkpoint file, or name on the hub"),
+    arg(
+        metavar="MODEL",
+        help="model folder such as runs/demo/pairs/final, run, checkpoint of a run or of another library, or name on "
+        "the hub",
+    ),
 ]
+Force = Annotated[bool, arg(help="replace existing files, which are refused otherwise")]
 Flags = Annotated[Options, arg(name="")]
 """A dataclass whose fields are flags of the command, without a prefix."""
 
@@ -113,6 +118,15 @@ def check_drawing(path: Path, data: str | Path = "") -> None:
         raise DualfuseError(f"--save-image {path}: the file name must end in .png or .jpg")
     if os.path.isdir(data) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(data)):
         raise DualfuseError(f"--save-image {path} would become one of the images in {data}; give a path outside of it")
+
+
+def check_new(*paths: Path | None, force: bool) -> None:
+    """Raise ``DualfuseError`` if a file that a command would write exists and ``force`` is not set."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise DualfuseError(f"{path} is a folder; give the name of a file")
+        if path.exists() and not force:
+            raise DualfuseError(f"{path} exists and would be replaced; give another name, or --force")
 
 
 def help_end(examples: str) -> str:

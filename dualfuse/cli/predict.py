@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Flags, Model, ZeroShot
+from dualfuse.cli.parser import Flags, Force, Model, ZeroShot, check_new
 from dualfuse.errors import DualfuseError
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Options:
     """number of answers, or of words per mask; at least 1"""
     rows: Flags[TableOptions] = field(default_factory=TableOptions)
     zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
+    force: Force = False
 
 
 def run(options: Flags[Options]) -> int:
@@ -75,6 +76,7 @@ def run(options: Flags[Options]) -> int:
 
     at_least_one(options.top)
     _check(options)
+    check_new(options.rows.out, force=options.force)
     loaded = with_zero_shot(load(options.model, device=dist.device()), options.zero.zero_shot, options.zero.templates)
     if table := options.rows.table:
         return _predict_table(loaded, table, options.rows, options.top)

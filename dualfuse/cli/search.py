@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
-from dualfuse.cli.parser import Flags, Model, check_drawing
+from dualfuse.cli.parser import Flags, Force, Model, check_drawing, check_new
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_IMAGE, read_bounded
 from dualfuse.io import listing
@@ -53,6 +53,7 @@ class Options:
     store: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
     """vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: a file
     beside the images"""
+    force: Force = False
 
 
 def run(options: Flags[Options]) -> int:
@@ -95,6 +96,7 @@ def _check(options: Options) -> None:
         raise DualfuseError("--save-image draws the hits of one query; leave out --queries or --save-image")
     if options.save_image:
         check_drawing(options.save_image, options.images)
+        check_new(options.save_image, force=options.force)
     if query and isinstance(interpret(query), Path) and options.rerank:
         raise DualfuseError(f"--rerank is for text queries, but {query} is an image; leave out --rerank")
 

@@ -21,6 +21,7 @@ from dualfuse.convert.report import FILE, Report, shapes
 from dualfuse.errors import DualfuseError
 from dualfuse.io import atomic_folder, listing, write_json
 from dualfuse.recipe import Recipe
+from dualfuse.run_folder import is_checkpoint
 from dualfuse.tensor_files import read_weights
 
 KEPT = "unused.safetensors"
@@ -46,6 +47,8 @@ def convert(
     """
     path = locate(source)
     _check_destination(path, destination)
+    if is_checkpoint(path) and to == "dualfuse":
+        raise DualfuseError(f"{path} is a checkpoint of a run; dualfuse export {path} makes a model folder of it")
     if is_model_folder(path) and to == "dualfuse":
         raise DualfuseError(
             f"{path} is a model folder of dualfuse already; did you mean --to {' or '.join(targets())}?"

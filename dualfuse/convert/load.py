@@ -15,6 +15,7 @@ from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
 from dualfuse.files import read_json_object
 from dualfuse.io import listing
+from dualfuse.run_folder import is_checkpoint, model_of
 
 UNSUPPORTED = {
     "siglip2": "the NaFlex kind of SigLIP 2, whose images are packed patches of any shape; SigLIP 2 of fixed "
@@ -30,8 +31,9 @@ UNSUPPORTED = {
 
 
 def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: str = "") -> hub.LoadedModel:
-    """Return the model of a model folder, a third-party checkpoint, or a name on the Hugging Face hub.
+    """Return the model of a model folder, a run, one of its checkpoints or a third-party checkpoint.
 
+    ``source`` may also be a name on the Hugging Face hub.
     ``tokenizer`` (a tokenizer.json, a folder or a name on the hub) is for checkpoints that come without one.
     """
     path = locate(source)
@@ -69,10 +71,13 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
 
 
 def locate(source: Path | str) -> Path:
-    """Return the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead."""
+    """Return the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead.
+
+    For the folder of a run it is that of its best model, or else of its final or newest one, which is logged.
+    """
     path = Path(source)
     if path.exists():
-        return path
+        return model_of(path)
     parents = [str(parent) for parent in path.parents if parent.exists() and str(parent) != "."]
     if parents:  # a misspelt path, not a name on the hub
         raise DualfuseError(f"{source} does not exist; {parents[0]} does, and holds {_content(Path(parents[0]))}")
@@ -80,8 +85,8 @@ def locate(source: Path | str) -> Path:
 
 
 def is_model_folder(path: Path) -> bool:
-    """Whether a path is a model folder of dualfuse."""
-    return (path / hub.CONFIG).is_file() and IS in read_json_object(path / hub.CONFIG)
+    """Whether a path is a model folder of dualfuse, or a checkpoint of a run, which is read as one."""
+    return is_checkpoint(path) or ((path / hub.CONFIG).is_file() and IS in read_json_object(path / hub.CONFIG))
 
 
 def _unknown(source: Source) -> str:

@@ -56,11 +56,15 @@ def _finish(written: Future[object], then: Callable[[], None]) -> None:
         then()
 
 
-def read_shards(folder: Path, like: Callable[[str, torch.Size], Tensor | None]) -> dict[str, Tensor]:
+def read_shards(
+    folder: Path,
+    like: Callable[[str, torch.Size], Tensor | None],
+    wanted: Callable[[str], bool] = bool,
+) -> dict[str, Tensor]:
     """Return the tensors in ``folder``, written by any number of processes; all processes must take part.
 
     ``like`` returns, for a name and a shape, the tensor whose sharding and device to use; None reads the full tensor to
-    the CPU.
+    the CPU. Only tensors whose names are ``wanted`` are read; by default all.
     """
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
     from torch.distributed.checkpoint.state_dict_loader import load
@@ -70,7 +74,7 @@ def read_shards(folder: Path, like: Callable[[str, torch.Size], Tensor | None]) 
     reader = ShardReader(folder)
     tensors: dict[str, Tensor] = {}
     for name, stored in reader.read_metadata().state_dict_metadata.items():
-        if isinstance(stored, TensorStorageMetadata):
+        if isinstance(stored, TensorStorageMetadata) and wanted(name):
             other, dtype = like(name, stored.size), stored.properties.dtype
             empty = torch.empty(stored.size, dtype=dtype) if other is None else torch.empty_like(other, dtype=dtype)
             tensors[name] = empty.detach()

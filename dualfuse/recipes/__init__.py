@@ -12,6 +12,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.recipes import bridgetower_unimodal, finetune_vlmo
 from dualfuse.recipes.files import is_recipe_file, read_recipe_file
+from dualfuse.run_folder import model_of
 
 FUNCTIONS = {
     "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
@@ -117,7 +118,8 @@ def find_recipe(name: str, **given: str) -> tuple[Recipe, ...]:
     if is_recipe_file(name):
         return read_recipe_file(Path(name), find_recipe)
     name = upgrade.RECIPES.get(name, name)
-    if ((folder := Path(name)) / hub.CONFIG).is_file():
+    folder = Path(name) if name in NAMES else model_of(Path(name))
+    if hub.recipe_path(folder).is_file():
         recipe = hub.with_tokenizer(hub.read_recipe(folder), folder)
         data = replace(recipe.data, train=(), weights=(), validation="")
         return (replace(recipe, start_from=str(folder), data=data),)

@@ -17,7 +17,7 @@ from dualfuse.report.demo.page import REPORT, write_demo_page
 from dualfuse.report.demo.results import RESULTS, DemoResults
 from dualfuse.report.demo.wording import duration
 from dualfuse.report.figures import Chart, Line
-from dualfuse.training.resume_checks import FINAL, RECIPE
+from dualfuse.run_folder import FINAL, RECIPE
 from dualfuse.training.run_log import SKIPPED
 
 TITLES = {"loss": "Loss", "loss/itc": "ITC loss", "loss/itm": "ITM loss", "loss/mlm": "MLM loss", "lr": "Learning rate"}

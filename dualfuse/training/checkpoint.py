@@ -5,7 +5,6 @@ Checkpoints of a sharded task are written by ``sharded_checkpoint``, and read he
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,12 +20,12 @@ from dualfuse.checksums import FILE, differing_files, write_checksums
 from dualfuse.errors import DualfuseError
 from dualfuse.files import read_json
 from dualfuse.io import PARTIAL, atomic_folder, listing, remove_folder, replace_folder, write_json
+from dualfuse.run_folder import MODEL, OF_OPTIMIZER, SHARDS, STATE, checkpoints, step_of
 from dualfuse.tensor_files import describe_file, load_tensors, save_tensors
 
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 
-MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
-SHARDS, OF_OPTIMIZER = "shards", "optimizer."
+OPTIMIZER = "optimizer.safetensors"
 NO_ROOM = (
     "Earlier checkpoints are intact. Make room for run.keep_last + 1 checkpoints (--run.keep-last 1 keeps the fewest), "
     "then run the same command again: it resumes from the newest"
@@ -97,8 +96,8 @@ def complete(partial: Path, keep: int) -> None:
 
 def latest(folder: Path) -> Path | None:
     """Return the newest complete checkpoint in ``folder``, or None."""
-    checkpoints = _complete(folder)
-    return checkpoints[-1] if checkpoints else None
+    complete = checkpoints(folder)
+    return complete[-1] if complete else None
 
 
 def restore(path: Path, task: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, JSON]]:
@@ -213,7 +212,7 @@ def _read_tensors(path: Path, state: State) -> dict[str, Tensor]:
 
 
 def _advice(path: Path) -> str:
-    earlier = [other for other in _complete(path.parent) if _number(other) < _number(path)]
+    earlier = [other for other in checkpoints(path.parent) if step_of(other) < step_of(path)]
     if earlier:
         return f"delete the folder {path} to resume from {earlier[-1].name}"
     return f"there is no earlier checkpoint: delete the folder {path} to start from the beginning"
@@ -242,19 +241,9 @@ def _compare(path: Path, stored: Mapping[str, str], expected: Mapping[str, str])
         )
 
 
-def _complete(folder: Path) -> list[Path]:
-    """Return the complete checkpoints, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if _number(path) >= 0), key=_number)
-
-
-def _number(path: Path) -> int:
-    match = re.fullmatch(r"step-(\d+)", path.name)
-    return int(match[1]) if match else -1
-
-
 def tidy(target: Path, keep: int) -> None:
     """Remove all checkpoints but the ``keep`` newest, counting ``target``, and what killed processes left."""
-    others = [path for path in _complete(target.parent) if path != target]
+    others = [path for path in checkpoints(target.parent) if path != target]
     for path in others[: max(0, len(others) - (keep - 1))]:
         remove_folder(path)
     for path in target.parent.glob(f"step-*{PARTIAL}"):

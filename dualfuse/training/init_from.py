@@ -17,6 +17,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.io import listing, write_json
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.recipe import Recipe
+from dualfuse.run_folder import model_of
 from dualfuse.tasks.base import Task
 from dualfuse.training.start_notes import note_start
 from dualfuse.training.text_positions import extend_positions
@@ -66,7 +67,7 @@ def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
     """
     if earlier:
         start, name = earlier, earlier.name
-    elif recipe.start_from and is_model_folder(folder := Path(recipe.start_from)):
+    elif (path := Path(recipe.start_from or "-")).exists() and is_model_folder(folder := model_of(path)):
         start, name = hub.with_tokenizer(hub.read_recipe(folder), folder), recipe.start_from
     else:
         return

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,19 +15,18 @@ from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse import hub
-from dualfuse.card import write_card
-from dualfuse.config import JSON, trust
+from dualfuse.config import trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.io import remove_unfinished
-from dualfuse.layers.lora import merge_lora
 from dualfuse.lock import lock
 from dualfuse.provenance import record
 from dualfuse.recipe import Recipe, Run
-from dualfuse.tasks.base import Batch, Task
+from dualfuse.run_folder import BEST, FINAL
+from dualfuse.tasks.base import Batch
 from dualfuse.training import checkpoint
-from dualfuse.training.best_model import BestModel, check_best, keep_best, new_comparison
+from dualfuse.training.best_model import check_best, keep_best, new_comparison
 from dualfuse.training.dataloader import (
     check_data,
     keys_at,
@@ -40,6 +38,7 @@ from dualfuse.training.dataloader import (
 )
 from dualfuse.training.epochs import with_steps
 from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
+from dualfuse.training.host_state import host_state
 from dualfuse.training.init_from import check_init_from, init_from
 from dualfuse.training.label_names import with_labels
 from dualfuse.training.memory import keep_big_blocks, uncompiled, wrap_blocks
@@ -47,16 +46,13 @@ from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from dualfuse.training.prefetch import prefetch
 from dualfuse.training.resume_checks import (
-    BEST,
-    CHECKPOINTS,
-    FINAL,
-    batch_division,
     check_batch_division,
     check_data_is_unchanged,
     is_finished,
     write_data,
     write_recipe,
 )
+from dualfuse.training.resume_point import check_folder, check_stages, is_past, report_steps, resume_point
 from dualfuse.training.run_log import STATE, Log, SkippedLog
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
 from dualfuse.training.signals import Interrupted, stop_requested
@@ -66,6 +62,7 @@ from dualfuse.training.text_positions import with_long_texts
 from dualfuse.training.tokenizer_stages import with_tokenizers
 from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
 from dualfuse.training.trackers import open_trackers
+from dualfuse.training.train_state import TrainState
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +72,15 @@ SHARED = 1  # separates the random stream that all processes share from the stre
 def train(recipes: Sequence[Recipe], out: Path) -> Path:
     """Run recipes in order, each in its own folder, and return the folder of the last model.
 
-    A finished recipe is skipped, and an unfinished one resumes from its newest checkpoint. A single recipe uses the
-    folder ``out``, several use ``out``/name. A task without labels takes those of labels.txt beside its training data.
-    Raises ``DualfuseError`` before the first step if ``out`` is in use by another process, if a folder contains the run
-    of another recipe, if data is missing, or if the initial weights do not fit.
+    A finished recipe is skipped, and an unfinished one resumes from its newest checkpoint; ``run.steps`` may differ
+    from that of the run so far. A single recipe uses the folder ``out``, several use ``out``/name. A task without
+    labels takes those of labels.txt beside its training data. Raises ``DualfuseError`` before the first step if ``out``
+    is in use by another process, if a folder contains the run of another recipe or files that no run wrote, if data is
+    missing, or if the initial weights do not fit.
 
-    The process's random state, number of threads and malloc limits are changed.
+    In the main thread Ctrl-C and SIGTERM stop the run after a step with ``KeyboardInterrupt``; in another thread no
+    signal is handled. The malloc limits of the process are changed; random states, the number of threads, the default
+    dtype and signal handlers are restored at the end.
     """
     folders = {recipe.name: out if len(recipes) == 1 else out / recipe.name for recipe in recipes}
     if len(folders) < len(recipes):
@@ -88,7 +88,8 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
     trust(tuple(recipes))
     keep_big_blocks()
     recipes = [with_long_texts(with_labels(recipe)) for recipe in recipes]
-    with dist.process_group(max(recipe.run.dist_timeout for recipe in recipes)) as device, ExitStack() as locks:
+    minutes = max(recipe.run.dist_timeout for recipe in recipes)
+    with host_state(), dist.process_group(minutes) as device, ExitStack() as locks:
         recipes = with_tokenizers(recipes, {name: folder / FINAL for name, folder in folders.items()})
         recipes = [with_steps(recipe, folders[recipe.name]) for recipe in recipes]
         finished = all([is_finished(recipe, folders[recipe.name]) for recipe in recipes])
@@ -98,6 +99,7 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
                 remove_unfinished(folder)
         dist.barrier()
         unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
+        check_stages(recipes, folders, unfinished)
         for recipe in unfinished:
             _check(recipe, recipes, folders[recipe.name])
         for recipe in recipes:
@@ -116,7 +118,8 @@ def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
     check_towers(recipe)
     check_data(recipe)
     note_differences(recipe)
-    if checkpoint.latest(out / CHECKPOINTS):
+    check_folder(out)
+    if resume_point(recipe, out):
         check_data_is_unchanged(recipe, out)
     else:
         check_init_from(recipe, {stage.name: stage for stage in stages}.get(recipe.start_from))
@@ -126,7 +129,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     limit_threads(recipe.data.num_workers)
     torch.manual_seed(recipe.run.seed)
     task = recipe.build()
-    newest = checkpoint.latest(out / CHECKPOINTS)
+    newest = resume_point(recipe, out)
     if start and not newest:
         init_from(task, recipe, start, out)
     freeze(task, recipe.train_only)
@@ -142,9 +145,11 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim, tower_rates(task, recipe.towers))
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
-    if newest and dist.rank() == 0:
+    ends_early = is_past(recipe, out)
+    if newest and dist.rank() == 0 and not ends_early:
         checkpoint.tidy(newest, recipe.run.keep_last)  # a process that failed after its last save did not
     check_batch_division(recipe, extra)
+    report_steps(recipe, out, step)
     write_recipe(recipe, out)
     report_trainable(task, out)
     if dist.rank() == 0:
@@ -156,65 +161,11 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
     state = TrainState(recipe, out, task, optimizer, step, best, sharded, extra.get(STATE))
     processor = use_stored_states(task, recipe)
-    stream = prefetch(training_dataloader(recipe, start=step, processor=processor), device)
-    fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
+    if not ends_early:
+        stream = prefetch(training_dataloader(recipe, start=step, processor=processor), device)
+        fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
     state.settle()
-    state.save_model(FINAL)
-
-
-@dataclass
-class TrainState:
-    """Everything that the loop changes or saves."""
-
-    recipe: Recipe
-    out: Path
-    task: Task
-    optimizer: torch.optim.Optimizer
-    step: int
-    best: BestModel
-    sharded: ShardedCheckpoints | None
-    """The writer of checkpoints of a sharded task; None if the task is not sharded."""
-    log: JSON = None
-    """The state of the log in the checkpoint that the run resumes from."""
-
-    def save(self, log: JSON) -> None:
-        """Write a checkpoint with the state of the log; all processes must call this.
-
-        The first process writes it; a checkpoint of a sharded task is written by all, in the background. Raises
-        ``DualfuseError`` if a weight is not finite.
-        """
-        broken = [
-            name for name, weight in self.task.named_parameters() if not dist.local_tensor(weight).isfinite().all()
-        ]
-        if dist.any_rank(bool(broken)):
-            some = f"{len(broken)} weights, such as {broken[0]}," if broken else "weights on another process"
-            raise DualfuseError(
-                f"training has failed: after step {self.step} {some} are nan or infinite. Earlier checkpoints are "
-                "kept; resume from one with a lower optim.lr, or with optim.grad_clip_norm 1"
-            )
-        extra = self.best.extra() | batch_division(self.recipe) | {STATE: log}
-        content = (self.step, self.task, self.optimizer, extra, self.recipe.run.keep_last)
-        if self.sharded is not None:
-            self.sharded.save(self.out / CHECKPOINTS, *content)
-        elif dist.rank() == 0:
-            checkpoint.save(self.out / CHECKPOINTS, *content)
-        dist.barrier()
-
-    def save_model(self, name: str, notes: Mapping[str, JSON] | None = None) -> None:
-        """Write a model folder beside the checkpoints; all processes must call this, and the first one writes.
-
-        ``notes`` are written into the folder as JSON files, by name.
-        """
-        weights = dist.gathered_parameters(self.task)
-        if dist.rank() == 0:
-            hub.save(self.out / name, self.task, self.recipe, merge_lora(self.task, weights), notes, write_card)
-        dist.barrier()
-
-    def settle(self) -> None:
-        """Wait until the last checkpoint is on disk."""
-        if self.sharded is not None:
-            self.sharded.wait()
-        dist.barrier()
+    state.finish()
 
 
 def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) -> None:
@@ -260,7 +211,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
                 state.save(log.state())
             if stopping:
                 state.settle()
-                raise Interrupted(f"stopped after step {state.step}; run the same command to resume", stopping)
+                raise Interrupted(state.save_last(), stopping)
 
 
 def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) -> Mapping[str, Tensor]:

@@ -5,7 +5,7 @@ Without them the rest of a run would silently differ from its beginning.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,15 +13,16 @@ from typing import Any
 from dualfuse import distributed as dist
 from dualfuse import hub
 from dualfuse.checksums import sha256
-from dualfuse.config import JSON, to_json
+from dualfuse.config import JSON, differences, to_json
+from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_TABLE, read_json
-from dualfuse.io import listing, write_json
+from dualfuse.io import listing, write_json, write_text
 from dualfuse.recipe import Recipe
+from dualfuse.run_folder import CHECKPOINTS, DATA, FINAL, RECIPE, TOKENIZER
 from dualfuse.training import checkpoint
 from dualfuse.training.dataloader import open_sets
 
-FINAL, BEST, CHECKPOINTS, RECIPE, DATA = "final", "best", "checkpoints", "recipe.json", "data.json"
 PASS = "samples_in_a_pass"
 """The key in checkpoints of the number of samples per forward pass, over all processes."""
 
@@ -30,19 +31,36 @@ Files = Mapping[str, str]
 
 
 def is_finished(recipe: Recipe, out: Path) -> bool:
-    """Return whether ``out`` contains the final model.
+    """Return whether ``out`` contains the final model, after as many steps as the recipe has.
 
-    Raises ``DualfuseError`` if ``out`` contains the run of another recipe. If data or a tokenizer have another path,
-    their contents decide.
+    Raises ``DualfuseError`` if ``out`` contains the run of another recipe, or one that was finished with more steps. If
+    data or a tokenizer have another path, their contents decide.
     """
-    finished = (out / FINAL / hub.CONFIG).exists()
+    finished, newest = (out / FINAL / hub.CONFIG).exists(), checkpoint.latest(out / CHECKPOINTS)
     if stored := stored_recipe(out):
         moved = replace(recipe.data, train=stored.data.train, tokenizer=stored.data.tokenizer)
         can_compare = _has_contents(out) and len(stored.data.train) == len(recipe.data.train)
         _compare_recipes(stored, replace(recipe, data=moved) if can_compare else recipe, out)
         if finished and moved != recipe.data:
             check_data_is_unchanged(recipe, out)
-    return finished
+        if finished:
+            _check_steps(stored.run.steps, recipe.run.steps, newest, out)
+            return stored.run.steps == recipe.run.steps
+    return False
+
+
+def _check_steps(finished: int, steps: int, newest: Path | None, out: Path) -> None:
+    """Raise ``DualfuseError`` if a run that was finished cannot end after another number of ``steps``."""
+    if steps < finished:
+        raise DualfuseError(
+            f"{out} was finished with run.steps {finished:,}, and its model is not replaced by one of {steps:,}; "
+            f"dualfuse export {out} --step N makes a model of an earlier checkpoint, another --out starts anew"
+        )
+    if steps > finished and newest is None:
+        raise DualfuseError(
+            f"{out} was finished with run.steps {finished:,} and has no checkpoint to train {steps:,} steps from; give "
+            f"--start-from {out / FINAL} and another --out"
+        )
 
 
 def stored_recipe(out: Path) -> Recipe | None:
@@ -53,9 +71,10 @@ def stored_recipe(out: Path) -> Recipe | None:
 
 
 def write_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the recipe beside the checkpoints, from the first process."""
+    """Write the recipe and its tokenizer beside the checkpoints, which lack them, from the first process."""
     if dist.rank() == 0:
         write_json(out / RECIPE, hub.recipe_to_json(recipe))
+        write_text(out / TOKENIZER, load_tokenizer(recipe.data.tokenizer).tokenizer.to_str(pretty=True))
 
 
 def write_data(recipe: Recipe, out: Path) -> None:
@@ -126,7 +145,7 @@ def check_batch_division(recipe: Recipe, extra: Mapping[str, JSON]) -> None:
 def _compare_recipes(stored: Recipe, recipe: Recipe, out: Path) -> None:
     changes = [
         f"{name} was {before!r}, is {now!r}"
-        for name, before, now in _differences(to_json(_essence(stored)), to_json(_essence(recipe)))
+        for name, before, now in differences(to_json(_essence(stored)), to_json(_essence(recipe)))
     ]
     if changes:
         raise DualfuseError(
@@ -137,8 +156,9 @@ def _compare_recipes(stored: Recipe, recipe: Recipe, out: Path) -> None:
 
 
 def _essence(recipe: Recipe) -> Recipe:
-    """Reset the fields that do not change the result; ``micro_batch`` is compared with the checkpoint."""
+    """Reset the fields that do not change the steps so far; ``micro_batch`` is compared with the checkpoint."""
     kept = {
+        "steps": 1,
         "log_every": 0,
         "eval_every": 0,
         "epochs": 0.0,
@@ -151,15 +171,6 @@ def _essence(recipe: Recipe) -> Recipe:
     how = {"activation_checkpointing": False, "fsdp": False, "compile": False, "dist_timeout": 30.0, "micro_batch": 0}
     run = replace(recipe.run, **kept, **how, tensorboard=False, trackers=(), on_nonfinite="stop")
     return replace(recipe, run=run, data=replace(recipe.data, num_workers=0, validation=""))
-
-
-def _differences(before: JSON, now: JSON, name: str = "") -> Iterator[tuple[str, JSON, JSON]]:
-    """Yield the differing values by their dotted name: ("optim.lr", 0.1, 0.2)."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in {**before, **now}:  # in the order of the fields
-            yield from _differences(before.get(key), now.get(key), f"{name}.{key}".lstrip("."))
-    elif before != now:
-        yield name, before, now
 
 
 def _changes(before: Files, now: Files, as_many: bool) -> list[str]:

@@ -31,14 +31,16 @@ def test_steps_follow_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert "2.5 epochs of 29 samples in batches of 8 are 10 steps" in caplog.text
 
 
-def test_a_finished_run_needs_no_data_and_other_epochs_are_another_run(tmp_path: Path) -> None:
+def test_a_finished_run_needs_no_data_and_more_epochs_continue_it(tmp_path: Path) -> None:
     made = changed(recipe(tmp_path, images=20), epochs=1, batch_size=10, num_workers=0)
     final = train((made,), tmp_path / "run")
     assert (hub.read_recipe(final).run.steps, hub.read_recipe(final).run.epochs) == (2, 1)
-    with pytest.raises(DualfuseError, match=r"run.steps was 2, is 3"):
-        train((changed(made, epochs=1.5),), tmp_path / "run")
+    longer = changed(made, epochs=1.5)
+    assert hub.read_recipe(train((longer,), tmp_path / "run")).run.steps == 3
+    with pytest.raises(DualfuseError, match=r"finished with run\.steps 3"):
+        train((made,), tmp_path / "run")
     shutil.rmtree(tmp_path / "data")
-    assert train((made,), tmp_path / "run") == final
+    assert train((longer,), tmp_path / "run") == final
 
 
 def test_flags_of_steps_replace_epochs(tmp_path: Path) -> None:

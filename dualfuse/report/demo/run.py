@@ -28,8 +28,8 @@ from dualfuse.report.demo import evaluate
 from dualfuse.report.demo.page import write_demo_page
 from dualfuse.report.demo.results import RESULTS, DemoResults
 from dualfuse.report.demo.wording import duration
+from dualfuse.run_folder import FINAL
 from dualfuse.training.loop import train
-from dualfuse.training.resume_checks import FINAL
 
 logger = logging.getLogger(__name__)
 
