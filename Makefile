@@ -7,7 +7,7 @@ demo: .venv/.core ## train a small model on the images of examples/ and write a 
 	@.venv/bin/dualfuse demo
 
 test: .venv/.test ## run the tests in parallel, one thread in each process
-	@.venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 test-slow: .venv/.test ## run the tests that are marked slow
 	@.venv/bin/python -m pytest -q -m slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import ipaddress
 import os
 import socket
@@ -20,6 +21,14 @@ from dualfuse.recipe import Recipe
 from dualfuse.training import loop
 
 torch.set_num_threads(1)
+os.fsync = lambda file: None  # the power does not fail during a test; test_fault_fs.py tests that files are synced
+gc.disable()  # while tests are collected: all that is imported stays
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what was imported from garbage collection, also in the processes that tests fork."""
+    gc.freeze()
+    gc.enable()
 
 
 def is_local(host: object) -> bool:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from forked import in_a_process
 from safetensors.torch import load_file
 from tiny import at_step, samples
 
@@ -235,8 +236,11 @@ def test_an_error_of_the_user_is_one_message(
     printed = capsys.readouterr().err
     assert printed.startswith(f"dualfuse {arguments[0]}: ") and fact.replace("OUT", str(tmp_path / "OUT")) in printed
     assert "Traceback" not in printed
-    assert run(*words, "--debug") == 2
-    assert "Traceback" in capsys.readouterr().err
+
+
+def test_debug_shows_the_traceback_of_an_error_of_the_user(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("search", "model", "images", "--debug") == 2
+    assert "Traceback" in (printed := capsys.readouterr().err) and "--queries" in printed
 
 
 @pytest.mark.parametrize(
@@ -328,8 +332,15 @@ def test_in_a_process_of_its_own(tmp_path: Path, trained: Path) -> None:
 def test_a_reader_of_the_output_that_goes_away_does_not_end_training(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)  # as after `| head -1`, or when a connection is lost
-    command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), *QUICK]
-    with os.fdopen(writer) as closed:
-        done = subprocess.run(command, cwd=ROOT, stdout=closed, stderr=closed, check=False)
-    assert done.returncode == 0
+
+    def train() -> None:
+        os.dup2(writer, 1)
+        os.dup2(writer, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        assert run("train", "ten-seconds", "--out", tmp_path, *QUICK) == 0
+        sys.stdout.flush()  # as at the end of a process
+        sys.stderr.flush()
+
+    assert in_a_process(train) == 0
+    os.close(writer)
     assert (tmp_path / "final" / "model.safetensors").is_file()

@@ -23,8 +23,6 @@ from dualfuse.convert.formats import FORMATS, register_format
 from dualfuse.errors import DualfuseError
 from dualfuse.testing import check_model, check_store, check_task
 
-FOLDER = Path(__file__).parent
-
 
 def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
@@ -76,14 +74,13 @@ def test_a_plugin_is_refused_without_consent(trained: Path, data: Path, capsys: 
         config.from_json({"is": "toy_plugin_of_another:Config"})
 
 
-def test_no_file_imports_a_plugin(trained: Path) -> None:
-    code = (
-        "import sys; from dualfuse import DualfuseError, hub\n"
-        f"try: hub.load({str(trained)!r})\n"
-        "except DualfuseError: assert 'toy_plugin' not in sys.modules\n"
-        "else: raise AssertionError\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=FOLDER)
+@pytest.mark.usefixtures("untrusting")
+def test_no_file_imports_a_plugin(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "toy_plugin"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(DualfuseError, match="toy_plugin"):
+        hub.load(trained)
+    assert "toy_plugin" not in sys.modules
 
 
 @pytest.mark.usefixtures("untrusting")

@@ -153,6 +153,7 @@ def _dataclass_fields(info: StructTypeInfo) -> StructConstructorSpec | None:
     return StructConstructorSpec(instantiate=info.type, fields=tuple(specs))
 
 
+@functools.cache  # finding the source of a class parses all of its file
 def _field_docs(kind: type) -> dict[str, str]:
     """Return the docstring of each field of a class and its bases, in one line."""
     docs: dict[str, str] = {}

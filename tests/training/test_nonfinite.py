@@ -65,8 +65,7 @@ def hooked(loss: Tensor) -> Tensor:
     return zero
 
 
-@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 0.0])
-@pytest.mark.parametrize("every", [1, 4])
+@pytest.mark.parametrize(("loss", "every"), [(float("nan"), 1), (float("inf"), 4), (0.0, 1)])
 def test_stop(tiny: Recipe, tmp_path: Path, ruin: Callable[..., None], loss: float, every: int) -> None:
     """Told at the next line of the log, before anything is saved; and again after a resume."""
     ruin(7, loss=loss)

@@ -100,20 +100,24 @@ def test_one_process_resumes_a_run_of_two(steady: Recipe, tmp_path: Path, monkey
     assert_close(out, tmp_path / "alone")
 
 
-@pytest.mark.parametrize(
-    "cfg",
-    [
-        PairsConfig(itm_weight=0.0, mlm_weight=0.0),
-        PairsConfig(itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0),
-        PairsConfig(itc_features="unimodal", itm_on_masked_text=True, negatives_per_pair=1),
-        PairsConfig(itc_weight=0.0, mlm_weight=0.0),
-        PairsConfig(itc_weight=0.0, itm_weight=0.0),
-        PairsConfig(itc_weight=0.0, negatives_per_pair=0, negative_hardness=0.0, negatives="local"),
-    ],
-    ids=["contrast", "plain contrast", "plain", "match", "words", "half"],
-)
-def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
+PARTIAL = {
+    "contrast": PairsConfig(itm_weight=0.0, mlm_weight=0.0),
+    "plain contrast": PairsConfig(itc_features="unimodal", itm_weight=0.0, mlm_weight=0.0),
+    "plain": PairsConfig(itc_features="unimodal", itm_on_masked_text=True, negatives_per_pair=1),
+    "match": PairsConfig(itc_weight=0.0, mlm_weight=0.0),
+    "words": PairsConfig(itc_weight=0.0, itm_weight=0.0),
+    "half": PairsConfig(itc_weight=0.0, negatives_per_pair=0, negative_hardness=0.0, negatives="local"),
+}
+
+
+def test_objectives_that_leave_parameters_out(steady: Recipe, tmp_path: Path) -> None:
     """What the loss does not reach is frozen: otherwise the second step would wait for its gradient, and raise."""
-    some = replace(steady, task=cfg)
-    assert start(2, lambda: print(loop.train((some,), tmp_path))) == [0, 0]
-    assert [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    two_steps = changed(steady, steps=2, save_every=0)
+
+    def work() -> None:
+        for name, cfg in PARTIAL.items():
+            loop.train((replace(two_steps, task=cfg),), tmp_path / name)
+
+    assert start(2, work) == [0, 0]
+    for name in PARTIAL:
+        assert [line["step"] for line in lines(tmp_path / name)] == [1, 2]
