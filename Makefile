@@ -9,8 +9,8 @@ demo: .venv/.core ## train a small model on the images of examples/ and write a 
 test: .venv/.test ## run the tests in parallel, one thread in each process
 	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
-test-slow: .venv/.test ## run the tests that are marked slow
-	@.venv/bin/python -m pytest -q -m slow
+test-slow: .venv/.test ## run the tests that are marked slow, in parallel: some minutes
+	@PYTHONDONTWRITEBYTECODE= .venv/bin/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
 
 test-faults: .venv/.test ## inject a fault at every write, rename and sync of the commands: two minutes
 	@.venv/bin/python -m pytest -q -n auto --maxprocesses 8 -m slow tests/test_fault_fs.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,26 +55,35 @@ def config() -> Callable[..., BridgeTowerConfig]:
     return make
 
 
+def write_folder(model: Any, folder: Path, tokenizer_files: dict[str, str], **arguments: Any) -> Path:
+    """Write a model of transformers, every tensor random, with a tokenizer."""
+    torch.manual_seed(5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder, **arguments)
+    for name, text in tokenizer_files.items():
+        (folder / name).write_text(text)
+    return folder
+
+
 @pytest.fixture
 def folder_of(tokenizer_files: dict[str, str], tmp_path: Path) -> Callable[..., Path]:
-    """Write a model of transformers, every tensor random, with a tokenizer."""
+    return lambda model, **arguments: write_folder(model, tmp_path / "theirs", tokenizer_files, **arguments)
 
-    def write(model: Any, **arguments: Any) -> Path:
-        torch.manual_seed(5)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(tmp_path / "theirs", **arguments)
-        for name, text in tokenizer_files.items():
-            (tmp_path / "theirs" / name).write_text(text)
-        return tmp_path / "theirs"
 
-    return write
+@pytest.fixture(scope="session")
+def stored_contrastive(
+    config: Callable[..., BridgeTowerConfig], tokenizer_files: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    model = BridgeTowerForContrastiveLearning(config())
+    return write_folder(model, tmp_path_factory.mktemp("contrastive") / "theirs", tokenizer_files)
 
 
 @pytest.fixture
-def contrastive(folder_of: Callable[..., Path], config: Callable[..., BridgeTowerConfig]) -> Path:
-    return folder_of(BridgeTowerForContrastiveLearning(config()))
+def contrastive(stored_contrastive: Path, tmp_path: Path) -> Path:
+    """Return a folder of its own for each test, which may change it."""
+    return Path(shutil.copytree(stored_contrastive, tmp_path / "theirs"))
 
 
 @pytest.fixture

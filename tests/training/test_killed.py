@@ -48,9 +48,10 @@ def moments(do: Callable[[], object], phase: str = "", die_at: int = 0) -> Count
     return count
 
 
-@pytest.mark.parametrize("kills", [7, pytest.param(20, marks=pytest.mark.slow)])
-def test_killed_run_resumes_bitwise(tiny: Recipe, tmp_path: Path, kills: int) -> None:
+@pytest.mark.slow  # test_resume.py kills at five chosen moments
+def test_killed_run_resumes_bitwise(tiny: Recipe, tmp_path: Path) -> None:
     """Moments are drawn alike from loading, from two steps and from saving twice; the last two from finishing."""
+    kills = 20
     long, whole, out = changed(tiny, steps=kills, save_every=2), tmp_path / "whole", tmp_path / "out"
     loop.train((long,), whole)
     count = moments(lambda: loop.train((long,), tmp_path / "measured"))

@@ -152,6 +152,7 @@ def test_kill_during_a_checkpoint_resumes_from_the_one_before(steady: Recipe, al
     assert not list(tmp_path.rglob("*.partial"))
 
 
+@pytest.mark.slow  # test_full_disk.py fills the disk of one process
 def test_full_disk_is_reported(steady: Recipe, alone: Path, tmp_path: Path) -> None:
     """The parts of step 4 do not fit: those of step 2 stay, nothing of the others does, and all processes say so."""
     folder = tmp_path / "checkpoints"

@@ -63,7 +63,7 @@ def test_two_processes_equal_one(
     "cfg",
     [
         PairsConfig(itc_head=ITCHeadConfig(width=8, bias=True, temperature="plain"), negatives="source"),
-        PairsConfig(itc_head=ITCHeadConfig(fused=True)),
+        pytest.param(PairsConfig(itc_head=ITCHeadConfig(fused=True)), marks=pytest.mark.slow),
         PairsConfig(itm_weight=0.0, itc_head=ITCHeadConfig(fused=True), masking="token"),
     ],
     ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
