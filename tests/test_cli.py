@@ -29,7 +29,10 @@ from dualfuse.training.run_log import read_log
 
 ROOT = Path(__file__).parent.parent
 VALIDATION = "examples/openpics-mini/openpics-mini-val-00000.tar"
-QUICK = ("--run.steps", "3", "--run.save-every", "2", "--data.batch-size", "4", "--data.validation", "")
+QUICK = (
+    *("--run.steps", "3", "--run.save-every", "2", "--run.log-every", "1"),
+    *("--data.batch-size", "4", "--data.validation", ""),
+)
 
 
 @pytest.fixture(autouse=True)
@@ -175,7 +178,7 @@ def test_nothing_is_written_into_the_current_folder(
 def test_flags_reach_the_recipe(trained: Path) -> None:
     stored = json.loads((trained / "recipe.json").read_text())
     assert (stored["run"]["steps"], stored["data"]["batch_size"]) == (3, 4)
-    assert [line["step"] for line in read_log(trained)] == [2, 3]
+    assert [line["step"] for line in read_log(trained)] == [1, 2, 3]
 
 
 def test_recipe_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,7 +292,7 @@ def failing(error: Exception) -> Callable[..., None]:
         ("evaluate",),
         ("evaluate", "model", "data", "--rerank"),
         ("search", "model"),
-        ("recipes", "all"),
+        ("recipes", "--all"),
     ],
     ids=" ".join,
 )
