@@ -6,9 +6,10 @@ decay, dropout 0.1 and float32; cross-modal layers have five times the learning 
 
 The best model on --data.validation is kept (run.best), except on VQAv2, where the last one is: the official code trains
 on the validation questions, too, and selects its best model on them. Retrieval with ITC is selected by the mean recall
-after re-ranking; the official code does so on the test set, use validation images instead. Rankers are
-selected by the mean recall, which is what they are trained for; METER's code selects them by the accuracy of its frozen
-ITM head, and BridgeTower's takes the last model. Questions, sentences, hypotheses and captions are samples here as there, so that their epochs follow the data.
+after re-ranking; the official code does so on the test set, use validation images instead. Rankers are selected by the
+recall over all pairs of a validation set, of some hundred images, because it is the published metric: METER's code
+selects them by the accuracy of the frozen ITM head, BridgeTower's takes the last one. Questions, sentences, hypotheses
+and captions are samples here as there, so that their epochs follow the data.
 
 Images are augmented by the RandAugment of this package where the official code uses three variants. As there, crops
 cover half to all of the image, VQAv2 has no flips, and METER applies RandAugment to whole images, which are then
