@@ -36,8 +36,8 @@ def with_steps(recipe: Recipe, out: Path) -> Recipe:
     steps = math.ceil(run.epochs * samples / batch) if run.epochs else run.steps
     if run.epochs:
         logger.info(
-            "%s: %g epochs of %s samples in batches of %s are %s steps",
-            *(recipe.name, run.epochs, f"{samples:,}", f"{batch:,}", f"{steps:,}"),
+            "%s: %g epochs of %s samples in batches of %s are %s steps, which replace run.steps %s",
+            *(recipe.name, run.epochs, f"{samples:,}", f"{batch:,}", f"{steps:,}", f"{run.steps:,}"),
         )
     eval_every = max(1, round(run.eval_epochs * samples / batch)) if run.eval_epochs else run.eval_every
     return replace(recipe, run=replace(run, steps=steps, eval_every=eval_every))
@@ -48,6 +48,6 @@ def _has_same_epochs(stored: Recipe, recipe: Recipe) -> bool:
 
     def essence(each: Recipe) -> Sequence[object]:
         run, data = each.run, each.data
-        return run.epochs, run.epochs or run.steps, run.eval_epochs, data.batch_size, len(data.train)
+        return run.epochs, run.epochs or run.steps, run.eval_epochs, data.batch_size, data.sample_by, len(data.train)
 
     return essence(stored) == essence(recipe)

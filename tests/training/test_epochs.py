@@ -28,6 +28,9 @@ def test_steps_follow_the_data(tmp_path: Path, caplog: pytest.LogCaptureFixture)
         lengths = [with_steps(each, tmp_path / "run").run for each in (one, both, changed(made, steps=6))]
     assert [run.steps for run in lengths] == [7, 10, 6]  # 50 of 8 and 72.5 of 8, rounded up
     assert [run.eval_every for run in lengths[:2]] == [2, 4]  # 20 of 8 and 29 of 8, rounded
+    captions = changed(made, epochs=1, sample_by="caption", batch_size=8)
+    texts = sum(len(sample.texts) for sample in samples(20))
+    assert with_steps(captions, tmp_path / "run").run.steps == -(-texts // 8)
     assert "2.5 epochs of 29 samples in batches of 8 are 10 steps" in caplog.text
 
 
