@@ -42,8 +42,8 @@ class Options:
     out: Annotated[Path | None, arg(metavar="FILE")] = None
     """write the metrics to this json file"""
     answers: Annotated[Path | None, arg(metavar="FILE")] = None
-    """write the predicted answers or captions: .json in the format of VQAv2 or COCO, .csv in that of NLVR2, .jsonl with
-    all details"""
+    """write the result of each sample: answers or captions (.json in the format of VQAv2 or COCO, .csv in that of
+    NLVR2, .jsonl with target, accuracy and loss), ranks of retrieval, or losses (.jsonl or .csv)"""
     save_image: Annotated[Path | None, arg(metavar="FILE")] = None
     """draw the reconstructions of a visual tokenizer, or the label maps of a segmenter"""
     zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
@@ -77,6 +77,7 @@ def run(options: Flags[Options]) -> None:
         options.exclude_broken,
         scales=options.scales,
         flip=options.flip,
+        answers=options.answers is not None,
         all_metrics=True,
     )
     check_test_augmentation(loaded.task, plan)

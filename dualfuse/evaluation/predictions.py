@@ -23,6 +23,12 @@ class PredictedAnswer:
     """Identifier of the question in its data set."""
     answer: str
     probability: float
+    target: tuple[str, ...] = ()
+    """The correct answer, or all that annotators gave; empty in an unlabelled set."""
+    correct: float | None = None
+    """Accuracy of this answer, from 0 to 1; None without a target."""
+    loss: float | None = None
+    """Loss of the predicted probabilities in nats, without label smoothing; None without a target among the answers."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,36 @@ class PredictedCaption:
     """Probability of the whole caption."""
 
 
-SetPrediction = PredictedAnswer | PredictedCaption
+@dataclass(frozen=True)
+class RetrievedRank:
+    """The rank of the target of one query; an image has its sample's key as identifier, its texts are KEY#0, KEY#1."""
+
+    direction: str
+    """text_to_image or image_to_text."""
+    query: str
+    rank: int
+    """Rank of the best target among all candidates, from 1; ties count against the model."""
+    best_wrong: str
+    """The wrong candidate with the highest score; empty if every candidate is a target."""
+    score: float
+    """Score of the best target."""
+    best_wrong_score: float | None
+    reranked_rank: int | None = None
+    """Rank after re-ranking; None without."""
+    reranked_best_wrong: str = ""
+    """The wrong one among the re-ranked candidates with the highest score after re-ranking."""
+
+
+@dataclass(frozen=True)
+class SampleLoss:
+    """The loss of one sample."""
+
+    key: str
+    """Key of the sample."""
+    loss: float
+
+
+SetPrediction = PredictedAnswer | PredictedCaption | RetrievedRank | SampleLoss
 
 
 def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples: Samples | None = None) -> None:
@@ -46,18 +81,28 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples:
 
     - ".json": the list that servers take, of {"question_id", "answer"} (VQA) or {"image_id", "caption"} (COCO).
     - ".csv": lines IDENTIFIER,ANSWER (NLVR2); answers only.
-    - ".jsonl": one object per line, with key and probability, and the fields that ``prepare --keep`` stored with the
-      ``samples``.
+    - ".jsonl": one object per line, with all fields and those that ``prepare --keep`` stored with the ``samples``.
+
+    Ranks and losses of samples are written as ".jsonl", or as ".csv" with a heading.
 
     Raises DualfuseError for another suffix, and for what a server would refuse: two predictions with one identifier,
     or a VQA question whose identifier is not a number.
     """
+    if not predictions:
+        raise DualfuseError(f"{path}: there are no results to write; check the shards")
     answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
     captions = [each for each in predictions if isinstance(each, PredictedCaption)]
+    results = [each for each in predictions if isinstance(each, RetrievedRank | SampleLoss)]
     if path.suffix == ".jsonl":
-        kept = _kept({each.key for each in predictions}, samples) if samples else {}
-        lines = (to_json(vars(each) | kept.get(each.key, {})) for each in predictions)
+        keys = {id(each): getattr(each, "key", "") for each in predictions}  # reason for getattr: ranks have none
+        kept = _kept(set(keys.values()), samples) if samples and not results else {}
+        lines = (to_json(vars(each) | kept.get(keys[id(each)], {})) for each in predictions)
         write_text(path, "".join(f"{line}\n" for line in lines))
+    elif results:
+        if path.suffix != ".csv":
+            raise DualfuseError(f"{path} should end in .jsonl or .csv")
+        table = [tuple(vars(results[0])), *(tuple(vars(each).values()) for each in results)]
+        write_text(path, "".join(map(csv_line, table)))
     elif path.suffix == ".json" and captions:
         _check_unique([caption.image_id for caption in captions], "images have more than one caption")
         entries = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -14,8 +16,17 @@ from dualfuse.data.loader import Batch
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.padding import pad_texts
+from dualfuse.evaluation.predictions import RetrievedRank
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
-from dualfuse.metrics.recall import nearest, ranks, ranks_of_scores, recall, reranked_ranks
+from dualfuse.metrics.recall import (
+    best_of_scores,
+    best_targets_and_wrong,
+    nearest,
+    ranks,
+    ranks_of_scores,
+    recall,
+    reranked_ranks,
+)
 from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 
@@ -38,6 +49,7 @@ def evaluate_retrieval(task: Task, data: EvaluationData, plan: Plan) -> Evaluati
     directions = {TEXT_TO_IMAGE: (text, image, owner, numbers), IMAGE_TO_TEXT: (image, text, numbers, owner)}
     before = {name: ranks(*direction) for name, direction in directions.items()}
     metrics = _recalls(before)
+    results = _results(gallery, directions, before) if plan.answers else {}
     if plan.rerank and task.can_match:
         best = {
             name: nearest(queries, candidates, plan.rerank) for name, (queries, candidates, *_) in directions.items()
@@ -46,9 +58,13 @@ def evaluate_retrieval(task: Task, data: EvaluationData, plan: Plan) -> Evaluati
         for name, score in zip(directions, scores, strict=True):
             (cosine, index), (_, _, query_of, candidate_of) = best[name], directions[name]
             is_target = candidate_of[index] == query_of[:, None]
-            after = reranked_ranks(before[name], is_target, task.rerank_score(cosine, score))
+            final = task.rerank_score(cosine, score)
+            after = reranked_ranks(before[name], is_target, final)
             metrics |= _recalls({f"{name}/reranked": after})
-    return gallery.result(metrics, f"{len(image)} images, {len(text)} texts")
+            if plan.answers:
+                results[name] = _reranked(results[name], after, gallery.ids(name, owner)[1], index, is_target, final)
+    predictions = [each for of_direction in results.values() for each in of_direction]
+    return gallery.result(metrics, f"{len(image)} images, {len(text)} texts", predictions)
 
 
 @torch.inference_mode()
@@ -63,8 +79,55 @@ def evaluate_fused_retrieval(task: Task, data: EvaluationData, plan: Plan) -> Ev
     scores = gallery.all_scores(texts)
     numbers = torch.arange(len(scores))
     directions = {TEXT_TO_IMAGE: (scores.T, owner, numbers), IMAGE_TO_TEXT: (scores, numbers, owner)}
-    metrics = _recalls({name: ranks_of_scores(*direction) for name, direction in directions.items()})
-    return gallery.result(metrics, f"{len(scores)} images, {len(owner)} texts")
+    ranked = {name: ranks_of_scores(*direction) for name, direction in directions.items()}
+    results = list[RetrievedRank]()
+    for name, (pairs, query_of, candidate_of) in directions.items() if plan.answers else ():
+        best = best_of_scores(pairs, query_of[:, None] == candidate_of)
+        results += _joined_results(name, gallery.ids(name, owner), ranked[name], best)
+    return gallery.result(_recalls(ranked), f"{len(scores)} images, {len(owner)} texts", results)
+
+
+Directions = Mapping[str, tuple[Tensor, Tensor, Tensor, Tensor]]
+"""Embeddings of queries and candidates, and the numbers of their images, by direction."""
+
+
+def _results(gallery: Gallery, directions: Directions, ranked: Mapping[str, Tensor]) -> dict[str, list[RetrievedRank]]:
+    owner = directions[TEXT_TO_IMAGE][2]
+    return {
+        name: _joined_results(name, gallery.ids(name, owner), ranked[name], best_targets_and_wrong(*direction))
+        for name, direction in directions.items()
+    }
+
+
+def _joined_results(
+    name: str, ids: tuple[Sequence[str], Sequence[str]], ranked: Tensor, best: tuple[Tensor, Tensor, Tensor]
+) -> list[RetrievedRank]:
+    """Return the results of a direction; ``ids`` are those of queries and candidates."""
+    queries, candidates = ids
+    columns = zip(queries, ranked.tolist(), *(each.tolist() for each in best), strict=True)
+    return [
+        RetrievedRank(name, query, rank + 1, candidates[index], score, wrong)
+        if wrong > -math.inf
+        else RetrievedRank(name, query, rank + 1, "", score, None)
+        for query, rank, score, wrong, index in columns
+    ]
+
+
+def _reranked(
+    results: Sequence[RetrievedRank],
+    ranked: Tensor,
+    candidates: Sequence[str],
+    index: Tensor,
+    is_target: Tensor,
+    scores: Tensor,
+) -> list[RetrievedRank]:
+    """Return results with ranks (Q,) after re-ranking; ``index``, ``is_target`` and ``scores`` are (Q, k)."""
+    _, wrong, column = best_of_scores(scores, is_target)
+    number = index.gather(1, column[:, None])[:, 0]
+    return [
+        replace(each, reranked_rank=rank + 1, reranked_best_wrong=candidates[best] if score > -math.inf else "")
+        for each, rank, best, score in zip(results, ranked.tolist(), number.tolist(), wrong.tolist(), strict=True)
+    ]
 
 
 def _recalls(ranks: dict[str, Tensor]) -> dict[str, float]:
@@ -72,8 +135,9 @@ def _recalls(ranks: dict[str, Tensor]) -> dict[str, float]:
 
 
 class GalleryExample(TypedDict):
-    """One image (3, H, W) with the tokens (T,) of all its texts."""
+    """One image (3, H, W) with the tokens (T,) of all its texts, and the key of the sample."""
 
+    key: str
     image: Tensor
     texts: tuple[np.ndarray, ...]
 
@@ -83,12 +147,13 @@ def read_gallery(sample: Sample, processor: Processor, rng: np.random.Generator)
     if not sample.texts:
         raise BrokenSample(sample.key, "it has no text")
     texts = tuple(processor.text.encode(text).ids for text in sample.texts)
-    return {"image": processor.image(sample.image, rng), "texts": texts}
+    return {"key": sample.key, "image": processor.image(sample.image, rng), "texts": texts}
 
 
 def collate_gallery(examples: Sequence[GalleryExample]) -> Batch:
-    """Stack the images (B, 3, H, W); the texts of each image stay a tuple."""
+    """Stack the images (B, 3, H, W); the keys, and the texts of each image, stay tuples."""
     return {
+        "keys": tuple(example["key"] for example in examples),
         "image": torch.stack([example["image"] for example in examples]),
         "texts": tuple(example["texts"] for example in examples),
     }
@@ -120,6 +185,8 @@ class Gallery(Evaluation):
         """``task`` is in evaluation mode."""
         super().__init__(task.model, data, plan)
         self.task = task
+        self.keys: list[str] = []
+        """Keys of the images, once they were read."""
 
     def image_batches(self, what: str) -> Iterator[Batch]:
         """Yield the batches of :func:`collate_gallery`."""
@@ -131,12 +198,25 @@ class Gallery(Evaluation):
         for batch in self.image_batches("images"):
             images.append(self.task.image_features(self.task.model.embed_image(batch["image"])))
             of_images += batch["texts"]
+            self.keys += batch["keys"]
         texts, owner = _joined(of_images)
         return torch.cat(images), self.text_embeddings(texts), texts, owner.to(self.device)
 
     def texts(self) -> tuple[TextBatch, Tensor]:
         """Return all texts, and the image number of each (M,)."""
-        return _joined([texts for batch in self.image_batches("texts") for texts in batch["texts"]])
+        of_images = list[tuple[np.ndarray, ...]]()
+        for batch in self.image_batches("texts"):
+            of_images += batch["texts"]
+            self.keys += batch["keys"]
+        return _joined(of_images)
+
+    def ids(self, direction: str, owner: Tensor) -> tuple[Sequence[str], Sequence[str]]:
+        """Return the identifiers of the queries and the candidates of a direction; ``owner`` (M,) is that of texts."""
+        counts, texts = Counter[int](), list[str]()
+        for image in owner.tolist():
+            texts.append(f"{self.keys[image]}#{counts[image]}")
+            counts[image] += 1
+        return (texts, self.keys) if direction == TEXT_TO_IMAGE else (self.keys, texts)
 
     def text_embeddings(self, texts: TextBatch) -> Tensor:
         """Return embeddings (M, D), computed in order of length to save padding."""

@@ -43,6 +43,8 @@ class Plan:
     """Segmentation averages over the image at these scales, relative to that of training; empty: at scale 1 alone."""
     flip: bool = False
     """Segmentation also averages over the mirrored images."""
+    answers: bool = False
+    """Also return the result of each sample: ranks of retrieval, losses of the other tasks (one sample at a time)."""
     all_metrics: bool = False
     """Also compute the metrics that training does not log: one per class, and ITM and MLM beside retrieval."""
 
@@ -74,7 +76,7 @@ class EvaluationResult:
     """What was evaluated, such as "1,000 images, 5,000 texts"."""
     excluded: tuple[Skipped, ...] = ()
     predictions: tuple[SetPrediction, ...] = ()
-    """In file order; empty for tasks that predict neither answers nor captions."""
+    """In file order: answers, captions, or, with ``plan.answers``, ranks and losses of samples."""
     declared: tuple[MetricInfo, ...] = ()
     """Declarations of the metrics."""
     samples: Samples | None = None
@@ -162,8 +164,8 @@ def draw(model: LoadedModel, data: str, path: Path) -> None:
 def check_outputs(task: Task, *, answers: Path | None, save_image: Path | None) -> None:
     """Raise DualfuseError, before an evaluation starts, if the task cannot fill one of the files."""
     kind = type(task).__name__
-    if answers and not task.writes_predictions:
-        raise DualfuseError(f"--answers {answers}: a {kind} model predicts neither answers nor captions; omit it")
+    if answers and not (task.writes_predictions or task.has_sample_results):
+        raise DualfuseError(f"--answers {answers}: a {kind} model has no result of each sample; omit it")
     if save_image and not task.can_draw:
         raise DualfuseError(
             f"--save-image {save_image}: only image tokenizers and segmentation models can be drawn; "

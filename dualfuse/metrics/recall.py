@@ -47,6 +47,25 @@ def nearest(queries: Tensor, candidates: Tensor, k: int) -> tuple[Tensor, Tensor
     return torch.cat([block.values for block in best]), torch.cat([block.indices for block in best])
 
 
+def best_targets_and_wrong(
+    queries: Tensor, candidates: Tensor, query_of: Tensor, candidate_of: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the score of the best target (Q,), and score and index of the best wrong candidate (Q,) of each query.
+
+    The arguments are those of :func:`ranks`. The score is -inf where there is no target, or no wrong candidate.
+    """
+    blocks = zip(queries.split(BLOCK), query_of.split(BLOCK), strict=True)
+    parts = [best_of_scores(query @ candidates.T, owner[:, None] == candidate_of[None]) for query, owner in blocks]
+    target, wrong, index = (torch.cat(column) for column in zip(*parts, strict=True))
+    return target, wrong, index
+
+
+def best_of_scores(scores: Tensor, is_target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what :func:`best_targets_and_wrong` returns, from scores and targets (Q, C)."""
+    wrong = scores.masked_fill(is_target, float("-inf")).max(1)
+    return scores.masked_fill(~is_target, float("-inf")).amax(1), wrong.values, wrong.indices
+
+
 def reranked_ranks(before: Tensor, is_target: Tensor, scores: Tensor) -> Tensor:
     """Return the ranks (Q,) after the first k candidates were ordered by ``scores`` (Q, k).
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,8 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
-from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
+from dualfuse.evaluation.predictions import SampleLoss
+from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan, Read
 from dualfuse.metrics.base import LOSS, MetricInfo, find_metric
 from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
 from dualfuse.tasks.prediction import Prediction
@@ -34,12 +35,25 @@ class TaskOutput:
     log: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
 
 
-SIZE = "number of samples"
-"""Key in a batch of the default evaluation."""
+KEYS = "keys of samples"
+"""Key in a batch of :func:`keyed_batches`."""
 
 
-def _counted(collate: Collate, examples: Sequence[Any]) -> Batch:  # Any: what the task's read returns
-    return {**collate(examples), SIZE: len(examples)}
+def keyed_batches(cfg: TaskConfig, run: Evaluation, what: str) -> Iterator[tuple[Batch, Sequence[str]]]:
+    """Yield batches of training examples with the keys of their samples; of one sample each with ``plan.answers``."""
+    size = 1 if run.plan.answers else 0
+    read, collate = partial(_keyed, cfg.read), partial(_with_keys, cfg.collate)
+    for batch in run.batches(read, collate, what=what, batch_size=size):
+        yield {name: value for name, value in batch.items() if name != KEYS}, batch[KEYS]
+
+
+def _keyed(read: Read, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
+    return {KEYS: sample.key, "example": read(sample, processor, rng)}
+
+
+def _with_keys(collate: Collate, examples: Sequence[Any]) -> Batch:  # Any: results of _keyed
+    keys = tuple(example[KEYS] for example in examples)
+    return {**collate([example["example"] for example in examples]), KEYS: keys}
 
 
 def detached(log: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -115,6 +129,11 @@ class Task(nn.Module, ABC):
         """Return the loss of one batch."""
 
     @property
+    def has_sample_results(self) -> bool:
+        """Whether :meth:`evaluate` returns a result of each sample with ``plan.answers``, as the default one does."""
+        return type(self).evaluate is Task.evaluate
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return next(self.parameters()).device
@@ -127,14 +146,16 @@ class Task(nn.Module, ABC):
         batches is not their value. Random draws of ``cfg.read`` depend on the number of the sample alone.
         """
         run, sums, samples = Evaluation(self, data, plan), dict[str, float](), 0
-        for batch in run.batches(self.cfg.read, partial(_counted, self.cfg.collate), what="samples"):
-            size = int(batch[SIZE])
-            for name, value in self({name: value for name, value in batch.items() if name != SIZE}).log.items():
-                sums[name] = sums.get(name, 0.0) + float(value) * size
-            samples += size
+        losses: list[SampleLoss] = []
+        for batch, keys in keyed_batches(self.cfg, run, "samples"):
+            output = self(batch)
+            for name, value in output.log.items():
+                sums[name] = sums.get(name, 0.0) + float(value) * len(keys)
+            samples += len(keys)
+            losses += [SampleLoss(keys[0], float(output.loss))] if plan.answers else []
         infos = {name: find_metric(self.cfg.metrics(plan), name) for name in sums}
         averaged = {name: sums[name] / samples for name, info in infos.items() if not (info and info.whole_set)}
-        return run.result(averaged, f"{len(data.samples)} samples")
+        return run.result(averaged, f"{len(data.samples)} samples", losses)
 
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw predictions for the first images of a set into an image file."""

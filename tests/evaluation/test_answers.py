@@ -157,7 +157,11 @@ def test_predictions_are_written_in_every_format(tmp_path: Path) -> None:
     ]
     assert files[".csv"].read_text() == '7,yes\n8,"a ""dog"", two"\n'
     rows = [json.loads(line) for line in files[".jsonl"].read_text().splitlines()]
-    assert rows[0] == {"key": "a/1", "id": 7, "answer": "yes", "probability": 0.5}
+    assert rows[0] == {"key": "a/1", "id": 7, "answer": "yes", "probability": 0.5} | {
+        "target": [],
+        "correct": None,
+        "loss": None,
+    }
 
 
 def test_invalid_submission_is_refused(tmp_path: Path) -> None:

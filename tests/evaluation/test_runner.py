@@ -68,8 +68,8 @@ def test_pairs_are_evaluated_by_retrieval_and_all_metrics(tiny: Recipe, tmp_path
 
 def test_unsupported_outputs_are_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     pairs = loaded(tiny).task
-    with pytest.raises(ValueError, match=r"--answers a.csv: a Pairs model predicts neither"):
-        check_outputs(pairs, answers=Path("a.csv"), save_image=None)
+    with pytest.raises(ValueError, match=r"--answers a.csv: a VQTokenizer model has no result of each"):
+        check_outputs(tokenizer.task, answers=Path("a.csv"), save_image=None)
     with pytest.raises(ValueError, match=r"--save-image s.png: .* this is a Pairs model"):
         check_outputs(pairs, answers=None, save_image=Path("s.png"))
     check_outputs(tokenizer.task, answers=None, save_image=Path("s.png"))

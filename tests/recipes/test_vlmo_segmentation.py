@@ -225,7 +225,7 @@ def test_samples_without_label_map_are_named(trained: Path, data: Path, tmp_path
     assert isinstance(found.excluded[1], Skipped)
     wanted = "its label map has the number 9; the task has 4 classes, numbered from 1 on, and 255 for none"
     assert found.excluded[1].reason == wanted
-    with pytest.raises(ValueError, match="Segmentation model predicts neither answers"):
+    with pytest.raises(ValueError, match="Segmentation model has no result of each sample"):
         check_outputs(model.task, answers=Path("a.csv"), save_image=None)
 
 

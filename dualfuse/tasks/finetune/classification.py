@@ -227,10 +227,10 @@ class Classification(Task):
         run = Evaluation(self, data, plan)
         metric, predictions, labelled = self.new_metric(), list[PredictedAnswer](), 0
         for batch in run.batches(self.cfg.read_question, self.cfg.collate, what="questions"):
-            for question, answers in zip(batch["questions"], self._best(batch, self.top_k), strict=True):
-                predictions.append(
-                    PredictedAnswer(question.key, question.id, answers[0].answer, answers[0].probability)
-                )
+            probabilities = self.probabilities(batch)
+            best = self._best(probabilities, self.top_k)
+            for question, answers, row in zip(batch["questions"], best, probabilities, strict=True):
+                predictions.append(self._predicted(question, answers, row if plan.answers else None))
                 if question.target:
                     metric.add(question, [each.answer for each in answers])
                     labelled += 1
@@ -249,11 +249,35 @@ class Classification(Task):
         batch = to_device(self.cfg.collate(inputs), self.device)
         return [
             Prediction(answers, is_cut=processor.text.encode(example["question"].text).truncated)
-            for example, answers in zip(inputs, self._best(batch, top), strict=True)
+            for example, answers in zip(inputs, self._best(self.probabilities(batch), top), strict=True)
         ]
 
-    def _best(self, batch: Batch, top: int) -> list[tuple[ScoredAnswer, ...]]:
-        best = self.probabilities(batch).topk(min(top, len(self.names)), dim=1)
+    def sample_loss(self, probabilities: Tensor, target: Sequence[str]) -> float | None:
+        """Return the cross-entropy, in nats, of the target of one sample; None if it is not among the names.
+
+        ``probabilities`` (C,) are those of :meth:`probabilities`.
+        """
+        [name] = target
+        smallest = torch.finfo(torch.float32).tiny
+        return -float(probabilities[self.names.index(name)].clamp(min=smallest).log()) if name in self.names else None
+
+    def sample_accuracy(self, answer: str, target: Sequence[str]) -> float | None:
+        """Return the accuracy, from 0 to 1, of an answer to one sample."""
+        return float(answer == target[0])
+
+    def _predicted(
+        self, question: Question, answers: Sequence[ScoredAnswer], probabilities: Tensor | None
+    ) -> PredictedAnswer:
+        """Return the best answer; with ``probabilities`` (C,) also its accuracy and the loss."""
+        best = PredictedAnswer(question.key, question.id, answers[0].answer, answers[0].probability)
+        if probabilities is None or not question.target:
+            return best
+        correct = self.sample_accuracy(best.answer, question.target)
+        loss = self.sample_loss(probabilities, question.target)
+        return replace(best, target=question.target, correct=correct, loss=loss)
+
+    def _best(self, probabilities: Tensor, top: int) -> list[tuple[ScoredAnswer, ...]]:
+        best = probabilities.topk(min(top, len(self.names)), dim=1)
         return [
             tuple(ScoredAnswer(self.names[index], value) for value, index in zip(values, indices, strict=True))
             for values, indices in zip(best.values.tolist(), best.indices.tolist(), strict=True)

@@ -156,6 +156,11 @@ class Ranking(Task):
         return evaluate_fused_retrieval(self, data, plan)
 
     @property
+    def has_sample_results(self) -> bool:
+        """Ranks of queries."""
+        return True
+
+    @property
     def can_match(self) -> bool:
         """Scores of pairs are what this task trains."""
         return True

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.data.loader import Batch, Example
+from dualfuse.data.loader import Example
 from dualfuse.data.map_dataset import MapDataset
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
@@ -153,8 +153,22 @@ class TextClassification(Classification):
         parts = tuple(text_of(sample).split("\t")) if len(sample.texts) == 1 else sample.texts
         return self.cfg.read_question(replace(sample, texts=parts), processor, np.random.default_rng(0))
 
-    def _best(self, batch: Batch, top: int) -> list[tuple[ScoredAnswer, ...]]:
+    def probabilities(self, batch: Any) -> Tensor:
+        """Return the probability (B, C) of each name; of numbers the values (B, 1) themselves."""
+        return self.logits(batch) if self.is_regression else super().probabilities(batch)
+
+    def sample_accuracy(self, answer: str, target: Sequence[str]) -> float | None:
+        """Return whether an answer is correct; None for numbers."""
+        return None if self.is_regression else super().sample_accuracy(answer, target)
+
+    def sample_loss(self, probabilities: Tensor, target: Sequence[str]) -> float | None:
+        """Return the cross-entropy, or the squared error of a number."""
+        if not self.is_regression:
+            return super().sample_loss(probabilities, target)
+        return (float(probabilities[0]) - float(target[0])) ** 2
+
+    def _best(self, probabilities: Tensor, top: int) -> list[tuple[ScoredAnswer, ...]]:
         """Return the best names; of a number itself, with probability 1."""
         if not self.is_regression:
-            return super()._best(batch, top)
-        return [(ScoredAnswer(f"{value:.6g}", 1.0),) for value in self.logits(batch)[:, 0].tolist()]
+            return super()._best(probabilities, top)
+        return [(ScoredAnswer(f"{value:.6g}", 1.0),) for value in probabilities[:, 0].tolist()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
@@ -17,7 +18,7 @@ from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
 from dualfuse.metrics.base import MetricInfo, shares
-from dualfuse.metrics.vqa import AnswerScore, soft_scores
+from dualfuse.metrics.vqa import AnswerScore, accuracy, soft_scores
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
 from dualfuse.tasks.finetune.classification import (
@@ -111,6 +112,20 @@ class VQA(PairClassification):
         loss = F.binary_cross_entropy_with_logits(logits, target) * target.shape[1]
         score = target.gather(1, logits.argmax(1, keepdim=True)).mean()
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy": score})
+
+    def sample_accuracy(self, answer: str, target: Sequence[str]) -> float | None:
+        """Return the official accuracy of VQA."""
+        return accuracy(answer, target)
+
+    def sample_loss(self, probabilities: Tensor, target: Sequence[str]) -> float | None:
+        """Return the binary cross-entropy, summed over answers; None if no annotated answer is in the vocabulary."""
+        scores = {answer: score for answer, score in soft_scores(target).items() if answer in self.cfg.index}
+        if not scores:
+            return None
+        wanted = torch.zeros_like(probabilities)
+        for answer, score in scores.items():
+            wanted[self.cfg.index[answer]] = score
+        return float(F.binary_cross_entropy(probabilities.float(), wanted, reduction="sum"))
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Return the independent probability (B, C) of each answer; rows need not add up to one."""

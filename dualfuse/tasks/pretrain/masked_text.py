@@ -17,12 +17,13 @@ from dualfuse.data.text.corpus import Corpus, pack_share
 from dualfuse.data.text.masking import mask_words
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.predictions import SampleLoss
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import MLMHead
 from dualfuse.losses.mlm import mlm_loss
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.base import Task, TaskConfig, TaskOutput
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, keyed_batches
 from dualfuse.tasks.prediction import Prediction, text_of
 from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, read_masked
 from dualfuse.tasks.pretrain.pair_batch import TextBatch, TextExample, collate_texts
@@ -87,6 +88,11 @@ class MaskedText(Task):
         loss, accuracy = mlm_loss(self.mlm_head, states, batch["targets"])
         return TaskOutput(loss, {"loss": loss.detach(), "accuracy/mlm": accuracy})
 
+    @property
+    def has_sample_results(self) -> bool:
+        """Losses of packed texts."""
+        return True
+
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         """Return "mlm/accuracy" and "mlm/loss", averaged over all masked tokens.
@@ -95,15 +101,16 @@ class MaskedText(Task):
         and are excluded. Every process evaluates the whole set.
         """
         run = Evaluation(self, data, replace(plan, exclude_broken=True))
-        correct, loss, number = 0.0, 0.0, 0
-        for batch in run.batches(self.cfg.read, self.cfg.collate, what="texts"):
+        correct, loss, number, losses = 0.0, 0.0, 0, list[SampleLoss]()
+        for batch, keys in keyed_batches(self.cfg, run, "texts"):
             masked = int((batch["targets"] != -100).sum())
             output = self(batch)
             correct += float(output.log["accuracy/mlm"]) * masked
             loss += float(output.loss) * masked
             number += masked
+            losses += [SampleLoss(keys[0], float(output.loss))] if plan.answers else []
         metrics = {"mlm/accuracy": correct / max(1, number), "mlm/loss": loss / max(1, number)}
-        return run.result(metrics, f"{len(data.samples)} packed texts")
+        return run.result(metrics, f"{len(data.samples)} packed texts", losses)
 
     def read_input(self, sample: Sample, processor: Processor) -> MaskedQuery:
         """Read a text with masks."""

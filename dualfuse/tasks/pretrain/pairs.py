@@ -277,6 +277,11 @@ class Pairs(PairPrediction):
         needs_pooled = self.cfg.itm_weight or self.needs_fused_features
         return fused.pooled if needs_pooled else fused.text.new_empty(len(tokens), 0), fused.text
 
+    @property
+    def has_sample_results(self) -> bool:
+        """Ranks of queries, which need ITC."""
+        return self.can_search
+
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         """Return recall in both directions; without ITC, or with ``plan.all_metrics``, also ITM and MLM accuracies."""
         if not self.can_search:
