@@ -16,8 +16,12 @@ from dualfuse.report.curves import Curve
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+NUM_SERIES = 4
+"""Colours of lines in the style sheet."""
 INK, FAINT = "#010101", "#020202"  # placeholders that become variables of the style sheet
-COLOURS = {INK: "--ink-2", FAINT: "--line"} | {f"#0300{number:02d}": f"--series-{number}" for number in range(1, 5)}
+COLOURS = {INK: "--ink-2", FAINT: "--line"} | {
+    f"#0300{number:02d}": f"--series-{number}" for number in range(1, 1 + NUM_SERIES)
+}
 SIZE = (4.4, 2.7)  # inches of 72 units: about the width of a phone, where its text must be readable
 POINTS = 40
 """Curves with more points are drawn with a running mean."""

@@ -43,6 +43,18 @@ def pairs_table(rows: Sequence[tuple[str, str]]) -> str:
     return f'<div class="card"><table class="pairs">{lines}</table></div>'
 
 
+def comparison_table(rows: Sequence[tuple[str, Sequence[str]]]) -> str:
+    """Return a card with a table of a name and several values per row; the first row is the heading."""
+    (corner, heading), *others = rows
+    head = "".join(f"<th>{escape(text)}</th>" for text in (corner, *heading))
+    lines = "".join(
+        f"<tr><th>{escape(name)}</th>{''.join(f'<td>{escape(value)}</td>' for value in values)}</tr>"
+        for name, values in others
+    )
+    table = f'<table class="compared"><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>'
+    return f'<div class="card wide">{table}</div>'
+
+
 def bar(share: float, text: str) -> str:
     """Return a text with a bar behind it, of the given share of the width."""
     return f'<span class="bar" style="--share:{max(0.0, min(1.0, share)):.4f}">{escape(text)}</span>'

@@ -32,14 +32,7 @@ def report(run: Path) -> Path:
     """
     if (run / RESULTS).is_file():
         return write_demo_page(DemoResults.load(run), run)
-    if not (run / RECIPE).is_file():
-        inner = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
-        hint = (
-            f"it has several: give {', '.join(str(run / name) for name in inner)}"
-            if inner
-            else "give the --out of train"
-        )
-        raise DualfuseError(f"{run} is not the folder of a run (it has no {RECIPE}); {hint}")
+    check_run(run)
     path = run / REPORT
     try:
         page = run_page(run)
@@ -49,6 +42,18 @@ def report(run: Path) -> Path:
         raise DualfuseError(f"a file of the run {run} is damaged ({type(error).__name__}: {error})") from error
     write_text(path, page)
     return path
+
+
+def check_run(run: Path) -> None:
+    """Raise ``DualfuseError`` unless ``run`` is the folder of a run."""
+    if not (run / RECIPE).is_file():
+        inner = sorted(path.parent.name for path in run.glob(f"*/{RECIPE}"))
+        hint = (
+            f"it has several: give {', '.join(str(run / name) for name in inner)}"
+            if inner
+            else "give the --out of train"
+        )
+        raise DualfuseError(f"{run} is not the folder of a run (it has no {RECIPE}); {hint}")
 
 
 def run_page(run: Path) -> str:
