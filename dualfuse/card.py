@@ -70,7 +70,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
         "## Scores\n\n" + _scores(recipe, scores),
         "## Use\n\n" + _use(recipe),
         f"## Licence\n\n- Weights: {markdown(licence) or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
-        f"- Weights it started from: {TO_FILL if _origin(folder) else 'none'}",
+        f"- Weights it started from: {_origins(folder) or (TO_FILL if _origin(folder) else 'none')}",
         f"## Intended use and limits\n\n{TO_FILL}",
     )
     return "\n\n".join(parts) + "\n"
@@ -157,6 +157,12 @@ def _origin(folder: Path) -> str:
         if report.is_file():
             return str(read_json_object(report).get("source", ""))
     return ""
+
+
+def _origins(folder: Path) -> str:
+    """Return the licences and origins of the weights that a model started from, as a nested list; empty if unknown."""
+    lines = [f"  - {code(name)}: {markdown(text)}" for name, text in hub.read_origins(folder).items()]
+    return "".join(f"\n{line}" for line in lines)
 
 
 def _is_ours(folder: Path) -> bool:

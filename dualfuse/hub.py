@@ -17,7 +17,7 @@ from dualfuse import checksums, upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
-from dualfuse.files import check_regular, read_json
+from dualfuse.files import check_regular, read_json, read_json_object
 from dualfuse.io import atomic_folder, listing, write_json
 from dualfuse.layers.lora import add_lora, merge_lora
 from dualfuse.models.base import VisionLanguageModel
@@ -30,6 +30,8 @@ from dualfuse.tasks.encoder import Encoder
 from dualfuse.tensor_files import load_tensors, save_tensors
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+ORIGINS = "origins.json"
+"""Licence and origin of the weights that a model started from, by their name."""
 PLUGINS = "plugins"
 """The key of a recipe's JSON that names the third-party packages whose classes it uses."""
 
@@ -82,6 +84,12 @@ def save(
 
 def _object(value: JSON) -> dict[str, JSON]:
     return value if isinstance(value, dict) else {}
+
+
+def read_origins(folder: Path) -> dict[str, str]:
+    """Return the licence and origin of the weights that a model started from, by their name; empty if unknown."""
+    content = read_json_object(folder / ORIGINS) if (folder / ORIGINS).is_file() else {}
+    return {name: text for name, text in content.items() if isinstance(text, str)}
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedModel:

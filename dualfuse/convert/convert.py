@@ -76,7 +76,7 @@ def open_checkpoint(path: Path, tokenizer: str = "") -> Converted:
     loaded = hub.load(path)
     hub.verify(path, KEPT)
     kept = read_weights(path / KEPT).tensors if (path / KEPT).is_file() else {}
-    report = Report(str(path), shapes(loaded.task.state_dict()))
+    report = Report(str(path), shapes(loaded.task.state_dict()), origins=hub.read_origins(path))
     return Converted(loaded.task, hub.with_tokenizer(loaded.recipe, path), kept, report)
 
 
@@ -134,7 +134,8 @@ def _save_model_folder(converted: Converted, destination: Path) -> Report:
         converted.report.save(folder)
         write_card(folder)
 
-    hub.save(destination, converted.task, converted.recipe, write_more=write_more)
+    notes = {hub.ORIGINS: dict(converted.report.origins)} if converted.report.origins else {}
+    hub.save(destination, converted.task, converted.recipe, notes=notes, write_more=write_more)
     return converted.report
 
 

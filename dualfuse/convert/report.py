@@ -34,6 +34,8 @@ class Report:
     """Tensors of a dualfuse source that the third-party format cannot store."""
     notes: tuple[str, ...] = ()
     """Other changes."""
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Licence and origin of the weights, by their name, for the cards of all models that start from them."""
 
     def __str__(self) -> str:
         """Return the report as text, with the first ``SHOWN`` names of each list."""

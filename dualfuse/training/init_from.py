@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from dualfuse import distributed as dist
 from dualfuse import hub
+from dualfuse.config import JSON
 from dualfuse.convert.load import is_model_folder, locate, read_checkpoint
 from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
+from dualfuse.files import read_json_object
 from dualfuse.io import listing, write_json
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.recipe import Recipe
@@ -35,6 +37,8 @@ class Start:
     source: str
     recipe: Recipe
     tensors: dict[str, Tensor]
+    origins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """Licence and origin of the weights, by their name."""
 
 
 def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
@@ -56,7 +60,13 @@ def init_from(task: Task, recipe: Recipe, source: str, out: Path) -> None:
     if dist.rank() == 0:
         report = {name: value for name, value in vars(transferred).items() if name != "tensors"}
         report["resized"] = {name: asdict(resized) for name, resized in transferred.resized.items()}
-        write_json(out / REPORT, {"source": start.source, **report})
+        write_json(out / REPORT, {"source": start.source, "origins": dict(start.origins), **report})
+
+
+def origins(out: Path) -> dict[str, JSON]:
+    """Return the file of a model folder that names the weights which the run in ``out`` started from; may be empty."""
+    found = read_json_object(out / REPORT).get("origins") if (out / REPORT).is_file() else None
+    return {hub.ORIGINS: found} if isinstance(found, dict) and found else {}
 
 
 def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
@@ -77,10 +87,11 @@ def check_init_from(recipe: Recipe, earlier: Recipe | None) -> None:
 def _open(source: str, recipe: Recipe) -> Start:
     path = locate(source)
     if is_model_folder(path):
-        return Start(str(path), hub.with_tokenizer(hub.read_recipe(path), path), hub.read_tensors(path))
+        recipe, tensors = hub.with_tokenizer(hub.read_recipe(path), path), hub.read_tensors(path)
+        return Start(str(path), recipe, tensors, hub.read_origins(path))
     # a single file has no tokenizer beside it
     foreign = read_checkpoint(path, recipe.data.tokenizer if path.is_file() else "")
-    return Start(foreign.report.source, foreign.recipe, foreign.tensors)
+    return Start(foreign.report.source, foreign.recipe, foreign.tensors, foreign.report.origins)
 
 
 def _transfer(start: Start, task: nn.Module, recipe: Recipe) -> TransferredWeights:

@@ -22,6 +22,7 @@ from dualfuse.run_folder import CHECKPOINTS, FINAL, LAST, STEP
 from dualfuse.tasks.base import Task
 from dualfuse.training import checkpoint
 from dualfuse.training.best_model import BestModel
+from dualfuse.training.init_from import origins
 from dualfuse.training.resume_checks import batch_division
 from dualfuse.training.run_log import STATE
 from dualfuse.training.sharded_checkpoint import ShardedCheckpoints
@@ -74,7 +75,7 @@ class TrainState:
         """
         weights = dist.gathered_parameters(self.task)
         if dist.rank() == 0:
-            notes = {STEP: {"step": self.step}, **(notes or {})}
+            notes = {STEP: {"step": self.step}, **origins(self.out), **(notes or {})}
             hub.save(self.out / name, self.task, self.recipe, merge_lora(self.task, weights), notes, write_card)
         dist.barrier()
 
