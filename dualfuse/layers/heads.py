@@ -49,6 +49,8 @@ class ITCHeadConfig:
     """Width of a hidden layer (linear, GELU, dropout) in each projection, for frozen towers; 0: one linear map."""
     dropout: float = 0.0
     """Dropout after the hidden layer."""
+    layer_norm: bool = False
+    """Whether features pass a LayerNorm without parameters before the projections, for frozen towers."""
     projection: Literal["linear", "none"] = "linear"
     """none: the model's own features are compared as they are, for towers that end in a projection (SigLIP)."""
     bias: bool = False
@@ -63,8 +65,8 @@ class ITCHeadConfig:
 
     def __post_init__(self) -> None:
         """Validate that fused features are contrasted by softmax, and that only projections have sizes."""
-        if self.projection == "none" and (self.width or self.hidden or self.bias):
-            raise DualfuseError("itc_head.projection none takes no width, hidden or bias; remove them")
+        if self.projection == "none" and (self.width or self.hidden or self.bias or self.layer_norm):
+            raise DualfuseError("itc_head.projection none takes no width, hidden, bias or layer_norm; remove them")
         if self.fused and self.loss == "sigmoid":
             raise DualfuseError("itc_head.fused needs itc_head.loss softmax; set fused to False or loss to softmax")
 
@@ -113,11 +115,12 @@ class ITCHead(nn.Module):
 def _projection(cfg: ITCHeadConfig, width: int, size: int) -> nn.Module:
     if cfg.projection == "none":
         return nn.Identity()
+    norm = [nn.LayerNorm(width, elementwise_affine=False)] if cfg.layer_norm else []
     if not cfg.hidden:
-        return nn.Linear(width, size, bias=cfg.bias)
-    return nn.Sequential(
-        nn.Linear(width, cfg.hidden), nn.GELU(), nn.Dropout(cfg.dropout), nn.Linear(cfg.hidden, size, bias=cfg.bias)
-    )
+        linear = nn.Linear(width, size, bias=cfg.bias)
+        return nn.Sequential(*norm, linear) if norm else linear
+    hidden = (nn.Linear(width, cfg.hidden), nn.GELU(), nn.Dropout(cfg.dropout))
+    return nn.Sequential(*norm, *hidden, nn.Linear(cfg.hidden, size, bias=cfg.bias))
 
 
 def normalize(x: Tensor) -> Tensor:

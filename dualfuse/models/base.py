@@ -161,6 +161,9 @@ class VisionLanguageModel(Resizable, ABC):
     stored_states: StateSource | None = None
     """During training, outputs of frozen towers that need not be computed again."""
 
+    reads_pooled_states = False
+    """Whether only the pooled states of towers are read, so that others need not be stored."""
+
     def layers_to_read(self, tower: Tower) -> tuple[int, ...]:
         """Return the numbers of the layers of a tower whose states are read; empty: they cannot be stored."""
         return ()

@@ -37,6 +37,7 @@ class DualEncoder(VisionLanguageModel):
     """
 
     capabilities = Capabilities(fusion=False)
+    reads_pooled_states = True
 
     def __init__(self, cfg: DualEncoderConfig) -> None:
         """Initialize linear weights and embeddings from a normal distribution, and biases with zero."""
@@ -54,14 +55,18 @@ class DualEncoder(VisionLanguageModel):
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Run the image tower on images (B, 3, H, W); ``slot`` makes no difference."""
-        output: TowerOutput = self.image_tower(images, layers=(_top(self.image_tower),))
+        tower, layers, stored = self.image_tower, self.layers_to_read(self.image_tower), self.stored_states
+        output: TowerOutput = tower(images, layers=layers) if stored is None else stored.image(tower, images, layers)
         mask = torch.ones(output.states[0].shape[:2], dtype=torch.bool, device=images.device)
         return Tokens("image", (_pooled(output),), mask, output.grid)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
-        output: TowerOutput = self.text_tower(ids, mask, layers=(_top(self.text_tower),))
+        tower, layers, stored = self.text_tower, self.layers_to_read(self.text_tower), self.stored_states
+        output: TowerOutput = (
+            tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
+        )
         return Tokens("text", (_pooled(output),), mask)
 
     def encode(self, tokens: Tokens) -> Tensor:
@@ -78,6 +83,14 @@ class DualEncoder(VisionLanguageModel):
     ) -> Fused:
         """Raise DualfuseError, which says how to add a fusion encoder."""
         raise fusion_error(self)
+
+    def towers(self) -> dict[str, Tower]:
+        """Return both towers."""
+        return {"image": self.image_tower, "text": self.text_tower}
+
+    def layers_to_read(self, tower: Tower) -> tuple[int, ...]:
+        """Return the number of the top layer."""
+        return (_top(tower),)
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         """Return the layers of both towers."""

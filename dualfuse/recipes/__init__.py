@@ -95,6 +95,7 @@ FUNCTIONS = {
     "entailment-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_entailment_base",
     "coco-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_coco_base",
     "flickr30k-meter-base": "dualfuse.recipes.finetune_bridgetower:meter_flickr30k_base",
+    "starter": "dualfuse.recipes.starter:starter",
     "fuse": "dualfuse.recipes.fuse:fuse",
     "fuse-vqa": "dualfuse.recipes.fuse:vqa",
     "fuse-entailment": "dualfuse.recipes.fuse:entailment",

@@ -24,7 +24,7 @@ from dualfuse.data.text.padding import pad_texts
 from dualfuse.io import format_size, remove_folder
 from dualfuse.lock import lock
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.models.towers.base import Tower, TowerOutput
+from dualfuse.models.towers.base import Tower, TowerOutput, pooled_output
 from dualfuse.progress import track
 from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.base import Task
@@ -91,7 +91,7 @@ def store_states(task: Task, recipe: Recipe) -> StoredStates | None:
         _make_room(limit - total, keep=[job.folder for job in jobs.values()])
         for kind, job in jobs.items():
             job.run(needed[kind])
-    return StoredStates(StateFile(jobs["image"].folder), StateFile(jobs["text"].folder))
+    return StoredStates(StateFile(jobs["image"].folder), StateFile(jobs["text"].folder), jobs["image"].only_pooled)
 
 
 def _reason_against(recipe: Recipe) -> str:
@@ -126,16 +126,20 @@ class _Job:
     tower: Tower
     layers: tuple[int, ...]
     device: torch.device
+    only_pooled: bool
 
     def outputs(self, inputs: Sequence[Tensor]) -> Iterator[tuple[int, TowerOutput, int | None]]:
         """Yield the row and the number of tokens (None: all) of each of ``inputs`` in the tower's output."""
         if self.kind == "image":
-            output = self.tower(torch.stack(list(inputs)).to(self.device), layers=self.layers)
+            output = self._reduced(self.tower(torch.stack(list(inputs)).to(self.device), layers=self.layers))
             yield from ((row, output, None) for row in range(len(inputs)))
         else:
             ids, mask = pad_texts([each.numpy() for each in inputs])
-            output = self.tower(ids.to(self.device), mask.to(self.device), layers=self.layers)
+            output = self._reduced(self.tower(ids.to(self.device), mask.to(self.device), layers=self.layers))
             yield from ((row, output, len(text)) for row, text in enumerate(inputs))
+
+    def _reduced(self, output: TowerOutput) -> TowerOutput:
+        return pooled_output(output) if self.only_pooled else output
 
     def size(self, needed: Needed) -> int:
         """Return the bytes of all records, from the size of one image, or of one token and all lengths."""
@@ -146,7 +150,7 @@ class _Job:
                 continue
             row, output, length = next(iter(self.outputs([example])))
             one = 2 * len(pack(output, row, length))
-            if self.kind == "image":
+            if self.kind == "image" or self.only_pooled:
                 return one * len(needed)
             pooled = 0 if output.pooled is None else 2 * output.pooled.shape[1]
             tokens = sum(len(each()) for each in needed.values())
@@ -202,7 +206,7 @@ def _input(missing: Needed, key: bytes) -> Tensor | None:
 
 def _job(kind: str, tower: Tower, task: Task, recipe: Recipe) -> _Job:
     layers, digest, transform = task.model.layers_to_read(tower), sha256(), recipe.data.image_transform
-    parts: list[object] = [FORMAT, kind, layers]
+    parts: list[object] = [FORMAT, kind, layers, *(["pooled"] if task.model.reads_pooled_states else [])]
     if kind == "image":
         parts += [transform.size, transform.preprocess, transform.augment]
     for name, module in tower.named_modules():
@@ -213,7 +217,9 @@ def _job(kind: str, tower: Tower, task: Task, recipe: Recipe) -> _Job:
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     cache = _cache()
     assert cache is not None  # by _reason_against
-    return _Job(kind, cache / f"{kind}-{digest.hexdigest()[:16]}", tower, layers, task.device)
+    return _Job(
+        kind, cache / f"{kind}-{digest.hexdigest()[:16]}", tower, layers, task.device, task.model.reads_pooled_states
+    )
 
 
 def _settings(module: nn.Module) -> list[tuple[str, object]]:

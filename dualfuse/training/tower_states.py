@@ -15,7 +15,7 @@ from torch import Tensor
 from dualfuse.data.image.transform import ImageTransform
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
-from dualfuse.models.towers.base import Tower, TowerOutput
+from dualfuse.models.towers.base import Tower, TowerOutput, pooled_output
 from dualfuse.training.state_file import StateFile
 
 VIEW = 4  # separates the random stream of stored views from those of the sampler
@@ -73,6 +73,8 @@ class StoredStates:
 
     images: StateFile
     texts: StateFile
+    only_pooled: bool = False
+    """Whether the records are pooled states alone, for a model that reads nothing else."""
 
     def processor(self, processor: Processor, views: int) -> Processor:
         """Return the processor that replaces images by the addresses of their states."""
@@ -93,16 +95,19 @@ class StoredStates:
         stored = [number for number, key in enumerate(keys) if key in self.texts]
         others = [number for number, key in enumerate(keys) if key not in self.texts]
         if not stored:
-            return tower(ids, mask, layers=layers)
+            return self._reduced(tower(ids, mask, layers=layers))
         outputs = [
             (number, unpack(torch.from_numpy(self.texts.read(keys[number]).copy())[None], self.texts.shape, ids.device))
             for number in stored
         ]
         if others:
             index = torch.tensor(others, device=ids.device)
-            computed = tower(ids[index], mask[index], layers=layers)
+            computed = self._reduced(tower(ids[index], mask[index], layers=layers))
             outputs += [(number, _row(computed, row)) for row, number in enumerate(others)]
         return _padded([output for _, output in sorted(outputs, key=lambda item: item[0])], ids.shape[1])
+
+    def _reduced(self, output: TowerOutput) -> TowerOutput:
+        return pooled_output(output) if self.only_pooled else output
 
 
 def pack(output: TowerOutput, row: int, length: int | None = None) -> Tensor:

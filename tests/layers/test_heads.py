@@ -93,3 +93,12 @@ def test_itc_projections_of_two_widths() -> None:
     expected = torch.nn.functional.gelu(y @ first.weight.T + first.bias) @ last.weight.T
     assert_close(text, expected / expected.square().sum(1, keepdim=True).sqrt())
     assert image.shape == (2, 3)
+
+
+def test_itc_projections_after_a_layer_norm() -> None:
+    head = ITCHead(ITCHeadConfig(width=3, layer_norm=True), (6, 4), fused_width=4)
+    x, y = torch.randn(2, 6), torch.randn(2, 4)
+    centered = y - y.mean(1, keepdim=True)
+    expected = (centered / (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()) @ head.text[1].weight.T
+    assert_close(head.project(x, y)[1], expected / expected.square().sum(1, keepdim=True).sqrt())
+    assert len(list(head.text.parameters())) == 1

@@ -12,7 +12,10 @@ import torch
 
 from dualfuse.data.image.transform import Augment
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
+from dualfuse.models.dual_encoder import DualEncoderConfig
+from dualfuse.models.towers.bert import BertConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.recipe import Recipe, Towers, TowerTraining
 from dualfuse.training import loop
@@ -42,6 +45,24 @@ def test_the_losses_are_those_without_stored_states(tmp_path: Path, text: Bridge
     for one, other in zip(stored, computed, strict=True):
         assert one == pytest.approx(other, rel=2e-3, abs=2e-3)
     assert stored != computed  # half precision is visible
+
+
+def test_a_dual_encoder_stores_pooled_states_alone(tmp_path: Path) -> None:
+    text = BertConfig(width=32, depth=2, heads=2, feed_forward=32, vocab_size=tiny.MODEL.vocab_size, text_length=12)
+    recipe = replace(_recipe(tmp_path), model=DualEncoderConfig(image=tiny.BRIDGETOWER.image, text=text))
+    head = ITCHeadConfig(width=16, layer_norm=True)
+    recipe = tiny.changed(recipe, itm_weight=0.0, mlm_weight=0.0, itc_head=head)
+    stored = _stored(recipe)
+    for file, width in ((stored.images, 64), (stored.texts, 32)):
+        assert (file.folder / VALUES).stat().st_size == 2 * width * len(file)
+    ids, mask = torch.tensor([[5, 6, 7], [8, 9, 0]]), torch.tensor([[True, True, True], [True, True, False]])
+    tower = _task(recipe).model.text_tower
+    computed = stored.text(tower, ids, mask, layers=(1,))  # such as a caption with tags
+    assert torch.equal(computed.states[0][:, 0], tower(ids, mask, layers=(1,)).pooled)
+    loop.train((recipe,), tmp_path / "stored")
+    loop.train((replace(recipe, towers=replace(FROZEN, cache_gb=0.0)),), tmp_path / "computed")
+    for one, other in zip(tiny.lines(tmp_path / "stored"), tiny.lines(tmp_path / "computed"), strict=True):
+        assert one == pytest.approx(other, rel=2e-3, abs=2e-3)
 
 
 def test_a_second_run_does_not_use_the_image_tower(tmp_path: Path) -> None:

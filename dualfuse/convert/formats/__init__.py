@@ -10,12 +10,14 @@ from dualfuse.convert.formats import (
     clip_hf,
     clip_openai,
     open_clip,
+    packaged,
     siglip_hf,
     vlmo_official,
 )
 from dualfuse.errors import DualfuseError
 
 FORMATS: list[Format] = [
+    packaged.FORMAT,  # the only one that recognizes a name, which the others would read as a file
     bridgetower_hf.FORMAT,
     bridgetower_official.FORMAT,
     vlmo_official.FORMAT,

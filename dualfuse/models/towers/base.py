@@ -26,6 +26,12 @@ class TowerOutput:
     pooled: Tensor | None = None
 
 
+def pooled_output(output: TowerOutput) -> TowerOutput:
+    """Return an output whose only state (B, 1, pooled_width) is the pooled one: what a dual encoder reads."""
+    pooled = output.states[-1][:, 0] if output.pooled is None else output.pooled
+    return TowerOutput((pooled[:, None],), output.grid)
+
+
 class Tower(nn.Module, ABC):
     """A pre-trained encoder: ``tower(images, layers=...)`` or ``tower(ids, mask, layers=...)`` returns a TowerOutput.
 
