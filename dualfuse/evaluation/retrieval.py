@@ -104,7 +104,8 @@ def _joined_results(
 ) -> list[RetrievedRank]:
     """Return the results of a direction; ``ids`` are those of queries and candidates."""
     queries, candidates = ids
-    columns = zip(queries, ranked.tolist(), *(each.tolist() for each in best), strict=True)
+    scores, wrong_scores, indices = (each.tolist() for each in best)
+    columns = zip(queries, ranked.tolist(), scores, wrong_scores, indices, strict=True)
     return [
         RetrievedRank(name, query, rank + 1, candidates[index], score, wrong)
         if wrong > -math.inf

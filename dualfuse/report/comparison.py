@@ -109,10 +109,10 @@ def _groups(runs: Sequence[ComparedRun]) -> list[list[ComparedRun]]:
 def _names(groups: Sequence[Sequence[ComparedRun]]) -> list[str]:
     """Return a short name of each group: the last parts of the folder of its first run that tell it from the others."""
     folders = [group[0].folder.resolve() for group in groups]
-    for depth in range(1, max(len(folder.parts) for folder in folders)):
+    names, depth = [folder.name for folder in folders], 1
+    while len(set(names)) < len(set(folders)):
+        depth += 1
         names = ["/".join(folder.parts[-depth:]) for folder in folders]
-        if len(set(names)) == len(names):
-            break
     counts = (f" ({len(group)} seeds)" if len(group) > 1 else "" for group in groups)
     return [f"{name}{more}" for name, more in zip(names, counts, strict=True)]
 

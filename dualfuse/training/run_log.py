@@ -95,8 +95,13 @@ class Log:
         match state:
             case {"step": int(step), "seconds": float(seconds), "seconds_since": float(since), "sums": dict(sums)}:
                 self._step, self._earlier, self._before = step, seconds, self._began - since
-                for name, (total, times) in sums.items():
-                    self._sums[name] = total / dist.world_size() if name.startswith(COUNT) else total, times
+                for name, sum_and_times in sums.items():
+                    match sum_and_times:
+                        case [float(total) | int(total), int(times)]:
+                            world = dist.world_size() if name.startswith(COUNT) else 1
+                            self._sums[name] = total / world, times
+                        case _:
+                            raise DualfuseError(f"the state of the log in the checkpoint is damaged: {name}")
             case _:  # a checkpoint of an earlier version, which wrote a line at each
                 pass
 

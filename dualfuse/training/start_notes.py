@@ -43,7 +43,8 @@ def note_differences(recipe: Recipe) -> None:
 def check_vocabulary(recipe: Recipe) -> None:
     """Raise ``DualfuseError`` if token ids can exceed the token embedding of the model."""
     tokens = load_tokenizer(recipe.data.tokenizer).vocab_size
-    sizes = [module.word.num_embeddings for module in model_outline(recipe).modules() if _is_text_embedding(module)]
+    embeddings = (_token_embedding(module) for module in model_outline(recipe).modules())
+    sizes = [each.num_embeddings for each in embeddings if each is not None]
     if sizes and min(sizes) < tokens:
         raise DualfuseError(
             f"the model embeds {min(sizes):,} tokens, but the tokenizer {recipe.data.tokenizer or 'of BERT'} has "
@@ -61,10 +62,10 @@ def note_start(source: str, start: Recipe, recipe: Recipe) -> None:
         logger.warning("images are preprocessed in another way than for %s: %s", source, "; ".join(differences))
 
 
-def _is_text_embedding(module: nn.Module) -> bool:
-    return (
-        isinstance(module, Resizable) and module.embeds_text and isinstance(getattr(module, "word", None), nn.Embedding)
-    )
+def _token_embedding(module: nn.Module) -> nn.Embedding | None:
+    """Return the table ``word`` of a text embedding."""
+    word = getattr(module, "word", None)  # reason for getattr: most modules have none
+    return word if isinstance(module, Resizable) and module.embeds_text and isinstance(word, nn.Embedding) else None
 
 
 def _note_overlap(recipe: Recipe) -> None:

@@ -101,6 +101,7 @@ def annotated_answers(sample: Sample) -> tuple[str, ...]:
 class VQA(PairClassification):
     """Scores every answer independently, by the degree to which annotators agree on it."""
 
+    cfg: VQAConfig
     metric = AnswerScore
 
     def __init__(self, cfg: VQAConfig, model: VisionLanguageModel) -> None:
