@@ -209,12 +209,12 @@ class VisionLanguageModel(Resizable, ABC):
         return self.token_states(tokens, positions.expand(len(images), -1))
 
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return maps (B, D, h, w) of patch states after the layers ``after``, counted from 1, for images alone."""
-        raise DualfuseError(f"{type(self).__name__} has no maps of patch states; use a VLMo")
+        """Return maps (B, D, h, w) of the patches in :meth:`layer_states`."""
+        return tuple(x[:, 1:].transpose(1, 2).unflatten(2, image.grid) for x in self.layer_states(image, after))
 
     def layer_states(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return states (B, 1 + P, D) of images alone after the layers ``after``, from 1, class token first."""
-        raise DualfuseError(f"{type(self).__name__} has no states of single layers; use a VLMo")
+        raise DualfuseError(f"{type(self).__name__} has no maps of patch states; use a VLMo")
 
     def itc_features(self, tokens: Tokens) -> tuple[Tensor, ...]:
         """Return the embeddings (B, width) that ITC compares; the first is :meth:`encode`."""

@@ -155,10 +155,6 @@ class VLMo(VisionLanguageModel):
         x = self._run(image.states[0], image, self._bias(image), range(len(self.blocks)), IMAGE)
         return x[:, 1:].mean(1)
 
-    def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return maps (B, D, h, w) of patch states after the layers ``after``, from 1, without the final norm."""
-        return tuple(x[:, 1:].transpose(1, 2).unflatten(2, image.grid) for x in self.layer_states(image, after))
-
     def layer_states(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return states (B, 1 + P, D) after the layers ``after``, from 1, without the final norm, class token first."""
         if not 1 <= min(after) <= max(after) <= len(self.blocks):
