@@ -26,8 +26,8 @@ class PrepareOptions:
     text_columns: Annotated[tuple[str, ...], arg(name="text")] = ()
     """Table columns with captions; empty: recognized by their usual names."""
     label_column: Annotated[str, arg(name="label")] = ""
-    """Table column with a label or a list of answers; each row becomes one sample. For a folder of images the word
-    folder: each sub-folder, also below train, val and test, is one class."""
+    """Table column with a label or a list of answers; each row becomes one sample. The value folder, for a folder of
+    images, makes each sub-folder one class, also below train, val and test."""
     class_names: Path | None = None
     """With --label folder: file of class names, a sub-folder and its class per line."""
     keep: tuple[str, ...] = ()
