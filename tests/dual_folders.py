@@ -72,11 +72,14 @@ def write_siglip(folder: Path, **changes: Any) -> SiglipModel:
     """Write a random SiglipModel with a tokenizer.json like Gemma's."""
     tokenizer = gemma_tokenizer()
     text = SIZES | dict(vocab_size=tokenizer.vocab_size, max_position_embeddings=12, projection_size=40)
+    text |= changes.get("text", {})
+    text |= dict(projection_size=changes.get("vision", {}).get("hidden_size", 40))
     vision = SIZES | dict(hidden_size=40, image_size=36, patch_size=8) | changes.get("vision", {})
     model = randomly(SiglipModel(SiglipConfig(text_config=text, vision_config=vision)))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    SiglipImageProcessorPil(size={"height": 36, "width": 36}, resample=2).save_pretrained(folder)
+    side = vision["image_size"]
+    SiglipImageProcessorPil(size={"height": side, "width": side}, resample=2).save_pretrained(folder)
     return model
 
 

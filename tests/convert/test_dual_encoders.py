@@ -160,3 +160,27 @@ def test_other_dual_encoders_are_named(model_type: str, message: str, tmp_path: 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
     with pytest.raises(DualfuseError, match=f"supported are .*Hugging Face CLIP.*{message}"):
         dualfuse.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip", "siglip"])
+@torch.inference_mode()
+def test_base_size_gives_what_transformers_gives(name: str, tmp_path: Path) -> None:
+    """The default sizes of transformers, ViT-B/32 and base, with the small vocabularies."""
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12)
+    if name == "clip":
+        text = dict(hidden_size=512, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=8)
+        theirs = write_clip(tmp_path, text=text, vision=sizes | dict(image_size=224, patch_size=32))
+    else:
+        theirs = write_siglip(tmp_path, vision=sizes | dict(image_size=224, patch_size=16), text=sizes)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.02)
+    theirs.save_pretrained(tmp_path)
+    task = dualfuse.load(tmp_path).task
+    pixels, ids = torch.randn(2, 3, 224, 224), torch.randint(5, 60, (2, 12))
+    ids[:, -1] = theirs.config.text_config.eos_token_id if name == "clip" else 1
+    expected = theirs(input_ids=ids, pixel_values=pixels)
+    mask = torch.ones_like(ids).bool()
+    assert_close(task.image_features(task.model.embed_image(pixels)), expected.image_embeds, atol=1e-5, rtol=1e-4)
+    assert_close(task.text_features(task.model.embed_text(ids, mask)), expected.text_embeds, atol=1e-5, rtol=1e-4)
