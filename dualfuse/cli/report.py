@@ -39,4 +39,4 @@ def run(
         return
     if out:
         raise DualfuseError("--out is for the comparison of several runs; the page of one is RUN/report.html")
-    echo(f"wrote {report(runs[0])}")
+    echo(f"wrote {report(next(iter(runs)))}")

@@ -107,7 +107,7 @@ def _joined_results(
     scores, wrong_scores, indices = (each.tolist() for each in best)
     columns = zip(queries, ranked.tolist(), scores, wrong_scores, indices, strict=True)
     return [
-        RetrievedRank(name, query, rank + 1, candidates[index], score, wrong)
+        RetrievedRank(name, query, rank + 1, candidates[int(index)], score, wrong)
         if wrong > -math.inf
         else RetrievedRank(name, query, rank + 1, "", score, None)
         for query, rank, score, wrong, index in columns

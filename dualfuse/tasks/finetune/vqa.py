@@ -101,7 +101,6 @@ def annotated_answers(sample: Sample) -> tuple[str, ...]:
 class VQA(PairClassification):
     """Scores every answer independently, by the degree to which annotators agree on it."""
 
-    cfg: VQAConfig
     metric = AnswerScore
 
     def __init__(self, cfg: VQAConfig, model: VisionLanguageModel) -> None:
@@ -120,6 +119,7 @@ class VQA(PairClassification):
 
     def sample_loss(self, probabilities: Tensor, target: Sequence[str]) -> float | None:
         """Return the binary cross-entropy, summed over answers; None if no annotated answer is in the vocabulary."""
+        assert isinstance(self.cfg, VQAConfig)
         scores = {answer: score for answer, score in soft_scores(target).items() if answer in self.cfg.index}
         if not scores:
             return None
