@@ -219,6 +219,10 @@ class Task(nn.Module, ABC):
         """Return the log-odds (B,) that image and text match; DualfuseError if they are untrained."""
         raise DualfuseError(f"this {type(self).__name__} model was trained without ITM and cannot re-rank")
 
+    def cosine_logit(self, cosine: Tensor) -> Tensor:
+        """Return the logit of cosines of image and text features, as the contrastive loss scales them."""
+        return self.rerank_score(cosine, torch.zeros_like(cosine))
+
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the score that orders candidates, from their cosines and match logits of the same shape."""
         return match

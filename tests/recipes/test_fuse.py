@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from dual_folders import write_clip, write_siglip
 
+import dualfuse
 from dualfuse import hub, recipes
+from dualfuse.cli import main as cli
 from dualfuse.cli.train import given
+from dualfuse.data.text.padding import pad_texts
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.bridgetower import BridgeTowerConfig
@@ -70,3 +76,30 @@ def test_it_is_listed_without_a_start_and_refuses_other_models(tmp_path: Path) -
     vlmo = hub.save(tmp_path / "vlmo", (vlmo := tiny.recipe(tmp_path)).build(), vlmo)
     with pytest.raises(DualfuseError, match="two towers"):
         recipes.find_recipe("fuse", start_from=str(vlmo))
+
+
+@pytest.mark.parametrize("write", [write_clip, write_siglip])
+def test_a_fusion_encoder_is_added_to_a_foreign_dual_encoder(
+    write: Callable[[Path], object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path / "start")
+    data, small = tiny.shards(tmp_path / "data", 12), ("--model.width", "32", "--model.feed-forward", "32")
+    words = ("train", "fuse", "--start-from", str(tmp_path / "start"), "--out", str(tmp_path / "run"))
+    flags = ("--data.train", data, "--data.batch-size", "4", "--data.num-workers", "0", "--run.steps", "2")
+    assert cli.main([*words, *flags, *small]) == 0
+    before, after = dualfuse.load(tmp_path / "start"), dualfuse.load(tmp_path / "run" / "final")
+    images = [each.image for each in tiny.samples(3)]
+    with torch.no_grad():
+        pixels = torch.stack([after.processor.image(each, np.random.default_rng(0)) for each in images])
+        ids, mask = pad_texts([after.processor.text.encode(text).ids for text in ("a boat", "two big cats", "red")])
+        one, other = (
+            (
+                m.task.image_features(m.task.model.embed_image(pixels)),
+                m.task.text_features(m.task.model.embed_text(ids, mask)),
+            )
+            for m in (before, after)
+        )
+    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    match = dualfuse.predict(after, image=images[0], text="a boat").match
+    assert match is not None and 0 <= match <= 1

@@ -84,4 +84,4 @@ class ZeroShot(Classification):
     def logits(self, batch: Batch) -> Tensor:
         """Return the ITC logits (B, C) in float32."""
         cosine = self.dual_encoder.image_features(self.model.embed_image(batch["image"])) @ self.embeddings.T
-        return self.dual_encoder.rerank_score(cosine, torch.zeros_like(cosine)).float()  # without an ITM logit
+        return self.dual_encoder.cosine_logit(cosine).float()

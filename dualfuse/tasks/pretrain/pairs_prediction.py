@@ -93,6 +93,10 @@ class PairPrediction(Task):
         cosine = (self.image_features(image) * self.text_features(text)).sum(1).float()
         return self.feature_heads[0].scale * (cosine - self.match_threshold) + log_odds
 
+    def cosine_logit(self, cosine: Tensor) -> Tensor:
+        """Return the cosine times the learned scale."""
+        return self.feature_heads[0].scale * cosine
+
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the sum of the ITC logit and the ITM log-odds.
 
