@@ -65,14 +65,14 @@ class StateFile:
         Raises ``DualfuseError`` if the disk is full; what was appended before is kept.
         """
         end = int(self._entries["start"][-1] + self._entries["length"][-1]) if len(self) else 0
-        arrays = [record.contiguous().numpy() for record in records.values()]
-        starts = end + np.cumsum([0, *map(len, arrays[:-1])])
-        entries = np.zeros(len(arrays), ENTRY)
+        contents = [record.contiguous().numpy().tobytes() for record in records.values()]
+        lengths = np.array([len(content) // 2 for content in contents])
+        entries = np.zeros(len(contents), ENTRY)
         entries["key"] = [np.void(key) for key in records]
-        entries["start"], entries["length"] = starts, [len(array) for array in arrays]
-        entries["checksum"] = [zlib.crc32(array) for array in arrays]
+        entries["start"], entries["length"] = end + np.cumsum(lengths) - lengths, lengths
+        entries["checksum"] = [zlib.crc32(content) for content in contents]
         try:
-            _write_at(self.folder / VALUES, 2 * end, [memoryview(array).cast("B") for array in arrays])
+            _write_at(self.folder / VALUES, 2 * end, contents)
             _write_at(self.folder / INDEX, len(self) * ENTRY.itemsize, [entries.tobytes()])
         except OSError as error:
             if not is_disk_full(error):
@@ -94,7 +94,7 @@ class StateFile:
             self._values = np.memmap(self.folder / VALUES, dtype=np.float16, mode="r")
         record = self._values[int(entry["start"]) : int(entry["start"]) + int(entry["length"])]
         if not self._checked[row]:
-            if len(record) != entry["length"] or zlib.crc32(np.ascontiguousarray(record)) != entry["checksum"]:
+            if len(record) != entry["length"] or zlib.crc32(record.tobytes()) != entry["checksum"]:
                 raise DualfuseError(
                     f"{self.folder / VALUES} is damaged, by its checksum; delete the folder {self.folder}, and the "
                     "states of the towers are computed again"
@@ -118,7 +118,7 @@ def check_space(folder: Path, needed: int) -> None:
         )
 
 
-def _write_at(path: Path, offset: int, parts: Sequence[bytes | memoryview]) -> None:
+def _write_at(path: Path, offset: int, parts: Sequence[bytes]) -> None:
     """Write ``parts`` at ``offset`` to the disk, in place of whatever an interrupted process left after it."""
     with path.open("r+b" if path.exists() else "w+b") as file:
         file.truncate(offset)
