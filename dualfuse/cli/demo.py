@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
+from dualfuse.cli.parser import Force, check_new
+
 if TYPE_CHECKING:
     from dualfuse.report.demo.results import DemoResults
 
@@ -14,11 +16,16 @@ EXAMPLES = """
 dualfuse demo
 dualfuse demo --out runs/demo-2 --seed 2
 """
+STARTED = "data/prepared.json"
+"""File that the demo writes before all others."""
+WRITTEN = ("ATTRIBUTION.txt", "seconds.json", "results.json", "report.html")
+"""Files in the folder of the demo, beside the folders of data, runs and images."""
 
 
 def run(
     out: Annotated[Path, arg(metavar="DIR", help="folder for data, models and report")] = Path("runs/demo"),
     seed: Annotated[int, arg(help="seed of initialization, data order and dropout")] = 1,
+    force: Force = False,
 ) -> None:
     """Train and evaluate a small model on the example images of the repository, and write a report.
 
@@ -26,6 +33,8 @@ def run(
     """
     from dualfuse.report.demo.run import demo
 
+    if not (out / STARTED).is_file():  # later files are of an earlier start
+        check_new(*(out / name for name in WRITTEN), force=force)
     print_results(demo(out, seed=seed), out)
 
 

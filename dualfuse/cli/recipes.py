@@ -8,6 +8,7 @@ from typing import Annotated
 from tyro.conf import Positional, arg
 
 from dualfuse.cli.console import echo
+from dualfuse.cli.parser import Force, check_new
 from dualfuse.errors import DualfuseError
 
 EXAMPLES = """
@@ -23,7 +24,7 @@ def run(
     out: Annotated[
         Path | None, arg(metavar="FILE", help="write it to this .yaml or .json file, for train FILE")
     ] = None,
-    force: Annotated[bool, arg(help="replace an existing FILE")] = False,
+    force: Force = False,
 ) -> None:
     """List the recipes that train knows by name, or show one with all its values.
 
@@ -43,7 +44,6 @@ def run(
     if out is None:
         echo(recipe_text(found, as_yaml=True).rstrip("\n"))
         return
-    if out.exists() and not force:
-        raise DualfuseError(f"{out} exists; give another --out, or --force to replace it")
+    check_new(out, force=force)
     write_recipe_file(found, out)
     echo(f"wrote {out}")

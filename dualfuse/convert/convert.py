@@ -115,7 +115,9 @@ def _with_copied_experts(path: Path, text: str, tokenizer: str) -> Converted:
 def _check_destination(source: Path, destination: Path) -> None:
     allowed = "give a folder that is new, empty or of an earlier conversion"
     if destination.is_dir() and any(destination.iterdir()) and not (destination / FILE).is_file():
-        raise DualfuseError(f"{destination} holds other files; {allowed}")
+        raise DualfuseError(
+            f"{destination} holds other files, {listing(path.name for path in destination.iterdir())}; {allowed}"
+        )
     if destination.is_dir() and (others := unwritten_files(destination)):
         raise DualfuseError(
             f"{destination} is of an earlier conversion, but {listing(others)} would be lost: added or changed since; "

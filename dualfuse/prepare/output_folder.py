@@ -14,7 +14,7 @@ from dualfuse import upgrade
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_TABLE, read_bounded
-from dualfuse.io import naming, to_json, write_text
+from dualfuse.io import listing, naming, to_json, write_text
 from dualfuse.prepare.checks import MISSING, PreparedItem, SkippedItem
 from dualfuse.prepare.earlier import FINGERPRINTS
 from dualfuse.prepare.shard_writer import ShardWriter
@@ -42,8 +42,10 @@ class PreparedFolder:
         upgrade.rename_skipped(folder, SKIPPED)
         finished = load_tally(folder / "prepared.json")
         earlier = finished or load_tally(folder / "progress.json")
-        if earlier is None and any(folder.glob("*.tar")):
-            raise DualfuseError(f"{folder} contains tar files that this command did not write; give another folder")
+        if earlier is None and (others := _others(folder)):
+            raise DualfuseError(
+                f"{folder} contains {listing(others)}, which this command did not write; give another folder"
+            )
         if earlier is not None:
             _compare(earlier.request, request, folder)
         self.tally = earlier or Tally(request, version())
@@ -57,13 +59,13 @@ class PreparedFolder:
 
     def skip_done(self, items: Iterator[Item]) -> Iterator[Item]:
         """Skip the items that were written earlier; raises ``DualfuseError`` if they have changed since."""
-        listing = ""
+        listed = ""
         for _ in range(self.tally.consumed):
             item = next(items, None)
-            listing = extend_listing(listing, item) if item else ""
-        if listing != (self.tally.listing or listing):  # earlier versions hashed other words for problems
+            listed = extend_listing(listed, item) if item else ""
+        if listed != (self.tally.listing or listed):  # earlier versions hashed other words for problems
             raise self._changed()
-        self.tally.listing = listing
+        self.tally.listing = listed
         return items
 
     def write_files(self, files: Mapping[str, str], remarks: Iterable[str]) -> None:
@@ -200,6 +202,12 @@ def _reopen(path: Path, size: int) -> BinaryIO:
     file.truncate(size)
     file.seek(size)
     return file
+
+
+def _others(folder: Path) -> list[str]:
+    """Return the names of tars and lists in a folder without progress; the lists of a killed process are empty."""
+    lists = (folder / name for name in (SKIPPED, FINGERPRINTS))
+    return [path.name for path in (*folder.glob("*.tar"), *lists) if path.is_file() and path.stat().st_size]
 
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:

@@ -95,12 +95,14 @@ class TrainState:
         problem = "" if dist.rank() else _obstacle(folder)
         if dist.rank() == 0 and not problem:
             try:
-                merged, notes = merge_lora(self.task, weights), {STEP: {"step": self.step}}
-                hub.save(folder, self.task, self.recipe, merged, notes, write_card)
+                notes: dict[str, JSON] = {STEP: {"step": self.step}}
+                hub.save(folder, self.task, self.recipe, merge_lora(self.task, weights), notes, write_card)
             except OSError as error:
                 problem = f"{error}; the checkpoint is complete"
         dist.barrier()
         stopped = f"stopped after step {self.step}; run the same command to resume."
+        if dist.rank():
+            return stopped
         if problem:
             return f"{stopped} {folder} was not written: {problem}, and dualfuse export {self.out} makes a model of it"
         return f"{stopped} The model after this step is {folder}: dualfuse evaluate {folder} DATA"
