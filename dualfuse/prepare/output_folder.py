@@ -205,9 +205,9 @@ def _reopen(path: Path, size: int) -> BinaryIO:
 
 
 def _others(folder: Path) -> list[str]:
-    """Return the names of tars and lists in a folder without progress; the lists of a killed process are empty."""
-    lists = (folder / name for name in (SKIPPED, FINGERPRINTS))
-    return [path.name for path in (*folder.glob("*.tar"), *lists) if path.is_file() and path.stat().st_size]
+    """Return the names of tars and of a list in a folder without progress; a conversion without result leaves two."""
+    lists = [path for name in (SKIPPED, FINGERPRINTS) if (path := folder / name).is_file()]
+    return [path.name for path in (*folder.glob("*.tar"), *(lists if len(lists) == 1 else ()))]
 
 
 def _compare(old: Mapping[str, object], new: Mapping[str, object], folder: Path) -> None:
