@@ -206,7 +206,7 @@ def _reopen(path: Path, size: int) -> BinaryIO:
 
 def _others(folder: Path) -> list[str]:
     """Return the names of tars and of a list in a folder without progress; a conversion without result leaves two."""
-    lists = [path for name in (SKIPPED, FINGERPRINTS) if (path := folder / name).is_file()]
+    lists = [path for name in (SKIPPED, FINGERPRINTS) if (path := folder / name).is_file() and path.stat().st_size]
     return [path.name for path in (*folder.glob("*.tar"), *(lists if len(lists) == 1 else ()))]
 
 
