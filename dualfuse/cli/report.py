@@ -31,13 +31,13 @@ def run(
     steps, time and speed in one table, and curves over each other; runs that differ in their seed alone share a
     column, with mean and standard deviation. A page that an earlier command wrote is replaced.
     """
-    from dualfuse.report.comparison import compare
+    from dualfuse.report.comparison import PAGE, compare
     from dualfuse.report.demo.page import REPORT
     from dualfuse.report.run_page import report
 
     if not runs:
         raise DualfuseError("give the folder of a run, such as runs/demo/pairs")
-    page = runs[0] / REPORT if len(runs) == 1 else out or runs[0].parent / "comparison.html"
+    page = runs[0] / REPORT if len(runs) == 1 else out or runs[0].resolve().parent / PAGE
     check_new(page, force=force or is_page(page))
     if len(runs) > 1:
         echo(f"wrote {compare(runs, out)}")
