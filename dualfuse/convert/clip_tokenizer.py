@@ -55,7 +55,7 @@ def bpe_file_tokenizer(path: Path) -> Tokenizer:
 def _build(vocabulary: dict[str, int], merges: Sequence[str], path: Path) -> Tokenizer:
     if START not in vocabulary or END not in vocabulary:
         raise DualfuseError(f"{path} lacks {START} or {END}, so it is not CLIP's vocabulary")
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(first, second) for first, _, second in (merge.partition(" ") for merge in merges)]
     with library_errors(f"{path} and its merges are not a vocabulary of CLIP"):
         pieces = models.BPE(
             vocabulary, pairs, continuing_subword_prefix="", end_of_word_suffix="</w>", unk_token=END, fuse_unk=False

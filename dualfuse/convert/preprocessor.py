@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from dualfuse.data.image.resize import Interpolation
 from dualfuse.data.image.transform import CLIP_MEAN, CLIP_STD, Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.files import read_json_object
@@ -21,7 +22,7 @@ CLIP = Preprocess("huggingface_clip", "pillow", CLIP_MEAN, CLIP_STD)
 SIGLIP = Preprocess("squash", "pillow")
 """SigLIP's image processor in transformers."""
 _OPEN_CLIP_MODES = {"shortest": "crop", "squash": "squash"}
-_FILTERS = {2: "bilinear", 3: "bicubic"}
+_FILTERS: Mapping[int, Interpolation] = {2: "bilinear", 3: "bicubic"}
 """Pillow's numbers of the filters."""
 
 

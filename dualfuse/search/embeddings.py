@@ -272,7 +272,7 @@ def _write_parquet(out: Path, parts: Sequence[Callable[[], Part]]) -> None:
         parquet.write_table(arrow.concat_tables(tables, promote_options="permissive"), path)
 
 
-def _column(arrow: Any, values: list[object]) -> Any:  # Any: pyarrow
+def _column(arrow: Any, values: Sequence[object]) -> Any:  # Any: pyarrow
     """Return an array; values of several types become text."""
     try:
         return arrow.array(values)

@@ -78,13 +78,14 @@ def infer_model(tensors: Mapping[str, Tensor], activation: Activation) -> DualEn
     positions, width = tensors["model.image_tower.positions"].shape
     patch = tensors["model.image_tower.projection.weight"].shape[-1]
     vocabulary, text_width = tensors["model.text_tower.words.word.weight"].shape
+    side = patch * math.isqrt(positions - 1)
     between = len(tensors["model.image_tower.blocks.0.up.weight"])
     return DualEncoderConfig(
         CLIPViTConfig(
             width=width,
             depth=sizes.count(tensors, "model.image_tower.blocks."),
             patch_size=patch,
-            image_size=(patch * math.isqrt(positions - 1),) * 2,
+            image_size=(side, side),
             feed_forward=0 if between == 4 * width else between,
             activation=activation,
         ),
