@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from many import start
 
 from dualfuse.data.image.transform import Augment
 from dualfuse.errors import DualfuseError
@@ -75,6 +76,23 @@ def test_a_second_run_does_not_use_the_image_tower(tmp_path: Path) -> None:
     assert again is not None
     assert len(again.images) == len(first.images) == 20  # of 40 samples
     loop.train((recipe,), tmp_path / "run")
+
+
+def test_two_processes_share_the_states_and_a_run_resumes_bitwise(tmp_path: Path, cache: Path) -> None:
+    recipe = _recipe(tmp_path)
+    assert start(2, lambda: print(loop.train((recipe,), tmp_path / "together"))) == [
+        0,
+        0,
+    ]  # both build, into one folder
+    assert sum(len(StateFile(folder)) for folder in cache.iterdir()) == 20 + len(
+        {text for sample in tiny.samples(40) for text in sample.texts}
+    )
+    loop.train((recipe,), tmp_path / "whole")
+    loop.train((recipe,), tiny.stopped(recipe, tmp_path / "stopped", step=4))
+    resumed, expected = tiny.weights(tmp_path / "stopped"), tiny.weights(tmp_path / "whole")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+    for name, tensor in tiny.weights(tmp_path / "together").items():
+        torch.testing.assert_close(tensor, expected[name], atol=1e-4, rtol=0)
 
 
 def test_an_interrupted_build_resumes_and_damage_is_reported(tmp_path: Path, cache: Path) -> None:

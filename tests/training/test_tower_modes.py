@@ -13,7 +13,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe, Towers, TowerTraining
 from dualfuse.training import loop
 from dualfuse.training.optim import build_optimizer
-from dualfuse.training.tower_modes import set_tower_modes, tower_rates
+from dualfuse.training.tower_modes import check_towers, set_tower_modes, tower_rates
 from tests import tiny
 
 LORA = Towers(image=TowerTraining("lora", rank=2), text=TowerTraining("lora", rank=2, targets=("attention.*",)))
@@ -63,6 +63,14 @@ def test_lora_resumes_bitwise_and_is_merged_when_it_is_saved(tmp_path: Path) -> 
     with torch.no_grad():
         unmerged, merged = (t.eval().model.embed_image(images).states[-1] for t in (adapted, whole.task))
     torch.testing.assert_close(unmerged, merged, rtol=1e-5, atol=1e-6)
+
+
+def test_lora_refuses_sharding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualfuse.training.tower_modes.dist.world_size", lambda: 2)
+    recipe = tiny.changed(_recipe(tmp_path, LORA), fsdp=True)
+    with pytest.raises(DualfuseError, match=r"run\.fsdp"):
+        check_towers(recipe)
+    check_towers(tiny.changed(recipe, fsdp=False))
 
 
 def test_a_model_without_towers_has_no_modes(tmp_path: Path) -> None:

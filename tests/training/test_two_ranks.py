@@ -65,8 +65,9 @@ def test_two_processes_equal_one(
         PairsConfig(itc_head=ITCHeadConfig(width=8, bias=True, temperature="plain"), negatives="source"),
         pytest.param(PairsConfig(itc_head=ITCHeadConfig(fused=True)), marks=pytest.mark.slow),
         PairsConfig(itm_weight=0.0, itc_head=ITCHeadConfig(fused=True), masking="token"),
+        PairsConfig(itm_loss="listwise", mlm_weight=0.0),
     ],
-    ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched"],
+    ids=["temperature", "pairs contrasted too", "pairs contrasted, nothing matched", "lists"],
 )
 def test_bridgetower_equals_one_process(steady: Recipe, tmp_path: Path, cfg: PairsConfig) -> None:
     recipe = replace(steady, model=BRIDGETOWER, task=cfg)
