@@ -74,6 +74,7 @@ def test_closed_terminal_does_not_end_a_run(tmp_path: Path) -> None:
     assert (tmp_path / "last" / "model.safetensors").is_file()
 
 
+@pytest.mark.slow  # test_cli.py has a reader of the output that goes away
 def test_lost_stderr_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a full disk, or closed from the beginning."""
     command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), "--run.steps", "1"]
