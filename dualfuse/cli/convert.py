@@ -16,6 +16,7 @@ EXAMPLES = """
 dualfuse convert BridgeTower/bridgetower-base models/bridgetower
 dualfuse convert vlmo_base_patch16_224.pt models/vlmo
 dualfuse convert openai/clip-vit-base-patch16 models/start --text FacebookAI/roberta-base
+dualfuse convert ViT-B-32.pt models/clip --tokenizer bpe_simple_vocab_16e6.txt.gz
 dualfuse convert models/bridgetower exported --to huggingface
 """
 
@@ -25,18 +26,20 @@ class Options:
     """Flags of ``dualfuse convert``."""
 
     source: Annotated[Positional[str], arg(metavar="SOURCE")]
-    """checkpoint of BridgeTower, METER, VLMo, BEiT or CLIP (file, folder, or name on the hub), or a model folder"""
+    """checkpoint of BridgeTower, METER, VLMo, BEiT, CLIP or SigLIP (file, folder, or name on the hub), or a model
+    folder"""
     destination: Annotated[Positional[Path], arg(metavar="DEST")]
     """folder to write"""
     to: Annotated[str, arg(metavar="FORMAT")] = "dualfuse"
     """target format: dualfuse (a model folder), huggingface (transformers), official (the file of the model's own
-    code), or one of a plug-in"""
+    code), openai or open_clip (of a CLIP), or one of a plug-in"""
     text: str = ""
     """checkpoint of the text encoder: RoBERTa for a CLIP source, BERT for a BEiT source"""
     language: Literal["random", "vision"] = "random"
     """initialization of language experts for a BEiT source without --text: random, or the vision experts"""
     tokenizer: str = ""
-    """tokenizer for a checkpoint without one: tokenizer.json, folder, or name on the hub"""
+    """tokenizer for a checkpoint without one: tokenizer.json, OpenAI's bpe_simple_vocab_16e6.txt.gz, spiece.model, folder, or
+    name on the hub"""
     recipe: str = ""
     """recipe whose model is built on CLIP and RoBERTa; empty: a BridgeTower of their sizes"""
 
