@@ -38,8 +38,8 @@ class Options:
     language: Literal["random", "vision"] = "random"
     """initialization of language experts for a BEiT source without --text: random, or the vision experts"""
     tokenizer: str = ""
-    """tokenizer for a checkpoint without one: tokenizer.json, OpenAI's bpe_simple_vocab_16e6.txt.gz, spiece.model, folder,
-    or name on the hub"""
+    """tokenizer for a checkpoint without one: tokenizer.json, OpenAI's bpe_simple_vocab_16e6.txt.gz, spiece.model,
+    folder, or name on the hub"""
     recipe: str = ""
     """recipe whose model is built on CLIP and RoBERTa; empty: a BridgeTower of their sizes"""
 
