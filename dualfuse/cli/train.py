@@ -75,8 +75,19 @@ def run(words: Sequence[str]) -> None:
     if found[0].start_from == str(Path(parsed.name)) and (lines := inherited(found[0], chosen[0])):
         echo("\n".join([f"settings of {parsed.name} that this run keeps:", *lines]), to_stderr=True)
     name = Path(parsed.name).stem if is_recipe_file(parsed.name) else parsed.name.rpartition(":")[2]
+    for recipe in chosen:
+        _check_start(recipe)
     out = parsed.out or Path("runs") / name
     echo(f"model: {train(chosen, out)}")
+
+
+def _check_start(recipe: Recipe) -> None:
+    """Raise ``DualfuseError`` for towers that are frozen with random weights."""
+    if not recipe.start_from and "frozen" in (recipe.towers.image.mode, recipe.towers.text.mode):
+        raise DualfuseError(
+            f"recipe {recipe.name} freezes a tower, which would keep its random weights; give --start-from MODEL: a "
+            "model folder, a checkpoint, or a name on the Hugging Face hub such as openai/clip-vit-base-patch32"
+        )
 
 
 def given(flags: Sequence[str]) -> dict[str, str]:

@@ -70,7 +70,11 @@ def test_search_stays_and_fusion_is_trained(
     assert nlvr2.model.image_slots == 2
 
 
-def test_it_is_listed_without_a_start_and_refuses_other_models(tmp_path: Path) -> None:
+def test_it_is_listed_without_a_start_and_refuses_other_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", "fuse", "--data.train", "pairs.tar"]) == 2
+    assert "--start-from" in capsys.readouterr().err
     (recipe,) = recipes.find_recipe("fuse")
     assert isinstance(recipe.model, BridgeTowerConfig)
     vlmo = hub.save(tmp_path / "vlmo", (vlmo := tiny.recipe(tmp_path)).build(), vlmo)
@@ -100,6 +104,8 @@ def test_a_fusion_encoder_is_added_to_a_foreign_dual_encoder(
             )
             for m in (before, after)
         )
-    assert torch.equal(one[0], other[0]) and torch.equal(one[1], other[1])
+    assert torch.equal(one[0], other[0])
+    assert torch.equal(one[1], other[1])
     match = dualfuse.predict(after, image=images[0], text="a boat").match
-    assert match is not None and 0 <= match <= 1
+    assert match is not None
+    assert 0 <= match <= 1
