@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def timed(recipe: Recipe, out: Path) -> tuple[float, float]:
         loop.train((recipe,), out)
     finally:
         loop.seed_step = seed_step
-    first, *steps = (after - before for before, after in zip(marks, marks[1:], strict=False))
+    first, *steps = (after - before for before, after in pairwise(marks))
     return first, statistics.median(steps)
 
 
