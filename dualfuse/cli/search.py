@@ -25,6 +25,7 @@ dualfuse search runs/demo/pairs/final runs/demo/images "flag of Jamaica"
 dualfuse search runs/demo/pairs/final photos "a red bicycle" --rerank 16 --save-image hits.png
 dualfuse search runs/demo/pairs/final photos photos/cat.jpg --top 20
 dualfuse search runs/demo/pairs/final photos --queries queries.txt --json
+dualfuse search runs/demo/pairs/final photos "a red bicycle" --where "folder ^= 2024/ and not folder in (2024/drafts)"
 """
 COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
 SHOWN = 5  # skipped images that are named; all are counted
@@ -46,6 +47,8 @@ class Options:
     """number of hits"""
     rerank: int = 0
     """candidates that fusion re-ranks, for text queries; 0: none"""
+    where: Annotated[str, arg(metavar="FILTER")] = ""
+    """only images whose fields match, such as "folder ^= 2024/ and price < 20", or the same as JSON"""
     json: bool = False
     """print one JSON object per query, with its hits"""
     save_image: Annotated[Path | None, arg(metavar="FILE")] = None
@@ -67,17 +70,20 @@ def run(options: Flags[Options]) -> int:
     from dualfuse.plugins import find
     from dualfuse.search.index import Index, fingerprint
     from dualfuse.search.queries import Query, answer, answers, interpret, read_queries
+    from dualfuse.search.stores.filter_text import parse_text
 
     _check(options)
+    where = parse_text(options.where) if options.where else None
     many = tuple(read_queries(options.queries)) if options.queries else ()
     loaded = load(options.model, device=dist.device())
     store = find(options.store)(fingerprint(loaded)) if options.store else None
     index = Index.build(loaded, options.images, store=store)
     echo("\n".join(describe(index)), to_stderr=True)
     if options.queries:
-        results = answers(index, many, top=options.top, rerank=options.rerank, folder=options.queries.parent)
+        folder = options.queries.parent
+        results = answers(index, many, top=options.top, rerank=options.rerank, where=where, folder=folder)
         return 0 if sum([_show(each, options.json, f"query: {printable(each.query.text)}") for each in results]) else 1
-    result = answer(index, Query(options.query), top=options.top, rerank=options.rerank)
+    result = answer(index, Query(options.query), top=options.top, rerank=options.rerank, where=where)
     _show(result, options.json)
     if options.save_image:
         grid(index, result.hits, interpret(options.query), options.save_image)

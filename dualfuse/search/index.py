@@ -122,8 +122,9 @@ class Index:
         """Return the ``top`` images for a text (str), or for an image (the path of a file, or its bytes).
 
         The fusion encoder re-ranks the first ``rerank`` candidates of the dual encoder; the others follow in their
-        order. ``where`` restricts the search by metadata: ``{"folder": "2024/spring"}``, or ``{"folder": ("a", "b")}``
-        for either. Raises ``DualfuseError`` for an empty text, an unreadable image, and ``rerank`` for an image.
+        order. ``where`` restricts the search by metadata, such as ``{"folder": {"$prefix": "2024/"}}``: see
+        :mod:`dualfuse.search.stores.filters`. Raises ``DualfuseError`` for an empty text, an unreadable image, an
+        invalid filter, and ``rerank`` for an image.
         """
         if top < 1 or rerank < 0:
             raise DualfuseError(f"top is {top} and rerank {rerank}; give at least 1 and 0")

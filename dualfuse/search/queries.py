@@ -17,6 +17,7 @@ from dualfuse.prepare.sources.rows import TableRow, read_rows
 from dualfuse.prepare.sources.source import Slice
 from dualfuse.printable import brief
 from dualfuse.search.index import Hit, Index
+from dualfuse.search.stores.filters import Filter
 
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
 TEXTS = ("query", "queries", "question", *TEXT_COLUMNS)
@@ -53,21 +54,25 @@ class Answer:
         return named | ({"is_truncated": True} if self.is_truncated else {}) | {"hits": hits}
 
 
-def answer(index: Index, query: Query, *, top: int, rerank: int, folder: Path | None = None) -> Answer:
+def answer(
+    index: Index, query: Query, *, top: int, rerank: int, where: Filter | None = None, folder: Path | None = None
+) -> Answer:
     """Search for one query; see :func:`interpret`. Raises ``DualfuseError`` or ``OSError`` if it cannot be used."""
     if query.problem:
         raise DualfuseError(query.problem)
     image, text = query.image.read() if isinstance(query.image, Slice) else query.image, index.loaded.processor.text
     question = image or interpret(query.text, folder)
-    hits = index.search(question, top=top, rerank=rerank)
+    hits = index.search(question, top=top, rerank=rerank, where=where)
     return Answer(query, hits, is_truncated=isinstance(question, str) and text.encode(question).truncated)
 
 
-def answers(index: Index, queries: Iterable[Query], *, top: int, rerank: int, folder: Path) -> Iterator[Answer]:
+def answers(
+    index: Index, queries: Iterable[Query], *, top: int, rerank: int, folder: Path, where: Filter | None = None
+) -> Iterator[Answer]:
     """Yield the answer to each query; paths of images are also looked up in ``folder``."""
     for query in queries:
         try:
-            yield answer(index, query, top=top, rerank=rerank, folder=folder)
+            yield answer(index, query, top=top, rerank=rerank, where=where, folder=folder)
         except (DualfuseError, OSError) as error:
             yield Answer(query, problem=str(error))
 

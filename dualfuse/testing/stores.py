@@ -88,6 +88,8 @@ def _compare(store: VectorStore, expected: _Naive, rng: np.random.Generator, sta
         {"folder": "none of them"},
         {"tag": None},
         {"absent": "x"},
+        {"folder": {"$prefix": ""}, "size": {"$gte": 3, "$lt": 9}},
+        {"$or": [{"size": {"$gt": 20}}, {"$not": {"folder": {"$lte": "4"}}}]},
     )
     for where in filters:
         number = len(expected.search(queries[0], len(expected.items), where))

@@ -501,6 +501,15 @@ def test_filter_restricts_the_search(loaded: LoadedModel, images: Path) -> None:
     assert [hit.name for hit in index.search(TEXT, top=1, rerank=2, where={"folder": "deep/er"})] == ["deep/er/a.jpg"]
 
 
+def test_where_restricts_the_command(
+    folders: tuple[Path, Path], images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert searched(str(folders[0]), str(images), TEXT, where="folder ^= deep and not folder = deep", json=True) == 0
+    assert [hit["name"] for hit in printed_lines(capsys)[0]["hits"]] == ["deep/er/a.jpg"]
+    with pytest.raises(DualfuseError, match="a value is expected at its end"):
+        searched(str(folders[0]), str(images), TEXT, where="folder =")
+
+
 def test_store_of_another_model_is_refused(loaded: LoadedModel, images: Path) -> None:
     with pytest.raises(ValueError, match="embeddings of the model another, not of this one"):
         Index.build(loaded, images, store=ExactStore("another"))

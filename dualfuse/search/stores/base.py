@@ -8,11 +8,9 @@ from typing import Protocol
 
 from torch import Tensor
 
-Value = str | int | float | bool | None
-Metadata = Mapping[str, Value]
-"""The fields stored with an embedding, such as {"folder": "2024/spring"}."""
-Filter = Mapping[str, Value | tuple[Value, ...]]
-"""Required values by field: one value, or a tuple of which one must match. An absent field counts as None."""
+from dualfuse.search.stores.filters import Filter, Metadata
+from dualfuse.search.stores.filters import Value as Value
+from dualfuse.search.stores.filters import matches as matches
 
 
 @dataclass(frozen=True)
@@ -69,11 +67,3 @@ class VectorStore(Protocol):
     def flush(self) -> None:
         """Make all changes since the last flush durable, together or not at all."""
         ...
-
-
-def matches(metadata: Metadata, where: Filter) -> bool:
-    """Whether metadata has the values that a filter requires."""
-    return all(
-        metadata.get(field) in (required if isinstance(required, tuple) else (required,))
-        for field, required in where.items()
-    )
