@@ -18,7 +18,7 @@ MODEL = DualEncoderConfig(
 )
 """EfficientNet-Lite0, of which the means of the last two maps are read, and MiniLM-L6."""
 HEAD = ITCHeadConfig(width=512, hidden=1024, dropout=0.3, layer_norm=True, bias=True)
-TASK = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal", itc_head=HEAD, tags="keywords")
+TASK = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal", itc_head=HEAD)
 VIEWS = 6
 """Augmented views of each image: towers run once on each, which takes most of the time."""
 

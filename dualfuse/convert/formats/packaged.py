@@ -23,7 +23,8 @@ from dualfuse.recipe import Data, Recipe
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.tensor_files import read_weights
 
-PREPROCESS = Preprocess("squash", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+MEAN, STD = 127 / 255, 128 / 255
+PREPROCESS = Preprocess("squash", mean=(MEAN, MEAN, MEAN), std=(STD, STD, STD))
 """Pixels minus 127, divided by 128, as EfficientNet-Lite was trained."""
 IMAGE_SIZE = (160, 160)
 """Image size of the recipe starter, between speed and quality; the towers take any multiple of 32."""
