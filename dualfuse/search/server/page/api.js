@@ -7,7 +7,7 @@ export class ApiError extends Error {
   }
 }
 
-let running = null; // the search that is under way; a newer one cancels it
+let running = null; // the query that is under way; a newer one cancels it
 
 async function call(path, options = {}) {
   let response;
@@ -15,35 +15,36 @@ async function call(path, options = {}) {
     response = await fetch(path, options);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new ApiError(0, "The service cannot be reached. Is it still running?");
+    throw new ApiError(0, "The service cannot be reached. Check that it is running and that you are connected.");
   }
-  if (response.ok) return response.json();
-  let message = `The service answered ${response.status}.`;
+  let answer = null;
   try {
-    message = (await response.json()).error.message;
-  } catch {
-    // not JSON: a proxy answered
+    answer = await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error; // else not JSON: a proxy answered
   }
-  throw new ApiError(response.status, message);
+  if (response.ok && answer) return answer;
+  throw new ApiError(response.status, sentence(answer?.error?.message ?? `The service answered ${response.status}.`));
 }
 
-const json = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
+// Messages of the API begin in lower case, for logs and programs.
+const sentence = (message) => message.charAt(0).toUpperCase() + message.slice(1) + (/[.!?]$/.test(message) ? "" : ".");
+
+const json = (body) => ({
+  method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+});
 
 export const info = () => call("/v1/info");
 export const fields = async () => (await call("/v1/fields")).fields;
-export const explain = (id, text, image) => call("/v1/explain", json({ id, text, ...(image ? { image } : {}) }));
+export const explain = (image, text) => call("/v1/explain", json({ ...image, text }));
 
-export async function search(body, file, { page = false } = {}) {
-  if (!page) {
+// A new query cancels the one before; a further page of hits is cancelled with its query.
+export function query(path, body, { isPage = false } = {}) {
+  if (!isPage) {
     running?.abort();
     running = new AbortController();
   }
-  const signal = running?.signal;
-  if (!file) return call("/v1/search", { ...json(body), signal });
-  const form = new FormData();
-  form.set("request", JSON.stringify(body));
-  form.set("image", file, "query");
-  return call("/v1/search", { method: "POST", body: form, signal });
+  return call(path, { ...json(body), signal: running?.signal });
 }
 
 export const imageUrl = (id) => `/v1/images/${encodeURIComponent(id)}`;

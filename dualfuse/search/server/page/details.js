@@ -1,92 +1,96 @@
-// Details of a hit: the image, what each word looks at, its fields, and what can be done with it.
+// Details of a hit: the image, what each word looks at, its fields, its near copies, and what can be done with it.
 
-import { explain, imageUrl } from "./api.js";
-import { $, element, number, percent } from "./dom.js";
+import { explain, imageUrl, thumbnailUrl } from "./api.js";
+import { $, bytes, described, element, fileName, percent } from "./dom.js";
+import * as heat from "./heat.js";
 
-let maps = [];
-let current = null;
+let current = null; // the hit, or the uploaded image of the query
 
-export function open(hit, text, canExplain, isMarked, focusWords = false) {
+export const isOpen = () => $("details").open;
+export const hit = () => (isOpen() ? current : null);
+
+// `text` is what the image is explained for: empty, nothing is explained.
+export function open(hit, { text, isMarked, focusWords = false, onCopy, hasPrevious, hasNext }) {
   current = hit;
-  $("details-title").textContent = hit.name.split("/").pop();
+  heat.clear();
+  $("details-title").textContent = fileName(hit);
   $("details-caption").textContent = hit.caption;
-  $("details-image").src = imageUrl(hit.id);
-  $("details-image").alt = hit.caption || hit.name;
-  $("open").href = imageUrl(hit.id);
-  $("details-scores").replaceChildren(
-    ...(hit.probability === null ? [] : [element("strong", {}, percent(hit.probability)), "match · "]),
-    `cosine ${hit.cosine.toFixed(3)}`);
+  $("details-image").src = hit.url ?? imageUrl(hit.id);
+  $("details-image").alt = described(hit);
+  $("open").href = hit.url ?? imageUrl(hit.id);
+  for (const id of ["open", "similar", "not-this", "mark", "fields"]) $(id).hidden = Boolean(hit.url);
+  showScores(hit);
   showMarked(isMarked);
   showFields(hit);
-  $("heat").hidden = true;
-  $("explain").hidden = !(canExplain && text);
+  showCopies(hit, onCopy);
+  [$("previous").disabled, $("next").disabled] = [!hasPrevious, !hasNext];
+  $("explain").hidden = !text;
   if (!$("details").open) $("details").showModal();
-  if (canExplain && text) showWords(hit, text, focusWords);
+  if (text) showWords(hit, text, focusWords);
 }
+
+export const close = () => $("details").close();
 
 export const showMarked = (isMarked) => {
   $("mark").textContent = isMarked ? "Unmark" : "Mark";
+  $("mark").setAttribute("aria-pressed", String(isMarked));
 };
 
+function showScores(hit) {
+  const parts = [];
+  if (typeof hit.probability === "number") parts.push(element("strong", {}, percent(hit.probability)), "sure");
+  if (typeof hit.cosine === "number") parts.push(`${parts.length ? " · " : ""}cosine ${hit.cosine.toFixed(3)}`);
+  $("details-scores").replaceChildren(...parts);
+}
+
 function showFields(hit) {
-  const rows = [["Name", hit.name], ...Object.entries(hit.fields)];
-  if (hit.size !== null) rows.push(["Size", hit.size < 1e6 ? `${number(Math.ceil(hit.size / 1000))} kB` : `${(hit.size / 1e6).toFixed(1)} MB`]);
-  if (hit.time !== null) rows.push(["Changed", new Date(1000 * hit.time).toLocaleDateString()]);
+  const rows = [["Name", hit.name], ...Object.entries(hit.fields ?? {})];
+  if (typeof hit.size === "number") rows.push(["Size", bytes(hit.size)]);
+  if (typeof hit.time === "number") rows.push(["Changed", new Date(1000 * hit.time).toLocaleString()]);
   $("fields").tBodies[0].replaceChildren(...rows.map(([name, value]) =>
     element("tr", {}, element("th", { scope: "row" }, name), element("td", {}, String(value ?? "")))));
 }
 
+function showCopies(hit, onCopy) {
+  const copies = hit.folded ?? [];
+  $("copies").hidden = !copies.length;
+  $("copies-list").replaceChildren(...copies.map((copy) => element("li", {}, element("button",
+    { type: "button", onclick: () => onCopy(copy), title: copy.name },
+    element("img", { src: thumbnailUrl(copy.id, 128), alt: described(copy), width: 72, height: 72 })))));
+}
+
 async function showWords(hit, text, focusWords) {
-  $("words").replaceChildren(element("span", { className: "quiet" }, "Looking at the image…"));
-  let answer;
+  const note = (message) => $("words").replaceChildren(element("span", { className: "quiet" }, message));
+  note("Looking at the image…");
   try {
-    answer = await explain(hit.id, text);
+    const answer = await explain(hit.url ? { image: hit.url } : { id: hit.id }, text);
+    if (current !== hit || !isOpen()) return;
+    $("words").replaceChildren(...answer.words.map((word, index) => wordButton(word, index, answer)));
+    press(0, answer.words[0]);
+    if (focusWords) $("words").firstElementChild?.focus();
   } catch (error) {
-    if (current === hit) $("words").replaceChildren(element("span", { className: "quiet" }, error.message));
-    return;
+    if (current === hit) note(error.message);
   }
-  if (current !== hit) return;
-  maps = answer.words.map((word) => word.map);
-  $("words").replaceChildren(...answer.words.map((word, index) => wordButton(word, index, answer)));
-  draw(0);
-  if (focusWords) $("words").firstElementChild?.focus();
 }
 
+// The first map stands for the whole text.
 function wordButton(word, index, answer) {
-  const label = index ? word.word : "everything";
-  const note = index ? word.probability_without : answer.probability;
-  const said = index ? `without ${word.word}: ` : "";
-  const show = () => draw(index);
+  const probability = index ? word.probability_without : answer.probability;
+  const show = () => press(index, word);
+  const note = typeof probability !== "number" ? null
+    : element("small", {}, index ? `without: ${percent(probability)}` : percent(probability));
   return element("button", { type: "button", onmouseenter: show, onfocus: show, onclick: show, "aria-pressed": "false" },
-    label, note === null ? null : element("small", { title: `${said}${percent(note)}` }, index ? `without: ${percent(note)}` : percent(note)));
+    index ? word.word : "everything", note);
 }
 
-function draw(index) {
+function press(index, word) {
   [...$("words").children].forEach((button, each) => button.setAttribute("aria-pressed", String(each === index)));
-  const map = maps[index], image = $("details-image"), canvas = $("heat");
-  if (!map || !image.naturalWidth) return;
-  const box = image.getBoundingClientRect(), stage = canvas.parentElement.getBoundingClientRect();
-  const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
-  const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
-  canvas.style.left = `${box.left - stage.left + (box.width - width) / 2}px`;
-  canvas.style.top = `${box.top - stage.top + (box.height - height) / 2}px`;
-  canvas.style.width = `${width}px`;
-  canvas.style.height = `${height}px`;
-  const small = new OffscreenCanvas(map[0].length, map.length), paint = small.getContext("2d");
-  const pixels = paint.createImageData(small.width, small.height);
-  map.flat().forEach((heat, at) => pixels.data.set([255, 90, 0, Math.round(235 * heat ** 1.3)], 4 * at));
-  paint.putImageData(pixels, 0, 0);
-  [canvas.width, canvas.height] = [Math.round(width), Math.round(height)];
-  const target = canvas.getContext("2d");
-  target.imageSmoothingQuality = "high";
-  target.clearRect(0, 0, canvas.width, canvas.height);
-  target.drawImage(small, 0, 0, canvas.width, canvas.height);
-  canvas.hidden = false;
+  heat.show(word.map, index ? `“${word.word}”` : "the text");
 }
 
-$("details-image").addEventListener("load", () => maps.length && !$("explain").hidden && draw(0));
 $("details").addEventListener("close", () => {
-  current = null;
-  maps = [];
+  heat.clear();
   $("details-image").removeAttribute("src");
 });
+$("details-close").addEventListener("click", close);
+$("details").addEventListener("click", (event) => { if (event.target === $("details")) close(); });

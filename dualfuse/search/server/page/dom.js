@@ -13,6 +13,10 @@ export function element(name, properties = {}, ...children) {
   return made;
 }
 
+// A small round button with a cross.
+export const cross = (label, onclick) =>
+  element("button", { type: "button", className: "icon", "aria-label": label, onclick }, "✕");
+
 export const percent = (probability) => {
   const value = 100 * probability;
   if (value > 99 && value < 100) return "> 99 %";
@@ -20,3 +24,11 @@ export const percent = (probability) => {
 };
 
 export const number = (value) => value.toLocaleString("en");
+export const plural = (count, one, many = `${one}s`) => `${number(count)} ${count === 1 ? one : many}`;
+
+export const bytes = (size) =>
+  size < 1e6 ? `${number(Math.ceil(size / 1000))} kB` : `${(size / 1e6).toFixed(1)} MB`;
+
+// What a person calls a hit: its caption, else its file name.
+export const fileName = (hit) => hit.name.split("/").pop();
+export const described = (hit) => hit.caption || fileName(hit);

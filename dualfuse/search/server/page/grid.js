@@ -1,39 +1,80 @@
-// The grid of hits: cards with thumbnails that load when they come into view.
+// Cards of hits: thumbnails that load when they come into view, how sure the model is, which way the hit moved.
 
 import { thumbnailUrl } from "./api.js";
-import { element, percent } from "./dom.js";
+import { described, element, percent, plural } from "./dom.js";
 
-export function card(hit, rank, { isMarked, onOpen, onMark }) {
-  const name = hit.name.split("/").pop();
-  const described = hit.caption || name;
-  const sure = hit.probability === null ? hit.cosine.toFixed(3) : percent(hit.probability);
-  const moved = hit.rank_before === null ? 0 : hit.rank_before - rank;
-  const badges = element("span", { className: "badges" });
-  if (moved) {
-    const way = moved > 0 ? "up" : "down";
-    badges.append(element("span", { className: `badge ${way}`, title: `rank ${hit.rank_before + 1} before re-ranking` },
-      `${moved > 0 ? "▲" : "▼"} ${Math.abs(moved)}`));
-  }
-  if (hit.copies) badges.append(element("span", { className: "badge" }, `+${hit.copies} near ${hit.copies > 1 ? "copies" : "copy"}`));
-  const image = element("img", { src: thumbnailUrl(hit.id, 256), loading: "lazy", decoding: "async", alt: described, width: 256, height: 256 });
-  const open = element("button", { type: "button", onclick: () => onOpen(hit), "aria-label": `${described}, ${sure}` },
-    element("span", { className: "frame" }, image),
-    element("span", { className: "label" },
-      element("span", { className: "name", title: hit.name }, described),
-      element("span", { className: hit.probability > 0.5 ? "sure high" : "sure" }, sure)));
-  const tick = element("button", { type: "button", className: "tick", "aria-pressed": String(isMarked), onclick: () => onMark(hit),
-    "aria-label": `Mark ${described}`, tabIndex: -1 }, "✓");
-  const made = element("li", { className: isMarked ? "card is-marked" : "card" }, open, tick, badges);
+// `before` is the card of the same hit in the grid that this one replaces: its image is there already.
+export function card(hit, rank, { isMarked, onOpen, onMark, onUnfold, before, isCopy = false }) {
+  const moved = hit.rank_before === null || hit.rank_before === undefined ? 0 : hit.rank_before - rank;
+  const label = [described(hit), score(hit), moved ? way(moved) : "", isCopy ? "near copy" : ""];
+  const open = element("button", { type: "button", className: "open", onclick: () => onOpen(hit),
+    "aria-label": label.filter(Boolean).join(", ") },
+  element("span", { className: "frame" }, before?.querySelector("img") ?? thumbnail(hit)),
+  element("span", { className: "label" }, element("span", { className: "name", title: hit.name }, described(hit)),
+    score(hit) && element("span", { className: hit.probability > 0.5 ? "sure high" : "sure" }, score(hit))));
+  const tick = element("button", { type: "button", className: "tick", "aria-pressed": String(isMarked), tabIndex: -1,
+    "aria-label": `Mark ${described(hit)}`, onclick: () => onMark(hit) }, "✓");
+  const made = element("li", { className: `card${isMarked ? " is-marked" : ""}${isCopy ? " is-copy" : ""}`, draggable: true,
+    ondragstart: (event) => event.dataTransfer.setData("application/x-dualfuse-id", hit.id) },
+  open, tick, badges(hit, moved, () => onUnfold(made)));
   made.dataset.id = hit.id;
   return made;
 }
 
-// Arrow keys: by one in a row, by a row up and down.
+const score = (hit) => {
+  if (typeof hit.probability === "number") return percent(hit.probability);
+  return typeof hit.cosine === "number" ? hit.cosine.toFixed(3) : null;
+};
+const way = (moved) => `moved ${moved > 0 ? "up" : "down"} by ${Math.abs(moved)}`;
+
+function thumbnail(hit) {
+  const image = element("img", { loading: "lazy", decoding: "async", alt: described(hit), width: 256, height: 256,
+    draggable: false, onerror: () => image.closest(".frame")?.classList.add("broken") });
+  image.srcset = `${thumbnailUrl(hit.id, 256)} 1x, ${thumbnailUrl(hit.id, 512)} 2x`;
+  image.src = thumbnailUrl(hit.id, 256);
+  return image;
+}
+
+function badges(hit, moved, unfold) {
+  const made = element("span", { className: "badges" });
+  if (moved) {
+    made.append(element("span", { className: `badge ${moved > 0 ? "up" : "down"}`, "aria-hidden": "true",
+      title: `${way(moved)}: rank ${hit.rank_before + 1} before re-ranking` }, `${moved > 0 ? "▲" : "▼"} ${Math.abs(moved)}`));
+  }
+  if (hit.copies) {
+    made.append(element("button", { type: "button", className: "badge fold", "aria-expanded": "false", onclick: unfold },
+      `+ ${plural(hit.copies, "near copy", "near copies")}`));
+  }
+  return made;
+}
+
+export function showMarked(made, isMarked) {
+  made.classList.toggle("is-marked", isMarked);
+  made.querySelector(".tick").setAttribute("aria-pressed", String(isMarked));
+}
+
+const shown = (grid) => [...grid.children].filter((each) => !each.hidden);
+
+// The card that a key leads to: by one in a row, by a row up and down, to the ends.
 export function neighbour(grid, current, key) {
-  const cards = [...grid.children];
-  const at = cards.indexOf(current);
-  if (at < 0) return cards[0];
+  const cards = shown(grid), at = cards.indexOf(current);
+  if (key === "Home" || at < 0) return cards[0];
+  if (key === "End") return cards.at(-1);
   const columns = getComputedStyle(grid).gridTemplateColumns.split(" ").length;
-  const step = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key];
-  return cards[at + step] ?? cards[at];
+  return cards[at + { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[key]] ?? cards[at];
+}
+
+// Returns a function that slides the cards which stay from where they are now to their new places.
+export function slide(grid) {
+  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return () => {};
+  const isNear = (box) => box.bottom > -200 && box.top < innerHeight + 200;
+  const places = new Map(shown(grid).map((each) => [each.dataset.id, each.getBoundingClientRect()]));
+  return () => {
+    for (const each of shown(grid)) {
+      const from = places.get(each.dataset.id), to = each.getBoundingClientRect();
+      if (!from || !isNear(from) || !isNear(to) || (from.left === to.left && from.top === to.top)) continue;
+      each.animate([{ transform: `translate(${from.left - to.left}px, ${from.top - to.top}px)` }, { transform: "none" }],
+        { duration: 260, easing: "cubic-bezier(.2, .8, .3, 1)" });
+    }
+  };
 }

@@ -1,47 +1,53 @@
-// What the page shows, as one value that lives in the URL; an uploaded image alone does not fit there.
+// What the page shows, as one value that lives in the URL. Of an uploaded image only the key is there (uploads.js).
 
 export const empty = () => ({
-  text: "", id: "", not: [], where: {}, rerank: null, collapse: false, probability: 0,
+  text: "", id: "", upload: "", not: [], where: {}, rerank: true, fold: true, sure: 0, anyway: false, show: "",
 });
 
 export function read(search = location.search) {
   const query = new URLSearchParams(search), state = empty();
   state.text = query.get("q") ?? "";
   state.id = query.get("like") ?? "";
-  state.not = query.getAll("not").map((id) => ({ id }));
-  state.collapse = query.get("fold") === "1";
-  state.rerank = query.has("rerank") ? query.get("rerank") === "1" : null;
-  state.probability = Math.min(99, Math.max(0, Number(query.get("sure")) || 0));
+  state.upload = query.get("image") ?? "";
+  state.not = query.getAll("not");
+  state.rerank = query.get("rerank") !== "0";
+  state.fold = query.get("fold") !== "0";
+  state.anyway = query.get("anyway") === "1";
+  state.sure = Math.min(99, Math.max(0, Math.round(Number(query.get("sure"))) || 0));
+  state.show = query.get("show") ?? "";
   for (const [name, value] of query) {
     if (!name.startsWith("f.")) continue;
-    try {
-      (state.where[name.slice(2)] ??= []).push(JSON.parse(value));
-    } catch {
-      // a URL that someone edited: the filter is ignored
-    }
+    const condition = parse(value);
+    if (condition) state.where[name.slice(2)] = condition;
   }
   return state;
 }
 
+// Puts the state into the URL: as a new entry of the history, or in place of the current one.
 export function write(state, { push = true } = {}) {
   const query = new URLSearchParams();
-  if (state.text) query.set("q", state.text);
-  if (state.id) query.set("like", state.id);
-  for (const each of state.not) query.append("not", each.id);
-  if (state.collapse) query.set("fold", "1");
-  if (state.rerank !== null) query.set("rerank", state.rerank ? "1" : "0");
-  if (state.probability) query.set("sure", String(state.probability));
-  for (const [name, values] of Object.entries(state.where)) {
-    for (const value of values) query.append(`f.${name}`, JSON.stringify(value));
+  for (const [name, value] of [["q", state.text], ["like", state.id], ["image", state.upload]]) {
+    if (value) query.set(name, value);
   }
+  for (const id of state.not) query.append("not", id);
+  for (const [name, condition] of Object.entries(state.where)) query.set(`f.${name}`, JSON.stringify(condition));
+  if (!state.rerank) query.set("rerank", "0");
+  if (!state.fold) query.set("fold", "0");
+  if (state.sure) query.set("sure", String(state.sure));
+  if (state.anyway) query.set("anyway", "1");
+  if (state.show) query.set("show", state.show);
   const url = query.size ? `?${query}` : location.pathname;
   if (url === (location.search || location.pathname)) return;
   history[push ? "pushState" : "replaceState"](null, "", url);
 }
 
-// "a red car -truck" is the text "a red car" and the negative word "truck".
-export function splitText(text) {
-  const words = text.split(/\s+/).filter(Boolean);
-  const negative = words.filter((word) => /^-\p{L}/u.test(word)).map((word) => word.slice(1));
-  return { text: words.filter((word) => !/^-\p{L}/u.test(word)).join(" "), negative };
+// A condition of `where`: a list of values, or operators; anything else, such as an edited URL, is ignored.
+function parse(value) {
+  try {
+    const condition = JSON.parse(value);
+    if (Array.isArray(condition)) return condition.length ? condition : null;
+    return condition && typeof condition === "object" && Object.keys(condition).length ? condition : null;
+  } catch {
+    return null;
+  }
 }
