@@ -35,6 +35,8 @@ class Collection:
     """Return the original name of an image and the fields by which its owner knows it, if its sample has them."""
     unlisted: Mapping[str, str] = field(default_factory=dict[str, str])
     """Sub-folders whose images are not in the collection, and why."""
+    are_files: bool = True
+    """Whether each image is a file of its own, so that size and time of its stamp are its own."""
 
     @staticmethod
     def open(source: Path | str) -> Collection:
@@ -78,7 +80,9 @@ def _shards(source: Path) -> Collection:
     if not stamps:
         raise DualfuseError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
     names = tuple(shards.key(number) for number in range(len(shards)))
-    return Collection(source, root, names, stamps, partial(_read_sample, shards), partial(_sample_fields, shards))
+    return Collection(
+        source, root, names, stamps, partial(_read_sample, shards), partial(_sample_fields, shards), are_files=False
+    )
 
 
 def _stamp(path: Path) -> str:

@@ -31,6 +31,7 @@ PAIRS = 32  # fused at a time
 FLUSH_EVERY = 60.0  # seconds between flushes of a build; a power cut loses what was embedded since
 FORMAT = 1
 FOLDER = ".dualfuse"
+OWN = ("folder", "stamp", "name", "size", "time")  # the fields of the index itself; the last three of files alone
 KEPT = "keep."  # precedes, in a store, the name of a kept field that the index itself uses
 
 
@@ -142,6 +143,10 @@ class Index:
         """Return the file of a hit, as it is on disk or in its tar."""
         return self.collection.read(self._number_of[name])
 
+    def fields(self, name: str) -> Metadata:
+        """Return the fields by which the owner of an image knows it; empty for an unknown name."""
+        return _kept(self._entries.get(name, {}), self.collection.are_files)
+
     @cached_property
     def _number_of(self) -> dict[str, int]:
         return {name: number for number, name in enumerate(self.collection.names)}
@@ -154,7 +159,7 @@ class Index:
         """Return the ``top`` images for each of Q unit embeddings (Q, D), best first."""
         return [
             tuple(
-                Hit(match.name, score=match.score, cosine=match.score, fields=_kept(self._entries.get(match.name, {})))
+                Hit(match.name, score=match.score, cosine=match.score, fields=self.fields(match.name))
                 for match in matches
             )
             for matches in self.store.search(features.float().cpu(), top, where)
@@ -256,14 +261,18 @@ def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedI
 
 def _metadata(collection: Collection, number: int) -> Metadata:
     """Return the fields stored with an embedding; those of the sample that ``prepare --keep`` stored come first."""
-    own = {"folder": collection.names[number].rpartition("/")[0], "stamp": collection.stamps[number]}
+    folder, _, name = collection.names[number].rpartition("/")
+    size, _, changed = collection.stamps[number].partition("-")
+    own: dict[str, Value] = {"folder": folder, "stamp": collection.stamps[number]}
+    if collection.are_files and size and changed:
+        own |= {"name": name, "size": int(size), "time": int(changed) / 1e9}
     kept = {f"{KEPT}{name}" if name in own else name: value for name, value in collection.fields(number).items()}
     return {**kept, **own}
 
 
-def _kept(metadata: Metadata) -> dict[str, Value]:
-    """Return the fields of the sample in the metadata of its embedding."""
-    own = ("folder", "stamp")
+def _kept(metadata: Metadata, are_files: bool) -> dict[str, Value]:
+    """Return the fields of the sample in the metadata of its embedding; ``are_files`` as in ``Collection``."""
+    own = OWN if are_files else OWN[:2]
     names = {f"{KEPT}{name}": name for name in own}
     return {names.get(name, name): value for name, value in metadata.items() if name not in own}
 

@@ -28,7 +28,7 @@ from dualfuse.search.server.metrics import Metrics
 from dualfuse.search.server.options import Limits, ServerOptions
 from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot
-from dualfuse.search.stores.base import Value
+from dualfuse.search.stores.filters import Condition
 
 Result = TypeVar("Result")
 FUSED_AT_A_TIME = 32  # pairs; the time budget is looked at between
@@ -41,7 +41,7 @@ class Nearest:
     snapshot: Snapshot
     embedding: Tensor
     k: int
-    where: tuple[tuple[str, Value | tuple[Value, ...]], ...] = ()
+    where: Condition | None = None
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class Engine:
         results: list[tuple[Hit, ...]] = [()] * len(queries)
         for numbers in groups.values():
             some = [queries[number] for number in numbers]
-            index, where = some[0].snapshot.index, dict(some[0].where) or None
+            index, where = some[0].snapshot.index, some[0].where
             hits = index.nearest(torch.stack([each.embedding for each in some]), max(each.k for each in some), where)
             for number, query, each in zip(numbers, some, hits, strict=True):
                 results[number] = each[: query.k]

@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Text = Annotated[str, StringConstraints(max_length=4096)]
 Id = Annotated[str, StringConstraints(max_length=64)]
-Scalar = str | int | float | bool | None
+Where = dict[str, Any]  # of JSON; dualfuse.search.stores.filters checks it
+WHERE = (
+    'a filter by fields: {"folder": "2024"}, {"folder": ["2024", "2025"]}, {"price": {"$gte": 10, "$lt": 20}}, '
+    '{"name": {"$prefix": "IMG"}}; also $ne, $nin, $and, $or and $not. GET /v1/fields lists the fields.'
+)
 
 
 class Request(BaseModel):
@@ -51,9 +55,7 @@ class SearchRequest(Request):
         max_length=16,
         description="texts or images that the hits should not resemble",
     )
-    where: dict[str, Scalar | list[Scalar]] = Field(
-        default_factory=dict, description="required values by field: one, or a list of which one must match"
-    )
+    where: Where = Field(default_factory=dict, description=WHERE)
     top: int = Field(20, ge=1, le=1000, description="number of hits")
     cursor: str = Field("", max_length=200, description="`cursor` of the answer before, for the hits that follow")
     rerank: int | None = Field(None, ge=0, le=256, description="candidates that fusion re-ranks; 0: none")
@@ -63,7 +65,7 @@ class SearchRequest(Request):
     collapse: bool = Field(False, description="fold near copies: only the best hit of each group stays")
 
 
-class Hit(BaseModel):
+class CollectionImage(BaseModel):
     """An image of the collection."""
 
     id: str
@@ -72,6 +74,11 @@ class Hit(BaseModel):
     time: float | None = Field(None, description="seconds since 1970 of the last change")
     caption: str = ""
     fields: dict[str, Any] = Field(default_factory=dict, description="the fields that the owner of the images keeps")
+
+
+class Hit(CollectionImage):
+    """An image that a search returned."""
+
     score: float = Field(description="what hits are ordered by")
     cosine: float
     match: float | None = Field(None, description="match logit; null if the hit was not re-ranked")
@@ -79,6 +86,7 @@ class Hit(BaseModel):
     rank_before: int | None = Field(None, description="rank by the cosine alone, of a re-ranked hit")
     group: int | None = Field(None, description="hits with an equal number are near copies of each other")
     copies: int = Field(0, description="near copies that `collapse` folded into this hit")
+    folded: list[Hit] = Field(default_factory=list, description="these near copies, best first")
 
 
 class Timing(BaseModel):
@@ -110,6 +118,26 @@ class SearchAnswer(BaseModel):
     timing: Timing
     index: IndexInfo
     model: str
+
+
+class BrowseRequest(Request):
+    """Images without a query, newest first."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"examples": [{"where": {"folder": "2024"}, "top": 20}]}
+    )
+    where: Where = Field(default_factory=dict, description=WHERE)
+    top: int = Field(20, ge=1, le=1000, description="number of images")
+    cursor: str = Field("", max_length=200, description="`cursor` of the answer before, for the images that follow")
+
+
+class BrowseAnswer(BaseModel):
+    """Images, newest first."""
+
+    hits: list[CollectionImage]
+    cursor: str = Field(description="continues after the last image; empty: there are no more")
+    total: int = Field(description="images that pass the filter")
+    index: IndexInfo
 
 
 class PairRequest(Request):

@@ -13,6 +13,7 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+from dualfuse.errors import DualfuseError
 from dualfuse.search.index import Hit
 from dualfuse.search.server import schemas
 from dualfuse.search.server.copies import Copies
@@ -20,7 +21,7 @@ from dualfuse.search.server.engine import Engine, Nearest, Rerank
 from dualfuse.search.server.inputs import check_text, decode_image
 from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot, image_id
-from dualfuse.search.stores.base import Value
+from dualfuse.search.stores.filters import Condition, Metadata, fields, parse
 
 NEGATIVE_WEIGHT = 0.5  # of "not": subtracting a whole unit embedding leaves little of the query
 OVERSAMPLED = 4  # hits per wanted one when near copies are folded or improbable ones are omitted
@@ -33,6 +34,10 @@ class Page:
     offset: int
     version: str
     query: str
+
+    def at(self, offset: int) -> Page:
+        """Return another page of the same query."""
+        return replace(self, offset=offset)
 
     def encode(self) -> str:
         """Return the cursor."""
@@ -64,7 +69,7 @@ async def search(
     if request.min_probability:
         rerank = max(rerank, min(wanted, engine.options.limits.rerank))
     k = max(wanted, rerank) * (OVERSAMPLED if request.collapse else 1) + 1
-    hits = await engine.nearest.submit(Nearest(snapshot, embedding, k, _filter(request, snapshot)))
+    hits = await engine.nearest.submit(Nearest(snapshot, embedding, k, condition(request.where, snapshot)))
     found = time.perf_counter()
     before = {hit.name: rank for rank, hit in enumerate(hits)}
     fused = 0
@@ -81,11 +86,8 @@ async def search(
     hits_of_page = shown[page.offset : wanted]
     more = len(shown) > wanted
     return schemas.SearchAnswer(
-        hits=[
-            _hit(engine, snapshot, hit, before if hit.match is not None else {}, group_of, folded)
-            for hit in hits_of_page
-        ],
-        cursor=replace(page, offset=wanted).encode() if more and hits_of_page else "",
+        hits=[_hit(engine, snapshot, hit, before, group_of, folded) for hit in hits_of_page],
+        cursor=page.at(wanted).encode() if more and hits_of_page else "",
         reranked=fused,
         budget_exceeded=fused < min(rerank, len(before)),
         omitted=omitted,
@@ -138,9 +140,14 @@ def _page(request: schemas.SearchRequest, upload: bytes, snapshot: Snapshot) -> 
     """Return the page that a request asks for; ``Problem`` 409 if the index has changed since the page before."""
     described = request.model_dump_json(exclude={"cursor", "top"}, by_alias=True)
     query = blake2b(described.encode("utf-8", "surrogatepass") + upload, digest_size=6).hexdigest()
-    if not request.cursor:
+    return continued(request.cursor, query, snapshot)
+
+
+def continued(cursor: str, query: str, snapshot: Snapshot) -> Page:
+    """Return the page that a cursor continues with, the first without one; ``Problem`` if it belongs elsewhere."""
+    if not cursor:
         return Page(0, snapshot.version, query)
-    page = Page.decode(request.cursor)
+    page = Page.decode(cursor)
     if page.query != query:
         raise Problem(422, "this cursor belongs to another query; send the query unchanged", param="cursor")
     if page.version != snapshot.version:
@@ -162,16 +169,20 @@ def _rerank(request: schemas.SearchRequest, engine: Engine, text: str) -> int:
     return rerank
 
 
-def _filter(request: schemas.SearchRequest, snapshot: Snapshot) -> tuple[tuple[str, Value | tuple[Value, ...]], ...]:
+def condition(where: schemas.Where, snapshot: Snapshot) -> Condition | None:
+    """Return the filter of a request, None for an empty one; ``Problem`` 422 for an unknown field or operator."""
     known = {str(each["name"]) for each in snapshot.fields}
-    if unknown := sorted(set(request.where) - known):
+    try:
+        parsed = parse(where)
+    except DualfuseError as error:
+        raise Problem(422, str(error), param="where") from error
+    if unknown := sorted(fields(parsed) - known):
         raise Problem(
             422,
             f"no image has the field {unknown[0][:80]!r}; the fields are {', '.join(sorted(known))[:500]}",
             param="where",
         )
-    pairs = ((name, tuple(value) if isinstance(value, list) else value) for name, value in request.where.items())
-    return tuple(sorted(pairs, key=lambda pair: pair[0]))
+    return parsed if where else None
 
 
 def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[list[Hit], int]:
@@ -182,14 +193,14 @@ def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[list
     return kept, len(matched) - len(kept)
 
 
-def _fold(hits: Sequence[Hit], group_of: dict[str, int]) -> tuple[list[Hit], dict[str, int]]:
-    """Return the best hit of each group of near copies, and the number of folded ones by its name."""
+def _fold(hits: Sequence[Hit], group_of: dict[str, int]) -> tuple[list[Hit], dict[str, list[Hit]]]:
+    """Return the best hit of each group of near copies, and the folded ones by its name."""
     best: dict[int, str] = {}
-    kept, folded = [], dict[str, int]()
+    kept, folded = [], dict[str, list[Hit]]()
     for hit in hits:
         group = group_of.get(hit.name)
         if group is not None and group in best:
-            folded[best[group]] = folded.get(best[group], 0) + 1
+            folded.setdefault(best[group], []).append(hit)
             continue
         if group is not None:
             best[group] = hit.name
@@ -203,26 +214,37 @@ def _hit(
     hit: Hit,
     before: dict[str, int],
     group_of: dict[str, int],
-    folded: dict[str, int],
+    folded: dict[str, list[Hit]],
 ) -> schemas.Hit:
-    size, _, changed = str(snapshot.entries.get(hit.name, {}).get("stamp") or "").partition("-")
-    fields = {name: value for name, value in hit.fields.items() if name != "caption"}
+    copies = folded.get(hit.name, [])
+    before = before if hit.match is not None else {}
     return schemas.Hit(
-        id=image_id(hit.name),
-        name=hit.name.encode("utf-8", "replace").decode(),
-        size=int(size) if size.isdigit() else None,
-        time=int(changed) / 1e9 if changed.isdigit() else None,
-        caption=str(hit.fields.get("caption") or ""),
-        fields={
-            name: value for name, value in fields.items() if not (isinstance(value, float) and not math.isfinite(value))
-        },
+        **described(snapshot, hit.name, hit.fields).model_dump(),
         score=hit.score,
         cosine=hit.cosine,
         match=hit.match,
         probability=None if hit.match is None else engine.probability(hit),
         rank_before=before.get(hit.name),
         group=group_of.get(hit.name),
-        copies=folded.get(hit.name, 0),
+        copies=len(copies),
+        folded=[_hit(engine, snapshot, each, before, group_of, {}) for each in copies],
+    )
+
+
+def described(snapshot: Snapshot, name: str, kept: Metadata) -> schemas.CollectionImage:
+    """Return what an answer says about an image; ``kept`` are the fields of its owner."""
+    size, changed = snapshot.size_and_time(name)
+    return schemas.CollectionImage(
+        id=image_id(name),
+        name=name.encode("utf-8", "replace").decode(),
+        size=size,
+        time=changed,
+        caption=str(kept.get("caption") or ""),
+        fields={
+            field: value
+            for field, value in kept.items()
+            if field != "caption" and not (isinstance(value, float) and not math.isfinite(value))
+        },
     )
 
 

@@ -40,6 +40,19 @@ class Snapshot:
         """The stored metadata of each image by name."""
         return dict(self.index.store.entries())
 
+    @cached_property
+    def newest(self) -> tuple[str, ...]:
+        """The names of all images, newest first; images of shards, which have no time of their own, by name."""
+
+        return tuple(sorted(self.entries, key=lambda name: (-(self.size_and_time(name)[1] or 0.0), name)))
+
+    def size_and_time(self, name: str) -> tuple[int | None, float | None]:
+        """Return bytes and time of change (seconds since 1970) of an image that is a file; None for others."""
+        size, _, changed = str(self.entries.get(name, {}).get("stamp") or "").partition("-")
+        if not (self.index.collection.are_files and size.isdigit() and changed.isdigit()):
+            return None, None
+        return int(size), int(changed) / 1e9
+
     def name(self, identifier: str, param: str = "id") -> str:
         """Return the name of an image; ``Problem`` 404 for an unknown id."""
         if identifier not in self.names:
@@ -66,11 +79,18 @@ def image_id(name: str) -> str:
 
 
 def _describe(name: str, values: list[object]) -> dict[str, object]:
-    present = [value for value in values if value is not None]
+    present = [value for value in values if value is not None and _is_unicode(value)]
     numbers = [value for value in present if isinstance(value, int | float) and not isinstance(value, bool)]
     counts = Counter(map(str, present)) if len(numbers) < len(present) else Counter[str]()
     described: dict[str, object] = {"name": name, "count": len(present)}
     if numbers and len(numbers) == len(present):
         return described | {"type": "number", "min": min(numbers), "max": max(numbers)}
     choices = [{"value": value, "count": count} for value, count in counts.most_common(MAX_CHOICES)]
+    if len(counts) > MAX_CHOICES and choices[0]["count"] == 1:  # such as file names: a list of some would help nobody
+        choices = []
     return described | {"type": "text", "choices": choices, "complete": len(counts) <= MAX_CHOICES}
+
+
+def _is_unicode(value: object) -> bool:
+    """Whether JSON can hold a value: names of files may be any bytes."""
+    return not isinstance(value, str) or value.isascii() or not any("\ud800" <= each <= "\udfff" for each in value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -72,8 +73,36 @@ def test_parts_are_added_by_weight_and_subtracted_by_not(client: TestClient, ser
 def test_filters_and_fields(client: TestClient) -> None:
     answer = client.post("/v1/search", json={"text": "a dog", "where": {"folder": ["spring"]}}).json()
     assert {hit["name"].split("/")[0] for hit in answer["hits"]} == {"spring"} and len(answer["hits"]) == 6
-    (folder,) = client.get("/v1/fields").json()["fields"]
-    assert folder["choices"] == [{"value": "autumn", "count": 6}, {"value": "spring", "count": 6}]
+    fields = {field["name"]: field for field in client.get("/v1/fields").json()["fields"]}
+    assert fields["folder"]["choices"] == [{"value": "autumn", "count": 6}, {"value": "spring", "count": 6}]
+    assert sorted(fields) == ["folder", "name", "size", "time"]
+    size = sorted(hit["size"] for hit in client.post("/v1/browse", json={"top": 12}).json()["hits"])[5]
+    body = {"text": "a dog", "where": {"size": {"$lte": size}, "name": {"$prefix": "0"}}}
+    hits = client.post("/v1/search", json=body).json()["hits"]
+    assert {hit["size"] <= size and Path(hit["name"]).name[0] == "0" for hit in hits} == {True}
+    assert client.post("/v1/search", json={"text": "a dog", "where": {"size": {"$near": 1}}}).status_code == 422
+
+
+def test_browsing_lists_the_newest_images_in_pages(client: TestClient, images: Path) -> None:
+    os.utime(images / "spring/05.png", (2e9, 2e9))
+    job = client.post("/v1/refresh").json()["id"]
+    while client.get(f"/v1/jobs/{job}").json()["status"] == "running":
+        time.sleep(0.01)
+    body = {"where": {"folder": ["spring"]}, "top": 4}
+    first = client.post("/v1/browse", json=body).json()
+    second = client.post("/v1/browse", json={**body, "cursor": first["cursor"]}).json()
+    names = [hit["name"] for hit in first["hits"] + second["hits"]]
+    assert names[0] == "spring/05.png" and len(set(names)) == 6 and (first["total"], second["cursor"]) == (6, "")
+    assert client.post("/v1/browse", json={"cursor": first["cursor"]}).status_code == 422
+
+
+def test_folded_near_copies_are_in_the_answer(loaded: LoadedModel, images: Path) -> None:
+    (images / "copy.png").write_bytes((images / "spring/05.png").read_bytes())
+    service = create_service(loaded, lambda: Index.build(loaded, images), OPTIONS, "tiny")
+    with TestClient(create_app(service)) as client:
+        hits = client.post("/v1/search", json={"text": "a dog", "top": 13, "collapse": True}).json()["hits"]
+    (hit,) = [hit for hit in hits if hit["copies"]]
+    assert {hit["name"], hit["folded"][0]["name"]} == {"copy.png", "spring/05.png"} and len(hit["folded"]) == 1
 
 
 def test_min_probability_omits_and_counts(client: TestClient) -> None:
