@@ -29,6 +29,6 @@ export const plural = (count, one, many = `${one}s`) => `${number(count)} ${coun
 export const bytes = (size) =>
   size < 1e6 ? `${number(Math.ceil(size / 1000))} kB` : `${(size / 1e6).toFixed(1)} MB`;
 
-// What a person calls a hit: its caption, else its file name.
+// What a person calls a hit: its caption, else its file name without the ending.
 export const fileName = (hit) => hit.name.split("/").pop();
-export const described = (hit) => hit.caption || fileName(hit);
+export const described = (hit) => hit.caption || fileName(hit).replace(/(.)\.[a-z0-9]{2,4}$/i, "$1");

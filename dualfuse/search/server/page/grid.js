@@ -29,11 +29,14 @@ const way = (moved) => `moved ${moved > 0 ? "up" : "down"} by ${Math.abs(moved)}
 
 function thumbnail(hit) {
   const image = element("img", { loading: "lazy", decoding: "async", alt: described(hit), width: 256, height: 256,
-    draggable: false, onerror: () => image.closest(".frame")?.classList.add("broken") });
+    draggable: false, onload: () => image.classList.toggle("fills", isNearlySquare(image)),
+    onerror: () => image.closest(".frame")?.classList.add("broken") });
   image.srcset = `${thumbnailUrl(hit.id, 256)} 1x, ${thumbnailUrl(hit.id, 512)} 2x`;
   image.src = thumbnailUrl(hit.id, 256);
   return image;
 }
+
+const isNearlySquare = ({ naturalWidth: width, naturalHeight: height }) => Math.max(width / height, height / width) < 1.25;
 
 function badges(hit, moved, unfold) {
   const made = element("span", { className: "badges" });
