@@ -110,10 +110,59 @@ def resize_grid(
     return resized.view(shape), f"patches {times(source)} to {times(target)}, bicubic"
 
 
-class TextEmbedding(Resizable):
-    """BERT's embedding: LayerNorm(word + type 0 (+ position)) with epsilon 1e-12, then dropout."""
+class PositionedText(Resizable):
+    """Base of text embeddings with a table ``word`` of tokens, and perhaps a table ``position``.
+
+    The first ``unused`` rows of ``position`` stand for no token.
+    """
 
     embeds_text = True
+    position: nn.Embedding | None
+    unused: int = 0
+
+    def check_length(self, ids: Tensor) -> None:
+        """Raise DualfuseError for ids (B, T) of texts that have more tokens than there are positions."""
+        if self.position is not None and ids.shape[1] > self.position.num_embeddings - self.unused:
+            raise DualfuseError(
+                f"a text of {ids.shape[1]} tokens is longer than the {self.position.num_embeddings - self.unused} "
+                "positions of the model; truncate it or set text_length of the model higher"
+            )
+
+    def resize_tensor(
+        self, name: str, tensor: Tensor, source: PositionedText, *, has_text: bool
+    ) -> tuple[Tensor, str] | None:
+        """Drop the positions beyond those of this module."""
+        return cut_positions(name, tensor, self.position, self.unused)
+
+    def extend_tensor(self, name: str, tensor: Tensor, source: PositionedText) -> Tensor | None:
+        """Add the positions that this module has beyond those of ``source``."""
+        return extend_positions(tensor, self.position, self.unused) if name.startswith("position.") else None
+
+
+class TextPositions(PositionedText):
+    """The sum of word and position embeddings; positions count from 0."""
+
+    position: nn.Embedding
+
+    def __init__(self, width: int, *, vocabulary: int, text_length: int, unused: int = 0) -> None:
+        """``text_length`` is the longest text, in tokens."""
+        super().__init__()
+        self.unused = unused
+        self.word = nn.Embedding(vocabulary, width)
+        self.position = nn.Embedding(text_length + unused, width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Embed ids (B, T) as (B, T, width)."""
+        self.check_length(ids)
+        return self.word(ids) + self.positions(ids)
+
+    def positions(self, ids: Tensor) -> Tensor:
+        """Return the positions, (T, width) or (B, T, width), of ids (B, T)."""
+        return self.position.weight[: ids.shape[1]]
+
+
+class TextEmbedding(PositionedText):
+    """BERT's embedding: LayerNorm(word + type 0 (+ position)) with epsilon 1e-12, then dropout."""
 
     def __init__(self, width: int, *, vocabulary: int, positions: int, dropout: float) -> None:
         """``positions`` is the number of learned absolute positions; 0: none."""
@@ -126,22 +175,8 @@ class TextEmbedding(Resizable):
 
     def forward(self, ids: Tensor) -> Tensor:
         """Turn ids (B, T) into (B, T, D)."""
+        self.check_length(ids)
         embedded = self.word(ids) + self.token_type.weight[0]
         if self.position is not None:
-            if ids.shape[1] > self.position.num_embeddings:
-                raise DualfuseError(
-                    f"a text of {ids.shape[1]} tokens is longer than the {self.position.num_embeddings} positions "
-                    "of the model; truncate it or increase text_length of the model"
-                )
             embedded = embedded + self.position.weight[: ids.shape[1]]
         return self.dropout(self.norm(embedded))
-
-    def resize_tensor(
-        self, name: str, tensor: Tensor, source: TextEmbedding, *, has_text: bool
-    ) -> tuple[Tensor, str] | None:
-        """Drop the positions beyond those of this module."""
-        return cut_positions(name, tensor, self.position, unused=0)
-
-    def extend_tensor(self, name: str, tensor: Tensor, source: TextEmbedding) -> Tensor | None:
-        """Add the positions that this module has beyond those of ``source``."""
-        return extend_positions(tensor, self.position, 0) if name.startswith("position.") else None

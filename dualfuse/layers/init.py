@@ -1,4 +1,4 @@
-"""Weight initialization of VLMo and BEiT."""
+"""Weight initialization of models."""
 
 from __future__ import annotations
 
@@ -30,6 +30,17 @@ def init_weights(model: nn.Module, std: float) -> None:
             nn.init.trunc_normal_(module.class_token, std=0.02)
             if module.window is not None:
                 nn.init.trunc_normal_(module.position, std=0.02)
+
+
+def init_normal(model: nn.Module, std: float) -> None:
+    """Draw linear weights from a normal of ``std``, embeddings from one of 0.02; biases are 0, other modules stay."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=std)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
 
 
 def init_weights_as_beit(patches: PatchEmbedding, blocks: Iterable[nn.Module], std: float) -> None:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.bridges import AddLinear, AllLayers, Bridge, BridgeKind, bridge
+from dualfuse.layers.init import init_normal
 from dualfuse.layers.post_norm import CrossLayer
-from dualfuse.models.base import MAX_DEPTH, Fused, Tokens, VisionLanguageModel, generation_error
-from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower, TowerOutput
+from dualfuse.models.base import MAX_DEPTH, Fused, Tokens, generation_error
+from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
+from dualfuse.models.two_towers import TwoTowers, first_state
 
 MODALITIES = ("text", "image")
 TEXT, IMAGE = MODALITIES
@@ -94,7 +96,7 @@ class BridgeTowerConfig:
         return BridgeTower(self)
 
 
-class BridgeTower(VisionLanguageModel):
+class BridgeTower(TwoTowers):
     """Two towers, which alone are a dual encoder, and cross-modal layers above them.
 
     ``Tokens.states`` are the state that ITC compares (B, 1, W), then for each cross-modal layer with a bridge the tower
@@ -127,41 +129,26 @@ class BridgeTower(VisionLanguageModel):
         self.layers = _both(lambda _: nn.ModuleList(make(dropout=cfg.dropout) for _ in range(cfg.layers)))
         self.bridges = _both(lambda _: nn.ModuleList(_bridges(cfg)))
         self.poolers = _both(lambda _: nn.Linear(cfg.width, cfg.width))
-        _initialize(self, cfg.init_std)
-
-    @property
-    def encode_widths(self) -> tuple[int, int]:
-        """Widths of the image state and of the text state that ITC compares."""
-        return self._encode_widths
+        init_normal(self, cfg.init_std)
+        for module in self.modules():
+            if isinstance(module, AddLinear):
+                module.start()
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Run the image tower on images (B, 3, H, W), and add the type of their ``slot`` to the states that feed."""
         if slot + 1 >= self.types.num_embeddings:
             raise DualfuseError(f"slot {slot}: image_slots of this model is {self.types.num_embeddings - 1}")
-        tower, layers, stored = self.image_tower, self.layers_to_read(self.image_tower), self.stored_states
-        output: TowerOutput = tower(images, layers=layers) if stored is None else stored.image(tower, images, layers)
+        output = self.run_image_tower(images)
         feeds = self._feeds(IMAGE, output.states, slot + 1)
-        pooled = _pooled(output) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
+        pooled = first_state(output) if self.itc_image_feature == "tower" else feeds[-1][:, 0]
         mask = torch.ones(feeds[0].shape[:2], dtype=torch.bool, device=pooled.device)
         return Tokens(IMAGE, (pooled[:, None], *feeds), mask, output.grid)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
-        tower, layers, stored = self.text_tower, self.layers_to_read(self.text_tower), self.stored_states
-        output: TowerOutput = (
-            tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
-        )
-        return Tokens(TEXT, (_pooled(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
-
-    def encode(self, tokens: Tokens) -> Tensor:
-        """Return the tower's pooled state (B, W), of the width that ``encode_widths`` has for the modality."""
-        return tokens.states[0][:, 0]
-
-    def patch_states(self, images: Tensor) -> Tensor:
-        """Return the image tower's top states (B, P, W) of the patches of images (B, 3, H, W)."""
-        output: TowerOutput = self.image_tower(images, layers=(len(self.image_tower.fsdp_blocks()) - 1,))
-        return output.states[0][:, 1:]
+        output = self.run_text_tower(ids, mask)
+        return Tokens(TEXT, (first_state(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
@@ -212,14 +199,9 @@ class BridgeTower(VisionLanguageModel):
 
     def fsdp_blocks(self) -> Iterable[nn.Module]:
         """Return the layers of both towers and the cross-modal layers."""
-        yield from self.image_tower.fsdp_blocks()
-        yield from self.text_tower.fsdp_blocks()
+        yield from super().fsdp_blocks()
         for layers in self.layers.children():
             yield from layers.children()
-
-    def towers(self) -> dict[str, Tower]:
-        """Return both towers."""
-        return {IMAGE: self.image_tower, TEXT: self.text_tower}
 
     def fusion_modules(self) -> Iterable[nn.Module]:
         """Return everything above the towers except the type embeddings."""
@@ -228,12 +210,7 @@ class BridgeTower(VisionLanguageModel):
 
     def lr_layers(self) -> Iterable[tuple[nn.Module, ...]]:
         """Return the towers' embeddings, the towers' layers level with their tops, then the cross-modal layers."""
-        (image, *image_levels), (text, *text_levels) = self.image_tower.lr_layers(), self.text_tower.lr_layers()
-        yield *image, *text
-        for below in reversed(range(max(len(image_levels), len(text_levels)))):
-            yield tuple(
-                part for levels in (image_levels, text_levels) if below < len(levels) for part in levels[-1 - below]
-            )
+        yield from super().lr_layers()
         yield from self._pairs(self.layers)
 
     def _pairs(self, modules: nn.ModuleDict) -> Iterable[tuple[nn.Module, nn.Module]]:
@@ -256,10 +233,6 @@ class BridgeTower(VisionLanguageModel):
         return tuple(linear(state) + type_embedding for linear, state in zip(linears, states, strict=True))
 
 
-def _pooled(output: TowerOutput) -> Tensor:
-    return output.states[-1][:, 0] if output.pooled is None else output.pooled
-
-
 def _cross_flow(layer: nn.Module, flow: AttentionFlow, x: Tensor, context: Tensor) -> Tensor:
     x = flow.attend(layer.get_submodule("attention"), x)
     return flow.attend(layer.get_submodule("cross_attention"), x, context)
@@ -279,16 +252,3 @@ def _bridges(cfg: BridgeTowerConfig) -> Iterable[nn.Module]:
     for _ in cfg.resolved_tower_layers[1:]:
         assert cfg.bridge != "none"  # without bridges one tower layer feeds
         yield bridge(cfg.bridge, cfg.width, cfg.heads)
-
-
-def _initialize(model: BridgeTower, std: float) -> None:
-    """Initialize linear weights with ``std``, embeddings with 0.02 and biases with 0; other modules keep theirs."""
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-    for module in model.modules():
-        if isinstance(module, AddLinear):
-            module.start()

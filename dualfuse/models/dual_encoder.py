@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dualfuse.models.base import Capabilities, Fused, Tokens, VisionLanguageModel, fusion_error
-from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower, TowerOutput
+from dualfuse.layers.init import init_normal
+from dualfuse.models.base import Capabilities, Fused, Tokens, fusion_error
+from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower
 from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
+from dualfuse.models.two_towers import TwoTowers, first_state, top_layer
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class DualEncoderConfig:
         return DualEncoder(self)
 
 
-class DualEncoder(VisionLanguageModel):
+class DualEncoder(TwoTowers):
     """Two towers whose pooled states ITC compares; projections, logit scale and bias are those of the ITC head.
 
     ``Tokens.states`` are the pooled state (B, 1, W) alone.
@@ -46,37 +47,18 @@ class DualEncoder(VisionLanguageModel):
         self._encode_widths = cfg.image.pooled_width, cfg.text.pooled_width
         self.vocab_size = cfg.text.vocab_size
         self.image_tower, self.text_tower = cfg.image.build(), cfg.text.build(cfg.dropout)
-        _initialize(self, cfg.init_std)
-
-    @property
-    def encode_widths(self) -> tuple[int, int]:
-        """Widths of the pooled states of both towers."""
-        return self._encode_widths
+        init_normal(self, cfg.init_std)
 
     def embed_image(self, images: Tensor, slot: int = 0) -> Tokens:
         """Run the image tower on images (B, 3, H, W); ``slot`` makes no difference."""
-        tower, layers, stored = self.image_tower, self.layers_to_read(self.image_tower), self.stored_states
-        output: TowerOutput = tower(images, layers=layers) if stored is None else stored.image(tower, images, layers)
+        output = self.run_image_tower(images)
         mask = torch.ones(output.states[0].shape[:2], dtype=torch.bool, device=images.device)
-        return Tokens("image", (_pooled(output),), mask, output.grid)
+        return Tokens("image", (first_state(output)[:, None],), mask, output.grid)
 
     def embed_text(self, ids: Tensor, mask: Tensor) -> Tokens:
         """Run the text tower on texts (B, T)."""
         mask = mask.bool()
-        tower, layers, stored = self.text_tower, self.layers_to_read(self.text_tower), self.stored_states
-        output: TowerOutput = (
-            tower(ids, mask, layers=layers) if stored is None else stored.text(tower, ids, mask, layers)
-        )
-        return Tokens("text", (_pooled(output),), mask)
-
-    def encode(self, tokens: Tokens) -> Tensor:
-        """Return the tower's pooled state (B, W), of the width that ``encode_widths`` has for the modality."""
-        return tokens.states[0][:, 0]
-
-    def patch_states(self, images: Tensor) -> Tensor:
-        """Return the image tower's top states (B, P, W) of the patches of images (B, 3, H, W)."""
-        output: TowerOutput = self.image_tower(images, layers=(_top(self.image_tower),))
-        return output.states[0][:, 1:]
+        return Tokens("text", (first_state(self.run_text_tower(ids, mask))[:, None],), mask)
 
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
@@ -84,42 +66,6 @@ class DualEncoder(VisionLanguageModel):
         """Raise DualfuseError, which says how to add a fusion encoder."""
         raise fusion_error(self)
 
-    def towers(self) -> dict[str, Tower]:
-        """Return both towers."""
-        return {"image": self.image_tower, "text": self.text_tower}
-
     def layers_to_read(self, tower: Tower) -> tuple[int, ...]:
         """Return the number of the top layer."""
-        return (_top(tower),)
-
-    def fsdp_blocks(self) -> Iterable[nn.Module]:
-        """Return the layers of both towers."""
-        yield from self.image_tower.fsdp_blocks()
-        yield from self.text_tower.fsdp_blocks()
-
-    def lr_layers(self) -> Iterable[tuple[nn.Module, ...]]:
-        """Return the towers' embeddings, then the towers' layers level with their tops."""
-        (image, *image_levels), (text, *text_levels) = self.image_tower.lr_layers(), self.text_tower.lr_layers()
-        yield *image, *text
-        for below in reversed(range(max(len(image_levels), len(text_levels)))):
-            yield tuple(
-                part for levels in (image_levels, text_levels) if below < len(levels) for part in levels[-1 - below]
-            )
-
-
-def _top(tower: Tower) -> int:
-    return len(tower.fsdp_blocks()) - 1
-
-
-def _pooled(output: TowerOutput) -> Tensor:
-    return output.states[-1][:, :1] if output.pooled is None else output.pooled[:, None]
-
-
-def _initialize(model: DualEncoder, std: float) -> None:
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+        return (top_layer(tower),)

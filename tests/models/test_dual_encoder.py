@@ -71,7 +71,7 @@ def test_itc_trains_without_other_heads(change, recipe: Recipe, tmp_path: Path) 
 def test_tasks_that_fuse_refuse_it(recipe: Recipe) -> None:
     model = recipe.model.build()
     for config in (PairsConfig(), replace(recipe.task, mlm_weight=1.0), RankingConfig(), VQAConfig(answers=("a", "b"))):
-        with pytest.raises(DualfuseError, match="no fusion encoder.* dualfuse train fuse --start-from MODEL"):
+        with pytest.raises(DualfuseError, match=r"no fusion encoder.* dualfuse train fuse --start-from MODEL"):
             config.build(model)
 
 

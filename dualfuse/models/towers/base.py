@@ -78,20 +78,26 @@ class StateSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ImageTowerConfig(ABC):
-    """The fields that every image tower has; a subclass, also a frozen dataclass, adds its own and builds the tower."""
+class TowerConfig(ABC):
+    """The fields that every tower has."""
 
     width: int
     """Width of the states."""
     depth: int
     """Number of layers."""
-    image_size: tuple[int, int]
-    """Height and width of the images that the positions are made for."""
 
     @property
     def pooled_width(self) -> int:
         """Width of the pooled state."""
         return self.width
+
+
+@dataclass(frozen=True)
+class ImageTowerConfig(TowerConfig):
+    """The fields that every image tower has; a subclass, also a frozen dataclass, adds its own and builds the tower."""
+
+    image_size: tuple[int, int]
+    """Height and width of the images that the positions are made for."""
 
     @abstractmethod
     def build(self) -> Tower:
@@ -99,22 +105,13 @@ class ImageTowerConfig(ABC):
 
 
 @dataclass(frozen=True)
-class TextTowerConfig(ABC):
+class TextTowerConfig(TowerConfig):
     """The fields that every text tower has; a subclass, also a frozen dataclass, adds its own and builds the tower."""
 
-    width: int
-    """Width of the states."""
-    depth: int
-    """Number of layers."""
     vocab_size: int
     """Number of token embeddings."""
     text_length: int
     """Longest text that has positions, in tokens."""
-
-    @property
-    def pooled_width(self) -> int:
-        """Width of the pooled state."""
-        return self.width
 
     @abstractmethod
     def build(self, dropout: float) -> Tower:

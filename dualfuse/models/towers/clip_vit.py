@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from dualfuse.errors import DualfuseError
-from dualfuse.layers.attention_flow import AttentionFlow
 from dualfuse.layers.embeddings import Stem, convolutions, patch_grid, resize_grid, resize_positions
-from dualfuse.layers.pre_norm import Activation, PreNormBlock
+from dualfuse.layers.pre_norm import Activation
 from dualfuse.layers.resizing import Resizable
 from dualfuse.models.base import MAX_DEPTH
-from dualfuse.models.towers.base import ImageTowerConfig, Tower, TowerOutput
+from dualfuse.models.towers.base import ImageTowerConfig, TowerOutput
+from dualfuse.models.towers.transformer import PreNormTower
 
 HEAD_WIDTH = 64  # channels of an attention head in OpenAI's models, at every width
 
@@ -56,11 +56,11 @@ class CLIPViTConfig(ImageTowerConfig):
         return CLIPViT(self)
 
 
-class CLIPViT(Tower, Resizable):
+class CLIPViT(PreNormTower, Resizable):
     """CLIP's image encoder without its projection: pre-norm blocks, no dropout."""
 
     def __init__(self, cfg: CLIPViTConfig) -> None:
-        """Initialize embeddings as CLIP does; linear layers keep PyTorch's default until the model initializes them."""
+        """Initialize embeddings as CLIP does."""
         super().__init__()
         self.patch_size = cfg.patch_size
         self.window = (cfg.image_size[0] // cfg.patch_size, cfg.image_size[1] // cfg.patch_size)
@@ -75,30 +75,13 @@ class CLIPViT(Tower, Resizable):
             else convolutions(cfg.width, cfg.patch_size)
         )
         self.norm_before = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
-        self.blocks = nn.ModuleList(
-            PreNormBlock(
-                cfg.width,
-                heads=cfg.heads or cfg.width // HEAD_WIDTH,
-                feed_forward=cfg.feed_forward or 4 * cfg.width,
-                activation=cfg.activation,
-                epsilon=cfg.layer_norm_eps,
-            )
-            for _ in range(cfg.depth)
-        )
-        self.norm_after = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
+        heads, feed_forward = cfg.heads or cfg.width // HEAD_WIDTH, cfg.feed_forward or 4 * cfg.width
+        self.add_blocks(replace(cfg, heads=heads, feed_forward=feed_forward))
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> TowerOutput:
-        """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W).
-
-        The final LayerNorm is applied to each returned state; the next block reads the state before it.
-        """
+        """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W)."""
         x, grid = self.embed(images)
-        states: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: 1 + max(layers)]):
-            x = block(x)
-            if number in layers:
-                states[number] = self.norm_after(x)
-        return TowerOutput(tuple(states[number] for number in layers), grid)
+        return TowerOutput(tuple(self.run(x, layers)), grid)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the normalized embeddings (B, 1 + P, width) of class token and patches, and the grid of patches."""
@@ -111,16 +94,3 @@ class CLIPViT(Tower, Resizable):
     def resize_tensor(self, name: str, tensor: Tensor, source: CLIPViT, *, has_text: bool) -> tuple[Tensor, str] | None:
         """Resize the positions to the grid of this tower."""
         return resize_grid(tensor, source.window, self.window) if name == "positions" else None
-
-    def fsdp_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks."""
-        return list(self.blocks)
-
-    def lr_layers(self) -> list[tuple[nn.Module, ...]]:
-        """Return the levels of every tower, with the final LayerNorm at the level of the top block."""
-        *lower, top = super().lr_layers()
-        return [*lower, (*top, self.norm_after)]
-
-    def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
-        """Return the relevance (N, M) after each block."""
-        return flow.stack(self.blocks, x)

@@ -11,11 +11,11 @@ from torch.nn import functional as F
 
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.attention_flow import AttentionFlow
-from dualfuse.layers.embeddings import patch_grid, resize_positions
-from dualfuse.layers.pre_norm import Activation, AttentionPooling, PreNormBlock
+from dualfuse.layers.embeddings import TextPositions, patch_grid, resize_positions
+from dualfuse.layers.pre_norm import Activation, AttentionPooling
 from dualfuse.layers.resizing import Resizable, times
-from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, Tower, TowerOutput
-from dualfuse.models.towers.clip_text import TextPositions, check_text_sizes
+from dualfuse.models.towers.base import ImageTowerConfig, TextTowerConfig, TowerOutput
+from dualfuse.models.towers.transformer import PreNormTower, block_options, check_sizes
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class SiglipViTConfig(ImageTowerConfig):
 
     def __post_init__(self) -> None:
         """Validate the sizes."""
-        check_text_sizes(self.width, self.heads, self.depth)
+        check_sizes(self.width, self.heads, self.depth)
         if any(side < self.patch_size for side in self.image_size):
             raise DualfuseError(f"image_size {self.image_size} is smaller than patch_size {self.patch_size}")
 
@@ -44,11 +44,11 @@ class SiglipViTConfig(ImageTowerConfig):
         return SiglipViT(self)
 
 
-class SiglipViT(Tower, Resizable):
+class SiglipViT(PreNormTower, Resizable):
     """A Vision Transformer without class token, pooled by one learned query that attends to its patches."""
 
     def __init__(self, cfg: SiglipViTConfig) -> None:
-        """Linear layers keep PyTorch's default until the model initializes them."""
+        """Add positions for the patches of an image of ``image_size``."""
         super().__init__()
         self.patch_size, self.image_size = cfg.patch_size, cfg.image_size
         self.window = (cfg.image_size[0] // cfg.patch_size, cfg.image_size[1] // cfg.patch_size)
@@ -56,29 +56,15 @@ class SiglipViT(Tower, Resizable):
             torch.empty(self.window[0] * self.window[1], cfg.width).normal_(std=cfg.width**-0.5)
         )
         self.projection = nn.Conv2d(3, cfg.width, cfg.patch_size, stride=cfg.patch_size)
-        self.blocks = nn.ModuleList(_blocks(cfg))
-        self.norm_after = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
-        self.pooling = AttentionPooling(
-            cfg.width,
-            heads=cfg.heads,
-            feed_forward=cfg.feed_forward,
-            activation=cfg.activation,
-            epsilon=cfg.layer_norm_eps,
-        )
+        self.add_blocks(cfg)
+        self.pooling = AttentionPooling(cfg.width, **block_options(cfg))
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> TowerOutput:
-        """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W), their mean first.
-
-        The final LayerNorm is applied to each returned state; the next block reads the state before it.
-        """
+        """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W), their mean first."""
         x, grid = self.embed(images)
-        states: dict[int, Tensor] = {}
-        for number, block in enumerate(self.blocks[: 1 + max(layers)]):
-            x = block(x)
-            if number in layers:
-                states[number] = self.norm_after(x)
-        pooled = self.pooling(states[layers[-1]]) if layers[-1] == len(self.blocks) - 1 else None
-        return TowerOutput(tuple(_with_mean(states[number]) for number in layers), grid, pooled)
+        states = self.run(x, layers)
+        pooled = self.pooling(states[-1]) if layers[-1] == len(self.blocks) - 1 else None
+        return TowerOutput(tuple(map(_with_mean, states)), grid, pooled)
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Return the embeddings (B, P, width) of patches, and their grid.
@@ -99,15 +85,6 @@ class SiglipViT(Tower, Resizable):
             return None
         rule = f"patches {times(source.window)} to {times(self.window)}, bicubic"
         return _resize(tensor, source.window, self.window), rule
-
-    def fsdp_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks."""
-        return list(self.blocks)
-
-    def lr_layers(self) -> list[tuple[nn.Module, ...]]:
-        """Return the levels of every tower, with the final LayerNorm and the pooling at the level of the top block."""
-        *lower, top = super().lr_layers()
-        return [*lower, (*top, self.norm_after, self.pooling)]
 
     def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
         """Return the relevance (1 + P, M) after each block; the first row is the mean over patches."""
@@ -135,7 +112,7 @@ class SiglipTextConfig(TextTowerConfig):
 
     def __post_init__(self) -> None:
         """Validate the sizes."""
-        check_text_sizes(self.width, self.heads, self.depth)
+        check_sizes(self.width, self.heads, self.depth)
         if not 0 <= self.pad_id < self.vocab_size:
             raise DualfuseError(f"pad_id is {self.pad_id}; give an id below vocab_size, {self.vocab_size}")
 
@@ -149,16 +126,15 @@ class SiglipTextConfig(TextTowerConfig):
         return SiglipText(self)
 
 
-class SiglipText(Tower):
+class SiglipText(PreNormTower):
     """A bidirectional Transformer over texts that are padded to one length, pooled at the last position."""
 
     def __init__(self, cfg: SiglipTextConfig) -> None:
-        """Linear layers keep PyTorch's default until the model initializes them."""
+        """Add positions for texts of ``text_length``."""
         super().__init__()
         self.pad_id, self.text_length = cfg.pad_id, cfg.text_length
         self.words = TextPositions(cfg.width, vocabulary=cfg.vocab_size, text_length=cfg.text_length)
-        self.blocks = nn.ModuleList(_blocks(cfg))
-        self.norm_after = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
+        self.add_blocks(cfg)
         self.projection = nn.Linear(cfg.width, cfg.projection_width)
 
     def forward(self, ids: Tensor, mask: Tensor, layers: Sequence[int]) -> TowerOutput:
@@ -169,41 +145,14 @@ class SiglipText(Tower):
         """
         length = ids.shape[1]
         ids = F.pad(ids.masked_fill(~mask, self.pad_id), (0, max(0, self.text_length - length)), value=self.pad_id)
-        x, states = self.words(ids), dict[int, Tensor]()
-        for number, block in enumerate(self.blocks[: 1 + max(layers)]):
-            x = block(x)
-            if number in layers:
-                states[number] = self.norm_after(x)
-        is_top = layers[-1] == len(self.blocks) - 1
-        pooled = self.projection(states[layers[-1]][:, -1]) if is_top else None
-        return TowerOutput(tuple(states[number][:, :length] for number in layers), pooled=pooled)
-
-    def fsdp_blocks(self) -> Sequence[nn.Module]:
-        """Return the blocks."""
-        return list(self.blocks)
-
-    def lr_layers(self) -> list[tuple[nn.Module, ...]]:
-        """Return the levels of every tower, with the final LayerNorm and linear map at the level of the top block."""
-        *lower, top = super().lr_layers()
-        return [*lower, (*top, self.norm_after, self.projection)]
+        states = self.run(self.words(ids), layers)
+        pooled = self.projection(states[-1][:, -1]) if layers[-1] == len(self.blocks) - 1 else None
+        return TowerOutput(tuple(state[:, :length] for state in states), pooled=pooled)
 
     def attention_flow(self, flow: AttentionFlow, x: Tensor) -> list[Tensor]:
         """Return the relevance (T, M) after each block; that of padding starts at zero."""
         padded = F.pad(x, (0, 0, 0, self.text_length - len(x)))
         return [state[: len(x)] for state in flow.stack(self.blocks, padded)]
-
-
-def _blocks(cfg: SiglipViTConfig | SiglipTextConfig) -> list[PreNormBlock]:
-    return [
-        PreNormBlock(
-            cfg.width,
-            heads=cfg.heads,
-            feed_forward=cfg.feed_forward,
-            activation=cfg.activation,
-            epsilon=cfg.layer_norm_eps,
-        )
-        for _ in range(cfg.depth)
-    ]
 
 
 def _with_mean(patches: Tensor) -> Tensor:

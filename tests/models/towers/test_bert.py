@@ -70,5 +70,5 @@ def test_other_models_are_refused() -> None:
         tower_config(config | {"hidden_act": "relu"}, "config.json")
     with pytest.raises(DualfuseError, match="vocab_size"):
         tower_config({key: value for key, value in config.items() if key != "vocab_size"}, "config.json")
-    with pytest.raises(DualfuseError, match="multiple of heads"):
+    with pytest.raises(DualfuseError, match="multiple of the heads"):
         BertConfig(width=10, heads=3)
