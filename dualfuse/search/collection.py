@@ -33,6 +33,8 @@ class Collection:
     """Return the bytes of an image; raises ``OSError`` or ``DualfuseError`` (``BrokenSample`` is one)."""
     fields: Callable[[int], dict[str, Value]] = field(default=lambda number: {})
     """Return the original name of an image and the fields by which its owner knows it, if its sample has them."""
+    captions: Callable[[int], tuple[str, ...]] = field(default=lambda number: ())
+    """Return the captions of an image, if its sample has some."""
     unlisted: Mapping[str, str] = field(default_factory=dict[str, str])
     """Sub-folders whose images are not in the collection, and why."""
     are_files: bool = True
@@ -81,7 +83,14 @@ def _shards(source: Path) -> Collection:
         raise DualfuseError(f"{source}: no samples in {len(paths)} tar file(s); members should be named like 0001.jpg")
     names = tuple(shards.key(number) for number in range(len(shards)))
     return Collection(
-        source, root, names, stamps, partial(_read_sample, shards), partial(_sample_fields, shards), are_files=False
+        source,
+        root,
+        names,
+        stamps,
+        partial(_read_sample, shards),
+        partial(_sample_fields, shards),
+        partial(_sample_captions, shards),
+        are_files=False,
     )
 
 
@@ -104,6 +113,10 @@ def _read_sample(shards: Shards, number: int) -> bytes:
 def _sample_fields(shards: Shards, number: int) -> dict[str, Value]:
     kept = shards[number].kept
     return {str(name): value if isinstance(value, Value) else to_json(value) for name, value in kept.items()}
+
+
+def _sample_captions(shards: Shards, number: int) -> tuple[str, ...]:
+    return shards[number].texts
 
 
 def _contents(folder: Path) -> str:

@@ -143,6 +143,13 @@ class Index:
         """Return the file of a hit, as it is on disk or in its tar."""
         return self.collection.read(self._number_of[name])
 
+    def caption(self, name: str) -> str:
+        """Return the first caption of an image of shards; empty for one that has none or is unreadable."""
+        try:
+            return next(iter(self.collection.captions(self._number_of[name])), "")
+        except (OSError, ValueError, KeyError):
+            return ""
+
     def fields(self, name: str) -> Metadata:
         """Return the fields by which the owner of an image knows it; empty for an unknown name."""
         return _kept(self._entries.get(name, {}), self.collection.are_files)

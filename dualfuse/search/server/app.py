@@ -16,9 +16,9 @@ from starlette.staticfiles import StaticFiles
 
 import dualfuse
 from dualfuse.errors import DualfuseError
-from dualfuse.search.server import browsing, embedding, images, operations, queries
-from dualfuse.search.server.problems import Problem
-from dualfuse.search.server.security import Guard
+from dualfuse.search.server.endpoints import embedding, images, operations, queries
+from dualfuse.search.server.http.guard import Guard
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (queries.router, browsing.router, embedding.router, images.router, operations.router):
+    for router in (queries.router, embedding.router, images.router, operations.router):
         app.include_router(router)
     for error, handler in HANDLERS:
         app.add_exception_handler(error, handler)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from dualfuse.errors import DualfuseError
 
+MAX_BATCH = 64
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -27,6 +28,12 @@ class Limits:
     """Candidates that fusion re-ranks."""
     inputs: int = 256
     """Texts, images or pairs of one request."""
+    depth: int = 10_000
+    """Hits that can be reached by paging."""
+    body_seconds: float = 30.0
+    """Seconds in which the body of a request has to arrive."""
+    pending_bytes: int = 256 << 20
+    """Bytes of all request bodies that are being read or answered; further ones are answered with status 429."""
 
 
 @dataclass(frozen=True)
@@ -44,22 +51,25 @@ class ServerOptions:
     max_batch: int = 64
     """Requests of one batch; 1: no batching."""
     max_queue: int = 256
-    """Requests that may wait; the next one is answered with status 429."""
-    cached_queries: int = 4096
-    """Embeddings of queries that are kept."""
-    cached_states: int = 512
-    """Unimodal states of re-ranked images that are kept, in half precision."""
+    """Requests that may wait or run; the next one is answered with status 429."""
+    query_cache_mb: int = 32
+    """MiB of embeddings of queries that are kept; 0: none."""
+    state_cache_mb: int = 512
+    """MiB of unimodal states of re-ranked images that are kept, in half precision; 0: none."""
     log_queries: bool = False
     """Write the texts of queries to the log."""
     limits: Limits = field(default_factory=Limits)
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        if min(self.budget_ms, self.window_ms, self.cached_queries, self.cached_states, self.rerank) < 0:
-            raise DualfuseError("budget, window, caches and rerank of a service are 0 or more")
-        if not 1 <= self.max_batch <= self.max_queue:
+        numbers = ("budget_ms", "window_ms", "query_cache_mb", "state_cache_mb", "rerank")
+        if negative := [name for name in numbers if not getattr(self, name) >= 0]:
+            raise DualfuseError(f"{negative[0]} is {getattr(self, negative[0])}; give 0 or more")
+        if self.rerank > self.limits.rerank:
+            raise DualfuseError(f"rerank is {self.rerank}; re-rank at most {self.limits.rerank} candidates")
+        if not 1 <= self.max_batch <= MAX_BATCH or self.max_queue < 1:
             raise DualfuseError(
-                f"max_batch is {self.max_batch} and max_queue {self.max_queue}; give 1 <= max_batch <= max_queue"
+                f"max_batch is {self.max_batch} and max_queue {self.max_queue}; give 1 to {MAX_BATCH}, and 1 or more"
             )
 
 

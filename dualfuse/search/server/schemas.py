@@ -49,7 +49,7 @@ class SearchRequest(Request):
     weights: dict[Literal["text", "id", "image"], Annotated[float, Field(ge=0, le=100)]] = Field(
         default_factory=dict, description="weights of the parts in the query embedding; each is 1 by default"
     )
-    without: list[Part] = Field(
+    without: list[Part | Text] = Field(
         default_factory=list,
         alias="not",
         max_length=16,
@@ -70,6 +70,7 @@ class CollectionImage(BaseModel):
 
     id: str
     name: str = Field(description="path below the collection, or key of the sample")
+    revision: str = Field("", description="changes with the file; with ?v=REVISION an image is cached for good")
     size: int | None = Field(None, description="bytes")
     time: float | None = Field(None, description="seconds since 1970 of the last change")
     caption: str = ""

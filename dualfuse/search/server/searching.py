@@ -1,162 +1,173 @@
-"""One search: embed the parts of the query, find the nearest images, re-rank, filter, fold, and cut a page."""
+"""One search: embed the parts of the query, find the nearest images, re-rank, cut, fold, and return a page."""
 
 from __future__ import annotations
 
-import base64
-import json
-import math
+import asyncio
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 
 import torch
 from torch import Tensor
 
-from dualfuse.errors import DualfuseError
 from dualfuse.search.index import Hit
 from dualfuse.search.server import schemas
-from dualfuse.search.server.copies import Copies
-from dualfuse.search.server.engine import Engine, Nearest, Rerank
-from dualfuse.search.server.inputs import check_text, decode_image
-from dualfuse.search.server.problems import Problem
-from dualfuse.search.server.snapshot import Snapshot, image_id
-from dualfuse.search.stores.filters import Condition, Metadata, fields, parse
+from dualfuse.search.server.compute.copies import Copies
+from dualfuse.search.server.compute.engine import Engine, Nearest, Reranked
+from dualfuse.search.server.describing import condition, described
+from dualfuse.search.server.endpoints.inputs import ImageInput, check_text, read_image
+from dualfuse.search.server.http.problems import Problem
+from dualfuse.search.server.paging import Page, continued, digest
+from dualfuse.search.server.snapshot import Snapshot
 
+logger = logging.getLogger(__name__)
 NEGATIVE_WEIGHT = 0.5  # of "not": subtracting a whole unit embedding leaves little of the query
-OVERSAMPLED = 4  # hits per wanted one when near copies are folded or improbable ones are omitted
+MORE = 4  # hits are asked for in steps of this factor until a page is full
+PATIENCE = 4.0  # time budgets that a later page may take to re-rank as many hits as the first one
 
 
 @dataclass(frozen=True)
-class Page:
-    """Where a page of hits starts, and of which query and index version."""
+class Folded:
+    """Hits of which near copies follow the best one: the hits that stay, and by their names the copies."""
 
-    offset: int
-    version: str
-    query: str
-
-    def at(self, offset: int) -> Page:
-        """Return another page of the same query."""
-        return replace(self, offset=offset)
-
-    def encode(self) -> str:
-        """Return the cursor."""
-        return base64.urlsafe_b64encode(json.dumps([self.offset, self.version, self.query]).encode()).decode()
-
-    @staticmethod
-    def decode(cursor: str) -> Page:
-        """Return the page of a cursor; ``Problem`` 422 for anything else."""
-        try:
-            offset, version, query = json.loads(base64.urlsafe_b64decode(cursor))
-            if type(offset) is not int or not 0 <= offset <= 1_000_000:
-                raise ValueError
-            return Page(offset, str(version), str(query))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise Problem(422, "this cursor was not given by an earlier answer", param="cursor") from error
+    hits: Sequence[Hit]
+    copies: Mapping[str, Sequence[Hit]]
+    groups: Mapping[str, int]
+    """The number of the group by the name of each hit that has a near copy."""
 
 
-async def search(
-    engine: Engine, snapshot: Snapshot, copies: Copies, request: schemas.SearchRequest, upload: bytes = b""
-) -> schemas.SearchAnswer:
-    """Answer a search request; ``upload`` is an image that came as a file instead of base64."""
-    started = time.perf_counter()
-    page = _page(request, upload, snapshot)
-    text = check_text(request.text.strip(), engine.options.limits)
-    embedding = await query_embedding(engine, snapshot, request, upload)
-    embedded = time.perf_counter()
-    rerank = _rerank(request, engine, text)
-    wanted = page.offset + request.top
-    if request.min_probability:
-        rerank = max(rerank, min(wanted, engine.options.limits.rerank))
-    k = max(wanted, rerank) * (OVERSAMPLED if request.collapse else 1) + 1
-    hits = await engine.nearest.submit(Nearest(snapshot, embedding, k, condition(request.where, snapshot)))
-    found = time.perf_counter()
-    before = {hit.name: rank for rank, hit in enumerate(hits)}
-    fused = 0
-    if rerank:
-        deadline = started + engine.options.budget_ms / 1000
-        reranked = await engine.rerank.submit(Rerank(snapshot, text, hits[:rerank], deadline))
-        hits, fused = (*reranked.hits, *hits[rerank:]), reranked.fused
-    ranked, omitted = _probable(engine, hits, request.min_probability)
-    group_of = await copies.groups(
-        snapshot, [hit.name for hit in ranked[: wanted * (OVERSAMPLED if request.collapse else 1)]]
-    )
-    shown, folded = _fold(ranked, group_of) if request.collapse else (ranked, {})
-    ended = time.perf_counter()
-    hits_of_page = shown[page.offset : wanted]
-    more = len(shown) > wanted
-    return schemas.SearchAnswer(
-        hits=[_hit(engine, snapshot, hit, before, group_of, folded) for hit in hits_of_page],
-        cursor=page.at(wanted).encode() if more and hits_of_page else "",
-        reranked=fused,
-        budget_exceeded=fused < min(rerank, len(before)),
-        omitted=omitted,
-        truncated=bool(text) and engine.loaded.processor.text.encode(text).truncated,
-        exact=True,
-        timing=schemas.Timing(
-            embed_ms=_ms(embedded - started),
-            search_ms=_ms(found - embedded),
-            rerank_ms=_ms(ended - found),
-            total_ms=_ms(ended - started),
-        ),
-        index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),
-        model=engine.name,
-    )
+@dataclass
+class Search:
+    """A search under way, and what it costs."""
+
+    engine: Engine
+    snapshot: Snapshot
+    copies: Copies
+    request: schemas.SearchRequest
+    upload: bytes = b""
+    """An image that came as a file instead of base64."""
+
+    async def answer(self) -> schemas.SearchAnswer:
+        """Return a page of hits; ``Problem`` for a request that cannot be answered."""
+        engine, request, started = self.engine, self.request, time.perf_counter()
+        text = check_text(request.text.strip(), engine.options.limits)
+        page = self._page(_rerank(request, engine, text))
+        where = condition(request.where, self.snapshot)
+        embedding = await query_embedding(engine, self.snapshot, request, self.upload)
+        embedded = time.perf_counter()
+        if engine.options.log_queries:
+            logger.info("search", extra={"query": text, "where": request.where})
+        wanted = page.offset + request.top
+        k = max(wanted + 1, page.rerank)
+        hits = await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))
+        found, before = time.perf_counter(), {hit.name: rank for rank, hit in enumerate(hits)}
+        deadline = started + engine.options.budget_ms / 1000 * (PATIENCE if request.cursor else 1)
+        reranked = Reranked((), 0, 0, is_late=False)
+        if page.rerank:
+            reranked = await engine.rerank(self.snapshot, text, hits[: page.rerank], deadline)
+        if reranked.is_late:
+            engine.metrics.budget_exceeded.inc()
+        ordered, omitted = _probable(engine, (*reranked.hits, *hits[page.rerank :]), request.min_probability)
+        folded = await self._fold(ordered, compute=request.collapse)
+        while len(folded.hits) <= wanted and len(hits) == k and request.collapse and not request.min_probability:
+            k *= MORE
+            hits = await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))
+            folded = await self._fold((*reranked.hits, *hits[page.rerank :]), compute=True)
+        ended = time.perf_counter()
+        shown = folded.hits[page.offset : wanted]
+        is_end = len(folded.hits) <= wanted or not shown or wanted >= engine.options.limits.depth
+        return schemas.SearchAnswer(
+            hits=await self._described(shown, before, folded),
+            cursor="" if is_end else replace(page, offset=wanted, rerank=reranked.done).encode(),
+            reranked=reranked.fused,
+            budget_exceeded=reranked.is_late,
+            omitted=omitted,
+            truncated=bool(text) and engine.loaded.processor.text.encode(text).truncated,
+            exact=self.snapshot.is_exact or where is not None,
+            timing=_timing(started, embedded, found, ended),
+            index=schemas.IndexInfo(count=len(self.snapshot.index), version=self.snapshot.version),
+            model=engine.name,
+        )
+
+    def _page(self, rerank: int) -> Page:
+        """Return the page of the request: the first one re-ranks ``rerank`` hits, later ones as many as that did."""
+        described = self.request.model_dump_json(exclude={"cursor", "top"}, by_alias=True)
+        query = digest(described.encode("utf-8", "surrogatepass") + self.upload)
+        return continued(self.request.cursor, Page(0, self.snapshot.version, query, rerank), self.engine.options.limits)
+
+    async def _fold(self, hits: Sequence[Hit], *, compute: bool) -> Folded:
+        """Find near copies among hits, and fold them if ``compute``; otherwise only what is known is reported."""
+        first_of = await self.copies.representatives(self.snapshot, [hit.name for hit in hits], compute=compute)
+        groups = {hits[first].name: first for first in first_of.values()} | dict(first_of)
+        if not compute:
+            return Folded(hits, {}, groups)
+        copies: dict[str, list[Hit]] = {}
+        for hit in hits:
+            if hit.name in first_of:
+                copies.setdefault(hits[first_of[hit.name]].name, []).append(hit)
+        return Folded([hit for hit in hits if hit.name not in first_of], copies, groups)
+
+    async def _described(
+        self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded
+    ) -> list[schemas.Hit]:
+        await self.snapshot.read_captions([hit.name for hit in hits], self.engine.read)
+
+        def described_hit(hit: Hit, copies: Sequence[Hit]) -> schemas.Hit:
+            image = described(self.snapshot, hit.name, hit.fields)
+            return schemas.Hit.model_construct(
+                **dict(image),
+                score=hit.score,
+                cosine=hit.cosine,
+                match=hit.match,
+                probability=None if hit.match is None else self.engine.probability(hit.match),
+                rank_before=None if hit.match is None else before.get(hit.name),
+                group=folded.groups.get(hit.name),
+                copies=len(copies),
+                folded=[described_hit(each, ()) for each in copies],
+            )
+
+        return [described_hit(hit, folded.copies.get(hit.name, ())) for hit in hits]
 
 
 async def query_embedding(
     engine: Engine, snapshot: Snapshot, request: schemas.SearchRequest, upload: bytes = b""
 ) -> Tensor:
     """Return the unit embedding (D,) of a query: the weighted sum of its parts, minus what it should not resemble."""
-    limits, weights = engine.options.limits, request.weights
-    parts: list[tuple[float, Tensor]] = []
+    weights, parts = request.weights, list[tuple[float, schemas.Part, str]]()
     if request.text.strip():
-        parts.append((weights.get("text", 1.0), await engine.embed_text(request.text.strip())))
+        parts.append((weights.get("text", 1.0), schemas.Part(text=request.text.strip()), "text"))
     if request.id:
-        parts.append((weights.get("id", 1.0), await engine.embed_image(snapshot.read(request.id))))
-    if upload or request.image:
-        image = upload or decode_image(request.image, limits)
-        parts.append((weights.get("image", 1.0), await engine.embed_image(image)))
-    if not parts:
+        parts.append((weights.get("id", 1.0), schemas.Part(id=request.id), "id"))
+    if request.image and not upload:
+        parts.append((weights.get("image", 1.0), schemas.Part(image=request.image), "image"))
+    if not parts and not upload:
         raise Problem(422, "the query is empty: give a text, an image, or the id of an image", param="text")
-    for part in request.without:
-        parts.append((-NEGATIVE_WEIGHT * part.weight, await _part(engine, snapshot, part)))
-    total = torch.stack([weight * embedding for weight, embedding in parts]).sum(0)
+    for each in request.without:
+        part = schemas.Part(text=each) if isinstance(each, str) else each
+        parts.append((-NEGATIVE_WEIGHT * part.weight, part, "not"))
+    embeddings = await asyncio.gather(*(_embedded(engine, snapshot, part, param) for _, part, param in parts))
+    terms = [weight * embedding for (weight, _, _), embedding in zip(parts, embeddings, strict=True)]
+    if upload:
+        terms.append(weights.get("image", 1.0) * await engine.embed_image(upload))
+    total = torch.stack(terms).sum(0)
     if not total.norm() > 1e-6:
         raise Problem(422, "the parts of the query cancel each other; change their weights", param="weights")
     return total / total.norm()
 
 
-async def _part(engine: Engine, snapshot: Snapshot, part: schemas.Part) -> Tensor:
+async def _embedded(engine: Engine, snapshot: Snapshot, part: schemas.Part, param: str) -> Tensor:
     if sum(map(bool, (part.text.strip(), part.id, part.image))) != 1:
-        raise Problem(422, "each entry of not has one of text, id and image", param="not")
+        raise Problem(422, "each entry of not has one of text, id and image", param=param)
     if part.text.strip():
-        return await engine.embed_text(check_text(part.text.strip(), engine.options.limits, "not"))
-    image = snapshot.read(part.id) if part.id else decode_image(part.image, engine.options.limits, "not")
-    return await engine.embed_image(image)
-
-
-def _page(request: schemas.SearchRequest, upload: bytes, snapshot: Snapshot) -> Page:
-    """Return the page that a request asks for; ``Problem`` 409 if the index has changed since the page before."""
-    described = request.model_dump_json(exclude={"cursor", "top"}, by_alias=True)
-    query = blake2b(described.encode("utf-8", "surrogatepass") + upload, digest_size=6).hexdigest()
-    return continued(request.cursor, query, snapshot)
-
-
-def continued(cursor: str, query: str, snapshot: Snapshot) -> Page:
-    """Return the page that a cursor continues with, the first without one; ``Problem`` if it belongs elsewhere."""
-    if not cursor:
-        return Page(0, snapshot.version, query)
-    page = Page.decode(cursor)
-    if page.query != query:
-        raise Problem(422, "this cursor belongs to another query; send the query unchanged", param="cursor")
-    if page.version != snapshot.version:
-        raise Problem(409, "the index has changed since the page before; search again without cursor", param="cursor")
-    return page
+        return await engine.embed_text(check_text(part.text.strip(), engine.options.limits, param))
+    image: ImageInput = await read_image(engine, snapshot, part.id, part.image, param)
+    return await engine.embed_image(image.data)
 
 
 def _rerank(request: schemas.SearchRequest, engine: Engine, text: str) -> int:
-    can_match = engine.loaded.task.can_match
+    """Return how many hits the first page re-ranks."""
+    can_match, limit = engine.loaded.task.can_match, engine.options.limits.rerank
     rerank = engine.options.rerank if request.rerank is None else request.rerank
     if request.rerank is None and not (text and can_match):
         rerank = 0
@@ -166,87 +177,18 @@ def _rerank(request: schemas.SearchRequest, engine: Engine, text: str) -> int:
         )
     if (rerank or request.min_probability) and not text:
         raise Problem(422, "only a text can be matched with images; add a text, or leave out rerank", param="rerank")
-    return rerank
+    return max(rerank, min(request.top, limit)) if request.min_probability else rerank
 
 
-def condition(where: schemas.Where, snapshot: Snapshot) -> Condition | None:
-    """Return the filter of a request, None for an empty one; ``Problem`` 422 for an unknown field or operator."""
-    known = {str(each["name"]) for each in snapshot.fields}
-    try:
-        parsed = parse(where)
-    except DualfuseError as error:
-        raise Problem(422, str(error), param="where") from error
-    if unknown := sorted(fields(parsed) - known):
-        raise Problem(
-            422,
-            f"no image has the field {unknown[0][:80]!r}; the fields are {', '.join(sorted(known))[:500]}",
-            param="where",
-        )
-    return parsed if where else None
-
-
-def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[list[Hit], int]:
+def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[Sequence[Hit], int]:
     if not minimum:
-        return list(hits), 0
-    matched = [hit for hit in hits if hit.match is not None]
-    kept = [hit for hit in matched if engine.probability(hit) >= minimum]
+        return hits, 0
+    matched = [(hit, hit.match) for hit in hits if hit.match is not None]
+    kept = [hit for hit, logit in matched if engine.probability(logit) >= minimum]
     return kept, len(matched) - len(kept)
 
 
-def _fold(hits: Sequence[Hit], group_of: dict[str, int]) -> tuple[list[Hit], dict[str, list[Hit]]]:
-    """Return the best hit of each group of near copies, and the folded ones by its name."""
-    best: dict[int, str] = {}
-    kept, folded = [], dict[str, list[Hit]]()
-    for hit in hits:
-        group = group_of.get(hit.name)
-        if group is not None and group in best:
-            folded.setdefault(best[group], []).append(hit)
-            continue
-        if group is not None:
-            best[group] = hit.name
-        kept.append(hit)
-    return kept, folded
-
-
-def _hit(
-    engine: Engine,
-    snapshot: Snapshot,
-    hit: Hit,
-    before: dict[str, int],
-    group_of: dict[str, int],
-    folded: dict[str, list[Hit]],
-) -> schemas.Hit:
-    copies = folded.get(hit.name, [])
-    before = before if hit.match is not None else {}
-    return schemas.Hit(
-        **described(snapshot, hit.name, hit.fields).model_dump(),
-        score=hit.score,
-        cosine=hit.cosine,
-        match=hit.match,
-        probability=None if hit.match is None else engine.probability(hit),
-        rank_before=before.get(hit.name),
-        group=group_of.get(hit.name),
-        copies=len(copies),
-        folded=[_hit(engine, snapshot, each, before, group_of, {}) for each in copies],
-    )
-
-
-def described(snapshot: Snapshot, name: str, kept: Metadata) -> schemas.CollectionImage:
-    """Return what an answer says about an image; ``kept`` are the fields of its owner."""
-    size, changed = snapshot.size_and_time(name)
-    return schemas.CollectionImage(
-        id=image_id(name),
-        name=name.encode("utf-8", "replace").decode(),
-        size=size,
-        time=changed,
-        caption=str(kept.get("caption") or ""),
-        fields={
-            field: value
-            for field, value in kept.items()
-            if field != "caption" and not (isinstance(value, float) and not math.isfinite(value))
-        },
-    )
-
-
-def _ms(seconds: float) -> float:
-    return round(1000 * seconds, 3)
+def _timing(started: float, embedded: float, found: float, ended: float) -> schemas.Timing:
+    spans = (embedded - started, found - embedded, ended - found, ended - started)
+    embed, search, rerank, total = (round(1000 * seconds, 3) for seconds in spans)
+    return schemas.Timing(embed_ms=embed, search_ms=search, rerank_ms=rerank, total_ms=total)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from uuid import uuid4
 
 from dualfuse.search.index import Index
-from dualfuse.search.server.copies import Copies
-from dualfuse.search.server.engine import Engine, Nearest, Rerank
+from dualfuse.search.server.compute.copies import Copies
+from dualfuse.search.server.compute.engine import Engine, Nearest, Rerank
+from dualfuse.search.server.compute.thumbnails import Thumbnails
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.metrics import Metrics
 from dualfuse.search.server.options import ServerOptions
-from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot
-from dualfuse.search.server.thumbnails import Thumbnails
 
 logger = logging.getLogger(__name__)
 KEPT_JOBS = 100

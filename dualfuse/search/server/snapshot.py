@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
 
-from dualfuse.search.index import Index
-from dualfuse.search.server.problems import Problem
-from dualfuse.search.stores.base import Metadata
+from torch import Tensor
+
+from dualfuse.search.index import Hit, Index
+from dualfuse.search.server.compute.cache import LRUCache
+from dualfuse.search.server.http.problems import Problem
+from dualfuse.search.stores.filters import Condition, Metadata
 
 MAX_CHOICES = 50  # different values of a field that are listed as choices
+CAPTIONS = 16 << 20  # bytes of captions that are kept
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,10 @@ class Snapshot:
 
     index: Index
     version: str
+    captions: LRUCache[tuple[str, str], str] = field(
+        default_factory=lambda: LRUCache(CAPTIONS, lambda caption: len(caption) * 2)
+    )
+    """The captions that :meth:`read_captions` read."""
 
     @staticmethod
     def of(index: Index) -> Snapshot:
@@ -43,15 +51,52 @@ class Snapshot:
     @cached_property
     def newest(self) -> tuple[str, ...]:
         """The names of all images, newest first; images of shards, which have no time of their own, by name."""
-
         return tuple(sorted(self.entries, key=lambda name: (-(self.size_and_time(name)[1] or 0.0), name)))
 
     def size_and_time(self, name: str) -> tuple[int | None, float | None]:
         """Return bytes and time of change (seconds since 1970) of an image that is a file; None for others."""
-        size, _, changed = str(self.entries.get(name, {}).get("stamp") or "").partition("-")
+        size, _, changed = self.stamp(name).partition("-")
         if not (self.index.collection.are_files and size.isdigit() and changed.isdigit()):
             return None, None
         return int(size), int(changed) / 1e9
+
+    @cached_property
+    def is_exact(self) -> bool:
+        """Whether a search without a filter compares every embedding; a store that does not has ``is_exact`` False."""
+        return bool(getattr(self.index.store, "is_exact", True))
+
+    def nearest(self, embeddings: Tensor, k: int, where: Condition | None) -> list[tuple[Hit, ...]]:
+        """Return the ``k`` nearest images to each of Q unit embeddings (Q, D), best first."""
+        return self.index.nearest(embeddings, k, where)
+
+    def stamp(self, name: str) -> str:
+        """Return size and time of the last change of the file of an image: "BYTES-NANOSECONDS"."""
+        return str(self.entries.get(name, {}).get("stamp") or "")
+
+    def key(self, name: str) -> tuple[str, str]:
+        """Return what stands for an image in caches: it changes with the file."""
+        return name, self.stamp(name)
+
+    def revision(self, name: str) -> str:
+        """Return 8 hexadecimal digits that change with the file of an image."""
+        return blake2b(self.stamp(name).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+
+    def read_name(self, name: str) -> bytes:
+        """Return the file of an image by name; ``OSError`` or ``ValueError`` if it is gone."""
+        try:
+            return self.index.image(name)
+        except KeyError as error:
+            raise FileNotFoundError(name) from error
+
+    async def read_captions(self, names: Sequence[str], read: Callable[..., Awaitable[None]]) -> None:
+        """Read the captions of images of shards that were not read before; ``read`` runs a function in a thread."""
+        missing = [name for name in names if self.captions.get(self.key(name)) is None]
+        if missing and not self.index.collection.are_files:
+            await read(self._read_captions, missing)
+
+    def _read_captions(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.captions.put(self.key(name), self.index.caption(name))
 
     def name(self, identifier: str, param: str = "id") -> str:
         """Return the name of an image; ``Problem`` 404 for an unknown id."""
@@ -62,8 +107,8 @@ class Snapshot:
     def read(self, identifier: str) -> bytes:
         """Return the file of an image; ``Problem`` 404 for an unknown id and for a file that is gone."""
         try:
-            return self.index.image(self.name(identifier))
-        except (OSError, ValueError, KeyError) as error:
+            return self.read_name(self.name(identifier))
+        except (OSError, ValueError) as error:
             raise Problem(404, "the image has changed or is gone; refresh the index by POST /v1/refresh") from error
 
     @cached_property

@@ -268,7 +268,7 @@ def test_a_full_queue_is_answered_by_429(loaded: LoadedModel, images: Path) -> N
 
 
 def test_the_time_budget_stops_re_ranking(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dualfuse.search.server.engine.FUSED_AT_A_TIME", 2)
+    monkeypatch.setattr("dualfuse.search.server.compute.engine.FUSED_AT_A_TIME", 2)
     options = replace(OPTIONS, budget_ms=0)
     service = create_service(loaded, lambda: Index.build(loaded, images), options, "tiny")
     with TestClient(create_app(service)) as client:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 
-from dualfuse.search.server.engine import check_upload
+from dualfuse.search.server.compute.engine import check_upload
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.options import Limits
-from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot
 
 

@@ -10,12 +10,13 @@ from hashlib import blake2b
 from PIL import Image, ImageOps
 
 from dualfuse.data.image.decode import decoding, formats_of, reserve, to_rgb, without_large_notes
-from dualfuse.search.server.cache import LRUCache
-from dualfuse.search.server.problems import Problem
+from dualfuse.errors import DualfuseError
+from dualfuse.search.server.compute.cache import LRUCache
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot
 
 WIDTHS = (64, 128, 256, 512, 1024)  # a request gets the next larger one, so that few versions are made and cached
-CACHED = 2000
+CACHED = 128 << 20  # bytes
 TYPES = {b"\xff\xd8\xff": "image/jpeg", b"\x89PNG": "image/png", b"GIF8": "image/gif"}
 
 
@@ -39,15 +40,15 @@ class Thumbnails:
 
     def __init__(self) -> None:
         """Nothing is made yet."""
-        self._made = LRUCache[tuple[str, object, int], ImageFile](CACHED)
+        self.made = LRUCache[tuple[str, str, int], ImageFile](CACHED, lambda file: len(file.data))
 
     def get(self, snapshot: Snapshot, identifier: str, width: int) -> ImageFile:
         """Return a version with a longer side of at most the smallest of ``WIDTHS`` that is not below ``width``."""
         side = next((each for each in WIDTHS if each >= width), WIDTHS[-1])
-        key = (identifier, snapshot.entries[snapshot.name(identifier)].get("stamp"), side)
-        if (made := self._made.get(key)) is None:
+        key = (*snapshot.key(snapshot.name(identifier)), side)
+        if (made := self.made.get(key)) is None:
             made = _file(_jpeg(snapshot.read(identifier), side), "image/jpeg")
-            self._made.put(key, made)
+            self.made.put(key, made)
         return made
 
 
@@ -77,9 +78,22 @@ def _file(data: bytes, kind: str) -> ImageFile:
     return ImageFile(data, kind, f'"{blake2b(data, digest_size=12).hexdigest()}"')
 
 
-@decoding()
 def _jpeg(data: bytes, side: int) -> bytes:
     """Return an image as a JPEG with a longer side of at most ``side``; 0: its own size."""
+    try:
+        buffer = io.BytesIO()
+        small_image(data, side).save(buffer, "JPEG", quality=85)
+        return buffer.getvalue()
+    except (OSError, ValueError) as error:
+        raise Problem(404, "the image can no longer be decoded; refresh the index by POST /v1/refresh") from error
+
+
+@decoding()
+def small_image(data: bytes, side: int) -> Image.Image:
+    """Return an image in RGB with a longer side of at most ``side``, upright; 0: its own size.
+
+    Raises ``DualfuseError`` if the file cannot be decoded.
+    """
     try:
         with Image.open(io.BytesIO(without_large_notes(data)), formats=formats_of(data)) as image:
             if side:
@@ -88,8 +102,6 @@ def _jpeg(data: bytes, side: int) -> bytes:
             small = ImageOps.exif_transpose(to_rgb(image))
         if side:
             small.thumbnail((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
-        buffer = io.BytesIO()
-        small.save(buffer, "JPEG", quality=85)
-        return buffer.getvalue()
+        return small
     except Exception as error:  # Pillow's parsers raise all kinds of errors for malicious files
-        raise Problem(404, "the image can no longer be decoded; refresh the index by POST /v1/refresh") from error
+        raise DualfuseError(f"image of {len(data):,} bytes cannot be decoded: {error}") from error

@@ -9,11 +9,11 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 
-from dualfuse.search.server.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.problems import Problem
+from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
+from dualfuse.search.server.http.problems import Problem
 
 router = APIRouter(tags=["operations"], responses=PROBLEMS)
-PAGE = Path(__file__).parent / "page"
+PAGE = Path(__file__).parents[1] / "page"
 
 
 @router.get("/healthz", response_class=PlainTextResponse)

@@ -16,11 +16,11 @@ from dualfuse.inference.explain import Explanation, explain, heat_map_grid
 from dualfuse.inference.predict import predict
 from dualfuse.inference.zero_shot import zero_shot_model
 from dualfuse.search.server import schemas
-from dualfuse.search.server.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.engine import Engine, check_upload
-from dualfuse.search.server.inputs import check_text, one_image
+from dualfuse.search.server.compute.engine import Engine, check_upload
+from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
+from dualfuse.search.server.endpoints.inputs import check_text, one_image
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.options import Limits
-from dualfuse.search.server.problems import Problem
 from dualfuse.search.server.searching import search
 
 router = APIRouter(prefix="/v1", tags=["queries"], responses=PROBLEMS)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from hashlib import blake2b
 
 from fastapi import APIRouter
 
 from dualfuse.search.server import schemas
-from dualfuse.search.server.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.searching import condition, continued, described
+from dualfuse.search.server.describing import condition, described
+from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
+from dualfuse.search.server.paging import Page, continued, digest
 from dualfuse.search.server.snapshot import Snapshot
 from dualfuse.search.stores.filters import Condition, predicate
 
@@ -19,14 +19,16 @@ router = APIRouter(prefix="/v1", tags=["queries"], responses=PROBLEMS)
 @router.post("/browse")
 async def browse(body: schemas.BrowseRequest, service: ServiceDep) -> schemas.BrowseAnswer:
     """Return images of the collection without a query, newest first; `where` filters them."""
-    snapshot = service.check_ready()
+    snapshot, limits = service.check_ready(), service.options.limits
     where = condition(body.where, snapshot)
-    page = continued(body.cursor, blake2b(repr(where).encode(), digest_size=6).hexdigest(), snapshot)
+    page = continued(body.cursor, Page(0, snapshot.version, digest(repr(where).encode())), limits)
     names = await asyncio.to_thread(_names, snapshot, where)
     end = page.offset + body.top
+    shown = names[page.offset : end]
+    await snapshot.read_captions(shown, service.engine.read)
     return schemas.BrowseAnswer(
-        hits=[described(snapshot, name, snapshot.index.fields(name)) for name in names[page.offset : end]],
-        cursor=page.at(end).encode() if len(names) > end else "",
+        hits=[described(snapshot, name, snapshot.index.fields(name)) for name in shown],
+        cursor=page.at(end).encode() if len(names) > end and end < limits.depth else "",
         total=len(names),
         index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),
     )

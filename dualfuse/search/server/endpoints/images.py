@@ -7,8 +7,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Response
 
-from dualfuse.search.server.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.thumbnails import ImageFile, original, parse_range
+from dualfuse.search.server.compute.thumbnails import ImageFile, original, parse_range
+from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
 
 router = APIRouter(prefix="/v1/images", tags=["images"], responses=PROBLEMS)
 CACHE = "private, max-age=31536000, immutable"

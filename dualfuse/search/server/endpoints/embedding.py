@@ -12,9 +12,9 @@ from fastapi import APIRouter
 from torch import Tensor
 
 from dualfuse.search.server import schemas
-from dualfuse.search.server.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.inputs import check_text, decode_image
-from dualfuse.search.server.problems import Problem
+from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
+from dualfuse.search.server.endpoints.inputs import check_text, decode_image
+from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.service import Service
 
 router = APIRouter(prefix="/v1", tags=["embeddings"], responses=PROBLEMS)

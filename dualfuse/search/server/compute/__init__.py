@@ -1,0 +1,1 @@
+"""What requests have computed: batches of the model, caches, thumbnails and near copies."""

@@ -1,0 +1,194 @@
+"""The model of a service: batches of queries are embedded, searched and re-ranked together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from hashlib import blake2b
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dualfuse.hub import LoadedModel
+from dualfuse.inference.encode import embed_images
+from dualfuse.search.index import Hit
+from dualfuse.search.server.compute.batching import Batcher, BatchingPolicy
+from dualfuse.search.server.compute.cache import LRUCache
+from dualfuse.search.server.compute.pairs import Pair, PairScorer, embed_texts, result_of
+from dualfuse.search.server.metrics import Metrics
+from dualfuse.search.server.options import ServerOptions
+from dualfuse.search.server.snapshot import Snapshot
+from dualfuse.search.stores.filters import Condition
+
+Result = TypeVar("Result")
+PAIRS = 32  # fused in one batch: text queries wait at most that long for the thread of the model
+READERS = 4  # threads that decode images
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """A query of the store: a unit embedding (D,), and how many hits it wants under which filter."""
+
+    snapshot: Snapshot
+    embedding: Tensor
+    k: int
+    where: Condition | None = None
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """Hits in their new order, and how many of them were fused before the time was over."""
+
+    hits: tuple[Hit, ...]
+    fused: int
+    is_late: bool
+
+
+class Engine:
+    """Runs a model in one thread, so that requests never compete for it, and batches what waits meanwhile."""
+
+    def __init__(self, loaded: LoadedModel, options: ServerOptions, metrics: Metrics, name: str) -> None:
+        """``loaded`` needs trained embeddings (``DualfuseError`` otherwise); ``name`` is the model's in answers."""
+        loaded.task.check_search()
+        self.loaded, self.options, self.metrics, self.name = loaded, options, metrics, name
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
+        self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
+        self._embeddings = LRUCache[tuple[str, str | bytes], Tensor](options.query_cache_mb << 20, lambda each: each.nbytes)
+        self._scorer = PairScorer(loaded, self._readers, options.state_cache_mb << 20)
+        self._seconds_per_pair = 0.0
+        window, size = options.window_ms / 1000, options.max_batch
+        self.texts = self._batcher("text", self._embed_texts, window, size)
+        self.images = self._batcher("image", self._embed_images, window, size)
+        self.nearest = self._batcher("search", self._search, 0.0, size)  # arrives in the batches of the text tower
+        self.pairs = self._batcher("match", self._scorer.score, 0.0, PAIRS if size > 1 else 1)
+        metrics.watch_cache("queries", self._embeddings)
+        metrics.watch_cache("states", self._scorer.states)
+
+    def _batcher(self, stage: str, run: Callable[[Sequence[Any]], Sequence[Any]], window: float, size: int):
+        batcher = Batcher(run, self._executor, BatchingPolicy(window, size), partial(self._observe, stage))
+        self.metrics.watch_queue(stage, batcher)
+        return batcher
+
+    def _observe(self, stage: str, size: int, seconds: float) -> None:
+        self.metrics.observe_batch(stage, size, seconds)
+        if stage == "match":
+            self._seconds_per_pair = 0.7 * self._seconds_per_pair + 0.3 * seconds / size
+
+    async def embed_text(self, text: str) -> Tensor:
+        """Return the unit embedding (D,) of a text; cached."""
+        return await self._cached("text", text, self.texts)
+
+    async def embed_image(self, data: bytes) -> Tensor:
+        """Return the unit embedding (D,) of an image file; cached."""
+        return await self._cached("image", data, self.images)
+
+    async def run(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: of the function
+        """Run a function in the thread of the model."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *arguments))
+
+    async def read(self, function: Callable[..., Result], *arguments: Any) -> Result:  # Any: of the function
+        """Run a function that reads files in another thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
+
+    async def rerank(self, snapshot: Snapshot, text: str, hits: Sequence[Hit], deadline: float) -> Reranked:
+        """Order hits by fusion until ``deadline`` (of time.perf_counter); those that were not fused come after."""
+        task, rest, fused = self.loaded.task, list(hits), list[Hit]()
+        is_late = False
+        while rest and not (is_late := is_late or time.perf_counter() >= deadline):
+            size = self._affordable(deadline)
+            chunk, rest = rest[:size], rest[size:]
+            pairs = [Pair(snapshot.key(hit.name), partial(snapshot.read_name, hit.name), text, deadline) for hit in chunk]
+            scores = await self.pairs.submit_many(pairs)
+            for hit, logit in zip(chunk, scores, strict=True):
+                if isinstance(logit, float):
+                    fused.append(replace(hit, match=logit))
+                elif isinstance(logit, TimeoutError):
+                    is_late = True
+                elif not isinstance(logit, OSError | ValueError):  # an unreadable image keeps its place
+                    raise logit
+        if fused:
+            cosine = torch.tensor([hit.cosine for hit in fused], dtype=torch.float32)
+            match = torch.tensor([hit.match for hit in fused], dtype=torch.float32)
+            scores = await self.run(_combined, task, cosine, match)
+            fused = [replace(hit, score=score) for hit, score in zip(fused, scores, strict=True)]
+        names = {hit.name for hit in fused}
+        others = [hit for hit in hits if hit.name not in names]
+        return Reranked((*sorted(fused, key=lambda hit: -hit.score), *others), len(fused), is_late)
+
+    def _affordable(self, deadline: float) -> int:
+        """Return how many pairs probably fit before the deadline: 1 to ``PAIRS``."""
+        if not self._seconds_per_pair:
+            return PAIRS
+        return max(1, min(PAIRS, int((deadline - time.perf_counter()) / self._seconds_per_pair)))
+
+    async def drain(self) -> None:
+        """Wait for all requests, then stop the threads."""
+        for each in (self.texts, self.images, self.nearest, self.pairs):
+            await each.drain()
+        self._executor.shutdown()
+        self._readers.shutdown()
+
+    async def _cached(self, kind: str, value: str | bytes, batcher: Batcher[Any, Tensor]) -> Tensor:
+        key = (kind, value if isinstance(value, str) else blake2b(value, digest_size=16).digest())
+        if (cached := self._embeddings.get(key)) is not None:
+            self.metrics.cache_hits.inc()
+            return cached
+        embedding = (await batcher.submit(value)).clone()  # not a view that keeps the whole batch
+        self._embeddings.put(key, embedding)
+        return embedding
+
+    @torch.inference_mode()
+    def _embed_texts(self, texts: Sequence[str]) -> list[Tensor | Exception]:
+        """Embed texts together; padding moves the last bits of an embedding at most."""
+        results = [result_of(partial(self._token_ids, text)) for text in texts]
+        valid = [number for number, ids in enumerate(results) if not isinstance(ids, Exception)]
+        if valid:
+            tokens = embed_texts(self.loaded, [results[number] for number in valid])
+            features = self.loaded.task.text_features(tokens).float().cpu()
+            for number, embedding in zip(valid, features, strict=True):
+                results[number] = embedding
+        return results
+
+    def _token_ids(self, text: str) -> np.ndarray:
+        return self.loaded.processor.text.encode(text).ids
+
+    def _pixels(self, data: bytes) -> Tensor:
+        return self.loaded.processor.image(data, np.random.default_rng(0))  # nothing is drawn without augmentation
+
+    def _embed_images(self, files: Sequence[bytes]) -> list[Tensor | Exception]:
+        results = list(self._readers.map(lambda data: result_of(partial(self._pixels, data)), files))
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number, pixels in enumerate(results):
+            if not isinstance(pixels, Exception):
+                by_shape.setdefault(pixels.shape, []).append(number)
+        for numbers in by_shape.values():
+            stacked = torch.stack([results[number] for number in numbers])
+            for number, embedding in zip(numbers, embed_images(self.loaded.task, stacked), strict=True):
+                results[number] = embedding
+        return results
+
+    @torch.inference_mode()
+    def _search(self, queries: Sequence[Nearest]) -> list[tuple[Hit, ...]]:
+        """Answer queries of one snapshot, filter and order of magnitude of k by one matrix product."""
+        groups: dict[tuple[int, object, int], list[int]] = {}
+        for number, query in enumerate(queries):
+            groups.setdefault((id(query.snapshot), query.where, query.k.bit_length()), []).append(number)
+        results: list[tuple[Hit, ...]] = [()] * len(queries)
+        for numbers in groups.values():
+            some = [queries[number] for number in numbers]
+            embeddings = torch.stack([each.embedding for each in some])
+            hits = some[0].snapshot.nearest(embeddings, max(each.k for each in some), some[0].where)
+            for number, query, each in zip(numbers, some, hits, strict=True):
+                results[number] = tuple(each[: query.k])
+        return results
+
+
+@torch.inference_mode()
+def _combined(task: Any, cosine: Tensor, match: Tensor) -> list[float]:  # Any: a task that can match
+    return task.rerank_score(cosine.to(task.device), match.to(task.device)).tolist()

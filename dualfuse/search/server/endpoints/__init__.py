@@ -1,0 +1,1 @@
+"""The endpoints of the API, grouped by what they answer about."""

@@ -1,0 +1,1 @@
+"""What concerns HTTP alone: the token, sizes, timeouts, headers, errors and logs."""
