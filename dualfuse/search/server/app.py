@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 import dualfuse
 from dualfuse.errors import DualfuseError
-from dualfuse.search.server.endpoints import embedding, images, operations, queries
+from dualfuse.search.server import schemas
+from dualfuse.search.server.endpoints import browsing, embedding, explaining, images, operations, queries
 from dualfuse.search.server.http.guard import Guard
+from dualfuse.search.server.http.observer import Observer
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.service import Service
 
-logger = logging.getLogger(__name__)
+TAGS = [
+    {"name": "queries", "description": "Search, match, explain, predict"},
+    {"name": "embeddings", "description": "Embeddings of texts and images"},
+    {"name": "images", "description": "Images of the collection, by id"},
+    {"name": "operations", "description": "Health, metrics, refresh"},
+]
 PAGE = Path(__file__).parent / "page"
 
 
@@ -35,6 +43,7 @@ def create_app(service: Service) -> FastAPI:
         await service.drain()
 
     app = FastAPI(
+        openapi_tags=TAGS,
         title="dualfuse",
         version=dualfuse.__version__,
         description="Search, match, explain and embed images by text, by image, or by both.",
@@ -43,35 +52,38 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (queries.router, embedding.router, images.router, operations.router):
+    for router in (
+        queries.router,
+        explaining.router,
+        browsing.router,
+        embedding.router,
+        images.router,
+        operations.router,
+    ):
         app.include_router(router)
     for error, handler in HANDLERS:
         app.add_exception_handler(error, handler)
-    app.middleware("http")(_observe)
     app.mount("/page", StaticFiles(directory=PAGE), name="page")
-    app.add_middleware(Guard, token=service.options.token, body_bytes=service.options.limits.body_bytes)  # type: ignore[arg-type]
+    app.add_middleware(Guard, options=service.options, metrics=service.metrics)  # type: ignore[arg-type]
+    app.add_middleware(Observer, metrics=service.metrics)  # type: ignore[arg-type]  # the last one is outermost
+    app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
 
 
-async def _observe(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-    """Count and log a request by its endpoint, never by what it asked for."""
-    service: Service = request.app.state.service
-    started = time.perf_counter()
-    response = await call_next(request)
-    seconds = time.perf_counter() - started
-    route = request.scope.get("route")
-    endpoint = getattr(route, "path", "other")
-    service.metrics.requests.labels(endpoint, response.status_code).inc()
-    service.metrics.seconds.labels(endpoint).observe(seconds)
-    if response.status_code >= 400:
-        service.metrics.refused.labels(str(response.status_code)).inc()
-    logger.info("%s %s %d %.1f ms", request.method, endpoint, response.status_code, 1000 * seconds)
-    return response
+def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # Any: JSON
+    """Return the OpenAPI document, with the schema of searches, whose body FastAPI does not read."""
+    if app.openapi_schema is None:
+        document = generate()
+        schema = schemas.SearchRequest.model_json_schema(by_alias=True, ref_template="#/components/schemas/{model}")
+        document["components"]["schemas"] |= {**schema.pop("$defs", {}), "SearchRequest": schema}
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{}, {"token": []}]
+    assert app.openapi_schema is not None
+    return app.openapi_schema
 
 
 def _answer(problem: Problem) -> JSONResponse:
-    headers = {"Retry-After": str(max(1, round(problem.retry_after)))} if problem.retry_after else None
-    return JSONResponse(problem.body(), problem.status, headers)
+    return JSONResponse(problem.body(), problem.status, problem.headers_to_send)
 
 
 async def _problem(request: Request, error: Exception) -> Response:
@@ -93,10 +105,17 @@ async def _invalid(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return _answer(Problem(error.status_code, f"{error.detail}; the endpoints are listed at /docs"))
+    problem = Problem(error.status_code, f"{error.detail}; the endpoints are listed at /docs")
+    return JSONResponse(problem.body(), problem.status, error.headers)
+
+
+async def _disconnected(request: Request, error: Exception) -> Response:
+    """The client went away while it sent its request: nobody reads this answer."""
+    return _answer(Problem(400, "the request ended before its body was complete"))
 
 
 HANDLERS = (
+    (ClientDisconnect, _disconnected),
     (Problem, _problem),
     (DualfuseError, _user_error),
     (RequestValidationError, _invalid),

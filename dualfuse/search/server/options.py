@@ -42,6 +42,8 @@ class ServerOptions:
 
     token: str = ""
     """Token that requests send as ``Authorization: Bearer TOKEN``; empty: none is asked for."""
+    hosts: tuple[str, ...] = ()
+    """Host names that requests may be addressed to; empty: any."""
     rerank: int = 0
     """Candidates that fusion re-ranks if a request does not say."""
     budget_ms: float = 500.0
@@ -71,6 +73,11 @@ class ServerOptions:
             raise DualfuseError(
                 f"max_batch is {self.max_batch} and max_queue {self.max_queue}; give 1 to {MAX_BATCH}, and 1 or more"
             )
+
+
+def allowed_hosts(host: str, token: str, others: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names by which a service is addressed: any with a token, its own without."""
+    return () if token else (*LOOPBACK, host.lower(), *(name.lower() for name in others))
 
 
 def check_address(host: str, token: str) -> None:

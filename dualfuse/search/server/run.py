@@ -11,11 +11,14 @@ import uvicorn
 from dualfuse.hub import LoadedModel
 from dualfuse.search.index import Index
 from dualfuse.search.server.app import create_app
+from dualfuse.search.server.http.protocol import TimedProtocol
 from dualfuse.search.server.options import ServerOptions, check_address
 from dualfuse.search.server.service import Service
 
 logger = logging.getLogger(__name__)
 DRAIN = 30  # seconds that running requests get after SIGTERM
+KEEP_ALIVE = 30  # seconds that an idle connection stays open
+BACKLOG = 1024  # connections that wait to be accepted
 
 
 def create_service(loaded: LoadedModel, build: Callable[[], Index], options: ServerOptions, name: str) -> Service:
@@ -30,10 +33,14 @@ def serve(service: Service, host: str, port: int) -> None:
         create_app(service),
         host=host,
         port=port,
+        http=TimedProtocol,
+        ws="none",
         log_config=None,
         access_log=False,  # it would log queries of GET requests, and our own log has the endpoint
         server_header=False,
+        proxy_headers=False,  # nothing depends on the address of a client
         timeout_graceful_shutdown=DRAIN,
-        h11_max_incomplete_event_size=64 << 10,
+        timeout_keep_alive=KEEP_ALIVE,
+        backlog=BACKLOG,
     )
     uvicorn.Server(config).run()

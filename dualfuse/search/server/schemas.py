@@ -214,14 +214,38 @@ class EmbedRequest(Request):
 class EmbedAnswer(BaseModel):
     """One embedding per input: texts, then images, then ids.
 
-    float32: numbers. int8: round(127 x / max |x|), the scale beside it. bits: base64 of the signs, most significant
-    bit first.
+    float32: D numbers. int8: D integers round(127 x / max |x|), with their factor in ``scales``. bits: the D signs (1:
+    positive) in bytes of eight, most significant bit first, as integers from 0 to 255.
     """
 
-    embeddings: list[list[float] | list[int] | str]
+    embeddings: list[list[float] | list[int]]
     scales: list[float] = Field(default_factory=list, description="int8: factor from integers to numbers")
     dimensions: int
     model: str
+
+
+class OpenAIEmbedding(BaseModel):
+    """One embedding: numbers, or base64 of little-endian float32."""
+
+    object: Literal["embedding"] = "embedding"
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIUsage(BaseModel):
+    """Tokens of the texts."""
+
+    prompt_tokens: int
+    total_tokens: int
+
+
+class OpenAIEmbeddingAnswer(BaseModel):
+    """The answer of the OpenAI embeddings API."""
+
+    object: Literal["list"] = "list"
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: OpenAIUsage
 
 
 class OpenAIEmbeddingRequest(BaseModel):
@@ -246,6 +270,66 @@ class PredictRequest(Request):
     image: str = ""
     classes: list[Text] = Field(default_factory=list, max_length=1000, description="zero-shot classes")
     top: int = Field(5, ge=1, le=100)
+
+
+class Answer(BaseModel):
+    """An answer of the head of a model."""
+
+    answer: str
+    probability: float
+
+
+class PredictAnswer(BaseModel):
+    """Answers, best first; or the match of image and text, of a model that was trained on pairs."""
+
+    answers: list[Answer]
+    match: float | None
+    cosine: float | None
+    truncated: bool = Field(description="whether the text was cut to the length that the model reads")
+    model: str
+
+
+class Info(BaseModel):
+    """What a service serves."""
+
+    model: str
+    can_match: bool = Field(description="whether the model has a fusion encoder: rerank, match logits, explain")
+    rerank: int = Field(description="candidates that fusion re-ranks if a search does not say")
+    exact: bool = Field(description="whether a search without a filter compares every embedding")
+    index: IndexInfo
+    limits: dict[str, float]
+
+
+class FieldInfo(BaseModel):
+    """A field that `where` can name."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    count: int = Field(description="images that have it")
+    type: Literal["number", "text"]
+    min: float | None = None
+    max: float | None = None
+    choices: list[dict[str, Any]] = Field(default_factory=list, description="the most frequent values, with counts")
+    complete: bool = Field(True, description="whether `choices` has all values")
+
+
+class Fields(BaseModel):
+    """The fields of the collection."""
+
+    fields: list[FieldInfo]
+
+
+class JobState(BaseModel):
+    """A refresh of the index."""
+
+    id: str
+    status: Literal["running", "done", "failed"]
+    message: str
+    started: float = Field(description="seconds since 1970")
+    ended: float | None
+    embedded: int = Field(description="images that were new or changed")
+    skipped: int = Field(description="images that could not be read")
+    version: str = Field(description="the version of the index that the refresh made")
 
 
 class Problem(BaseModel):

@@ -108,9 +108,7 @@ class Search:
                 copies.setdefault(hits[first_of[hit.name]].name, []).append(hit)
         return Folded([hit for hit in hits if hit.name not in first_of], copies, groups)
 
-    async def _described(
-        self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded
-    ) -> list[schemas.Hit]:
+    async def _described(self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded) -> list[schemas.Hit]:
         await self.snapshot.read_captions([hit.name for hit in hits], self.engine.read)
 
         def described_hit(hit: Hit, copies: Sequence[Hit]) -> schemas.Hit:

@@ -6,16 +6,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from uuid import uuid4
 
+from dualfuse.errors import DualfuseError
+from dualfuse.inference.explain import explain
 from dualfuse.search.index import Index
 from dualfuse.search.server.compute.copies import Copies
-from dualfuse.search.server.compute.engine import Engine, Nearest, Rerank
+from dualfuse.search.server.compute.engine import Engine
 from dualfuse.search.server.compute.thumbnails import Thumbnails
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.metrics import Metrics
 from dualfuse.search.server.options import ServerOptions
+from dualfuse.search.server.schemas import SearchRequest
+from dualfuse.search.server.searching import Search
 from dualfuse.search.server.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -49,17 +54,24 @@ class Service:
         self.is_ready = False
         self._refreshing: asyncio.Task[None] | None = None
         self.metrics.images.set(len(index))
+        self.metrics.watch_cache("thumbnails", self.thumbnails.made)
+        self.metrics.watch_cache("fingerprints", self.copies.marks)
 
     async def warm_up(self) -> None:
-        """Run text tower, image tower, search and fusion once, so that no user waits for the first call."""
+        """Run a search by text and by image, fusion and explain once, so that no user waits for a first call."""
         snapshot, engine = self.snapshot, self.engine
         first = next(iter(snapshot.names))
-        text = await engine.embed_text("warm-up")
-        await engine.embed_image(snapshot.read(first))
-        hits = await engine.nearest.submit(Nearest(snapshot, text, 4))
-        if engine.loaded.task.can_match:
-            await engine.rerank.submit(Rerank(snapshot, "warm-up", hits, time.perf_counter() + 60))
         _ = snapshot.fields
+        bodies = [{"text": "warm-up"}, {"id": first}]
+        if engine.loaded.task.can_match:
+            bodies.append({"text": "warm-up", "rerank": 4})
+        for body in bodies:
+            await Search(engine, snapshot, self.copies, SearchRequest.model_validate(body)).answer()
+        await engine.warm_up()
+        if engine.loaded.task.can_match:
+            with suppress(DualfuseError):  # a model whose attention cannot be explained
+                await engine.run(explain, engine.loaded, snapshot.read(first), "warm-up")
+        self.copies.start(snapshot)
         self.is_ready = True
 
     def check_ready(self) -> Snapshot:
@@ -83,8 +95,9 @@ class Service:
         try:
             index = await asyncio.get_running_loop().run_in_executor(None, self.rebuild)
             snapshot = Snapshot.of(index)
-            _ = snapshot.names, snapshot.fields
+            _ = snapshot.names, snapshot.fields, snapshot.newest
             self.snapshot = snapshot
+            self.copies.start(snapshot)
             self.metrics.images.set(len(index))
             job.embedded, job.skipped, job.version = index.embedded, len(index.skipped), snapshot.version
             job.status = "done"
@@ -102,3 +115,4 @@ class Service:
         if self._refreshing is not None:
             await asyncio.wait([self._refreshing])
         await self.engine.drain()
+        self.copies.stop()

@@ -150,7 +150,7 @@ def test_embeddings_in_three_types_and_in_the_shape_of_openai(client: TestClient
     restored = np.array(packed["embeddings"]) * np.array(packed["scales"])[:, None]
     assert np.abs(restored - plain).max() <= np.abs(plain).max() / 127
     bits = client.post("/v1/embed", json=body | {"dtype": "bits"}).json()["embeddings"]
-    assert [np.unpackbits(np.frombuffer(base64.b64decode(row), np.uint8)).tolist() for row in bits] == (
+    assert [np.unpackbits(np.array(row, np.uint8)).tolist() for row in bits] == (
         plain > 0
     ).astype(int).tolist()
     answer = client.post(
@@ -171,7 +171,12 @@ def test_images_by_id_with_etag_range_and_thumbnail(client: TestClient) -> None:
     assert client.get(url, headers={"Range": "bytes=-3"}).content == data[-3:]
     assert client.get(url, headers={"Range": "bytes=999999-"}).status_code == 416
     small = client.get(url + "/thumbnail?w=40")
-    assert small.headers["content-type"] == "image/jpeg" and "immutable" in small.headers["cache-control"]
+    assert small.headers["content-type"] == "image/jpeg" and small.headers["cache-control"] == "private, no-cache"
+    hits = client.post("/v1/search", json={"text": "a", "top": 12}).json()["hits"]
+    revision = next(hit["revision"] for hit in hits if hit["name"] == "autumn/02.png")
+    for address in (f"{url}?v={revision}", f"{url}/thumbnail?v={revision}"):
+        assert "immutable" in client.get(address).headers["cache-control"]
+    assert "immutable" not in client.get(f"{url}?v=0123abcd").headers["cache-control"]
 
 
 OPTIONS = ServerOptions(window_ms=1, budget_ms=60_000)
@@ -258,7 +263,7 @@ def test_answers_under_load_are_those_of_single_requests(client: TestClient) -> 
 
 
 def test_a_full_queue_is_answered_by_429(loaded: LoadedModel, images: Path) -> None:
-    options = ServerOptions(window_ms=300, max_batch=1, max_queue=1, cached_queries=0)
+    options = ServerOptions(max_batch=1, max_queue=1, query_cache_mb=0)
     service = create_service(loaded, lambda: Index.build(loaded, images), options, "tiny")
     with TestClient(create_app(service)) as client, ThreadPoolExecutor(12) as pool:
         responses = list(pool.map(lambda n: client.post("/v1/search", json={"text": f"dog {n}"}), range(12)))
@@ -267,13 +272,18 @@ def test_a_full_queue_is_answered_by_429(loaded: LoadedModel, images: Path) -> N
     assert {response.status_code for response in responses} <= {200, 429}
 
 
-def test_the_time_budget_stops_re_ranking(loaded: LoadedModel, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dualfuse.search.server.compute.engine.FUSED_AT_A_TIME", 2)
-    options = replace(OPTIONS, budget_ms=0)
-    service = create_service(loaded, lambda: Index.build(loaded, images), options, "tiny")
+def test_the_time_budget_stops_re_ranking(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dualfuse.search.server.compute.engine.PAIRS", 2)
     with TestClient(create_app(service)) as client:
+        score = service.engine.pairs._run
+        monkeypatch.setattr(service.engine.pairs, "_run", lambda pairs: time.sleep(0.2) or score(pairs))
+        service.engine.options = replace(OPTIONS, budget_ms=300)
         answer = client.post("/v1/search", json={"text": "a dog", "rerank": 8}).json()
-    assert answer["budget_exceeded"] and answer["reranked"] == 2 and len(answer["hits"]) == 12
+        service.engine.options = replace(OPTIONS, budget_ms=0)
+        nothing = client.post("/v1/search", json={"text": "a dog", "rerank": 8}).json()
+    assert answer["budget_exceeded"] and 0 < answer["reranked"] < 8 and len(answer["hits"]) == 12
+    assert nothing["budget_exceeded"] and nothing["reranked"] == 0 and nothing["hits"][0]["match"] is None
+    assert sorted(hit["name"] for hit in nothing["hits"]) == sorted(hit["name"] for hit in answer["hits"])
 
 
 def test_nothing_names_a_path_of_the_server(client: TestClient, images: Path) -> None:

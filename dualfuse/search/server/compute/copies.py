@@ -20,6 +20,8 @@ CACHED = 200 << 20  # bytes; half a million fingerprints
 SIDE = 256  # pixels of the longer side at which fingerprints are computed
 NICE = 10  # of the thread that fingerprints the collection, so that it takes what requests leave
 
+FEW = 512  # hashes that are compared all at once
+
 Mark = tuple[int, bytes]
 
 
@@ -65,6 +67,8 @@ class Copies:
         hashes = np.array([mark[0] for mark in marks if mark], dtype=np.uint64)
         colors = np.array([np.frombuffer(mark[1], np.uint8) for mark in marks if mark], dtype=np.int16)
         found, firsts = dict[str, int](), list[int]()  # firsts: rows that are not a copy of an earlier one
+        if len(positions) < 2 or (len(positions) <= FEW and not _has_near(hashes)):
+            return found
         for row, position in enumerate(positions):
             near = np.bitwise_count(hashes[firsts] ^ hashes[row]) <= HASH_DISTANCE
             candidates = [first for first, is_near in zip(firsts, near, strict=True) if is_near]
@@ -92,3 +96,8 @@ class Copies:
             if stop.is_set():
                 return
             self._mark(snapshot, name, compute=True)
+
+
+def _has_near(hashes: np.ndarray) -> bool:
+    """Whether two of N hashes are near each other; most answers have no near copies, and this tells so quickly."""
+    return np.count_nonzero(np.bitwise_count(hashes[:, None] ^ hashes) <= HASH_DISTANCE) > len(hashes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,11 +44,15 @@ class Nearest:
 
 @dataclass(frozen=True)
 class Reranked:
-    """Hits in their new order, and how many of them were fused before the time was over."""
+    """Hits in their new order, and how far re-ranking came."""
 
     hits: tuple[Hit, ...]
     fused: int
+    """Hits that have a match logit."""
+    done: int
+    """Hits that were fused or cannot be read any more: the others follow them in their old order."""
     is_late: bool
+    """Whether the time was over before all were fused."""
 
 
 class Engine:
@@ -59,7 +64,9 @@ class Engine:
         self.loaded, self.options, self.metrics, self.name = loaded, options, metrics, name
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._readers = ThreadPoolExecutor(READERS, thread_name_prefix="reader")
-        self._embeddings = LRUCache[tuple[str, str | bytes], Tensor](options.query_cache_mb << 20, lambda each: each.nbytes)
+        self._embeddings = LRUCache[tuple[str, str | bytes], Tensor](
+            options.query_cache_mb << 20, lambda each: each.nbytes
+        )
         self._scorer = PairScorer(loaded, self._readers, options.state_cache_mb << 20)
         self._seconds_per_pair = 0.0
         window, size = options.window_ms / 1000, options.max_batch
@@ -96,36 +103,50 @@ class Engine:
         """Run a function that reads files in another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
 
+    def probability(self, logit: float) -> float:
+        """Return the probability that a match logit stands for."""
+        return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
+
     async def rerank(self, snapshot: Snapshot, text: str, hits: Sequence[Hit], deadline: float) -> Reranked:
         """Order hits by fusion until ``deadline`` (of time.perf_counter); those that were not fused come after."""
-        task, rest, fused = self.loaded.task, list(hits), list[Hit]()
-        is_late = False
-        while rest and not (is_late := is_late or time.perf_counter() >= deadline):
-            size = self._affordable(deadline)
-            chunk, rest = rest[:size], rest[size:]
-            pairs = [Pair(snapshot.key(hit.name), partial(snapshot.read_name, hit.name), text, deadline) for hit in chunk]
-            scores = await self.pairs.submit_many(pairs)
-            for hit, logit in zip(chunk, scores, strict=True):
-                if isinstance(logit, float):
-                    fused.append(replace(hit, match=logit))
-                elif isinstance(logit, TimeoutError):
-                    is_late = True
-                elif not isinstance(logit, OSError | ValueError):  # an unreadable image keeps its place
-                    raise logit
+        scores: list[float | Exception] = []
+        while len(scores) < len(hits) and time.perf_counter() < deadline:
+            chunk = hits[len(scores) : len(scores) + self._affordable(deadline)]
+            pairs = [
+                Pair(snapshot.key(hit.name), partial(snapshot.read_name, hit.name), text, deadline) for hit in chunk
+            ]
+            some = await self.pairs.submit_many(pairs)
+            in_time = [score for score in some if not isinstance(score, TimeoutError)]
+            scores += in_time
+            if len(in_time) < len(some):
+                break
+        if failed := next((each for each in scores if not isinstance(each, float | OSError | ValueError)), None):
+            raise failed
+        matches = {hit.name: score for hit, score in zip(hits, scores, strict=False) if isinstance(score, float)}
+        fused = [hit for hit in hits if hit.name in matches]  # an unreadable image comes after those
         if fused:
             cosine = torch.tensor([hit.cosine for hit in fused], dtype=torch.float32)
-            match = torch.tensor([hit.match for hit in fused], dtype=torch.float32)
-            scores = await self.run(_combined, task, cosine, match)
-            fused = [replace(hit, score=score) for hit, score in zip(fused, scores, strict=True)]
-        names = {hit.name for hit in fused}
-        others = [hit for hit in hits if hit.name not in names]
-        return Reranked((*sorted(fused, key=lambda hit: -hit.score), *others), len(fused), is_late)
+            match = torch.tensor([matches[hit.name] for hit in fused], dtype=torch.float32)
+            totals = await self.run(_combined, self.loaded.task, cosine, match)
+            fused = [
+                replace(hit, score=total, match=matches[hit.name]) for hit, total in zip(fused, totals, strict=True)
+            ]
+        others = [hit for hit in hits if hit.name not in matches]
+        ordered = (*sorted(fused, key=lambda hit: -hit.score), *others)
+        return Reranked(ordered, len(fused), len(scores), is_late=len(scores) < len(hits))
 
     def _affordable(self, deadline: float) -> int:
         """Return how many pairs probably fit before the deadline: 1 to ``PAIRS``."""
         if not self._seconds_per_pair:
             return PAIRS
         return max(1, min(PAIRS, int((deadline - time.perf_counter()) / self._seconds_per_pair)))
+
+    async def warm_up(self) -> None:
+        """Embed batches of all sizes up to the largest once: kernels and buffers are made at their first use."""
+        size = 1
+        while size <= self.options.max_batch:
+            await self.run(self._embed_texts, [f"warm-up {number}" for number in range(size)])
+            size *= 4
 
     async def drain(self) -> None:
         """Wait for all requests, then stop the threads."""

@@ -110,7 +110,7 @@ def embed_texts(loaded: LoadedModel, ids: Sequence[np.ndarray]) -> Tokens:
     return loaded.task.model.embed_text(padded.to(loaded.task.device), mask.to(loaded.task.device))
 
 
-def result_of(compute: Callable[[], object]):  # noqa: ANN201 (the type of the call, or an exception)
+def result_of(compute: Callable[[], object]):
     """Return the result of a call, or the exception of a user's input as a value: it is one of a batch."""
     try:
         return compute()

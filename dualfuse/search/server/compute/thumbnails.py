@@ -29,18 +29,24 @@ class ImageFile:
     etag: str
 
 
-def original(snapshot: Snapshot, identifier: str) -> ImageFile:
-    """Return an image as it is in the collection; a format that browsers may run or not show becomes a JPEG."""
-    data = snapshot.read(identifier)
-    return _file(data, kind) if (kind := media_type(data)) else _file(_jpeg(data, 0), "image/jpeg")
-
-
 class Thumbnails:
-    """Small versions of images, JPEG, made when they are first asked for."""
+    """Images as browsers show them, and small versions of them, made when they are first asked for."""
 
     def __init__(self) -> None:
         """Nothing is made yet."""
         self.made = LRUCache[tuple[str, str, int], ImageFile](CACHED, lambda file: len(file.data))
+
+    def original(self, snapshot: Snapshot, identifier: str) -> ImageFile:
+        """Return an image as it is in the collection; a format that browsers may run or not show becomes a JPEG."""
+        key = (*snapshot.key(snapshot.name(identifier)), 0)
+        if (converted := self.made.get(key)) is not None:
+            return converted
+        data = snapshot.read(identifier)
+        if kind := media_type(data):
+            return _file(data, kind)
+        converted = _file(_jpeg(data, 0), "image/jpeg")
+        self.made.put(key, converted)
+        return converted
 
     def get(self, snapshot: Snapshot, identifier: str, width: int) -> ImageFile:
         """Return a version with a longer side of at most the smallest of ``WIDTHS`` that is not below ``width``."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from dualfuse.search.server import schemas
 from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.endpoints.inputs import check_text, decode_image
+from dualfuse.search.server.endpoints.inputs import check_text, decode_image, read_image
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.service import Service
 
@@ -29,15 +28,18 @@ async def embed(body: schemas.EmbedRequest, service: ServiceDep) -> schemas.Embe
     if count > limits.inputs:
         raise Problem(413, f"{count} inputs; send at most {limits.inputs} at a time", param="texts")
     texts = [check_text(text, limits, "texts") for text in body.texts]
-    files = [decode_image(image, limits, "images") for image in body.images] + [
-        snapshot.read(each) for each in body.ids
-    ]
-    embeddings = await asyncio.gather(*map(engine.embed_text, texts), *map(engine.embed_image, files))
+    images = await asyncio.gather(
+        *(read_image(engine, snapshot, "", image, "images") for image in body.images),
+        *(read_image(engine, snapshot, each, "", "ids") for each in body.ids),
+    )
+    embeddings = await asyncio.gather(
+        *map(engine.embed_text, texts), *(engine.embed_image(image.data) for image in images)
+    )
     return _packed(torch.stack(embeddings), body.dtype, engine.name)
 
 
 @router.post("/embeddings")
-async def openai_embeddings(body: schemas.OpenAIEmbeddingRequest, service: ServiceDep) -> dict[str, Any]:
+async def openai_embeddings(body: schemas.OpenAIEmbeddingRequest, service: ServiceDep) -> schemas.OpenAIEmbeddingAnswer:
     """Return embeddings as the OpenAI API does; an input that is a data URL of an image is embedded as an image."""
     service.check_ready()
     inputs = [body.input] if isinstance(body.input, str) else body.input
@@ -50,18 +52,19 @@ async def openai_embeddings(body: schemas.OpenAIEmbeddingRequest, service: Servi
         raise Problem(422, f"dimensions is {body.dimensions}; this model has {width}", param="dimensions")
     cut = [_cut(each, body.dimensions or width) for each in embeddings]
     data = [
-        {"object": "embedding", "index": number, "embedding": _encoded(each, body.encoding_format)}
+        schemas.OpenAIEmbedding(index=number, embedding=_encoded(each, body.encoding_format))
         for number, each in enumerate(cut)
     ]
-    tokens = sum(len(service.engine.loaded.processor.text.encode(each).ids) for each in inputs if not _is_image(each))
-    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return {"object": "list", "data": data, "model": service.engine.name, "usage": usage}
+    texts = [each for each in inputs if not _is_image(each)]
+    tokens = sum(len(service.engine.loaded.processor.text.encode(each).ids) for each in texts)
+    usage = schemas.OpenAIUsage(prompt_tokens=tokens, total_tokens=tokens)
+    return schemas.OpenAIEmbeddingAnswer(data=data, model=service.engine.name, usage=usage)
 
 
 async def _embed(service: Service, value: str) -> Tensor:
     limits = service.options.limits
     if _is_image(value):
-        return await service.engine.embed_image(decode_image(value, limits, "input"))
+        return await service.engine.embed_image(await service.engine.read(decode_image, value, limits, "input"))
     if not value.strip():
         raise Problem(422, "an input is empty", param="input")
     return await service.engine.embed_text(check_text(value, limits, "input"))
@@ -89,8 +92,7 @@ def _packed(embeddings: Tensor, dtype: str, model: str) -> schemas.EmbedAnswer:
         return schemas.EmbedAnswer(embeddings=embeddings.tolist(), dimensions=width, model=model)
     if dtype == "bits":
         bits = np.packbits(embeddings.numpy() > 0, axis=1)
-        packed: list[list[float] | list[int] | str] = [base64.b64encode(row.tobytes()).decode() for row in bits]
-        return schemas.EmbedAnswer(embeddings=packed, dimensions=width, model=model)
-    scales = embeddings.abs().amax(1) / 127
+        return schemas.EmbedAnswer(embeddings=bits.tolist(), dimensions=width, model=model)
+    scales = embeddings.abs().amax(1).clamp(min=1e-12) / 127
     integers = (embeddings / scales[:, None]).round().to(torch.int8)
     return schemas.EmbedAnswer(embeddings=integers.tolist(), scales=scales.tolist(), dimensions=width, model=model)

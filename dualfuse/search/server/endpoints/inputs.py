@@ -1,14 +1,40 @@
-"""Images in requests: base64, data URLs, uploads and ids, bounded before they are decoded."""
+"""Images and texts in requests: base64, data URLs, uploads and ids, bounded before they are decoded."""
 
 from __future__ import annotations
 
 import base64
 import binascii
+from collections.abc import Hashable
+from dataclasses import dataclass
+from hashlib import blake2b
 
-from dualfuse.search.server.compute.engine import check_upload
+from dualfuse.data.image.image_file import header
+from dualfuse.errors import DualfuseError
+from dualfuse.search.server.compute.engine import Engine
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.options import Limits
 from dualfuse.search.server.snapshot import Snapshot
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """The file of an image, and what stands for it in caches."""
+
+    key: Hashable
+    data: bytes
+
+
+async def read_image(
+    engine: Engine, snapshot: Snapshot, identifier: str, image: str, param: str = "image"
+) -> ImageInput:
+    """Return the image of an id or of base64, read in another thread; ``Problem`` unless exactly one is there."""
+    if bool(identifier) == bool(image):
+        raise Problem(422, "give the image either as id or as base64 in image", param=param)
+    if identifier:
+        name = snapshot.name(identifier)
+        return ImageInput(snapshot.key(name), await engine.read(snapshot.read, identifier))
+    data = await engine.read(decode_image, image, engine.options.limits, param)
+    return ImageInput(blake2b(data, digest_size=16).digest(), data)
 
 
 def decode_image(value: str, limits: Limits, param: str = "image") -> bytes:
@@ -25,11 +51,18 @@ def decode_image(value: str, limits: Limits, param: str = "image") -> bytes:
     return check_upload(data, limits, param)
 
 
-def one_image(snapshot: Snapshot, identifier: str, image: str, limits: Limits) -> bytes:
-    """Return the image of an id or of base64; ``Problem`` unless exactly one of both is there."""
-    if bool(identifier) == bool(image):
-        raise Problem(422, "give the image either as id or as base64 in image", param="image")
-    return snapshot.read(identifier) if identifier else decode_image(image, limits)
+def check_upload(data: bytes, limits: Limits, param: str = "image") -> bytes:
+    """Return the bytes of an uploaded image; ``Problem`` 413 if it is too large, 415 if it is not an image."""
+    if len(data) > limits.upload_bytes:
+        raise Problem(413, f"the image has {len(data):,} bytes; send at most {limits.upload_bytes:,}", param=param)
+    try:
+        size = header(data)
+    except DualfuseError as error:
+        raise Problem(415, f"this file is not a usable image: {error}", param=param) from error
+    if size.width * size.height > limits.upload_pixels:
+        message = f"the image has {size.width} x {size.height} pixels; send at most {limits.upload_pixels:,}"
+        raise Problem(413, message, param=param)
+    return data
 
 
 def check_text(text: str, limits: Limits, param: str = "text") -> str:

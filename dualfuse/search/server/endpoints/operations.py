@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import FileResponse, PlainTextResponse
 
+from dualfuse.search.server import schemas
 from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
 from dualfuse.search.server.http.problems import Problem
 
@@ -22,6 +22,12 @@ async def health() -> str:
     return "ok"
 
 
+@router.head("/healthz", include_in_schema=False)
+async def health_head() -> Response:
+    """Answer 200 while the process runs."""
+    return Response()
+
+
 @router.get("/readyz", response_class=PlainTextResponse)
 async def ready(service: ServiceDep) -> str:
     """Answer 200 once text tower, image tower and fusion have run, 503 before."""
@@ -32,45 +38,42 @@ async def ready(service: ServiceDep) -> str:
 @router.get("/metrics", response_class=Response)
 async def metrics(service: ServiceDep) -> Response:
     """Return the metrics in the text format of Prometheus."""
-    engine = service.engine
-    for stage in ("texts", "images", "nearest", "rerank", "pairs"):
-        service.metrics.queue.labels(stage).set(getattr(engine, stage).waiting)
     return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
 
 @router.get("/v1/info")
-async def info(service: ServiceDep) -> dict[str, Any]:
+async def info(service: ServiceDep) -> schemas.Info:
     """Return the model, the index, what the model can do, and the limits of requests."""
     snapshot, engine = service.check_ready(), service.engine
-    limits = asdict(service.options.limits)
-    return {
-        "model": engine.name,
-        "can_match": engine.loaded.task.can_match,
-        "rerank": service.options.rerank,
-        "index": {"count": len(snapshot.index), "version": snapshot.version},
-        "limits": limits,
-    }
+    return schemas.Info(
+        model=engine.name,
+        can_match=engine.loaded.task.can_match,
+        rerank=service.options.rerank,
+        exact=snapshot.is_exact,
+        index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),
+        limits=asdict(service.options.limits),
+    )
 
 
-@router.get("/v1/fields")
-async def fields(service: ServiceDep) -> dict[str, Any]:
+@router.get("/v1/fields", response_model_exclude_unset=True)
+async def fields(service: ServiceDep) -> schemas.Fields:
     """Return the fields that `where` can name, with their values and counts."""
-    return {"fields": service.check_ready().fields}
+    return schemas.Fields.model_validate({"fields": service.check_ready().fields})
 
 
 @router.post("/v1/refresh", status_code=202)
-async def refresh(service: ServiceDep) -> dict[str, Any]:
+async def refresh(service: ServiceDep) -> schemas.JobState:
     """Follow added, changed and removed files; running queries end on the index they began with."""
     service.check_ready()
-    return asdict(service.refresh())
+    return schemas.JobState.model_validate(asdict(service.refresh()))
 
 
 @router.get("/v1/jobs/{job}")
-async def job_status(job: str, service: ServiceDep) -> dict[str, Any]:
+async def job_status(job: str, service: ServiceDep) -> schemas.JobState:
     """Return the state of a refresh."""
     if job not in service.jobs:
         raise Problem(404, f"there is no job {job[:40]!r}", param="job")
-    return asdict(service.jobs[job])
+    return schemas.JobState.model_validate(asdict(service.jobs[job]))
 
 
 @router.get("/", response_class=FileResponse, include_in_schema=False)

@@ -1,43 +1,42 @@
-"""Endpoints that answer about images and texts: search, match, explain, predict."""
+"""Endpoints that answer about images and texts: search, match and predict."""
 
 from __future__ import annotations
 
-import io
+import asyncio
 from functools import partial
-from typing import Any
 
-import torch
 from fastapi import APIRouter, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
-from dualfuse.inference.explain import Explanation, explain, heat_map_grid
 from dualfuse.inference.predict import predict
 from dualfuse.inference.zero_shot import zero_shot_model
 from dualfuse.search.server import schemas
-from dualfuse.search.server.compute.engine import Engine, check_upload
+from dualfuse.search.server.compute.engine import Engine
+from dualfuse.search.server.compute.pairs import Pair
 from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
-from dualfuse.search.server.endpoints.inputs import check_text, one_image
+from dualfuse.search.server.endpoints.inputs import ImageInput, check_text, check_upload, read_image
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.options import Limits
-from dualfuse.search.server.searching import search
+from dualfuse.search.server.searching import Search
 
 router = APIRouter(prefix="/v1", tags=["queries"], responses=PROBLEMS)
-
+REFERENCE = {"$ref": "#/components/schemas/SearchRequest"}
 SEARCH_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/json": {"schema": schemas.SearchRequest.model_json_schema(by_alias=True)},
+            "application/json": {"schema": REFERENCE},
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
                     "properties": {
-                        "request": {"type": "string", "description": "the JSON request; empty: {}"},
+                        "request": REFERENCE,
                         "image": {"type": "string", "format": "binary", "description": "an image file"},
                     },
-                }
+                },
+                "encoding": {"request": {"contentType": "application/json"}, "image": {"contentType": "image/*"}},
             },
         },
     }
@@ -45,7 +44,7 @@ SEARCH_BODY = {
 
 
 @router.post("/search", response_model=schemas.SearchAnswer, openapi_extra=SEARCH_BODY)
-async def search_images(request: Request, service: ServiceDep) -> schemas.SearchAnswer:
+async def search_images(request: Request, service: ServiceDep) -> Response:
     """Search the collection by text, by image, or by both.
 
     An image is the id of one of the collection, base64 in JSON, or a file in multipart/form-data beside the JSON in the
@@ -53,112 +52,86 @@ async def search_images(request: Request, service: ServiceDep) -> schemas.Search
     """
     snapshot = service.check_ready()
     body, upload = await _read_search(request, service.options.limits)
-    return await search(service.engine, snapshot, service.copies, body, upload)
+    answer = await Search(service.engine, snapshot, service.copies, body, upload).answer()
+    return Response(answer.model_dump_json(), media_type="application/json")  # FastAPI would validate it again
 
 
 @router.post("/match")
 async def match(body: schemas.MatchRequest, service: ServiceDep) -> schemas.MatchAnswer:
     """Return cosine, match logit and match probability of pairs of image and text, in one batch."""
-    snapshot, limits = service.check_ready(), service.options.limits
-    pairs = [
-        (one_image(snapshot, pair.id, pair.image, limits), check_text(pair.text, limits, "pairs"))
-        for pair in body.pairs
-    ]
-    scores = await service.engine.pairs.submit_many(pairs)
+    snapshot, engine = service.check_ready(), service.engine
+    texts = [check_text(pair.text, engine.options.limits, "pairs") for pair in body.pairs]
+    reads = (read_image(engine, snapshot, pair.id, pair.image, "pairs") for pair in body.pairs)
+    images = await asyncio.gather(*reads)
+    logits = await match_logits(engine, list(zip(images, texts, strict=True)))
+    text_embeddings = await asyncio.gather(*map(engine.embed_text, texts))
+    image_embeddings = await asyncio.gather(*(engine.embed_image(image.data) for image in images))
+    cosines = [float(image @ text) for image, text in zip(image_embeddings, text_embeddings, strict=True)]
     return schemas.MatchAnswer(
         pairs=[
-            schemas.PairScore(cosine=cosine, match=logit, probability=_probability(service.engine, cosine, logit))
-            for cosine, logit in scores
+            schemas.PairScore(
+                cosine=cosine, match=logit, probability=None if logit is None else engine.probability(logit)
+            )
+            for cosine, logit in zip(cosines, logits, strict=True)
         ],
-        model=service.engine.name,
-    )
-
-
-@router.post("/explain", response_model=schemas.ExplainAnswer, responses={200: {"content": {"image/png": {}}}})
-async def explain_pair(body: schemas.ExplainRequest, service: ServiceDep) -> schemas.ExplainAnswer | Response:
-    """Return a map of patches for each word, and the match probability without each word; or all maps as PNG."""
-    snapshot, limits, engine = service.check_ready(), service.options.limits, service.engine
-    if not engine.loaded.task.can_match:
-        raise Problem(501, "this model has no fusion encoder, so there is nothing to explain")
-    image, text = one_image(snapshot, body.id, body.image, limits), check_text(body.text.strip(), limits)
-    (explanation,) = await engine.run(explain, engine.loaded, image, text)
-    if body.format == "png":
-        return Response(await engine.run(_png, explanation), media_type="image/png")
-    texts = [text, *(_without(text, word) for word in explanation.words[1:])] if body.deletions else [text]
-    scores = await engine.pairs.submit_many([(image, each) for each in texts if each])
-    probabilities = dict(zip([each for each in texts if each], scores, strict=True))
-    words = [
-        schemas.WordMap(
-            word=word,
-            map=_scaled(heat),
-            probability_without=_of_text(engine, probabilities.get(_without(text, word))) if number else None,
-        )
-        for number, (word, heat) in enumerate(zip(explanation.words, explanation.heat, strict=True))
-    ]
-    return schemas.ExplainAnswer(
-        answer=explanation.answer, probability=_of_text(engine, probabilities[text]), words=words, model=engine.name
+        model=engine.name,
     )
 
 
 @router.post("/predict")
-async def predict_answer(body: schemas.PredictRequest, service: ServiceDep) -> dict[str, Any]:
+async def predict_answer(body: schemas.PredictRequest, service: ServiceDep) -> schemas.PredictAnswer:
     """Return what the head of the model answers: an answer, a label, a caption, or the best of zero-shot classes."""
-    snapshot, limits, engine = service.check_ready(), service.options.limits, service.engine
-    text = check_text(body.text, limits)
-    image = one_image(snapshot, body.id, body.image, limits) if body.id or body.image else None
+    snapshot, engine = service.check_ready(), service.engine
+    text = check_text(body.text, engine.options.limits)
+    image = (await read_image(engine, snapshot, body.id, body.image)).data if body.id or body.image else None
     model = engine.loaded
     if body.classes:
-        model = await engine.run(zero_shot_model, model, [check_text(each, limits, "classes") for each in body.classes])
+        classes = [check_text(each, engine.options.limits, "classes") for each in body.classes]
+        model = await engine.run(zero_shot_model, model, classes)
     prediction = await engine.run(partial(predict, model, image, text, top=body.top))
-    return {
-        "answers": [{"answer": each.answer, "probability": each.probability} for each in prediction.answers],
-        "match": prediction.match,
-        "cosine": prediction.cosine,
-        "truncated": prediction.is_cut,
-        "model": engine.name,
-    }
+    return schemas.PredictAnswer(
+        answers=[schemas.Answer(answer=each.answer, probability=each.probability) for each in prediction.answers],
+        match=prediction.match,
+        cosine=prediction.cosine,
+        truncated=prediction.is_cut,
+        model=engine.name,
+    )
+
+
+async def match_logits(engine: Engine, pairs: list[tuple[ImageInput, str]]) -> list[float | None]:
+    """Return the match logits of pairs; None for a model that cannot match. Raises what is wrong with an input."""
+    if not engine.loaded.task.can_match:
+        return [None] * len(pairs)
+    scores = await engine.pairs.submit_many([Pair(image.key, partial(_data, image), text) for image, text in pairs])
+    for score in scores:
+        if isinstance(score, Exception):
+            raise score
+    return scores
+
+
+def _data(image: ImageInput) -> bytes:
+    return image.data
 
 
 async def _read_search(request: Request, limits: Limits) -> tuple[schemas.SearchRequest, bytes]:
     """Return the search of a JSON body or of a form, and the file of a form."""
     upload, kind = b"", request.headers.get("content-type", "")
     if kind.startswith("multipart/form-data"):
-        async with request.form(max_files=1, max_fields=4, max_part_size=limits.upload_bytes) as form:
+        async with request.form(max_files=2, max_fields=4, max_part_size=limits.body_bytes) as form:
             content, file = form.get("request") or "{}", form.get("image")
+            if isinstance(content, UploadFile):  # a part with a content type and a file name
+                content = await content.read()
             if isinstance(file, UploadFile):
                 upload = check_upload(await file.read(limits.upload_bytes + 1), limits)
-        if not isinstance(content, str):
-            raise Problem(422, "the field request is a file; send the JSON as text", param="request")
-    else:
+            elif file:
+                raise Problem(422, "the field image is a text; send the image as a file", param="image")
+    elif kind.partition(";")[0].strip() in ("application/json", ""):
         content = await request.body()
+    else:
+        raise Problem(415, f"the content type is {kind[:80]!r}; send application/json or multipart/form-data")
     try:
         return schemas.SearchRequest.model_validate_json(content), upload
     except ValidationError as error:
         raise RequestValidationError(error.errors(include_context=False)) from error
-
-
-def _probability(engine: Engine, cosine: float, logit: float | None) -> float | None:
-    from dualfuse.search.index import Hit
-
-    return None if logit is None else engine.probability(Hit("", cosine, cosine, logit))
-
-
-def _of_text(engine: Engine, scores: tuple[float, float | None] | None) -> float | None:
-    return None if scores is None else _probability(engine, *scores)
-
-
-def _without(text: str, word: str) -> str:
-    """Return a text without the first occurrence of a word, ignoring case; empty if nothing else is left."""
-    position = text.lower().find(word.lower())
-    return " ".join((text[:position] + text[position + len(word) :]).split()) if position >= 0 else text
-
-
-def _scaled(heat: torch.Tensor) -> list[list[float]]:
-    low, high = float(heat.min()), float(heat.max())
-    return [[round(value, 4) for value in row] for row in ((heat - low) / max(high - low, 1e-12)).tolist()]
-
-
-def _png(explanation: Explanation) -> bytes:
-    buffer = io.BytesIO()
-    heat_map_grid([explanation]).save(buffer, "PNG")
-    return buffer.getvalue()
+    except (ValueError, RecursionError) as error:
+        raise Problem(422, f"the request is not valid JSON: {type(error).__name__}", param="request") from error

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: token, host names, size and duration of bodies, and requests at a time. ASGI middleware."""
+"""ASGI middleware: who may ask, and how much: token, host names, size and time of bodies, requests at a time."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Guard:
         return Problem(413, f"the request is too large; send at most {self._limits.body_bytes:,} bytes")
 
     def count(self, size: int, total: int) -> None:
-        """Count ``size`` bytes that arrived of a body of which ``total`` have arrived; ``Problem`` beyond the limits."""
+        """Count ``size`` bytes that arrived, ``total`` of their body; ``Problem`` beyond the limits."""
         self._bytes += size
         if total > self._limits.body_bytes:
             raise self.too_large
