@@ -47,8 +47,11 @@ export function query(path, body, { isPage = false } = {}) {
   return call(path, { ...json(body), signal: running?.signal });
 }
 
-export const imageUrl = (id) => `/v1/images/${encodeURIComponent(id)}`;
-export const thumbnailUrl = (id, width) => `${imageUrl(id)}/thumbnail?w=${width}`;
+// With the revision of a hit the browser keeps the image for good; without it, it asks whether the image has changed.
+const version = (start, revision) => (revision ? `${start}v=${revision}` : "");
+const path = (id) => `/v1/images/${encodeURIComponent(id)}`;
+export const imageUrl = (id, revision = "") => path(id) + version("?", revision);
+export const thumbnailUrl = (id, width, revision = "") => `${path(id)}/thumbnail?w=${width}${version("&", revision)}`;
 
 export function useToken(token) {
   const secure = location.protocol === "https:" ? "; Secure" : "";

@@ -15,9 +15,9 @@ export function open(hit, { text, isMarked, focusWords = false, onCopy, hasPrevi
   heat.clear();
   $("details-title").textContent = fileName(hit);
   $("details-caption").textContent = hit.caption;
-  $("details-image").src = hit.url ?? imageUrl(hit.id);
+  $("details-image").src = hit.url ?? imageUrl(hit.id, hit.revision);
   $("details-image").alt = described(hit);
-  $("open").href = hit.url ?? imageUrl(hit.id);
+  $("open").href = hit.url ?? imageUrl(hit.id, hit.revision);
   for (const id of ["open", "similar", "not-this", "mark", "fields"]) $(id).hidden = Boolean(hit.url);
   showScores(hit);
   showMarked(isMarked);
@@ -56,7 +56,7 @@ function showCopies(hit, onCopy) {
   $("copies").hidden = !copies.length;
   $("copies-list").replaceChildren(...copies.map((copy) => element("li", {}, element("button",
     { type: "button", onclick: () => onCopy(copy), title: copy.name },
-    element("img", { src: thumbnailUrl(copy.id, 128), alt: described(copy), width: 72, height: 72 })))));
+    element("img", { src: thumbnailUrl(copy.id, 128, copy.revision), alt: described(copy), width: 72, height: 72 })))));
 }
 
 async function showWords(hit, text, focusWords) {

@@ -31,8 +31,8 @@ function thumbnail(hit) {
   const image = element("img", { loading: "lazy", decoding: "async", alt: described(hit), width: 256, height: 256,
     draggable: false, onload: () => image.classList.toggle("fills", isNearlySquare(image)),
     onerror: () => image.closest(".frame")?.classList.add("broken") });
-  image.srcset = `${thumbnailUrl(hit.id, 256)} 1x, ${thumbnailUrl(hit.id, 512)} 2x`;
-  image.src = thumbnailUrl(hit.id, 256);
+  image.srcset = `${thumbnailUrl(hit.id, 256, hit.revision)} 1x, ${thumbnailUrl(hit.id, 512, hit.revision)} 2x`;
+  image.src = thumbnailUrl(hit.id, 256, hit.revision);
   return image;
 }
 
