@@ -4,7 +4,7 @@ For each seed vlmo-nano-captions is trained from the demo's model of that seed a
 judged on the test split; beside them stand what needs no captioning: the most frequent caption, and by the demo's dual
 encoder the caption of the nearest training image and the nearest training caption. Runs that are finished are not
 repeated. The demo's models come from bench/demo_seeds.py:
-``python bench/captions.py --seeds 1 2 3 --demos runs/demo-seeds --out runs/captions``.
+``python bench/captions.py --seeds 1 2 3 --demos runs/scratch-seeds --out runs/captions``.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def main() -> None:
     """Run what is missing and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
-    parser.add_argument("--demos", type=Path, default=Path("runs/demo-seeds"))
+    parser.add_argument("--demos", type=Path, default=Path("runs/scratch-seeds"))
     parser.add_argument("--steps", type=int, default=nano().run.steps)
     parser.add_argument("--out", type=Path, default=Path("runs/captions"))
     chosen = parser.parse_args()

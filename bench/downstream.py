@@ -2,7 +2,7 @@
 
 All is done by the command line with one thread, three seeds each; runs that are finished are not repeated. Parts whose
 data are not given are left out. ``python bench/downstream.py --easy-vqa data/easy-vqa --openpics
-'openpics/openpics-{split}-*.tar' --demo 'runs/demo-seeds/seed-{seed}' --out runs/downstream``.
+'openpics/openpics-{split}-*.tar' --demo 'runs/scratch-seeds/seed-{seed}' --out runs/downstream``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Recall of texts by how often their words occur in the training captions: python bench/seen_words.py --help
 
 Says what keeps a small training set from more: a text whose words the model never met can only be guessed. Several
-models (seeds) give mean and spread: python bench/seen_words.py --models runs/demo-seeds/seed-*/pairs/final
+models (seeds) give mean and spread: python bench/seen_words.py --models runs/scratch-seeds/seed-*/pairs/final
 """
 
 from __future__ import annotations

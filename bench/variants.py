@@ -3,7 +3,8 @@
 Every variant starts from the same contrast stage, of the runs that bench/demo_seeds.py left behind, reads the same
 pairs, and stops after as many processor seconds, reading included and judging left out; the learning rate falls to zero
 over those. Runs that are finished are not repeated:
-``python bench/variants.py --demos runs/demo-seeds --out runs/variants --seeds 1 2 3 --plot docs/images/variants.png``.
+``python bench/variants.py --demos runs/scratch-seeds --out runs/variants --seeds 1 2 3
+--plot docs/images/variants.png``.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ Point = dict[str, float]
 class Options:
     """What is run, and where."""
 
-    demos: Path = Path("runs/demo-seeds")
+    demos: Path = Path("runs/scratch-seeds")
     """What bench/demo_seeds.py wrote: for every seed the data, and the model after its first stage."""
     out: Path = Path("runs/variants")
     seeds: tuple[int, ...] = (1, 2, 3)

@@ -11,7 +11,7 @@ from dualfuse.cli.console import echo
 from dualfuse.cli.parser import Force
 
 EXAMPLES = """
-dualfuse average runs/demo/pairs --last 2 --out models/pairs-average
+dualfuse average runs/demo-scratch/pairs --last 2 --out models/pairs-average
 dualfuse average runs/first/final runs/second/final runs/third/final --out models/soup
 """
 

@@ -10,9 +10,9 @@ from tyro.conf import Positional, arg
 from dualfuse.cli.console import echo
 
 EXAMPLES = """
-dualfuse card runs/demo/pairs/final
-dualfuse card runs/demo/pairs/final --licence apache-2.0 --scores scores.json \\
-  --command "dualfuse evaluate runs/demo/pairs/final 'data/test-*.tar' --out scores.json"
+dualfuse card runs/demo/starter/best
+dualfuse card runs/demo/starter/best --licence apache-2.0 --scores scores.json \\
+  --command "dualfuse evaluate runs/demo/starter/best 'data/test-*.tar' --out scores.json"
 """
 
 

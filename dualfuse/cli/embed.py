@@ -15,8 +15,8 @@ from dualfuse.printable import printable
 
 EXAMPLES = """
 dualfuse embed openai/clip-vit-base-patch32 photos --out embeddings.parquet
-dualfuse embed runs/demo/pairs/final products.csv --keep sku price --out embeddings.jsonl
-dualfuse embed runs/demo/pairs/final --texts queries.txt --out queries.npy
+dualfuse embed runs/demo/starter/best products.csv --keep sku price --out embeddings.jsonl
+dualfuse embed runs/demo/starter/best --texts queries.txt --out queries.npy
 """
 SHOWN = 5  # skipped inputs that are named; all are counted
 

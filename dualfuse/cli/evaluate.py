@@ -13,10 +13,10 @@ from dualfuse.cli.parser import Flags, Force, Model, ZeroShot, check_drawing, ch
 from dualfuse.io import write_json
 
 EXAMPLES = """
-dualfuse evaluate runs/demo/pairs/final 'examples/openpics-mini/*-test-*.tar'
+dualfuse evaluate runs/demo/starter/best 'examples/openpics-mini/*-test-*.tar'
 dualfuse evaluate runs/vqa/final 'data/vqa-test-*.tar' --answers answers.json --out scores.json
 dualfuse evaluate runs/ade20k/final 'data/ade20k-val-*.tar' --scales 0.5 0.75 1 1.25 1.5 1.75 --flip
-dualfuse evaluate runs/demo/pairs/final 'data/flowers-test-*.tar' --zero-shot data/flowers --templates clip
+dualfuse evaluate runs/demo/starter/best 'data/flowers-test-*.tar' --zero-shot data/flowers --templates clip
 """
 
 

@@ -11,7 +11,7 @@ from dualfuse.cli.console import echo
 from dualfuse.cli.parser import Force, Model, check_drawing, check_new
 
 EXAMPLES = """
-dualfuse explain runs/demo/pairs/final --image photo.jpg --text "a red bicycle" --save-image explanation.png
+dualfuse explain runs/demo-scratch/pairs/final --image photo.jpg --text "a red bicycle" --save-image explanation.png
 dualfuse explain runs/vqa/final --image photo.jpg --text "what colour is the car?" --save-image explanation.png \\
   --method rollout
 """

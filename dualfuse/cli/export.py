@@ -11,9 +11,9 @@ from dualfuse.cli.console import echo
 from dualfuse.cli.parser import Force
 
 EXAMPLES = """
-dualfuse export runs/demo/pairs
-dualfuse export runs/demo/pairs --step 500 --out models/pairs-500
-dualfuse export runs/demo/pairs/checkpoints/step-00000500
+dualfuse export runs/demo-scratch/pairs
+dualfuse export runs/demo-scratch/pairs --step 500 --out models/pairs-500
+dualfuse export runs/demo-scratch/pairs/checkpoints/step-00000500
 """
 
 

@@ -29,7 +29,7 @@ Model = Annotated[
     Positional[str],
     arg(
         metavar="MODEL",
-        help="model folder such as runs/demo/pairs/final, run, checkpoint of a run or of another library, or name on "
+        help="model folder such as runs/demo/starter/best, run, checkpoint of a run or of another library, or name on "
         "the hub",
     ),
 ]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = """
 dualfuse predict runs/vqa/final --image photo.jpg --text "what colour is the car?"
-dualfuse predict runs/demo/pairs/final --image photo.jpg --zero-shot "cat, dog, bird"
+dualfuse predict runs/demo/starter/best --image photo.jpg --zero-shot "cat, dog, bird"
 dualfuse predict runs/vqa/final --table questions.csv --out answers.jsonl
 """
 SHOWN = 5  # unusable rows that are named; all are counted

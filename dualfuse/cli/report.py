@@ -12,7 +12,7 @@ from dualfuse.cli.parser import Force, check_new
 from dualfuse.errors import DualfuseError
 
 EXAMPLES = """
-dualfuse report runs/demo/pairs
+dualfuse report runs/demo/starter
 dualfuse report runs/first runs/second --out comparison.html
 """
 
@@ -36,7 +36,7 @@ def run(
     from dualfuse.report.run_page import report
 
     if not runs:
-        raise DualfuseError("give the folder of a run, such as runs/demo/pairs")
+        raise DualfuseError("give the folder of a run, such as runs/demo/starter")
     page = runs[0] / REPORT if len(runs) == 1 else out or runs[0].resolve().parent / PAGE
     check_new(page, force=force or is_page(page))
     if len(runs) > 1:

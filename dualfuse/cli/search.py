@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from dualfuse.search.queries import Answer
 
 EXAMPLES = """
-dualfuse search runs/demo/pairs/final runs/demo/images "flag of Jamaica"
-dualfuse search runs/demo/pairs/final photos "a red bicycle" --rerank 16 --save-image hits.png
-dualfuse search runs/demo/pairs/final photos photos/cat.jpg --top 20
-dualfuse search runs/demo/pairs/final photos --queries queries.txt --json
-dualfuse search runs/demo/pairs/final photos "a red bicycle" --where "folder ^= 2024/ and not folder in (2024/drafts)"
+dualfuse search runs/demo/starter/best runs/demo/images "flag of Jamaica"
+dualfuse search runs/demo-scratch/pairs/final photos "a red bicycle" --rerank 16 --save-image hits.png
+dualfuse search runs/demo/starter/best photos photos/cat.jpg --top 20
+dualfuse search runs/demo/starter/best photos --queries queries.txt --json
+dualfuse search runs/demo/starter/best photos "a red bicycle" --where "folder ^= 2024/ and not folder in (2024/drafts)"
 """
 COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
 SHOWN = 5  # skipped images that are named; all are counted

@@ -15,9 +15,9 @@ from dualfuse.errors import DualfuseError, MissingExtraError
 from dualfuse.files import read_bounded
 
 EXAMPLES = """
-dualfuse serve runs/demo/pairs/final runs/demo/images
-dualfuse serve runs/demo/pairs/final photos --rerank 16 --port 8080
-dualfuse serve runs/demo/pairs/final photos --host 0.0.0.0 --token-file secret.txt
+dualfuse serve runs/demo/starter/best runs/demo/images
+dualfuse serve runs/demo-scratch/pairs/final photos --rerank 16 --port 8080
+dualfuse serve runs/demo/starter/best photos --host 0.0.0.0 --token-file secret.txt
 """
 MAX_TOKEN = 4096
 

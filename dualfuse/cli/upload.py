@@ -11,8 +11,8 @@ from tyro.conf import Positional, arg
 from dualfuse.cli.console import echo
 
 EXAMPLES = """
-dualfuse upload runs/demo/pairs/final OWNER/NAME
-dualfuse upload runs/demo/pairs/final OWNER/NAME --no-private
+dualfuse upload runs/demo/starter/best OWNER/NAME
+dualfuse upload runs/demo/starter/best OWNER/NAME --no-private
 """
 
 

@@ -1,7 +1,7 @@
 """Fine-tuning on a laptop: questions, entailment and pairs of images at 64 px, in minutes on a CPU.
 
 Set --data.train and --data.validation to the samples. --start-from takes a model of the size of the demo, such as
-runs/demo/pairs/final.
+runs/demo-scratch/pairs/final.
 """
 
 from __future__ import annotations

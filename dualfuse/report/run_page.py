@@ -14,7 +14,8 @@ from dualfuse.io import write_text
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import Curve, History, history
 from dualfuse.report.demo.page import REPORT, write_demo_page
-from dualfuse.report.demo.results import RESULTS, DemoResults
+from dualfuse.report.demo.results import RESULTS, DemoResults, load_results
+from dualfuse.report.demo.starter_page import write_starter_page
 from dualfuse.report.demo.wording import duration
 from dualfuse.report.figures import Chart, Line
 from dualfuse.run_folder import FINAL, RECIPE
@@ -31,7 +32,8 @@ def report(run: Path) -> Path:
     Raises ``DualfuseError`` for any other folder.
     """
     if (run / RESULTS).is_file():
-        return write_demo_page(DemoResults.load(run), run)
+        results = load_results(run)
+        return write_demo_page(results, run) if isinstance(results, DemoResults) else write_starter_page(results, run)
     check_run(run)
     path = run / REPORT
     try:

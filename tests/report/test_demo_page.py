@@ -6,12 +6,12 @@ import re
 import shutil
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from pages import Page, few_pictures, needs_nothing, text_of
 
 from dualfuse import hub
 from dualfuse.cli.demo import print_results
@@ -19,7 +19,6 @@ from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData
-from dualfuse.prepare.shard_writer import ShardWriter
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes import small_pairs
 from dualfuse.report import figures
@@ -31,22 +30,6 @@ from dualfuse.report.demo.results import DemoResults
 from dualfuse.report.figures import Chart, Line
 from dualfuse.report.run_page import report
 from dualfuse.training.run_log import SkippedLog
-
-NOT_CLOSED = {"meta", "img", "br", "link", "input"}
-
-
-def few_pictures(folder: Path) -> Path:
-    """Write a source like examples/openpics-mini, with 24, 6 and 20 of its images."""
-    everything = Shards.open(run.EXAMPLES / "openpics-mini-test-00000.tar")
-    first = 0
-    for split, number in (("train", 24), ("val", 6), ("test", 20)):
-        writer = ShardWriter(folder, f"few-{split}")
-        for sample in everything[first : first + number]:
-            writer.add(replace(sample, key=sample.key.rpartition("/")[2]))
-        writer.close()
-        first += number
-    (folder / run.AUTHORS).write_text("those who drew them\n")
-    return folder
 
 
 def shrunk(recipe: Recipe) -> Recipe:
@@ -82,53 +65,6 @@ def scrambled(setup: run.Setup) -> hub.LoadedModel:
         parameter.add_(torch.randn_like(parameter) * 0.2)
     joint.task.itm_head.weight.mul_(100)
     return joint
-
-
-class Page(HTMLParser):
-    """Reads a page; what is opened must be closed, in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.links: list[tuple[str, str]] = []
-        self.ids: list[str] = []
-        self.seen: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_startendtag(tag, attrs)
-        if tag not in NOT_CLOSED:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        names = [name for name, _ in attrs]
-        assert len(set(names)) == len(names)
-        self.seen.append(tag)
-        for name, value in attrs:
-            if name in ("src", "href", "srcset", "data", "action", "poster", "xlink:href"):
-                self.links.append((tag, value or ""))
-            self.ids += [value or ""] if name == "id" else []
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-
-def needs_nothing(html: str) -> Page:
-    page = Page(html)
-    assert len(set(page.ids)) == len(page.ids)
-    assert not {"script", "link", "iframe", "object"} & set(page.seen)
-    for tag, link in page.links:
-        assert link.startswith("data:image/") if tag == "img" else link[:1] == "#" or link == "ATTRIBUTION.txt"
-        assert not link.startswith("#") or link[1:] in page.ids
-    assert all(used in page.ids for used in re.findall(r"url\(#([^)]+)\)", html))
-    assert not re.findall(r"url\((?!#)|@import|https?://", html)
-    return page
-
-
-def text_of(html: str) -> str:
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", html))
 
 
 def test_page_loads_nothing(setup: run.Setup, results: DemoResults) -> None:
@@ -223,6 +159,16 @@ def test_finished_parts_are_skipped(setup: run.Setup, results: DemoResults) -> N
     assert [path.stat().st_mtime_ns for path in (*models, setup.out / "results.json")] == before
     with pytest.raises(ValueError, match="another recipe"):
         run.build(replace(setup, seed=4))
+
+
+def test_without_a_control_nothing_is_compared(setup: run.Setup, results: DemoResults) -> None:
+    alone = replace(results, control=(), retrieval=replace(results.retrieval, itc_only=None))
+    html = demo_page(alone)
+    needs_nothing(html)
+    assert "ITC only</th>" not in html and "control" not in text_of(html).replace("--control", "")
+    rebuilt = run.build(replace(setup, control=()))
+    assert rebuilt.retrieval == alone.retrieval and not rebuilt.control
+    assert run.build(setup).retrieval == results.retrieval
 
 
 def test_images_are_exported(setup: run.Setup) -> None:

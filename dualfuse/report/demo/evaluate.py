@@ -1,4 +1,4 @@
-"""Evaluate the two models of the demo on the test split, and collect what the page shows."""
+"""Evaluate the models of the demo on the test split, and collect what the page shows."""
 
 from __future__ import annotations
 
@@ -33,21 +33,27 @@ MASKED, GUESSES = 9, 3
 SEED = 0
 
 
-def metrics(joint: LoadedModel, control: LoadedModel, test: Shards, plan: Plan) -> tuple[Retrieval, tuple[Named, ...]]:
-    """Return the recall of both models on ``test``, that of the joint one after re-ranking, and its ITM and MLM."""
+def metrics(
+    joint: LoadedModel, control: LoadedModel | None, test: Shards, plan: Plan
+) -> tuple[Retrieval, tuple[Named, ...]]:
+    """Return the recall of the models on ``test``, that of the joint one after re-ranking, and its ITM and MLM."""
     counts = [len(sample.texts) for sample in test]
     both = joint.task.evaluate(EvaluationData(test, joint.processor), replace(plan, all_metrics=True)).metrics
-    alone = control.task.evaluate(EvaluationData(test, control.processor), replace(plan, rerank=0)).metrics
     retrieval = Retrieval(
         images=len(counts),
         texts=sum(counts),
         candidates=plan.rerank,
         chance=chance(counts),
-        itc_only=_recall(alone),
+        itc_only=None if control is None else dual_recall(control, test, plan),
         joint=_recall(both),
         reranked=_recall(both, "reranked/"),
     )
     return retrieval, tuple((name, value) for name, value in both.items() if name.startswith(("itm/", "mlm/")))
+
+
+def dual_recall(loaded: LoadedModel, test: Shards, plan: Plan) -> Recall:
+    """Return the recall of a dual encoder on ``test``."""
+    return _recall(loaded.task.evaluate(EvaluationData(test, loaded.processor), replace(plan, rerank=0)).metrics)
 
 
 def chance(counts: Sequence[int]) -> Recall:
@@ -62,7 +68,7 @@ def chance(counts: Sequence[int]) -> Recall:
     )
 
 
-def images(test: Shards, drawn: Iterable[Query], masked: Iterable[MaskedWord]) -> tuple[ImageResult, ...]:
+def images(test: Shards, drawn: Iterable[Query], masked: Iterable[MaskedWord] = ()) -> tuple[ImageResult, ...]:
     """Return the images that the examples show, each once."""
     numbers = {example.image for example in masked}
     for query in drawn:
@@ -96,17 +102,19 @@ def _image(test: Shards, number: int) -> ImageResult:
 def queries(joint: LoadedModel, shards: Shards, plan: Plan) -> tuple[Query, ...]:
     """Search ``shards`` for every caption, re-rank ``plan.rerank`` images, and draw examples with a fixed seed.
 
-    Half of the examples are queries whose image came first after re-ranking. Raises ``BrokenSample`` for unreadable
-    samples.
+    Half of the examples are queries whose image came first after re-ranking, which 0 omits. Raises ``BrokenSample`` for
+    unreadable samples.
     """
     gallery = Gallery(joint.task, EvaluationData(shards, joint.processor), plan)
     image, text, texts, owner = gallery.features()
     numbers = torch.arange(len(image), device=image.device)
     before = ranks(text, image, owner, numbers)
     cosine, index = nearest(text, image, max(plan.rerank, SHOWN))
-    scores, _ = gallery.pair_scores(index, torch.zeros(len(image), 0, dtype=torch.long), texts)
-    scores = joint.task.rerank_score(cosine, scores)
-    after = reranked_ranks(before, index == owner[:, None], scores)
+    scores, after = cosine, before
+    if plan.rerank:
+        fused, _ = gallery.pair_scores(index, torch.zeros(len(image), 0, dtype=torch.long), texts)
+        scores = joint.task.rerank_score(cosine, fused)
+        after = reranked_ranks(before, index == owner[:, None], scores)
 
     captions = [caption for sample in shards for caption in sample.texts]
     order = scores.argsort(dim=1, descending=True)
@@ -117,7 +125,7 @@ def queries(joint: LoadedModel, shards: Shards, plan: Plan) -> tuple[Query, ...]
             rank=int(before[number]),
             reranked_rank=int(after[number]),
             nearest=_best(index[number], cosine[number]),
-            reranked=_best(index[number][order[number]], scores[number][order[number]]),
+            reranked=_best(index[number][order[number]], scores[number][order[number]]) if plan.rerank else (),
         )
         for number in draw(after.cpu().numpy() == 0, np.random.default_rng(SEED))
     )

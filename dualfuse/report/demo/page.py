@@ -1,7 +1,8 @@
-"""The page of the demo: one HTML file, written from its results."""
+"""The page of the demo from scratch: one HTML file, written from its results."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from dualfuse.io import write_text
 from dualfuse.report import figures, markup
 from dualfuse.report.curves import History, joined, merged
 from dualfuse.report.demo import wording
-from dualfuse.report.demo.results import DemoResults, ImageResult, MaskedWord, Query, Scored
+from dualfuse.report.demo.results import DemoResults, ImageResult, MaskedWord, Named, Query, Recall, Scored
 from dualfuse.report.demo.wording import duration, percent, total_seconds
 from dualfuse.report.figures import Chart, Line
 
@@ -46,12 +47,18 @@ def demo_page(results: DemoResults) -> str:
         _query_cards(results),
         _masked_cards(results),
         _how(results),
-        "<footer>The images and captions are openly licensed; their authors and licences are in "
-        '<a href="ATTRIBUTION.txt">ATTRIBUTION.txt</a>. Made by dualfuse '
-        f"{escape(dict(results.machine)['dualfuse'])} from results.json; <code>dualfuse report</code> writes it again."
-        "</footer>",
+        footer(dict(results.machine)["dualfuse"]),
     )
     return markup.document("dualfuse demo", body)
+
+
+def footer(version: str) -> str:
+    """Return the last lines of the page, with the version of dualfuse."""
+    return (
+        "<footer>The images and captions are openly licensed; their authors and licences are in "
+        '<a href="ATTRIBUTION.txt">ATTRIBUTION.txt</a>. Made by dualfuse '
+        f"{escape(version)} from results.json; <code>dualfuse report</code> writes it again.</footer>"
+    )
 
 
 def _head(results: DemoResults) -> str:
@@ -72,11 +79,7 @@ def _head(results: DemoResults) -> str:
 
 def _retrieval(results: DemoResults) -> str:
     retrieval = results.retrieval
-    texts, images = f"{retrieval.texts} captions", f"{retrieval.images} images"
-    tables = (
-        _recall_card("Text to image", f"{texts}, {images}", results, "text_to_image"),
-        _recall_card("Image to text", f"{images}, {texts}", results, "image_to_text"),
-    )
+    tables = recall_cards(retrieval.images, retrieval.texts, retrieval.rows())
     answers = "".join(
         f'<div class="verdict"><b>{escape(question)}</b>{escape(answer)}</div>'
         for question, answer in wording.verdicts(retrieval)
@@ -90,8 +93,16 @@ def _retrieval(results: DemoResults) -> str:
     )
 
 
-def _recall_card(title: str, over: str, results: DemoResults, way: str) -> str:
-    rows: list[tuple[str, tuple[float, ...]]] = [(name, getattr(each, way)) for name, each in results.retrieval.rows()]
+def recall_cards(images: int, texts: int, rows: Sequence[tuple[str, Recall]]) -> tuple[str, str]:
+    """Return the tables of recall in both directions, with a row for each method."""
+    return (
+        _recall_card("Text to image", f"{texts} captions, {images} images", rows, "text_to_image"),
+        _recall_card("Image to text", f"{images} images, {texts} captions", rows, "image_to_text"),
+    )
+
+
+def _recall_card(title: str, over: str, recalls: Sequence[tuple[str, Recall]], way: str) -> str:
+    rows: list[tuple[str, tuple[float, ...]]] = [(name, getattr(each, way)) for name, each in recalls]
     best = max(shares[0] for _, shares in rows)
     lines = "".join(
         f"<tr{' class=best' if shares[0] == best else ''}><th>{escape(name[0].upper() + name[1:])}</th>"
@@ -131,12 +142,12 @@ def _losses(results: DemoResults) -> str:
     first = results.joint[0]
     return markup.section(
         "Training",
-        _legend(),
+        _legend(results),
         markup.grid(charts, "half"),
         lead=f"Training losses; thin lines are the logged means, thick lines a running mean. Up to the dotted line "
-        f"({first.steps:,} steps, {duration(first.seconds)}) both models are one run that trains with ITC only. Then "
-        f"the joint model trains with ITC, ITM and MLM ({_rest(results.joint)}), and the control continues with ITC "
-        f"only ({_rest(results.control)}).",
+        f"({first.steps:,} steps, {duration(first.seconds)}) the model trains with ITC only, then with ITC, ITM and "
+        f"MLM ({_rest(results.joint)})."
+        + (f" The control continues with ITC only ({_rest(results.control)})." if results.control else ""),
     )
 
 
@@ -151,7 +162,7 @@ def _validation(results: DemoResults) -> str:
         return ""
     return markup.section(
         "Validation recall",
-        _legend(),
+        _legend(results),
         markup.grid(_charts(results, "R@1, text to image,", lines, is_share=True), "half"),
         lead="Share of validation captions whose image the dual encoder ranks first, without re-ranking.",
     )
@@ -168,8 +179,9 @@ def _charts(results: DemoResults, title: str, lines: list[Line], *, is_share: bo
     return [markup.figure(f"{title} over {over}", figures.draw(chart)) for over, chart in charts.items()]
 
 
-def _legend() -> str:
-    return markup.legend((("ITC, ITM and MLM", JOINT, False), ("ITC only", CONTROL, True)))
+def _legend(results: DemoResults) -> str:
+    control = (("ITC only", CONTROL, True),) if results.control else ()
+    return markup.legend((("ITC, ITM and MLM", JOINT, False), *control))
 
 
 def _rest(stages: tuple[History, ...]) -> str:
@@ -177,29 +189,35 @@ def _rest(stages: tuple[History, ...]) -> str:
 
 
 def _query_cards(results: DemoResults) -> str:
-    """Return the section of example queries, with successes and failures."""
-    images = {image.number: image for image in results.images}
-    texts = results.retrieval.texts
-    first = round(results.retrieval.reranked.text_to_image[0] * texts)
-    kinds = (
-        (f"the {first} captions whose image came first", [each for each in results.queries if not each.reranked_rank]),
-        (
-            f"the {texts - first} captions whose image did not come first",
-            [each for each in results.queries if each.reranked_rank],
-        ),
-    )
-    parts = [
-        f"<h3>{len(drawn)} of {kind}</h3>" + markup.grid([_query(query, images) for query in drawn], "half")
-        for kind, drawn in kinds
-        if drawn
-    ]
+    first, texts = results.retrieval.reranked.text_to_image[0], results.retrieval.texts
     return markup.section(
         "Example queries",
-        *parts,
+        *query_cards(results.queries, results.images, (round(first * texts), texts)),
         lead="Captions of the test split, drawn at random from successes and failures. Each card shows the image of "
         "the caption, then the first five results: ranked by cosine, and re-ranked by the sum of ITC and ITM logit. "
         "The image of the caption is outlined in green.",
     )
+
+
+def query_cards(queries: Sequence[Query], images: Sequence[ImageResult], first_of: tuple[int, int]) -> list[str]:
+    """Return cards of queries, successes and failures under a heading each.
+
+    ``first_of`` are the numbers of captions whose image came first, and of all captions.
+    """
+    first, texts = first_of
+    shown = {image.number: image for image in images}
+    kinds = (
+        (f"the {first} captions whose image came first", [each for each in queries if not each.reranked_rank]),
+        (
+            f"the {texts - first} captions whose image did not come first",
+            [each for each in queries if each.reranked_rank],
+        ),
+    )
+    return [
+        f"<h3>{len(drawn)} of {kind}</h3>" + markup.grid([_query(query, shown) for query in drawn], "half")
+        for kind, drawn in kinds
+        if drawn
+    ]
 
 
 def _query(query: Query, images: dict[int, ImageResult]) -> str:
@@ -207,11 +225,14 @@ def _query(query: Query, images: dict[int, ImageResult]) -> str:
     if query.reranked_rank != query.rank:
         rank = f"from rank {query.rank + 1} to {query.reranked_rank + 1} by re-ranking"
     kind, label = ("miss", f"its image: {rank}") if query.reranked_rank else ("hit", f"found: {rank}")
+    rows = _row(query.nearest, query.target, images)
+    if query.reranked:
+        rows = f'<p class="how">dual encoder</p>{rows}'
+        rows += f'<p class="how">re-ranked</p>{_row(query.reranked, query.target, images)}'
     return (
         f'<article class="card query"><header>{_image(images[query.target], is_target=True)}'
         f'<div><b>{escape(query.caption)}</b><span class="badge {kind}">{label}</span></div></header>'
-        f'<p class="how">dual encoder</p>{_row(query.nearest, query.target, images)}'
-        f'<p class="how">re-ranked</p>{_row(query.reranked, query.target, images)}</article>'
+        f"{rows}</article>"
     )
 
 
@@ -259,6 +280,11 @@ def _masked(example: MaskedWord, images: dict[int, ImageResult]) -> str:
 
 def _how(results: DemoResults) -> str:
     versions = (*results.machine, ("seed", str(results.seed)), ("parameters", f"{results.parameters:,}"))
-    parts = tuple((name, duration(seconds)) for name, seconds in results.parts)
-    cards = markup.grid([markup.pairs_table(rows) for rows in (versions, parts)])
-    return markup.section("How this was made", markup.commands(results.commands), cards)
+    return how(versions, results.parts, results.commands)
+
+
+def how(versions: Sequence[tuple[str, str]], parts: Sequence[Named], commands: Sequence[str]) -> str:
+    """Return the section of versions, durations and commands."""
+    times = tuple((name, duration(seconds)) for name, seconds in parts)
+    cards = markup.grid([markup.pairs_table(rows) for rows in (versions, times)])
+    return markup.section("How this was made", markup.commands(commands), cards)

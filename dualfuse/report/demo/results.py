@@ -27,22 +27,23 @@ class Recall:
 
 @dataclass(frozen=True)
 class Retrieval:
-    """Recall on one set of images and captions, in both directions, of every method."""
+    """Recall on one set of images and captions, in both directions, of every method; of the control, if it trained."""
 
     images: int
     texts: int
     candidates: int
     """Number of candidates of the dual encoder that were re-ranked."""
     chance: Recall
-    itc_only: Recall
+    itc_only: Recall | None
     joint: Recall
     reranked: Recall
 
     def rows(self) -> tuple[tuple[str, Recall], ...]:
         """Return the compared methods by name."""
+        control = () if self.itc_only is None else (("ITC only", self.itc_only),)
         return (
             ("chance", self.chance),
-            ("ITC only", self.itc_only),
+            *control,
             ("ITC, ITM, MLM: dual encoder", self.joint),
             (f"ITC, ITM, MLM: {self.candidates} re-ranked", self.reranked),
         )
@@ -70,7 +71,7 @@ class Query:
     reranked_rank: int
     nearest: tuple[Scored, ...]
     reranked: tuple[Scored, ...]
-    """Images, by their number, and their scores."""
+    """Images, by their number, and their scores; nothing is re-ranked by a dual encoder alone."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,38 @@ class MaskedWord:
 
 
 @dataclass(frozen=True)
+class StarterResults:
+    """Everything that the page of the demo over pre-trained encoders shows."""
+
+    seed: int
+    parameters: int
+    """Of the whole model."""
+    trained: int
+    """Parameters that were trained."""
+    train_images: int
+    images_and_texts: tuple[int, int]
+    """Numbers of test images and of their captions."""
+    rows: tuple[tuple[str, Recall], ...]
+    """Recall on the test split by method; the last one is that of the newest model."""
+    is_final: bool
+    """False after the first model, while a better one is training."""
+    stages: tuple[History, ...]
+    queries: tuple[Query, ...]
+    images: tuple[ImageResult, ...]
+    parts: tuple[Named, ...]
+    """Seconds per part."""
+    commands: tuple[str, ...]
+    machine: tuple[tuple[str, str], ...]
+    """Versions and hardware."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``folder``/results.json, as a whole or not at all."""
+        write_json(folder / RESULTS, to_json(self), indent=None)
+
+
+@dataclass(frozen=True)
 class DemoResults:
-    """Everything that the page of the demo shows."""
+    """Everything that the page of the demo from scratch shows."""
 
     seed: int
     parameters: int
@@ -96,7 +127,7 @@ class DemoResults:
     joint: tuple[History, ...]
     """The stages of the joint model (ITC, then ITC, ITM and MLM)."""
     control: tuple[History, ...]
-    """The stages of the control (ITC only); the first stage is the same run."""
+    """The stages of the control (ITC only), of which the first is the same run; empty: it did not train."""
     queries: tuple[Query, ...]
     masked: tuple[MaskedWord, ...]
     images: tuple[ImageResult, ...]
@@ -113,11 +144,19 @@ class DemoResults:
     @staticmethod
     def load(folder: Path) -> DemoResults:
         """Read ``folder``/results.json; raises ``DualfuseError`` if it is damaged or of another version."""
-        path = folder / RESULTS
-        try:
-            results = from_json(read_json(path))
-        except (ValueError, TypeError) as error:
-            raise DualfuseError(f"{path} cannot be read ({error}); delete it and rerun dualfuse demo") from error
+        results = load_results(folder)
         if not isinstance(results, DemoResults):
-            raise DualfuseError(f"{path} is not a results file of the demo; delete it and rerun dualfuse demo")
+            raise DualfuseError(f"{folder} has the results of the demo over pre-trained encoders, not of --scratch")
         return results
+
+
+def load_results(folder: Path) -> DemoResults | StarterResults:
+    """Read ``folder``/results.json; raises ``DualfuseError`` if it is damaged or of another version."""
+    path = folder / RESULTS
+    try:
+        results = from_json(read_json(path))
+    except (ValueError, TypeError) as error:
+        raise DualfuseError(f"{path} cannot be read ({error}); delete it and rerun dualfuse demo") from error
+    if not isinstance(results, DemoResults | StarterResults):
+        raise DualfuseError(f"{path} is not a results file of the demo; delete it and rerun dualfuse demo")
+    return results

@@ -1,4 +1,4 @@
-"""The demo: prepare data, train a model and a control, evaluate both, write a page. Finished parts are skipped."""
+"""The demo from scratch: train a VLMo and a control, evaluate, write a page. Finished parts are skipped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import logging
 import shlex
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,12 +37,16 @@ RERANK = 16
 """Candidates per query that the fusion encoder re-ranks."""
 EXAMPLES = Path(dualfuse.__file__).parents[1] / "examples" / "openpics-mini"
 AUTHORS = "ATTRIBUTION.txt"
+SCRATCH = Path("runs/demo-scratch")
 PLAN = Plan(rerank=RERANK, num_workers=0)  # starting loader processes would take longer than reading the test split
 
 
 @dataclass(frozen=True)
 class Setup:
-    """The data, the recipes and the output folder of a demo; both models share their first recipe."""
+    """The data, the recipes and the output folder of a demo; both models share their first recipe.
+
+    Without recipes of a control none is trained.
+    """
 
     source: Path
     out: Path
@@ -51,46 +55,61 @@ class Setup:
     control: tuple[Recipe, ...]
 
 
-def demo(out: Path = Path("runs/demo"), *, seed: int = 1) -> DemoResults:
-    """Train a small model on the images of the repository, evaluate it, and write OUT/report.html.
+def demo(out: Path = SCRATCH, *, seed: int = 1, control: bool = False) -> DemoResults:
+    """Train a small VLMo from scratch on the images of the repository, evaluate it, and write OUT/report.html.
 
-    Raises ``DualfuseError`` if the package was installed without the images.
+    With ``control`` another model trains with ITC only for the same time. Raises ``DualfuseError`` if the package was
+    installed without the images.
     """
+    check_examples()
+    return build(Setup(EXAMPLES, out, seed, small_pairs.demo(), small_pairs.demo_itc() if control else ()))
+
+
+def check_examples() -> None:
+    """Raise ``DualfuseError`` if the package was installed without the images of the demo."""
     if not EXAMPLES.is_dir():
         raise DualfuseError(
             f"the images of the demo are not in {EXAMPLES}, because the package was installed without them; "
             "clone the repository and run the demo there"
         )
-    return build(Setup(EXAMPLES, out, seed, small_pairs.demo(), small_pairs.demo_itc()))
 
 
 def build(setup: Setup) -> DemoResults:
     """Run all parts that are not finished, and return the results."""
     out = setup.out
     joint, control = (tuple(placed(setup, recipe) for recipe in recipes) for recipes in (setup.joint, setup.control))
-    with part("prepare the images", out):
-        prepare(setup.source, out / "data")
-        shutil.copyfile(setup.source / AUTHORS, out / AUTHORS)
+    prepare_images(setup.source, out)
     with part("train: ITC, then ITC, ITM and MLM", out):
         joint_final = train(joint, out)
-    with part("train the control: ITC only", out):
-        control_final = train(control, out)
+    finals = (joint_final,)
+    if control:
+        with part("train the control: ITC only", out):
+            finals = (joint_final, train(control, out))
     with part("evaluate on the test split", out):
-        finals = (joint_final, control_final)
         results = _finished(out, finals) or _evaluate(setup, finals)
-    with part("write images and report", out):
-        export(Shards.open(out / "data" / "test-*.tar"), out / "images")
-        write_demo_page(results, out)
+    write_demo_page(results, out)
     return results
+
+
+def prepare_images(source: Path, out: Path) -> None:
+    """Write the data of a demo, the list of its authors, and the test images as files."""
+    with part("prepare the images", out):
+        prepare(source, out / "data")
+        shutil.copyfile(source / AUTHORS, out / AUTHORS)
+        export(Shards.open(out / "data" / "test-*.tar"), out / "images")
 
 
 def placed(setup: Setup, recipe: Recipe) -> Recipe:
     """Return the recipe with the seed and the data of a demo."""
-    data = setup.out / "data"
+    return with_data(recipe, setup.out / "data", setup.seed)
+
+
+def with_data(recipe: Recipe, data: Path, seed: int) -> Recipe:
+    """Return the recipe with a seed and the folder of its shards."""
     return replace(
         recipe,
         data=replace(recipe.data, train=(str(data / "train-*.tar"),), validation=str(data / "val-*.tar")),
-        run=replace(recipe.run, seed=setup.seed),
+        run=replace(recipe.run, seed=seed),
     )
 
 
@@ -121,23 +140,30 @@ def export(test: Shards, folder: Path) -> None:
         (folder / f"{number:03d}-{words[:40]}.{image_suffix(sample.image)}").write_bytes(sample.image)
 
 
-def search_command(out: Path) -> str:
+def search_command(out: Path, model: str = f"pairs/{FINAL}") -> str:
     """Return a command that searches the test images."""
-    return shlex.join(("dualfuse", "search", str(out / "pairs" / FINAL), str(out / "images"))) + ' "flag of Jamaica"'
+    return shlex.join(("dualfuse", "search", str(out / model), str(out / "images"))) + ' "flag of Jamaica"'
 
 
-def _finished(out: Path, finals: tuple[Path, Path]) -> DemoResults | None:
-    """Return the results of an earlier run; None if a model is newer."""
+def _command(setup: Setup) -> str:
+    control = " --control" if setup.control else ""
+    return f"dualfuse demo --scratch{control} --out {shlex.quote(str(setup.out))} --seed {setup.seed}"
+
+
+def _finished(out: Path, finals: Sequence[Path]) -> DemoResults | None:
+    """Return the results of an earlier run of the same models; None if one is newer."""
     path = out / RESULTS
     if not path.exists() or any((final / hub.CONFIG).stat().st_mtime > path.stat().st_mtime for final in finals):
         return None
-    return DemoResults.load(out)
+    results = DemoResults.load(out)
+    return results if bool(results.control) == (len(finals) > 1) else None
 
 
-def _evaluate(setup: Setup, finals: tuple[Path, Path]) -> DemoResults:
+def _evaluate(setup: Setup, finals: Sequence[Path]) -> DemoResults:
     out = setup.out
     device = dist.device()
-    joint, control = (hub.load(final, device=device) for final in finals)
+    joint, *others = (hub.load(final, device=device) for final in finals)
+    control = others[0] if others else None
     test = Shards.open(out / "data" / "test-*.tar")
     began = time.perf_counter()
     retrieval, fusion = evaluate.metrics(joint, control, test, PLAN)
@@ -161,7 +187,7 @@ def _evaluate(setup: Setup, finals: tuple[Path, Path]) -> DemoResults:
         masked=masked,
         images=evaluate.images(test, queries, masked),
         parts=tuple((name, round(took, 2)) for name, took in parts.items()),
-        commands=(f"dualfuse demo --out {shlex.quote(str(out))} --seed {setup.seed}", search_command(out)),
+        commands=(_command(setup), search_command(out)),
         machine=evaluate.machine(device),
     )
     results.save(out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from dualfuse.report.curves import History
 from dualfuse.report.demo.results import DemoResults, Retrieval
@@ -31,9 +31,9 @@ def total_seconds(stages: Sequence[History]) -> float:
     return sum(stage.seconds for stage in stages)
 
 
-def summary(results: DemoResults) -> tuple[str, str, str]:
-    """Return three sentences: what was trained, the results, and the comparison with the control."""
-    retrieval, machine, fusion = results.retrieval, dict(results.machine), dict(results.fusion)
+def summary(results: DemoResults) -> tuple[str, ...]:
+    """Return sentences: what was trained, the results, and the comparison with the control, if there is one."""
+    retrieval, machine = results.retrieval, dict(results.machine)
     trained = (
         f"In {duration(total_seconds(results.joint))} on {machine['device']} ({machine['threads']} CPU threads) a "
         f"model of {results.parameters / 1e6:.1f} million parameters trained from {results.train_images:,} images and "
@@ -45,17 +45,25 @@ def summary(results: DemoResults) -> tuple[str, str, str]:
         f"first {retrieval.candidates}, for {percent(retrieval.reranked.text_to_image[0])}; "
         f"chance is {percent(retrieval.chance.text_to_image[0])}."
     )
-    control = (
-        f"Training with ITC only for {duration(total_seconds(results.control))} reaches "
-        f"{percent(retrieval.itc_only.text_to_image[0])}"
+    return tuple(filter(None, (trained, result, _control(results), _matching(dict(results.fusion)))))
+
+
+def _control(results: DemoResults) -> str:
+    alone = results.retrieval.itc_only
+    if alone is None:
+        return ""
+    took = duration(total_seconds(results.control))
+    return f"Training with ITC only for {took} reaches {percent(alone.text_to_image[0])}."
+
+
+def _matching(fusion: Mapping[str, float]) -> str:
+    if "itm/positive_above_hard" not in fusion:
+        return ""
+    return (
+        f"The ITM head accepts {percent(fusion['itm/positive'])} of the matching pairs and rejects "
+        f"{percent(fusion['itm/random_negative'])} of the random and {percent(fusion['itm/hard_negative'])} of the "
+        "hard negatives."
     )
-    if "itm/positive_above_hard" in fusion:
-        control += (
-            f"; the ITM head accepts {percent(fusion['itm/positive'])} of the matching pairs and rejects "
-            f"{percent(fusion['itm/random_negative'])} of the random and {percent(fusion['itm/hard_negative'])} of the "
-            "hard negatives"
-        )
-    return trained, result, control + "."
 
 
 def verdicts(retrieval: Retrieval) -> tuple[tuple[str, str], ...]:
@@ -66,11 +74,11 @@ def verdicts(retrieval: Retrieval) -> tuple[tuple[str, str], ...]:
     )
     answers = []
     for way, what, queries in ways:
-        alone, joint, after = (
-            getattr(recall, way) for recall in (retrieval.itc_only, retrieval.joint, retrieval.reranked)
-        )
+        joint, after = (getattr(recall, way) for recall in (retrieval.joint, retrieval.reranked))
         answers.append((f"Did re-ranking help in {what}?", compare(joint, after, queries)))
-        answers.append((f"Is the joint model's dual encoder better at {what}?", compare(alone, joint, queries)))
+        if retrieval.itc_only is not None:
+            alone = getattr(retrieval.itc_only, way)
+            answers.append((f"Is the joint model's dual encoder better at {what}?", compare(alone, joint, queries)))
     return tuple(answers)
 
 

@@ -90,7 +90,7 @@ class MaskedFeature(MaskedImage):
         Raises ``DualfuseError`` if the teacher does not match the task.
         """
         if not self.teacher:
-            raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/demo/pairs/final")
+            raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/demo/starter/best")
         teacher = load_frozen(self.teacher, view.device)
         mean, std = (
             view.new_tensor(numbers, dtype=torch.float).view(3, 1, 1)
