@@ -15,6 +15,7 @@ WITHOUT_OUTPUT = {"measure", "upload", "serve"}
 COMMANDS: tuple[tuple[str, str], ...] = (
     ("scores.json", "evaluate model DATA --out FILE"),
     ("answers.json", "evaluate model DATA --answers FILE"),
+    ("scores.json", "evaluate model --benchmark scenes --cases 1 --out FILE"),
     ("drawn.png", "evaluate model DATA --save-image FILE"),
     ("answers.csv", "predict model --table table.csv --out FILE"),
     ("hits.png", "search model images cat --save-image FILE"),

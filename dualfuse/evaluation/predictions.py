@@ -73,7 +73,22 @@ class SampleLoss:
     loss: float
 
 
-SetPrediction = PredictedAnswer | PredictedCaption | RetrievedRank | SampleLoss
+@dataclass(frozen=True)
+class CaseMargin:
+    """How far the true captions, or images, of a case score above the false ones; above 0 the case is correct."""
+
+    key: str
+    """Key of the case in its benchmark."""
+    category: str
+    dual: float | None
+    """By the cosine of the embeddings; None for a model without."""
+    fused: float | None
+    """By the fusion encoder alone; None for a model without."""
+    both: float | None
+    """By the score that re-ranks; None unless the model has both."""
+
+
+SetPrediction = PredictedAnswer | PredictedCaption | RetrievedRank | SampleLoss | CaseMargin
 
 
 def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples: Samples | None = None) -> None:
@@ -83,7 +98,7 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples:
     - ".csv": lines IDENTIFIER,ANSWER (NLVR2); answers only.
     - ".jsonl": one object per line, with all fields and those that ``prepare --keep`` stored with the ``samples``.
 
-    Ranks and losses of samples are written as ".jsonl", or as ".csv" with a heading.
+    Ranks, losses of samples and margins of cases are written as ".jsonl", or as ".csv" with a heading.
 
     Raises DualfuseError for another suffix, and for what a server would refuse: two predictions with one identifier,
     or a VQA question whose identifier is not a number.
@@ -92,7 +107,7 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples:
         raise DualfuseError(f"{path}: there are no results to write; check the shards")
     answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
     captions = [each for each in predictions if isinstance(each, PredictedCaption)]
-    results = [each for each in predictions if isinstance(each, RetrievedRank | SampleLoss)]
+    results = [each for each in predictions if isinstance(each, RetrievedRank | SampleLoss | CaseMargin)]
     if path.suffix == ".jsonl":
         keys = {id(each): getattr(each, "key", "") for each in predictions}  # reason for getattr: ranks have none
         kept = _kept(set(keys.values()), samples) if samples and not results else {}

@@ -236,6 +236,11 @@ class Gallery(Evaluation):
         )
         image_of_pair = torch.cat([images_of.flatten().cpu(), image_queries])
         text_of_pair = torch.cat([text_queries, texts_of.flatten().cpu()])
+        scores = self.score_pairs(image_of_pair, text_of_pair, texts)
+        return scores[: images_of.numel()].view(images_of.shape), scores[images_of.numel() :].view(texts_of.shape)
+
+    def score_pairs(self, image_of_pair: Tensor, text_of_pair: Tensor, texts: TextBatch) -> Tensor:
+        """Return the ITM scores (P,) of pairs of images and texts, by their numbers (P,) on the CPU."""
         scores = torch.empty(len(image_of_pair), dtype=torch.float32, device=self.device)
         first = 0
         for batch in self.image_batches("re-ranking"):
@@ -248,7 +253,7 @@ class Gallery(Evaluation):
                 text = self._embed(texts, unique).take(index.to(self.device))
                 scores[pairs.to(self.device)] = self.task.match_logit(image, text)
             first += len(tokens)
-        return scores[: images_of.numel()].view(images_of.shape), scores[images_of.numel() :].view(texts_of.shape)
+        return scores
 
     def all_scores(self, texts: TextBatch) -> Tensor:
         """Return the scores (N, M) of all images with all texts, computed for texts of similar length together."""

@@ -223,6 +223,10 @@ class Task(nn.Module, ABC):
         """Return the logit of cosines of image and text features, as the contrastive loss scales them."""
         return self.rerank_score(cosine, torch.zeros_like(cosine))
 
+    def fused_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Return what the fusion encoder alone says of pairs, from their cosines and match logits of the same shape."""
+        return match
+
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the score that orders candidates, from their cosines and match logits of the same shape."""
         return match

@@ -97,6 +97,10 @@ class PairPrediction(Task):
         """Return the cosine times the learned scale."""
         return self.feature_heads[0].scale * cosine
 
+    def fused_score(self, cosine: Tensor, match: Tensor) -> Tensor:
+        """Return the ITM log-odds; a match logit that was trained list-wise contains the ITC logit, too."""
+        return match if self.match_threshold is None else match - self.cosine_logit(cosine)
+
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the sum of the ITC logit and the ITM log-odds.
 

@@ -1,0 +1,1 @@
+"""Readers of composition benchmarks in the layouts that their owners publish."""
