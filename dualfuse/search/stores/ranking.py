@@ -1,0 +1,62 @@
+"""The k best rows of a store: a scan with bounded errors finds candidates, their embeddings decide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from dualfuse.search.stores.segment import Scores
+
+OVERSAMPLED = 32  # candidates per wanted match, of codes without a bound
+
+
+class Candidates:
+    """Collects, for each of Q queries, the rows that may be among its k best."""
+
+    def __init__(self, queries: int, k: int, *, bounded: bool) -> None:
+        """``bounded``: the errors of all scores are bounded, so that no wanted row can be missed."""
+        self.k = k if bounded else max(k * OVERSAMPLED, 256)
+        self._bounded = bounded
+        self._lowest = torch.full((queries, 0), float("-inf"))  # lower bounds of the k best scores so far
+        self._found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(queries)]  # rows, upper bounds
+
+    def add(self, block: Scores, first: int) -> None:
+        """Collect what a block of scores adds; ``first`` is the row of its segment's first. -inf: not wanted."""
+        error = block.error if self._bounded else torch.zeros_like(block.error)
+        best = block.scores.topk(min(self.k, len(block.scores)), dim=0).values.T - error[:, None]
+        self._lowest = torch.cat([self._lowest, best], dim=1)
+        self._lowest = self._lowest.topk(min(self.k, self._lowest.shape[1]), dim=1).values
+        least = self._least() - error
+        for number, found in enumerate(self._found):
+            scores = block.scores[:, number]
+            rows = ((scores >= least[number]) & (scores > float("-inf"))).nonzero()[:, 0]
+            found.append((rows + block.start + first, scores[rows] + error[number]))
+
+    def rows(self) -> list[Tensor]:
+        """Return the candidates (M,) of each query, in the order of rows."""
+        least = self._least()
+        together = [tuple(map(torch.cat, zip(*found, strict=True))) for found in self._found]
+        return [rows[upper >= least[number]] for number, (rows, upper) in enumerate(together)]
+
+    def _least(self) -> Tensor:
+        """Return the lower bound (Q,) of the k-th best score so far; -inf before there are k."""
+        if self._lowest.shape[1] < self.k:
+            return torch.full((len(self._lowest),), float("-inf"))
+        return self._lowest[:, -1]
+
+
+def best_rows(
+    queries: Tensor, k: int, candidates: Iterable[Tensor], read: Callable[[Tensor], Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """Return rows and scores of the k best candidates of each query, best first; ``read`` returns their embeddings.
+
+    Equal scores are in the order of rows, so that the result does not depend on how the candidates were found.
+    """
+    results = []
+    for query, rows in zip(queries, candidates, strict=True):
+        scores = (read(rows) * query).sum(1)
+        order = torch.argsort(scores, descending=True, stable=True)[:k]
+        results.append((rows[order], scores[order]))
+    return results
