@@ -116,7 +116,7 @@ def test_the_second_index_build_waits_and_embeds_nothing(
         monkeypatch.setattr("dualfuse.lock.time.sleep", lambda _: (resume.set(), process.join()))
         assert Index.build(loaded, tmp_path / "data").embedded == 0
     assert re.search(rf"waiting for process {process.pid} on ", caplog.text)
-    assert [path.suffix for path in (tmp_path / "data" / ".dualfuse").iterdir()] == [".safetensors"]
+    assert [path.suffix for path in (tmp_path / "data" / ".dualfuse").iterdir()] == [".index"]
 
 
 def test_a_lock_excludes_other_threads_and_removes_what_it_created(tmp_path: Path) -> None:

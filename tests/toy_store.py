@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from dualfuse.errors import DualfuseError
-from dualfuse.search.stores.base import Filter, Match, Metadata, matches
+from dualfuse.search.stores.base import Filter, Match, Matches, Metadata, matches
 
 
 class ToyStore:
@@ -33,8 +33,8 @@ class ToyStore:
     def remove(self, names: Sequence[str]) -> None:
         self.items = {name: item for name, item in self.items.items() if name not in names}
 
-    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> list[list[Match]]:
-        return [
+    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> Matches:
+        found = [
             sorted(
                 (
                     Match(n, float(query @ e))
@@ -45,6 +45,7 @@ class ToyStore:
             )[:k]
             for query in embeddings
         ]
+        return Matches(found, fingerprint=self.fingerprint)
 
     def flush(self) -> None:
         pass

@@ -25,10 +25,12 @@ from dualfuse.models.base import Tokens
 from dualfuse.progress import track
 from dualfuse.search.collection import Collection
 from dualfuse.search.stores.base import Filter, Metadata, Value, VectorStore
-from dualfuse.search.stores.exact import ExactStore
+from dualfuse.search.stores.earlier import read_earlier
+from dualfuse.search.stores.options import StoreOptions
 
 PAIRS = 32  # fused at a time
 FLUSH_EVERY = 60.0  # seconds between flushes of a build; a power cut loses what was embedded since
+TAKEN_OVER = 10_000  # embeddings of an earlier index file that are added at a time
 FORMAT = 1
 FOLDER = ".dualfuse"
 OWN = ("folder", "stamp", "name", "size", "time")  # the fields of the index itself; the last three of files alone
@@ -69,7 +71,7 @@ class Index:
         loaded: LoadedModel,
         images: Path | str,
         *,
-        store: VectorStore | None = None,
+        store: VectorStore | StoreOptions | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
     ) -> Index:
@@ -77,18 +79,20 @@ class Index:
 
         Only images that are new or have changed are embedded, ``batch_size`` at a time. An interrupted build resumes,
         and of two builds of one index at the same time, the second waits for the first. ``store`` holds the embeddings
-        of this collection alone; by default it is a file beside the images. ``num_workers`` threads read images; 0: one
-        per processor. Raises ``DualfuseError`` if no image can be read, or if the embeddings in ``store`` are another
-        model's.
+        of this collection alone; by default they are in files beside the images. ``num_workers`` threads read images;
+        0: one per processor. Raises ``DualfuseError`` if no image can be read, or if the embeddings in ``store`` are
+        another model's.
         """
         if batch_size < 1:
             raise DualfuseError(f"batch_size is {batch_size}; embed at least 1 image at a time")
         loaded.task.check_search()
         collection, model = Collection.open(images), fingerprint(loaded)
-        if store is None:
-            paths = _paths(collection, model)
+        if store is None or isinstance(store, StoreOptions):
+            options, paths = store or StoreOptions(), _paths(collection, model)
             with _lock(paths):
-                return cls._build(loaded, collection, ExactStore.open(model, paths), batch_size, num_workers)
+                opened = options.open(model, paths)
+                _take_over(opened, [path.with_suffix(".safetensors") for path in paths], collection)
+                return cls._build(loaded, collection, opened, batch_size, num_workers)
         if store.fingerprint != model:
             raise DualfuseError(
                 f"the store holds embeddings of the model {store.fingerprint}, not of this one ({model}); "
@@ -172,6 +176,11 @@ class Index:
             for matches in self.store.search(features.float().cpu(), top, where)
         ]
 
+    @property
+    def version(self) -> str:
+        """The version of the store's content; empty for a store without versions."""
+        return str(getattr(self.store, "version", ""))  # getattr: stores of third parties need not have one
+
     def _nearest(self, features: Tensor, top: int, where: Filter | None) -> tuple[Hit, ...]:
         return self.nearest(features, top, where)[0]
 
@@ -240,14 +249,34 @@ def _lock(paths: Sequence[Path]) -> Iterator[None]:
 
 def _remove_stale(store: VectorStore, collection: Collection) -> tuple[int, ...]:
     """Remove the embeddings of images that changed or vanished, and return the numbers of images without one."""
-    entries: Mapping[str, Metadata] = store.entries()
-    current = {
-        name
-        for name, stamp in zip(collection.names, collection.stamps, strict=True)
-        if name in entries and entries[name].get("stamp") == stamp
-    }
-    store.remove([name for name in entries if name not in current])
+    stamps = dict(zip(collection.names, collection.stamps, strict=True))
+    current, stale = set[str](), list[str]()
+    for name, metadata in store.entries().items():  # one pass: a store may read them from a disk
+        if name in stamps and metadata.get("stamp") == stamps[name]:
+            current.add(name)
+        else:
+            stale.append(name)
+    store.remove(stale)
     return tuple(number for number, name in enumerate(collection.names) if name not in current)
+
+
+def _take_over(store: VectorStore, paths: Sequence[Path], collection: Collection) -> None:
+    """Move the content of an index file of an earlier version to an empty store."""
+    if store.count() or not (content := read_earlier(paths, store.fingerprint)):
+        return
+    names, embeddings, metadata = content
+    complete = [
+        {**each, **_own(name, str(each.get("stamp") or ""), collection.are_files)}
+        for name, each in zip(names, metadata, strict=True)
+    ]
+    for start in range(0, len(names), TAKEN_OVER):
+        end = start + TAKEN_OVER
+        store.add(names[start:end], embeddings[start:end], complete[start:end])
+    store.flush()
+    if store.location:
+        for path in paths:
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedImages]) -> tuple[SkippedImage, ...]:
@@ -268,13 +297,19 @@ def _add(store: VectorStore, collection: Collection, batches: Iterable[EmbeddedI
 
 def _metadata(collection: Collection, number: int) -> Metadata:
     """Return the fields stored with an embedding; those of the sample that ``prepare --keep`` stored come first."""
-    folder, _, name = collection.names[number].rpartition("/")
-    size, _, changed = collection.stamps[number].partition("-")
-    own: dict[str, Value] = {"folder": folder, "stamp": collection.stamps[number]}
-    if collection.are_files and size and changed:
-        own |= {"name": name, "size": int(size), "time": int(changed) / 1e9}
+    own = _own(collection.names[number], collection.stamps[number], collection.are_files)
     kept = {f"{KEPT}{name}" if name in own else name: value for name, value in collection.fields(number).items()}
     return {**kept, **own}
+
+
+def _own(name: str, stamp: str, are_files: bool) -> dict[str, Value]:
+    """Return the fields that the index itself stores."""
+    folder, _, base = name.rpartition("/")
+    size, _, changed = stamp.partition("-")
+    own: dict[str, Value] = {"folder": folder, "stamp": stamp}
+    if are_files and size and changed:
+        own |= {"name": base, "size": int(size), "time": int(changed) / 1e9}
+    return own
 
 
 def _kept(metadata: Metadata, are_files: bool) -> dict[str, Value]:
@@ -288,7 +323,7 @@ def _paths(collection: Collection, model: str) -> tuple[Path, ...]:
     """Return where the embeddings of a collection may be: beside it, or in the user's cache folder."""
 
     def file(source: Path) -> str:  # one folder may hold several sets of tars
-        return f"{model}-{blake2b(os.fsencode(source), digest_size=4).hexdigest()}.safetensors"
+        return f"{model}-{blake2b(os.fsencode(source), digest_size=4).hexdigest()}.index"
 
     beside = collection.root / FOLDER / file(collection.source.relative_to(collection.root))  # both can be moved
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

@@ -97,6 +97,7 @@ def _compare(store: VectorStore, expected: _Naive, rng: np.random.Generator, sta
         for k in (1, 5, 1000):
             results = store.search(queries, k, where)
             _require(len(results) == len(queries), "a search returns one list per query")
+            _require(results.fingerprint == store.fingerprint, "every answer carries the fingerprint of its embeddings")
             for query, matched in zip(queries, results, strict=True):
                 best = expected.search(query, k, where)
                 _require(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from toy_store import ToyStore
 
 from dualfuse import hub
@@ -209,7 +210,7 @@ def test_deleted_images_leave_the_index(loaded: LoadedModel, images: Path) -> No
     index = Index.build(loaded, images)
     assert (len(index), index.embedded) == (11, 0)
     assert "05.png" not in {hit.name for hit in index.search(TEXT, top=12)}
-    assert len(load_file(index.store.path)["embeddings"]) == 11
+    assert len(index.store.embeddings) == 11
 
 
 def test_interrupted_build_resumes(
@@ -234,21 +235,54 @@ def test_interrupted_build_resumes(
     assert {hit.name: hit.cosine for hit in index.search(TEXT, top=12)} == pytest.approx(cosine, abs=1e-5)
 
 
-@pytest.mark.parametrize("place", [0.3, -3], ids=["embeddings", "names"])
+@pytest.mark.parametrize(("file", "place", "lost"), [("000000.fp32", b"", 12), ("manifest.sqlite", b'{"folder"', 1)])
 def test_flipped_bits_of_an_index_are_reported_and_embedded_again(
-    loaded: LoadedModel, images: Path, place: float, caplog: pytest.LogCaptureFixture
+    loaded: LoadedModel, images: Path, file: str, place: bytes, lost: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    path = Index.build(loaded, images).store.path
+    index = Index.build(loaded, images)
+    path, hits = index.store.path / file, index.search(TEXT)
     content = bytearray(path.read_bytes())
-    content[int(place * len(content)) if place > 0 else int(place) - 32] ^= 0x40
+    content[content.index(place) + 3] ^= 0x40
     path.write_bytes(content)
-    assert Index.build(loaded, images).embedded == 12
-    assert f"{path} cannot be used (" in caplog.text and "the images are embedded again" in caplog.text
+    again = Index.build(loaded, images)
+    assert (again.embedded, again.search(TEXT)) == (lost, hits)
+    assert f"{path.parent} cannot be used (" in caplog.text and "the images are embedded again" in caplog.text
     assert Index.build(loaded, images).embedded == 0
-    tensors = load_file(path)
-    del tensors["checksum"]
+
+
+def write_earlier(index: Index, *, checksum: bool) -> Path:
+    """Write an index file as versions before the segments did, and return its path."""
+    embeddings = index.store.embeddings
+    entries = [
+        (name, {"folder": fields["folder"], "stamp": fields["stamp"]}) for name, fields in index.store.entries().items()
+    ]
+    described = json.dumps([index.store.fingerprint, entries]).encode()
+    tensors = {"embeddings": embeddings, "entries": torch.frombuffer(bytearray(described), dtype=torch.uint8)}
+    if checksum:
+        digest = hashlib.sha256(described + embeddings.numpy().tobytes()).digest()
+        tensors["checksum"] = torch.frombuffer(bytearray(digest), dtype=torch.uint8)
+    path = index.store.path.with_suffix(".safetensors")
     save_file(tensors, path)
-    assert Index.build(loaded, images).embedded == 0  # a file of an earlier version
+    shutil.rmtree(index.store.path)
+    return path
+
+
+@pytest.mark.parametrize("checksum", [True, False])
+def test_index_file_of_an_earlier_version_is_taken_over(
+    loaded: LoadedModel, images: Path, checksum: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = Index.build(loaded, images)
+    hits, fields = first.search(TEXT), dict(first.store.entries().items())
+    path = write_earlier(first, checksum=checksum)
+    again = Index.build(loaded, images)
+    assert (again.embedded, again.search(TEXT), dict(again.store.entries().items())) == (0, hits, fields)
+    assert f"{path}: 12 embeddings of an earlier version are taken over" in caplog.text and not path.exists()
+    embeddings, path = again.store.embeddings, write_earlier(again, checksum=True)
+    data = path.read_bytes()
+    start = data.index(embeddings.numpy().tobytes())
+    path.write_bytes(data[:start] + bytes([data[start] ^ 1]) + data[start + 1 :])
+    assert Index.build(loaded, images).embedded == 12
+    assert f"{path} cannot be used (its content differs from its checksum" in caplog.text
 
 
 def test_long_builds_are_flushed_while_they_run(
@@ -258,7 +292,7 @@ def test_long_builds_are_flushed_while_they_run(
     embed_image, killed = loaded.task.model.embed_image, images.with_name("killed")
 
     def copying(pixels: torch.Tensor, slot: int = 0):
-        if not killed.exists() and any(images.glob(".dualfuse/*.safetensors")):
+        if not killed.exists() and any(images.glob(".dualfuse/*.index")):
             shutil.copytree(images, killed)  # what a power cut would leave
         return embed_image(pixels, slot)
 
@@ -435,10 +469,12 @@ def test_newest_of_two_index_files_is_read(
 @pytest.mark.parametrize("damage", [lambda data: data[:200], lambda data: b"", lambda data: b"x" * len(data)])
 def test_damaged_index_is_rebuilt(loaded: LoadedModel, images: Path, damage: Callable[[bytes], bytes]) -> None:
     first = Index.build(loaded, images)
-    first.store.path.write_bytes(damage(first.store.path.read_bytes()))
+    hits = first.search(TEXT)
+    manifest = first.store.path / "manifest.sqlite"
+    manifest.write_bytes(damage(manifest.read_bytes()))
     again = Index.build(loaded, images)
     assert again.embedded == 12
-    assert again.search(TEXT) == first.search(TEXT)
+    assert again.search(TEXT) == hits
 
 
 def test_embeddings_that_are_not_finite_are_refused(loaded: LoadedModel, images: Path) -> None:
@@ -488,7 +524,7 @@ def test_file_names_of_any_bytes_are_printed(
     odd = os.fsdecode(b"\xff\n\x1b[31m.png")
     shutil.copy(images / "00.png", images / odd)
     for _ in range(2):
-        searched(str(folders[0]), str(images), TEXT, top=13, save_image=tmp_path / "hits.jpg")
+        searched(str(folders[0]), str(images), TEXT, top=13, save_image=tmp_path / "hits.jpg", force=True)
         assert r"\udcff\n\x1b[31m.png" in capsys.readouterr().out
     assert printable("ü [1]") == "ü [1]"
 

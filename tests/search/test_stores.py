@@ -12,22 +12,23 @@ import torch
 from torch import Tensor
 from toy_store import ToyStore
 
-from dualfuse.search.stores.base import Filter, Match, VectorStore, matches
+from dualfuse.search.stores.base import Filter, Matches, VectorStore, matches
 from dualfuse.search.stores.exact import ExactStore
 from dualfuse.testing import check_store
 
 
 class ForgetsFilters(ToyStore):
-    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> list[list[Match]]:
+    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> Matches:
         return super().search(embeddings, k)
 
 
 class FiltersTheBestOnly(ToyStore):
     """What approximate indexes do: search first, and filter the k best."""
 
-    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> list[list[Match]]:
+    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> Matches:
         best = super().search(embeddings, k)
-        return [[match for match in each if matches(self.items[match.name][1], where or {})] for each in best]
+        kept = ([match for match in each if matches(self.items[match.name][1], where or {})] for each in best)
+        return Matches(kept, fingerprint=self.fingerprint)
 
 
 class KeepsRemoved(ToyStore):
@@ -47,7 +48,7 @@ class IgnoresTheModel(ToyStore):
 
 
 def test_exact_store_keeps_the_contract(tmp_path: Path) -> None:
-    check_store(lambda fingerprint: ExactStore.open(fingerprint, [tmp_path / "new" / "index.safetensors"]))
+    check_store(lambda fingerprint: ExactStore.open(fingerprint, [tmp_path / "new" / f"{fingerprint}.index"]))
 
 
 def test_store_in_memory_keeps_the_contract() -> None:
@@ -73,14 +74,15 @@ def test_broken_stores_are_caught(make_store: Callable[[str], VectorStore], rule
 
 
 def test_unchanged_store_is_not_written_again(tmp_path: Path) -> None:
-    store = ExactStore("model", [tmp_path / "index.safetensors"])
+    store = ExactStore.open("model", [tmp_path / "a.index"])
     store.add(["a"], torch.ones(1, 4), [{}])
     store.flush()
-    (tmp_path / "index.safetensors").unlink()
-    store.remove(["unknown"])
-    store.add([], torch.empty(0, 4), [])
-    store.flush()
-    assert not (tmp_path / "index.safetensors").exists()
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    for again in (store, ExactStore.open("model", [tmp_path / "a.index"])):
+        again.remove(["unknown"])
+        again.add([], torch.empty(0, 4), [])
+        again.flush()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == written
 
 
 def test_name_given_twice_is_refused() -> None:

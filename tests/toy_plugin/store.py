@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dualfuse import DualfuseError
-from dualfuse.search.stores.base import Filter, Match, Metadata, matches
+from dualfuse.search.stores.base import Filter, Match, Matches, Metadata, matches
 
 
 class ToyStore:
@@ -42,10 +42,11 @@ class ToyStore:
         for name in names:
             self._items.pop(name, None)
 
-    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> list[list[Match]]:
+    def search(self, embeddings: Tensor, k: int, where: Filter | None = None) -> Matches:
         items = {name: vector for name, (vector, metadata) in self._items.items() if matches(metadata, where or {})}
         scores = ({name: float(query @ torch.tensor(vector)) for name, vector in items.items()} for query in embeddings)
-        return [[Match(name, one[name]) for name in sorted(one, key=lambda name: -one[name])[:k]] for one in scores]
+        found = ([Match(name, one[name]) for name in sorted(one, key=lambda name: -one[name])[:k]] for one in scores)
+        return Matches(found, fingerprint=self.fingerprint)
 
     def flush(self) -> None:
         self._path.parent.mkdir(parents=True, exist_ok=True)

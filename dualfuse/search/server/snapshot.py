@@ -46,7 +46,7 @@ class Snapshot:
     @cached_property
     def entries(self) -> Mapping[str, Metadata]:
         """The stored metadata of each image by name."""
-        return dict(self.index.store.entries())
+        return dict(self.index.store.entries().items())
 
     @cached_property
     def newest(self) -> tuple[str, ...]:

@@ -1,9 +1,12 @@
 """Smaller forms of embeddings that a search scans first: half precision, 8-bit integers, bits, and fewer dimensions.
 
 Half precision and 8-bit integers of all dimensions have a bound of their error. With the code ``c`` of an embedding
-``x`` and the code ``p`` of a query ``q``, Cauchy and Schwarz give ``|<q, x> - <p, c>| <= |q| |x - c| + |q - p| |c|``, and the
-three norms are measured. So every embedding whose approximate score is less than two errors below the k-th best is a
-candidate, no other one can be among the k best, and the k best candidates in fp32 are the k best of all embeddings.
+``x`` and the code ``p`` of a query ``q``, Cauchy and Schwarz give ``|<q, x> - <p, c>| <= |q| |x - c| + |q - p| |c|``,
+and all these norms are measured. So every embedding whose approximate score is less than two errors below the k-th best
+is a candidate, no other one can be among the k best, and the best candidates in fp32 are the best of all embeddings.
+
+Integers and bits are of rotated embeddings, which have the same inner products. Without a rotation the few dimensions
+with large values that many models have would take all of the range.
 """
 
 from __future__ import annotations
@@ -101,7 +104,11 @@ class FP16(Codec):
 
 
 class INT8(Codec):
-    """Integers of 8 bits, with one scale per dimension of a segment."""
+    """Integers of 8 bits of rotated embeddings, with one scale per dimension of a segment."""
+
+    def cut(self, rows: Tensor) -> Tensor:
+        """Rotate the first dimensions."""
+        return super().cut(rows) @ rotation(self.dimensions)
 
     @property
     def dtype(self) -> np.dtype:
@@ -149,8 +156,8 @@ class BITS(Codec):
         return -(-self.dimensions // 64) * 8
 
     def encode(self, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        """Pack the signs."""
-        packed = np.packbits(rows[:, : self.dimensions].numpy() > 0, axis=1)
+        """Pack the signs after a rotation."""
+        packed = np.packbits((rows[:, : self.dimensions] @ rotation(self.dimensions)).numpy() > 0, axis=1)
         padded = np.zeros((len(rows), self.code_width), np.uint8)
         padded[:, : packed.shape[1]] = packed
         return torch.from_numpy(padded), torch.zeros(len(rows), 2)
@@ -178,6 +185,15 @@ def codec(precision: str, dimensions: int, width: int) -> Codec | None:
     if precision == "fp32" and dimensions in (0, width):
         return None
     return {"fp32": FP32, "fp16": FP16, "int8": INT8, "bits": BITS}[precision](width, dimensions or width)
+
+
+@cache
+def rotation(dimensions: int) -> Tensor:
+    """Return an orthogonal matrix that spreads every dimension over all: random signs, then a cosine transform."""
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], dimensions)
+    angles = np.pi / dimensions * np.outer(np.arange(dimensions) + 0.5, np.arange(dimensions))
+    cosines = np.cos(angles) * np.where(np.arange(dimensions) == 0, 1.0, np.sqrt(2.0)) / np.sqrt(dimensions)
+    return torch.from_numpy((signs[:, None] * cosines).astype(np.float32))
 
 
 @cache

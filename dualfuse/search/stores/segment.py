@@ -112,7 +112,7 @@ class Segment:
                 if self.codec.is_bounded:
                     large = (errors[start : start + step, 0] > cap).nonzero()[:, 0]
                     scores[large] = self.embeddings[start + large] @ queries.T
-                yield Scores(start, scores, norms * cap + query_error * longest + exact * (1 + cap))
+                yield Scores(start, scores, norms * cap + query_error * longest + exact * (3 + cap))
         for start in range(coded, self.rows.count, step):
             yield Scores(start, self.embeddings[start : start + step] @ queries.T, exact)
 

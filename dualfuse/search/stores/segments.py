@@ -79,6 +79,7 @@ class Segments:
 
     def add(self, names: Sequence[str], embeddings: Tensor, metadata: Sequence[Metadata]) -> None:
         """Append embeddings (B, D), and remove earlier ones of the same names."""
+        self.manifest.begin()  # refuses if another process has changed the rows
         self.remove(names)
         if not self.width:
             self.width = embeddings.shape[1]
