@@ -9,7 +9,7 @@ import * as keyboard from "./keyboard.js";
 import * as marked from "./marked.js";
 import { PAGE, canRerank, hasQuery, request, splitText } from "./query.js";
 import * as results from "./results.js";
-import { read, write } from "./state.js";
+import { empty, read, write } from "./state.js";
 import * as theme from "./theme.js";
 import * as uploads from "./uploads.js";
 
@@ -234,6 +234,6 @@ function tryStart() {
 theme.start();
 drop.start(useFile, (id) => change({ id, upload: "" }));
 keyboard.start(does);
-results.start({ open: openDetails, mark: toggleMark, again, widen,
+results.start({ open: openDetails, mark: toggleMark, again, widen, restart: () => change(empty()),
   showAnyway: () => change({ anyway: true }), showAll: () => { setSure(0); again(); } });
 tryStart();

@@ -9,7 +9,7 @@ export function read(search = location.search) {
   state.text = query.get("q") ?? "";
   state.id = query.get("like") ?? "";
   state.upload = query.get("image") ?? "";
-  state.not = query.getAll("not");
+  state.not = query.getAll("not").filter(Boolean);
   state.rerank = query.get("rerank") !== "0";
   state.fold = query.get("fold") !== "0";
   state.anyway = query.get("anyway") === "1";
