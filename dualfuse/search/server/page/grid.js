@@ -9,7 +9,7 @@ export function card(hit, rank, { isMarked, onOpen, onMark, onUnfold, before, is
   const label = [described(hit), score(hit), moved ? way(moved) : "", isCopy ? "near copy" : ""];
   const open = element("button", { type: "button", className: "open", onclick: () => onOpen(hit),
     "aria-label": label.filter(Boolean).join(", ") },
-  element("span", { className: "frame" }, before?.querySelector("img") ?? thumbnail(hit)),
+  element("span", { className: "frame" }, before?.dataset.revision === hit.revision ? before.querySelector("img") : thumbnail(hit)),
   element("span", { className: "label" }, element("span", { className: "name", title: hit.name }, described(hit)),
     score(hit) && element("span", { className: hit.probability > 0.5 ? "sure high" : "sure" }, score(hit))));
   const tick = element("button", { type: "button", className: "tick", "aria-pressed": String(isMarked), tabIndex: -1,
@@ -18,6 +18,7 @@ export function card(hit, rank, { isMarked, onOpen, onMark, onUnfold, before, is
     ondragstart: (event) => event.dataTransfer.setData("application/x-dualfuse-id", hit.id) },
   open, tick, badges(hit, moved, () => onUnfold(made)));
   made.dataset.id = hit.id;
+  made.dataset.revision = hit.revision;
   return made;
 }
 
