@@ -1,4 +1,4 @@
-.PHONY: help demo demo-scratch test test-slow test-faults test-device fuzz check bench sbom wheel
+.PHONY: help demo demo-scratch test test-slow test-faults test-device test-page fuzz check bench sbom wheel
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -22,6 +22,10 @@ test-device: .venv/.test ## run the tests of training and inference on a simulat
 	@PYTHONPATH=tests .venv/bin/python -m pytest -q -p stand_in.plugin -W ignore tests/training tests/evaluation tests/losses tests/metrics tests/models tests/recipes \
 		tests/report tests/search tests/tasks tests/inference tests/test_cli.py \
 		--deselect tests/test_cli.py::test_in_a_process_of_its_own  # it rounds differently
+
+test-page: .venv/.page ## run the tests of the page of dualfuse serve in Chromium, which is installed if there is none
+	@scripts/install_chromium
+	@DUALFUSE_SCREENSHOTS=$(SCREENSHOTS) DUALFUSE_PAGE_MODEL=$(PAGE_MODEL) .venv/bin/python -m pytest -q -m browser tests/search/server/page
 
 fuzz: .venv/.test ## search for files that break a reader: some minutes of random inputs
 	@HYPOTHESIS_PROFILE=minutes .venv/bin/python -m pytest -q tests/fuzz
