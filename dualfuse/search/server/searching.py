@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,8 +49,8 @@ class Search:
     upload: bytes = b""
     """An image that came as a file instead of base64."""
 
-    async def answer(self) -> schemas.SearchAnswer:
-        """Return a page of hits; ``Problem`` for a request that cannot be answered."""
+    async def answer(self) -> dict[str, Any]:  # Any: JSON
+        """Return a page of hits, as ``schemas.SearchAnswer``; ``Problem`` for a request that cannot be answered."""
         engine, request, started = self.engine, self.request, time.perf_counter()
         text = check_text(request.text.strip(), engine.options.limits)
         page = self._page(_rerank(request, engine, text))
@@ -77,18 +78,18 @@ class Search:
         ended = time.perf_counter()
         shown = folded.hits[page.offset : wanted]
         is_end = len(folded.hits) <= wanted or not shown or wanted >= engine.options.limits.depth
-        return schemas.SearchAnswer(
-            hits=await self._described(shown, before, folded),
-            cursor="" if is_end else replace(page, offset=wanted, rerank=reranked.done).encode(),
-            reranked=reranked.fused,
-            budget_exceeded=reranked.is_late,
-            omitted=omitted,
-            truncated=bool(text) and engine.loaded.processor.text.encode(text).truncated,
-            exact=self.snapshot.is_exact or where is not None,
-            timing=_timing(started, embedded, found, ended),
-            index=schemas.IndexInfo(count=len(self.snapshot.index), version=self.snapshot.version),
-            model=engine.name,
-        )
+        return {
+            "hits": await self._described(shown, before, folded),
+            "cursor": "" if is_end else replace(page, offset=wanted, rerank=reranked.done).encode(),
+            "reranked": reranked.fused,
+            "budget_exceeded": reranked.is_late,
+            "omitted": omitted,
+            "truncated": bool(text) and engine.is_truncated(text),
+            "exact": self.snapshot.is_exact or where is not None,
+            "timing": _timing(started, embedded, found, ended),
+            "index": {"count": len(self.snapshot.index), "version": self.snapshot.version},
+            "model": engine.name,
+        }
 
     def _page(self, rerank: int) -> Page:
         """Return the page of the request: the first one re-ranks ``rerank`` hits, later ones as many as that did."""
@@ -108,22 +109,21 @@ class Search:
                 copies.setdefault(hits[first_of[hit.name]].name, []).append(hit)
         return Folded([hit for hit in hits if hit.name not in first_of], copies, groups)
 
-    async def _described(self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded) -> list[schemas.Hit]:
+    async def _described(self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded) -> list[dict[str, Any]]:
         await self.snapshot.read_captions([hit.name for hit in hits], self.engine.read)
 
-        def described_hit(hit: Hit, copies: Sequence[Hit]) -> schemas.Hit:
+        def described_hit(hit: Hit, copies: Sequence[Hit]) -> dict[str, Any]:
             image = described(self.snapshot, hit.name, hit.fields)
-            return schemas.Hit.model_construct(
-                **dict(image),
-                score=hit.score,
-                cosine=hit.cosine,
-                match=hit.match,
-                probability=None if hit.match is None else self.engine.probability(hit.match),
-                rank_before=None if hit.match is None else before.get(hit.name),
-                group=folded.groups.get(hit.name),
-                copies=len(copies),
-                folded=[described_hit(each, ()) for each in copies],
-            )
+            return image | {
+                "score": hit.score,
+                "cosine": hit.cosine,
+                "match": hit.match,
+                "probability": None if hit.match is None else self.engine.probability(hit.match),
+                "rank_before": None if hit.match is None else before.get(hit.name),
+                "group": folded.groups.get(hit.name),
+                "copies": len(copies),
+                "folded": [described_hit(each, ()) for each in copies],
+            }
 
         return [described_hit(hit, folded.copies.get(hit.name, ())) for hit in hits]
 
@@ -186,7 +186,7 @@ def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[Sequ
     return kept, len(matched) - len(kept)
 
 
-def _timing(started: float, embedded: float, found: float, ended: float) -> schemas.Timing:
+def _timing(started: float, embedded: float, found: float, ended: float) -> dict[str, float]:
     spans = (embedded - started, found - embedded, ended - found, ended - started)
-    embed, search, rerank, total = (round(1000 * seconds, 3) for seconds in spans)
-    return schemas.Timing(embed_ms=embed, search_ms=search, rerank_ms=rerank, total_ms=total)
+    names = ("embed_ms", "search_ms", "rerank_ms", "total_ms")
+    return {name: round(1000 * seconds, 3) for name, seconds in zip(names, spans, strict=True)}

@@ -50,6 +50,8 @@ class Copies:
         The result for the first images does not depend on those that follow, so pages of hits fit together. With
         ``compute`` False, only images that are fingerprinted already take part, and nothing is read.
         """
+        if not compute and len(names) <= FEW:
+            return self._representatives(snapshot, names, compute)  # faster than to change threads
         return await asyncio.get_running_loop().run_in_executor(
             self._executor, self._representatives, snapshot, names, compute
         )
@@ -62,6 +64,8 @@ class Copies:
         self._executor.shutdown()
 
     def _representatives(self, snapshot: Snapshot, names: Sequence[str], compute: bool) -> dict[str, int]:
+        if not compute and not len(self.marks):
+            return {}
         marks = [self._mark(snapshot, name, compute) for name in names]
         positions = [position for position, mark in enumerate(marks) if mark]
         hashes = np.array([mark[0] for mark in marks if mark], dtype=np.uint64)

@@ -103,6 +103,11 @@ class Engine:
         """Run a function that reads files in another thread."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, partial(function, *arguments))
 
+    def is_truncated(self, text: str) -> bool:
+        """Whether a text is longer than the model reads."""
+        transform = self.loaded.processor.text
+        return len(text.encode()) >= transform.length - 2 and transform.encode(text).truncated  # a token takes a byte
+
     def probability(self, logit: float) -> float:
         """Return the probability that a match logit stands for."""
         return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))

@@ -10,8 +10,8 @@ from dualfuse.search.server import schemas
 from dualfuse.search.server.service import Service
 
 
-def service_of(request: Request) -> Service:
-    """Return the service of the application."""
+async def service_of(request: Request) -> Service:
+    """Return the service of the application; async, because FastAPI calls other functions in a thread."""
     return request.app.state.service
 
 

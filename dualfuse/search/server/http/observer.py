@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from itertools import count
 from uuid import uuid4
 
 from dualfuse.search.server.http.messages import App, Message, Receive, Scope, Send, header, respond
@@ -32,6 +33,7 @@ class Observer:
     def __init__(self, app: App, *, metrics: Metrics) -> None:
         """``metrics`` count requests by endpoint and status."""
         self._app, self._metrics = app, metrics
+        self._prefix, self._numbers = uuid4().hex[:8], count(1)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the application, and answer 500 with the id of the request if it fails."""
@@ -39,7 +41,7 @@ class Observer:
             await self._app(scope, receive, send)
             return
         given = header(scope, b"x-request-id")
-        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex[:16]
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else f"{self._prefix}-{next(self._numbers)}"
         scope.setdefault("state", {})["request_id"] = request_id
         status, started = 0, time.perf_counter()
 
