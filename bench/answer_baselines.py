@@ -18,7 +18,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.padding import pad_arrays
 from dualfuse.metrics.accuracy import Question
-from dualfuse.tasks.finetune.classification import QuestionExample
+from dualfuse.tasks.finetune.questions import QuestionExample
 from dualfuse.tasks.pretrain.pairs import Pairs
 
 GRID = 4

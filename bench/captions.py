@@ -24,7 +24,7 @@ from dualfuse import Plan, Shards, hub, train
 from dualfuse.data.sample import Sample
 from dualfuse.evaluation.runner import evaluate
 from dualfuse.metrics.captions import caption_metrics
-from dualfuse.recipes.vlmo_captioning import nano
+from dualfuse.recipes.vlmo_captioning import NANO_CAPTIONS
 from dualfuse.tasks.pretrain.pairs import Pairs
 
 SHOWN = ("BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact")
@@ -33,7 +33,7 @@ Metrics = Mapping[str, float]
 
 def trained(start: str, data: Path, out: Path, seed: int, steps: int) -> Metrics:
     """Train from ``start``, or from random weights if it is empty, and judges on the test split."""
-    recipe = nano()
+    recipe = NANO_CAPTIONS
     recipe = replace(
         recipe,
         data=replace(recipe.data, train=(f"{data}/train-*.tar",), validation=""),
@@ -104,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--demos", type=Path, default=Path("runs/scratch-seeds"))
-    parser.add_argument("--steps", type=int, default=nano().run.steps)
+    parser.add_argument("--steps", type=int, default=NANO_CAPTIONS.run.steps)
     parser.add_argument("--out", type=Path, default=Path("runs/captions"))
     chosen = parser.parse_args()
     runs: dict[str, list[Metrics]] = {}

@@ -34,8 +34,8 @@ from dualfuse.evaluation.retrieval import evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.recipe import Recipe, Run
 from dualfuse.recipes.small_pairs import NANO, QUICK, nano_pairs
-from dualfuse.recipes.vlmo_images import nano_images, nano_tokenizer
-from dualfuse.recipes.vlmo_text import nano_text
+from dualfuse.recipes.vlmo_images import NANO_IMAGES, NANO_TOKENIZER
+from dualfuse.recipes.vlmo_text import NANO_TEXT
 from dualfuse.tasks.pretrain.pairs import Pairs
 from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
 from dualfuse.training.loop import train
@@ -128,7 +128,7 @@ def prepare(place: Place) -> None:
         pieces.train([place.text], vocab_size=VOCABULARY, show_progress=False)
         place.words.parent.mkdir(parents=True, exist_ok=True)
         pieces.save(str(place.words))
-    recipe = nano_tokenizer()
+    recipe = NANO_TOKENIZER
     data = replace(recipe.data, train=(place.split("train"),), num_workers=0)
     spend(place.tokenizer, replace(recipe, data=data, run=Run(steps=TOKENIZER)))
     Corpus.open(
@@ -154,7 +154,7 @@ def stages(arm: Arm, seed: int, place: Place) -> list[tuple[Path, Recipe]]:
 
 
 def _images(steps: int, place: Place) -> Recipe:
-    recipe = nano_images()
+    recipe = NANO_IMAGES
     data = replace(recipe.data, train=(place.split("train"),), batch_size=BATCH, num_workers=0)
     task = replace(recipe.task, tokenizer=str(place.tokenizer / "final"))
     return replace(recipe, model=ALONE, task=task, data=data, run=Run(steps=steps))
@@ -162,7 +162,7 @@ def _images(steps: int, place: Place) -> Recipe:
 
 def _text(steps: int, place: Place, *, alone: bool) -> Recipe:
     """Without a stage of images attention is random, and frozen it would stay so: then all that texts pass learns."""
-    recipe = nano_text()
+    recipe = NANO_TEXT
     data = replace(recipe.data, train=(place.text,), tokenizer=str(place.words), batch_size=ROWS_OF_TEXT, num_workers=0)
     model = replace(recipe.model, vocab_size=VOCABULARY)
     trained = () if alone else recipe.train_only

@@ -26,25 +26,7 @@ def run(words: Sequence[str]) -> None:
     A few training steps are run for each batch size, each in a process of its own, with random weights: on the data of
     --data.train, or on random images and texts. The other flags are those of dualfuse train.
     """
-    parser = argparse.ArgumentParser(
-        prog="dualfuse measure",
-        description=inspect.getdoc(run),
-        epilog=help_end(EXAMPLES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("name", metavar="RECIPE", help="recipe, in the forms of dualfuse train")
-    parser.add_argument(
-        "--batch-sizes",
-        type=int,
-        nargs="+",
-        default=[],
-        metavar="N",
-        help="batch sizes to measure (default: a quarter, half and all of the recipe's)",
-    )
-    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps of each (default: 3)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
-    parsed, flags = parser.parse_known_args(words)
+    parsed, flags = _parser().parse_known_args(words)
 
     from dualfuse import recipes
     from dualfuse.progress import track
@@ -65,3 +47,25 @@ def run(words: Sequence[str]) -> None:
         results.append({"recipe": recipe.name, "parameters": total, "batches": measurements})
     if parsed.json:
         echo(json.dumps(results, indent=1))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="dualfuse measure",
+        description=inspect.getdoc(run),
+        epilog=help_end(EXAMPLES),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("name", metavar="RECIPE", help="recipe, in the forms of dualfuse train")
+    parser.add_argument(
+        "--batch-sizes",
+        type=int,
+        nargs="+",
+        default=[],
+        metavar="N",
+        help="batch sizes to measure (default: a quarter, half and all of the recipe's)",
+    )
+    parser.add_argument("--steps", type=int, default=3, metavar="N", help="timed steps of each (default: 3)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    return parser

@@ -105,8 +105,6 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples:
     """
     if not predictions:
         raise DualfuseError(f"{path}: there are no results to write; check the shards")
-    answers = [each for each in predictions if isinstance(each, PredictedAnswer)]
-    captions = [each for each in predictions if isinstance(each, PredictedCaption)]
     results = [each for each in predictions if isinstance(each, RetrievedRank | SampleLoss | CaseMargin)]
     if path.suffix == ".jsonl":
         keys = {id(each): getattr(each, "key", "") for each in predictions}  # reason for getattr: ranks have none
@@ -118,26 +116,31 @@ def write_predictions(predictions: Sequence[SetPrediction], path: Path, samples:
             raise DualfuseError(f"{path} should end in .jsonl or .csv")
         table = [tuple(vars(results[0])), *(tuple(vars(each).values()) for each in results)]
         write_text(path, "".join(map(csv_line, table)))
-    elif path.suffix == ".json" and captions:
-        _check_unique([caption.image_id for caption in captions], "images have more than one caption")
-        entries = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
-        write_text(path, to_json(entries) + "\n")
-    elif path.suffix == ".json":
-        ids = _check_unique([answer.id for answer in answers], "questions are answered more than once")
-        if strings := [name for name in ids if isinstance(name, str)]:
-            raise DualfuseError(
-                f'VQA\'s question ids are numbers, not {strings[0]!r}; samples need an "id" in their json'
-            )
-        entries = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
-        write_json(path, entries, indent=None)
-    elif path.suffix == ".csv" and not captions:
-        _check_unique([answer.id for answer in answers], "questions are answered more than once")
-        write_text(path, "".join(csv_line((answer.id, answer.answer)) for answer in answers))
+    elif captions := [each for each in predictions if isinstance(each, PredictedCaption)]:
+        _write_captions(captions, path)
     else:
-        formats = (
-            ".json (COCO) or .jsonl (all fields)" if captions else ".json (VQA), .csv (NLVR2) or .jsonl (all fields)"
-        )
-        raise DualfuseError(f"{path} should end in {formats}")
+        _write_answers([each for each in predictions if isinstance(each, PredictedAnswer)], path)
+
+
+def _write_captions(captions: Sequence[PredictedCaption], path: Path) -> None:
+    if path.suffix != ".json":
+        raise DualfuseError(f"{path} should end in .json (COCO) or .jsonl (all fields)")
+    _check_unique([caption.image_id for caption in captions], "images have more than one caption")
+    entries = [{"image_id": caption.image_id, "caption": caption.caption} for caption in captions]
+    write_text(path, to_json(entries) + "\n")
+
+
+def _write_answers(answers: Sequence[PredictedAnswer], path: Path) -> None:
+    if path.suffix not in (".json", ".csv"):
+        raise DualfuseError(f"{path} should end in .json (VQA), .csv (NLVR2) or .jsonl (all fields)")
+    ids = _check_unique([answer.id for answer in answers], "questions are answered more than once")
+    if path.suffix == ".csv":
+        write_text(path, "".join(csv_line((answer.id, answer.answer)) for answer in answers))
+        return
+    if strings := [name for name in ids if isinstance(name, str)]:
+        raise DualfuseError(f'VQA\'s question ids are numbers, not {strings[0]!r}; samples need an "id" in their json')
+    entries = [{"question_id": answer.id, "answer": answer.answer} for answer in answers]
+    write_json(path, entries, indent=None)
 
 
 def _kept(keys: Container[str], samples: Samples) -> dict[str, dict[str, object]]:

@@ -10,36 +10,24 @@ from typing import Any
 from dualfuse import hub, plugins, upgrade
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
-from dualfuse.recipes import bridgetower_unimodal, finetune_vlmo
+from dualfuse.recipes import (
+    bridgetower,
+    bridgetower_unimodal,
+    finetune_vlmo,
+    small_finetune,
+    vlmo,
+    vlmo_captioning,
+    vlmo_classification,
+    vlmo_images,
+    vlmo_probe,
+    vlmo_segmentation,
+    vlmo_stages,
+    vlmo_text,
+)
 from dualfuse.recipes.files import is_recipe_file, read_recipe_file
 from dualfuse.run_folder import model_of
 
 FUNCTIONS = {
-    "vlmo-base-pairs": "dualfuse.recipes.vlmo:base_pairs",
-    "vlmo-base-plus-pairs": "dualfuse.recipes.vlmo:base_plus_pairs",
-    "vlmo-large-pairs": "dualfuse.recipes.vlmo:large_pairs",
-    "vlmo-base": "dualfuse.recipes.vlmo_stages:base",
-    "vlmo-large": "dualfuse.recipes.vlmo_stages:large",
-    "vlmo-base-images": "dualfuse.recipes.vlmo_images:base_images",
-    "vlmo-base-images-1k": "dualfuse.recipes.vlmo_images:base_images_1k",
-    "vlmo-large-images": "dualfuse.recipes.vlmo_images:large_images",
-    "vlmo-nano-images": "dualfuse.recipes.vlmo_images:nano_images",
-    "vlmo-base-images-taught": "dualfuse.recipes.vlmo_images:base_images_taught",
-    "vlmo-nano-images-taught": "dualfuse.recipes.vlmo_images:nano_images_taught",
-    "vlmo-tokenizer": "dualfuse.recipes.vlmo_images:tokenizer",
-    "vlmo-nano-tokenizer": "dualfuse.recipes.vlmo_images:nano_tokenizer",
-    "vlmo-base-text": "dualfuse.recipes.vlmo_text:base_text",
-    "vlmo-base-text-500k": "dualfuse.recipes.vlmo_text:base_text_500k",
-    "vlmo-base-plus-text": "dualfuse.recipes.vlmo_text:base_plus_text",
-    "vlmo-large-text": "dualfuse.recipes.vlmo_text:large_text",
-    "vlmo-nano": "dualfuse.recipes.vlmo_stages:nano",
-    "vlmo-nano-text": "dualfuse.recipes.vlmo_text:nano_text",
-    "bridgetower-base-pairs": "dualfuse.recipes.bridgetower:base_pairs",
-    "bridgetower-base-pairs-itc": "dualfuse.recipes.bridgetower:base_pairs_itc",
-    "bridgetower-base-pairs-itc-random": "dualfuse.recipes.bridgetower:base_pairs_itc_random",
-    "bridgetower-large-pairs": "dualfuse.recipes.bridgetower:large_pairs",
-    "meter-base-pairs": "dualfuse.recipes.bridgetower:meter_base_pairs",
-    "meter-base-pairs-224": "dualfuse.recipes.bridgetower:meter_base_pairs_224",
     "vlmo-small-pairs": "dualfuse.recipes.small_pairs:small_pairs",
     "vlmo-nano-pairs": "dualfuse.recipes.small_pairs:nano_pairs",
     "bridgetower-nano-pairs": "dualfuse.recipes.small_pairs:bridgetower_nano_pairs",
@@ -48,35 +36,6 @@ FUNCTIONS = {
     "demo-itc": "dualfuse.recipes.small_pairs:demo_itc",
     "demo-bridgetower": "dualfuse.recipes.small_pairs:demo_bridgetower",
     "demo-meter": "dualfuse.recipes.small_pairs:demo_meter",
-    "demo-vqa": "dualfuse.recipes.small_finetune:demo_vqa",
-    "demo-vqa-bridgetower": "dualfuse.recipes.small_finetune:demo_vqa_bridgetower",
-    "demo-vqa-meter": "dualfuse.recipes.small_finetune:demo_vqa_meter",
-    "demo-entailment": "dualfuse.recipes.small_finetune:demo_entailment",
-    "demo-entailment-bridgetower": "dualfuse.recipes.small_finetune:demo_entailment_bridgetower",
-    "demo-nlvr2": "dualfuse.recipes.small_finetune:demo_nlvr2",
-    "demo-nlvr2-bridgetower": "dualfuse.recipes.small_finetune:demo_nlvr2_bridgetower",
-    "imagenet22k-vlmo-base": "dualfuse.recipes.vlmo_classification:base_22k",
-    "imagenet22k-vlmo-large": "dualfuse.recipes.vlmo_classification:large_22k",
-    "imagenet-vlmo-base": "dualfuse.recipes.vlmo_classification:base_1k",
-    "imagenet-vlmo-large": "dualfuse.recipes.vlmo_classification:large_1k",
-    "imagenet-vlmo-base-384": "dualfuse.recipes.vlmo_classification:base_1k_384",
-    "imagenet-vlmo-large-384": "dualfuse.recipes.vlmo_classification:large_1k_384",
-    "imagenet-vlmo-large-512": "dualfuse.recipes.vlmo_classification:large_1k_512",
-    "imagenet-vlmo-base-direct": "dualfuse.recipes.vlmo_classification:base_1k_direct",
-    "imagenet-vlmo-large-direct": "dualfuse.recipes.vlmo_classification:large_1k_direct",
-    "imagenet-vlmo-base-probe": "dualfuse.recipes.vlmo_probe:base_1k",
-    "vlmo-nano-classes": "dualfuse.recipes.vlmo_classification:nano",
-    "ade20k-vlmo-base": "dualfuse.recipes.vlmo_segmentation:base",
-    "ade20k-vlmo-base-direct": "dualfuse.recipes.vlmo_segmentation:base_direct",
-    "ade20k-vlmo-base-640": "dualfuse.recipes.vlmo_segmentation:base_640",
-    "ade20k-vlmo-large": "dualfuse.recipes.vlmo_segmentation:large",
-    "ade20k-vlmo-large-640": "dualfuse.recipes.vlmo_segmentation:large_640",
-    "vlmo-nano-segmentation": "dualfuse.recipes.vlmo_segmentation:nano",
-    "caption-vlmo-base": "dualfuse.recipes.vlmo_captioning:base",
-    "caption-vlmo-large": "dualfuse.recipes.vlmo_captioning:large",
-    "nocaps-vlmo-base": "dualfuse.recipes.vlmo_captioning:nocaps_base",
-    "nocaps-vlmo-large": "dualfuse.recipes.vlmo_captioning:nocaps_large",
-    "vlmo-nano-captions": "dualfuse.recipes.vlmo_captioning:nano",
     "vqa-bridgetower-base": "dualfuse.recipes.finetune_bridgetower:vqa_base",
     "vqa-bridgetower-large": "dualfuse.recipes.finetune_bridgetower:vqa_large",
     "vqa-genome-bridgetower-base": "dualfuse.recipes.bridgetower_vqa:vqa_base_genome",
@@ -103,9 +62,24 @@ FUNCTIONS = {
     "ten-seconds": "dualfuse.recipes.small_pairs:ten_seconds",
 }
 """Addresses of the functions of listed recipes, by name."""
-VALUES = finetune_vlmo.RECIPES | bridgetower_unimodal.RECIPES
-"""Summary and recipe of listed recipes that are values, by name."""
-NAMES = (*FUNCTIONS, *VALUES)
+VALUES: dict[str, tuple[str, Recipe | tuple[Recipe, ...]]] = {}
+"""Summary and recipe, or its stages, of listed recipes that are values, by name."""
+for _module in (
+    vlmo,
+    vlmo_stages,
+    vlmo_images,
+    vlmo_text,
+    bridgetower,
+    small_finetune,
+    vlmo_classification,
+    vlmo_probe,
+    vlmo_segmentation,
+    vlmo_captioning,
+    finetune_vlmo,
+    bridgetower_unimodal,
+):
+    VALUES |= _module.RECIPES
+NAMES = (*VALUES, *FUNCTIONS)
 """The recipes that ``dualfuse recipes`` lists."""
 
 
@@ -125,7 +99,8 @@ def find_recipe(name: str, **given: str) -> tuple[Recipe, ...]:
         data = replace(recipe.data, train=(), weights=(), validation="")
         return (replace(recipe, start_from=str(folder), data=data),)
     if name in VALUES:
-        return (VALUES[name][1],)
+        listed = VALUES[name][1]
+        return listed if isinstance(listed, tuple) else (listed,)
     address = FUNCTIONS.get(name, name)
     if ":" not in address:
         names = "\n  ".join(NAMES)

@@ -15,6 +15,7 @@ from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
+from dualfuse.tasks.base import TaskConfig
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 BASE = BridgeTowerConfig()
@@ -78,46 +79,49 @@ RUN = Run(steps=100_000, micro_batch=32, save_every=1000, log_every=50)
 """For 64 GPUs with 32 pairs each, two micro-batches per step; float32 as in the official code."""
 
 
-def base_pairs() -> Recipe:
-    """BridgeTower-Base pre-training with ITM and MLM: 100k steps of 4,096 pairs.
-
-    Expected after fine-tuning: VQAv2 test-dev 78.7, Flickr30k R@1 94.7 / 85.8 (paper, Tables 3 and 4).
-    """
-    return Recipe(name="pairs", model=BASE, task=ITM_MLM, data=PAIRS, optim=OPTIM, run=RUN)
+def at_data_size(recipe: Recipe[BridgeTowerConfig, TaskConfig]) -> Recipe[BridgeTowerConfig, TaskConfig]:
+    """Return the recipe with the image size of its data in its model."""
+    image = replace(recipe.model.image, image_size=recipe.data.image_size)
+    return replace(recipe, model=replace(recipe.model, image=image))
 
 
-def large_pairs() -> Recipe:
-    """BridgeTower-Large pre-training with ITM and MLM at 294 px; VQAv2 test-dev 81.3 after fine-tuning."""
-    data = replace(PAIRS, image_size=LARGE.image.image_size)
-    return replace(base_pairs(), model=LARGE, data=data, run=replace(RUN, micro_batch=16))
+BASE_PAIRS = Recipe(name="pairs", model=BASE, task=ITM_MLM, data=PAIRS, optim=OPTIM, run=RUN)
+"""Expected after fine-tuning: VQAv2 test-dev 78.7, Flickr30k R@1 94.7 / 85.8 (paper, Tables 3 and 4)."""
+LARGE_PAIRS = replace(
+    BASE_PAIRS,
+    model=LARGE,
+    data=replace(PAIRS, image_size=LARGE.image.image_size),
+    run=replace(RUN, micro_batch=16),
+)
+METER_PAIRS = replace(BASE_PAIRS, model=METER, optim=replace(OPTIM, warmup=0.1))
+"""The warm-up of 0.1 of METER's and BridgeTower's configurations is that of BridgeTower's paper, 10k of 100k steps."""
 
-
-def base_pairs_itc() -> Recipe:
-    """BridgeTower-Base pre-training with ITC, ITM of hard negatives, and MLM: one model that searches and re-ranks.
-
-    The official code has this configuration (task_mlm_itm_itc_hard), of which no result is published.
-    """
-    return replace(base_pairs(), task=ITC_ITM_MLM)
-
-
-def base_pairs_itc_random() -> Recipe:
-    """BridgeTower-Base pre-training with ITC, ITM of random negatives, and MLM.
-
-    The official code has this configuration (task_mlm_itm_itc), of which no result is published.
-    """
-    return replace(base_pairs(), task=replace(ITM_MLM, itc_weight=1.0))
-
-
-def meter_base_pairs() -> Recipe:
-    """METER-Base pre-training with ITM and MLM; VQAv2 test-dev 77.7 after fine-tuning.
-
-    The warm-up of 0.1 of METER's and BridgeTower's configurations is that of BridgeTower's paper, 10k of 100k steps.
-    """
-    return replace(base_pairs(), model=METER, optim=replace(OPTIM, warmup=0.1))
-
-
-def meter_base_pairs_224() -> Recipe:
-    """METER-Base pre-training at 224 px; VQAv2 test-dev 77.2 after fine-tuning (METER's README)."""
-    base, size = meter_base_pairs(), (224, 224)
-    model = replace(METER, image=replace(METER.image, image_size=size))
-    return replace(base, model=model, data=replace(base.data, image_size=size))
+RECIPES = {
+    "bridgetower-base-pairs": (
+        "BridgeTower-Base pre-training with ITM and MLM: 100k steps of 4,096 pairs.",
+        BASE_PAIRS,
+    ),
+    # no results of the next two are published: the official code has their configurations, task_mlm_itm_itc_hard and
+    # task_mlm_itm_itc
+    "bridgetower-base-pairs-itc": (
+        "BridgeTower-Base pre-training with ITC, ITM of hard negatives, and MLM: one model that searches and re-ranks.",
+        replace(BASE_PAIRS, task=ITC_ITM_MLM),
+    ),
+    "bridgetower-base-pairs-itc-random": (
+        "BridgeTower-Base pre-training with ITC, ITM of random negatives, and MLM.",
+        replace(BASE_PAIRS, task=replace(ITM_MLM, itc_weight=1.0)),
+    ),
+    "bridgetower-large-pairs": (
+        "BridgeTower-Large pre-training with ITM and MLM at 294 px; VQAv2 test-dev 81.3 after fine-tuning.",
+        LARGE_PAIRS,
+    ),
+    "meter-base-pairs": (
+        "METER-Base pre-training with ITM and MLM; VQAv2 test-dev 77.7 after fine-tuning.",
+        METER_PAIRS,
+    ),
+    "meter-base-pairs-224": (
+        "METER-Base pre-training at 224 px; VQAv2 test-dev 77.2 after fine-tuning (METER's README).",
+        at_data_size(replace(METER_PAIRS, data=replace(PAIRS, image_size=(224, 224)))),
+    ),
+}
+"""Summary and recipe by name."""

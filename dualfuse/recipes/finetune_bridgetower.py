@@ -21,10 +21,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dualfuse.data.image.transform import OFFICIAL_BLIP, OFFICIAL_CLIP, Augment
-from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.recipe import Data, Recipe, Run
-from dualfuse.recipes.bridgetower import BASE, ITC_ITM_MLM, LARGE, METER, OPTIM
-from dualfuse.tasks.base import TaskConfig
+from dualfuse.recipes.bridgetower import BASE, ITC_ITM_MLM, LARGE, METER, OPTIM, at_data_size
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.ranking import RankingConfig
@@ -70,28 +68,28 @@ def vqa_base() -> Recipe:
     optim = replace(OPTIM, lr=1e-5, weight_decay=0.05, warmup=0.06, head_lr_mult=50.0)
     data = replace(DATA, image_size=(576, 576), augment=Augment(flip=0.0), batch_size=512)
     run = replace(RUN, steps=10 * QUESTIONS // 512, epochs=10, micro_batch=16)
-    return _at_data_size(Recipe("vqa", BASE, VQAConfig(), data, optim, run))
+    return at_data_size(Recipe("vqa", BASE, VQAConfig(), data, optim, run))
 
 
 def vqa_large() -> Recipe:
     """BridgeTower-Large on VQAv2 at 574 px, 10 epochs: test-dev 81.3; needs --task.answers."""
     base = vqa_base()
     data, run = replace(base.data, image_size=(574, 574)), replace(base.run, micro_batch=4)
-    return _at_data_size(replace(base, model=LARGE, data=data, optim=replace(base.optim, lr=4e-6), run=run))
+    return at_data_size(replace(base, model=LARGE, data=data, optim=replace(base.optim, lr=4e-6), run=run))
 
 
 def entailment_base() -> Recipe:
     """BridgeTower-Base on SNLI-VE at 384 px, 5 epochs: dev 81.1, test 81.2; the text is the hypothesis alone."""
     optim = replace(OPTIM, lr=3e-6, warmup=0.06, head_lr_mult=10.0)
     run = _best_epoch(5, HYPOTHESES, 64)
-    return _at_data_size(Recipe("entailment", BASE, EntailmentConfig(), DATA, optim, run))
+    return at_data_size(Recipe("entailment", BASE, EntailmentConfig(), DATA, optim, run))
 
 
 def nlvr2_base() -> Recipe:
     """BridgeTower-Base on NLVR2 at 384 px, 10 epochs: dev 81.9, test-P 83.1."""
     optim = replace(OPTIM, lr=5e-6, weight_decay=0.008, warmup=0.1, head_lr_mult=10.0)
     task, run = NLVR2Config(hidden_scale=1.5, dropout=0.1), _best_epoch(10, SENTENCES, 64)
-    return _at_data_size(Recipe("nlvr2", replace(BASE, image_slots=2), task, DATA, optim, run))
+    return at_data_size(Recipe("nlvr2", replace(BASE, image_slots=2), task, DATA, optim, run))
 
 
 def coco_base() -> Recipe:
@@ -101,7 +99,7 @@ def coco_base() -> Recipe:
     """
     optim = replace(OPTIM, lr=4.5e-6, warmup=0.1)
     run = replace(_best_reranked(30, COCO, 256, rerank=256), micro_batch=16)
-    return _at_data_size(Recipe("coco", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=256), optim, run))
+    return at_data_size(Recipe("coco", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=256), optim, run))
 
 
 def flickr30k_base() -> Recipe:
@@ -111,14 +109,14 @@ def flickr30k_base() -> Recipe:
     """
     optim = replace(OPTIM, lr=5e-6, warmup=0.05)
     run = replace(_best_reranked(20, FLICKR30K, 512, rerank=128), micro_batch=8)
-    return _at_data_size(Recipe("flickr30k", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=512), optim, run))
+    return at_data_size(Recipe("flickr30k", BASE, ITC_ITM, replace(RETRIEVAL, batch_size=512), optim, run))
 
 
 def flickr30k_base_ranking() -> Recipe:
     """BridgeTower-Base ranks all pairs of Flickr30k, 20 epochs (unpublished: the official code fails here)."""
     run = replace(_best_of(20, FLICKR30K, 2048), micro_batch=32)
     optim, data = replace(RANK_OPTIM, lr=1.1e-5), replace(RETRIEVAL, batch_size=2048)
-    return _at_data_size(Recipe("flickr30k", BASE, RANK, data, optim, run))
+    return at_data_size(Recipe("flickr30k", BASE, RANK, data, optim, run))
 
 
 def meter_vqa_base() -> Recipe:
@@ -126,14 +124,14 @@ def meter_vqa_base() -> Recipe:
     optim = replace(OPTIM, lr=5e-6, warmup=0.1, head_lr_mult=50.0)
     data = replace(METER_DATA, image_size=(576, 576), batch_size=512)
     run = replace(RUN, steps=10 * QUESTIONS // 512, epochs=10, micro_batch=16)
-    return _at_data_size(Recipe("vqa", METER, VQAConfig(hidden_scale=1.0), data, optim, run))
+    return at_data_size(Recipe("vqa", METER, VQAConfig(hidden_scale=1.0), data, optim, run))
 
 
 def meter_entailment_base() -> Recipe:
     """METER-Base on SNLI-VE at 384 px, 5 epochs: dev 80.9, test 81.2."""
     optim = replace(OPTIM, lr=2e-6, warmup=0.1, head_lr_mult=10.0)
     task, run = EntailmentConfig(hidden_scale=1.0), _best_epoch(5, HYPOTHESES, 64)
-    return _at_data_size(Recipe("entailment", METER, task, METER_DATA, optim, run))
+    return at_data_size(Recipe("entailment", METER, task, METER_DATA, optim, run))
 
 
 def meter_nlvr2_base() -> Recipe:
@@ -141,7 +139,7 @@ def meter_nlvr2_base() -> Recipe:
     optim = replace(OPTIM, lr=1e-5, warmup=0.1, head_lr_mult=10.0)
     data = replace(METER_DATA, image_size=(288, 288), batch_size=256)
     task, run = NLVR2Config(hidden_scale=1.0), _best_epoch(10, SENTENCES, 256)
-    return _at_data_size(Recipe("nlvr2", replace(METER, image_slots=2), task, data, optim, run))
+    return at_data_size(Recipe("nlvr2", replace(METER, image_slots=2), task, data, optim, run))
 
 
 def meter_coco_base() -> Recipe:
@@ -156,7 +154,7 @@ def meter_flickr30k_base() -> Recipe:
 
 def _meter_ranking(name: str, captions: int) -> Recipe:
     data, run = replace(METER_RETRIEVAL, batch_size=512), replace(_best_of(10, captions, 512), micro_batch=32)
-    return _at_data_size(Recipe(name, METER, RANK, data, replace(RANK_OPTIM, lr=5e-6), run))
+    return at_data_size(Recipe(name, METER, RANK, data, replace(RANK_OPTIM, lr=5e-6), run))
 
 
 def _best_epoch(epochs: int, samples: int, batch: int) -> Run:
@@ -173,9 +171,3 @@ def _best_of(epochs: int, samples: int, batch: int, *, best: str = "*/R@*") -> R
     """Return a run that keeps the best model of its epochs, by default by the mean of the six recalls."""
     steps, eval_every = epochs * samples // batch, samples // batch
     return replace(RUN, steps=steps, epochs=epochs, eval_every=eval_every, eval_epochs=1, best=best)
-
-
-def _at_data_size(recipe: Recipe[BridgeTowerConfig, TaskConfig]) -> Recipe:
-    """Return the recipe with the image size of its data in its model."""
-    image = replace(recipe.model.image, image_size=recipe.data.image_size)
-    return replace(recipe, model=replace(recipe.model, image=image))

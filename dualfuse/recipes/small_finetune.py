@@ -17,6 +17,8 @@ from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 from dualfuse.tasks.finetune.vqa import VQAConfig
 
+MODELS = {"VLMo": NANO, "BridgeTower": BRIDGETOWER_NANO, "METER": METER_NANO}
+
 DATA = Data(
     image_size=(64, 64),
     augment=Augment(crop=(1.0, 1.0), flip=0.5, rand_augment=False),
@@ -30,42 +32,37 @@ OPTIM = Optim(lr=3e-4, weight_decay=0.05, warmup=0.05, schedule="cosine", grad_c
 """At first a model answers from the text alone; at 1e-3 it still does after 1,000 steps, at 3e-4 it uses the image."""
 
 
-def demo_vqa() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
-    return Recipe("vqa", NANO, VQAConfig(), DATA, OPTIM, Run(steps=7000, save_every=500, log_every=50))
+VQA = Recipe[ModelConfig, TaskConfig](
+    "vqa", NANO, VQAConfig(), DATA, OPTIM, Run(steps=7000, save_every=500, log_every=50)
+)
+ENTAILMENT = replace(
+    VQA,
+    name="entailment",
+    task=EntailmentConfig(("differs", "fits")),
+    data=replace(DATA, augment=OPENPICS.augment),
+    run=replace(VQA.run, steps=1500),
+)
+NLVR2 = replace(ENTAILMENT, name="nlvr2", model=replace(NANO, image_slots=2), task=NLVR2Config())
 
 
-def demo_vqa_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
-    return replace(demo_vqa(), model=BRIDGETOWER_NANO)
+def _listed(model: str, recipe: Recipe[ModelConfig, TaskConfig], use: str) -> tuple[str, tuple[str, Recipe]]:
+    config = replace(MODELS[model], image_slots=recipe.model.image_slots)
+    name = f"demo-{recipe.name}" + ("" if model == "VLMo" else f"-{model.lower()}")
+    return name, (f"{model}-nano {use}.", replace(recipe, model=config))
 
 
-def demo_vqa_meter() -> Recipe[ModelConfig, TaskConfig]:
-    """METER-nano on easy-VQA, minutes on a laptop; needs --data.train and --task.answers."""
-    return replace(demo_vqa_bridgetower(), model=METER_NANO)
-
-
-def demo_entailment() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano classifies whether a text fits an image, minutes on a laptop; needs --data.train.
-
-    Set --task.labels for labels of your own.
-    """
-    data = replace(DATA, augment=OPENPICS.augment)
-    run = replace(demo_vqa().run, steps=1500)
-    return replace(demo_vqa(), name="entailment", task=EntailmentConfig(("differs", "fits")), data=data, run=run)
-
-
-def demo_entailment_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano classifies whether a text fits an image, minutes on a laptop; needs --data.train."""
-    return replace(demo_entailment(), model=BRIDGETOWER_NANO)
-
-
-def demo_nlvr2() -> Recipe[ModelConfig, TaskConfig]:
-    """VLMo-nano classifies whether a sentence is true of two images, minutes on a laptop; needs --data.train."""
-    model = replace(NANO, image_slots=2)
-    return replace(demo_entailment(), name="nlvr2", model=model, task=NLVR2Config())
-
-
-def demo_nlvr2_bridgetower() -> Recipe[ModelConfig, TaskConfig]:
-    """BridgeTower-nano classifies whether a sentence is true of two images; needs --data.train."""
-    return replace(demo_nlvr2(), model=replace(BRIDGETOWER_NANO, image_slots=2))
+ANSWERS = "on easy-VQA, minutes on a laptop; needs --data.train and --task.answers"
+FITS = "classifies whether a text fits an image, minutes on a laptop; needs --data.train"
+IS_TRUE = "classifies whether a sentence is true of two images, minutes on a laptop; needs --data.train"
+RECIPES = dict(
+    (
+        _listed("VLMo", VQA, ANSWERS),
+        _listed("BridgeTower", VQA, ANSWERS),
+        _listed("METER", VQA, ANSWERS),
+        _listed("VLMo", ENTAILMENT, FITS),
+        _listed("BridgeTower", ENTAILMENT, FITS),
+        _listed("VLMo", NLVR2, IS_TRUE),
+        _listed("BridgeTower", NLVR2, IS_TRUE),
+    )
+)
+"""Summary and recipe by name; --task.labels sets labels of your own."""

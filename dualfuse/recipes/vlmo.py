@@ -41,23 +41,18 @@ RUN = Run(steps=200_000, precision="bf16", save_every=2000, log_every=50)
 """200k steps [official code and README]; in bf16, where the official code uses fp16 with loss scaling."""
 
 
-def base_pairs() -> Recipe:
-    """VLMo-Base pre-training with ITC, ITM and MLM: 200k steps of 1,024 pairs.
+BASE_PAIRS = Recipe(name="pairs", model=BASE, task=PairsConfig(), data=PAIRS, optim=OPTIM, run=RUN)
+"""Expected after fine-tuning, if started from the published image and text stages: VQA test-dev 76.6, NLVR2 test-P
+83.3, Flickr30k R@1 92.3 / 79.3 (paper, Tables 1 and 2)."""
+LARGE_PAIRS = replace(BASE_PAIRS, model=LARGE, optim=replace(OPTIM, lr=5e-5))
+"""The official configuration of this size names a plain ViT and fails; this is the architecture of the paper."""
 
-    Expected after fine-tuning, if started from the published image and text stages: VQA test-dev 76.6, NLVR2 test-P
-    83.3, Flickr30k R@1 92.3 / 79.3 (paper, Tables 1 and 2).
-    """
-    return Recipe(name="pairs", model=BASE, task=PairsConfig(), data=PAIRS, optim=OPTIM, run=RUN)
-
-
-def base_plus_pairs() -> Recipe:
-    """VLMo-Base-plus pre-training with ITC, ITM and MLM, learning rate 1e-4 (README only, not in the paper)."""
-    return replace(base_pairs(), model=BASE_PLUS, optim=replace(OPTIM, lr=1e-4))
-
-
-def large_pairs() -> Recipe:
-    """VLMo-Large pre-training with ITC, ITM and MLM, learning rate 5e-5.
-
-    The official configuration of this size names a plain ViT and fails; this is the architecture of the paper.
-    """
-    return replace(base_pairs(), model=LARGE, optim=replace(OPTIM, lr=5e-5))
+RECIPES = {
+    "vlmo-base-pairs": ("VLMo-Base pre-training with ITC, ITM and MLM: 200k steps of 1,024 pairs.", BASE_PAIRS),
+    "vlmo-base-plus-pairs": (
+        "VLMo-Base-plus pre-training with ITC, ITM and MLM, learning rate 1e-4 (README only, not in the paper).",
+        replace(BASE_PAIRS, model=BASE_PLUS, optim=replace(OPTIM, lr=1e-4)),
+    ),
+    "vlmo-large-pairs": ("VLMo-Large pre-training with ITC, ITM and MLM, learning rate 5e-5.", LARGE_PAIRS),
+}
+"""Summary and recipe by name."""

@@ -20,36 +20,14 @@ CAPTIONS = 566_747
 """Captions of the 113,287 images of Karpathy's COCO training split; BEiT-3 counts each as a sample."""
 
 
-def base() -> Recipe:
-    """VLMo-Base captioning on COCO at 480 px, 10 epochs, with the settings of BEiT-3-Base."""
-    return _coco(BASE, lr=4e-5)
-
-
-def large() -> Recipe:
-    """VLMo-Large captioning on COCO at 480 px, 10 epochs, with the settings of BEiT-3-Large."""
-    return _coco(LARGE, lr=8e-6)
-
-
-def nocaps_base() -> Recipe:
-    """VLMo-Base captioning for NoCaps, trained on COCO at 480 px, with the settings of BEiT-3-Base for NoCaps."""
-    return _coco(BASE, lr=1e-5)
-
-
-def nocaps_large() -> Recipe:
-    """VLMo-Large captioning for NoCaps, trained on COCO at 480 px, with the settings of BEiT-3-Large for NoCaps."""
-    return _coco(LARGE, lr=8e-6)
-
-
-def nano() -> Recipe:
-    """VLMo-nano captioning on the images of the demo, minutes on a laptop; set --start-from to a model of the demo."""
-    return Recipe(
-        name="captions",
-        model=NANO,
-        task=CaptioningConfig(init_std=NANO.init.std),
-        data=OPENPICS,
-        optim=replace(QUICK, warmup=0.1),
-        run=Run(steps=1000, eval_every=250, save_every=500),
-    )
+NANO_CAPTIONS = Recipe(
+    name="captions",
+    model=NANO,
+    task=CaptioningConfig(init_std=NANO.init.std),
+    data=OPENPICS,
+    optim=replace(QUICK, warmup=0.1),
+    run=Run(steps=1000, eval_every=250, save_every=500),
+)
 
 
 def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
@@ -66,3 +44,25 @@ def _coco(model: VLMoConfig, *, lr: float) -> Recipe:
         ),
         run=replace(run, save_every=1000, log_every=50, activation_checkpointing=True),
     )
+
+
+def _listed(prefix: str, data: str, size: str, lr: float) -> tuple[str, tuple[str, Recipe]]:
+    settings = f"BEiT-3-{size.capitalize()}{' for NoCaps' if prefix == 'nocaps' else ''}"
+    summary = f"VLMo-{size.capitalize()} captioning {data} at 480 px, 10 epochs, with the settings of {settings}."
+    return f"{prefix}-vlmo-{size}", (summary, _coco(BASE if size == "base" else LARGE, lr=lr))
+
+
+RECIPES = dict(
+    (
+        _listed("caption", "on COCO", "base", 4e-5),
+        _listed("caption", "on COCO", "large", 8e-6),
+        _listed("nocaps", "for NoCaps, trained on COCO", "base", 1e-5),
+        _listed("nocaps", "for NoCaps, trained on COCO", "large", 8e-6),
+    )
+) | {
+    "vlmo-nano-captions": (
+        "VLMo-nano captioning on the images of the demo, minutes on a laptop; set --start-from to a model of the demo.",
+        NANO_CAPTIONS,
+    ),
+}
+"""Summary and recipe by name."""

@@ -20,6 +20,9 @@ from dualfuse.recipes.vlmo_images import IMAGES_1K, IMAGES_22K, NANO_AUGMENT
 from dualfuse.tasks.finetune.image_classification import ImageClassificationConfig
 
 Classes = Recipe[VLMoConfig, ImageClassificationConfig]
+Listed = tuple[str, tuple[str, Classes]]
+
+SIZES = {"base": BASE, "large": LARGE}
 
 AUGMENT = Augment(crop=(0.08, 1.0), rand_augment_policy="timm")
 """Crops of 8 to 100 %, flips with probability 0.5, two random transforms (rand-m9-mstd0.5-inc1)."""
@@ -32,69 +35,6 @@ LITTLE_DECAY = 1e-8
 """The weight decay after intermediate fine-tuning."""
 TASK = ImageClassificationConfig(label_smoothing=0.1, random_erasing=0.25)
 TASK_MIXED = replace(TASK, mixup=Mixup(mixup_alpha=0.8, cutmix_alpha=1.0))
-
-
-def base_22k() -> Classes:
-    """VLMo-Base on ImageNet-22k, intermediate fine-tuning after the image stage: 90 epochs."""
-    optim = replace(OPTIM, lr=3e-3, layer_decay=0.65, grad_clip_norm=3.0)
-    return _recipe(replace(BASE, drop_path=0.2), replace(TASK, num_classes=21_841), optim, (4096, 90, 5), IMAGES_22K)
-
-
-def large_22k() -> Classes:
-    """VLMo-Large on ImageNet-22k, intermediate fine-tuning after the image stage: 90 epochs."""
-    optim = replace(OPTIM, lr=2e-3, layer_decay=0.75, grad_clip_norm=1.0)
-    return _recipe(replace(LARGE, drop_path=0.2), replace(TASK, num_classes=21_841), optim, (2048, 90, 5), IMAGES_22K)
-
-
-def base_1k() -> Classes:
-    """VLMo-Base on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 85.2 (top 5: 97.6)."""
-    optim = replace(OPTIM, weight_decay=LITTLE_DECAY)
-    return _recipe(replace(BASE, drop_path=0.1), TASK, optim, (512, 30, 5), IMAGES_1K)
-
-
-def large_1k() -> Classes:
-    """VLMo-Large on ImageNet-1k after ImageNet-22k: 30 epochs; BEiT's accuracy is 87.4 (top 5: 98.3)."""
-    optim = replace(OPTIM, weight_decay=LITTLE_DECAY, layer_decay=0.9)
-    return _recipe(replace(LARGE, drop_path=0.4), TASK, optim, (512, 30, 5), IMAGES_1K)
-
-
-def base_1k_384() -> Classes:
-    """VLMo-Base on ImageNet-1k at 384 px after ImageNet-22k: 30 epochs; BEiT's accuracy is 86.8 (top 5: 98.1)."""
-    return _at_size(base_1k(), 384)
-
-
-def large_1k_384() -> Classes:
-    """VLMo-Large on ImageNet-1k at 384 px after ImageNet-22k: 30 epochs; BEiT's accuracy is 88.4 (top 5: 98.6)."""
-    return _at_size(large_1k(), 384)
-
-
-def large_1k_512() -> Classes:
-    """VLMo-Large on ImageNet-1k at 512 px after ImageNet-22k: 30 epochs; BEiT's accuracy is 88.6 (top 5: 98.7)."""
-    return _at_size(large_1k(), 512)
-
-
-def base_1k_direct() -> Classes:
-    """VLMo-Base on ImageNet-1k directly after the image stage: 100 epochs; BEiT's accuracy is 83.7 (top 5: 96.6)."""
-    optim = replace(OPTIM, lr=4e-3, layer_decay=0.65)
-    return _recipe(replace(BASE, drop_path=0.1), TASK_MIXED, optim, (1024, 100, 20), IMAGES_1K)
-
-
-def large_1k_direct() -> Classes:
-    """VLMo-Large on ImageNet-1k directly after the image stage: 50 epochs; BEiT's accuracy is 86.0 (top 5: 97.6)."""
-    optim = replace(OPTIM, lr=1e-3, layer_decay=0.75)
-    return _recipe(replace(LARGE, drop_path=0.2), TASK_MIXED, optim, (1024, 50, 5), IMAGES_1K)
-
-
-def nano() -> Classes:
-    """VLMo-nano on your classes, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels."""
-    return Recipe(
-        name="classes",
-        model=NANO,
-        task=replace(TASK, head_scale=1.0, mixup=Mixup(cutmix_alpha=1.0), random_erasing=0.0),
-        data=Data(image_size=(64, 64), augment=NANO_AUGMENT, text_length=16, batch_size=128, num_workers=1),
-        optim=replace(QUICK, layer_decay=0.85),
-        run=Run(steps=2000, save_every=500),
-    )
 
 
 def _at_size(recipe: Classes, side: int) -> Classes:
@@ -118,3 +58,60 @@ def _recipe(
         optim=replace(optim, warmup=warmup / epochs),
         run=Run(steps=epochs * epoch, epochs=epochs, precision="bf16", save_every=2000, log_every=50),
     )
+
+
+def _listed(size: str, kind: str, summary: str, recipe: Classes) -> Listed:
+    return kind.format(f"vlmo-{size}"), (f"VLMo-{size.capitalize()} {summary}.", recipe)
+
+
+def _on_22k(size: str, optim: Optim, batch: int) -> Listed:
+    task, model = replace(TASK, num_classes=21_841), replace(SIZES[size], drop_path=0.2)
+    summary = "on ImageNet-22k, intermediate fine-tuning after the image stage: 90 epochs"
+    return _listed(size, "imagenet22k-{}", summary, _recipe(model, task, optim, (batch, 90, 5), IMAGES_22K))
+
+
+def _on_1k(size: str, side: int, accuracies: str) -> Listed:
+    """Return the recipe after ImageNet-22k, and BEiT's accuracies."""
+    layer_decay, drop_path = {"base": (0.85, 0.1), "large": (0.9, 0.4)}[size]
+    optim = replace(OPTIM, weight_decay=LITTLE_DECAY, layer_decay=layer_decay)
+    recipe = _recipe(replace(SIZES[size], drop_path=drop_path), TASK, optim, (512, 30, 5), IMAGES_1K)
+    at = "" if side == 224 else f" at {side} px"
+    summary = f"on ImageNet-1k{at} after ImageNet-22k: 30 epochs; BEiT's accuracy is {accuracies}"
+    kind = "imagenet-{}" + (f"-{side}" if at else "")
+    return _listed(size, kind, summary, _at_size(recipe, side) if at else recipe)
+
+
+def _directly(size: str, lr: float, layer_decay: float, numbers: tuple[int, int, int], accuracies: str) -> Listed:
+    model = replace(SIZES[size], drop_path={"base": 0.1, "large": 0.2}[size])
+    recipe = _recipe(model, TASK_MIXED, replace(OPTIM, lr=lr, layer_decay=layer_decay), numbers, IMAGES_1K)
+    summary = f"directly after the image stage: {numbers[1]} epochs; BEiT's accuracy is {accuracies}"
+    return _listed(size, "imagenet-{}-direct", f"on ImageNet-1k {summary}", recipe)
+
+
+NANO_CLASSES = Recipe(
+    name="classes",
+    model=NANO,
+    task=replace(TASK, head_scale=1.0, mixup=Mixup(cutmix_alpha=1.0), random_erasing=0.0),
+    data=Data(image_size=(64, 64), augment=NANO_AUGMENT, text_length=16, batch_size=128, num_workers=1),
+    optim=replace(QUICK, layer_decay=0.85),
+    run=Run(steps=2000, save_every=500),
+)
+RECIPES = dict(
+    (
+        _on_22k("base", replace(OPTIM, lr=3e-3, layer_decay=0.65, grad_clip_norm=3.0), 4096),
+        _on_22k("large", replace(OPTIM, lr=2e-3, layer_decay=0.75, grad_clip_norm=1.0), 2048),
+        _on_1k("base", 224, "85.2 (top 5: 97.6)"),
+        _on_1k("large", 224, "87.4 (top 5: 98.3)"),
+        _on_1k("base", 384, "86.8 (top 5: 98.1)"),
+        _on_1k("large", 384, "88.4 (top 5: 98.6)"),
+        _on_1k("large", 512, "88.6 (top 5: 98.7)"),
+        _directly("base", 4e-3, 0.65, (1024, 100, 20), "83.7 (top 5: 96.6)"),
+        _directly("large", 1e-3, 0.75, (1024, 50, 5), "86.0 (top 5: 97.6)"),
+    )
+) | {
+    "vlmo-nano-classes": (
+        "VLMo-nano on your classes, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels.",
+        NANO_CLASSES,
+    ),
+}
+"""Summary and recipe by name."""

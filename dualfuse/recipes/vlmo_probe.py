@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.recipes.vlmo import BASE
 from dualfuse.recipes.vlmo_classification import AUGMENT, CENTER
@@ -20,23 +19,26 @@ from dualfuse.tasks.finetune.linear_probe import BEST_LAYER, LinearProbeConfig
 
 EPOCHS = 100
 
-
-def base_1k() -> Recipe[VLMoConfig, LinearProbeConfig]:
-    """VLMo-Base linear probe on ImageNet-1k with the model frozen: a classifier on each layer, 100 epochs."""
-    return Recipe(
-        name="probe",
-        model=replace(BASE, drop_path=0.0),
-        task=LinearProbeConfig(),
-        data=Data(preprocess=CENTER, augment=replace(AUGMENT, rand_augment=False), batch_size=1024, num_workers=8),
-        optim=Optim(lr=4e-3, betas=(0.9, 0.999), weight_decay=1e-4, schedule="cosine", plateaus=EPOCHS),
-        run=Run(
-            steps=EPOCHS * IMAGES_1K // 1024,
-            epochs=EPOCHS,
-            eval_epochs=1,
-            best=BEST_LAYER,
-            precision="bf16",
-            save_every=2000,
-            log_every=50,
+RECIPES = {
+    "imagenet-vlmo-base-probe": (
+        "VLMo-Base linear probe on ImageNet-1k with the model frozen: a classifier on each layer, 100 epochs.",
+        Recipe(
+            name="probe",
+            model=replace(BASE, drop_path=0.0),
+            task=LinearProbeConfig(),
+            data=Data(preprocess=CENTER, augment=replace(AUGMENT, rand_augment=False), batch_size=1024, num_workers=8),
+            optim=Optim(lr=4e-3, betas=(0.9, 0.999), weight_decay=1e-4, schedule="cosine", plateaus=EPOCHS),
+            run=Run(
+                steps=EPOCHS * IMAGES_1K // 1024,
+                epochs=EPOCHS,
+                eval_epochs=1,
+                best=BEST_LAYER,
+                precision="bf16",
+                save_every=2000,
+                log_every=50,
+            ),
+            train_only=("classifiers.*",),
         ),
-        train_only=("classifiers.*",),
-    )
+    ),
+}
+"""Summary and recipe by name."""

@@ -28,43 +28,6 @@ OPTIM = Optim(
 )
 
 
-def base() -> Segmentation:
-    """VLMo-Base on ADE20K at 512 px after ImageNet-22k, as in VLMo's paper."""
-    return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 512)
-
-
-def base_direct() -> Segmentation:
-    """VLMo-Base on ADE20K at 512 px directly after the image stage."""
-    return _recipe(replace(BASE, drop_path=0.1), TASK, replace(OPTIM, lr=7e-4, layer_decay=0.65), 512)
-
-
-def base_640() -> Segmentation:
-    """VLMo-Base on ADE20K at 640 px after ImageNet-22k; BEiT's mean IoU is 53.6 (multi-scale and flip: 54.2)."""
-    return _recipe(replace(BASE, drop_path=0.1), TASK, OPTIM, 640)
-
-
-def large() -> Segmentation:
-    """VLMo-Large on ADE20K at 512 px after ImageNet-22k, as in VLMo's paper."""
-    return _large(512)
-
-
-def large_640() -> Segmentation:
-    """VLMo-Large on ADE20K at 640 px after ImageNet-22k; BEiT's mean IoU is 56.7 (multi-scale and flip: 57.0)."""
-    return _large(640)
-
-
-def nano() -> Segmentation:
-    """VLMo-nano on your label maps, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels."""
-    return Recipe(
-        name="segmentation",
-        model=NANO,
-        task=SegmentationConfig(feature_layers=(1, 2, 3, 4)),
-        data=Data(image_size=(64, 64), augment=None, text_length=16, batch_size=32, num_workers=1),
-        optim=replace(QUICK, layer_decay=0.9),
-        run=Run(steps=2000, save_every=500),
-    )
-
-
 def _large(side: int) -> Segmentation:
     task, optim = replace(TASK, feature_layers=(8, 12, 16, 24)), replace(OPTIM, lr=2e-5, layer_decay=0.95)
     return _recipe(replace(LARGE, drop_path=0.2), task, optim, side)
@@ -80,3 +43,40 @@ def _recipe(model: VLMoConfig, task: SegmentationConfig, optim: Optim, side: int
         optim=optim,
         run=Run(steps=160_000, precision="bf16", save_every=4000, log_every=50),
     )
+
+
+BASE_MODEL = replace(BASE, drop_path=0.1)
+NANO_SEGMENTATION = Recipe(
+    name="segmentation",
+    model=NANO,
+    task=SegmentationConfig(feature_layers=(1, 2, 3, 4)),
+    data=Data(image_size=(64, 64), augment=None, text_length=16, batch_size=32, num_workers=1),
+    optim=replace(QUICK, layer_decay=0.9),
+    run=Run(steps=2000, save_every=500),
+)
+
+
+def _listed(size: str, side: int, note: str) -> tuple[str, tuple[str, Segmentation]]:
+    recipe = _large(side) if size == "large" else _recipe(BASE_MODEL, TASK, OPTIM, side)
+    summary = f"VLMo-{size.capitalize()} on ADE20K at {side} px after ImageNet-22k{note}."
+    return f"ade20k-vlmo-{size}" + ("" if side == 512 else f"-{side}"), (summary, recipe)
+
+
+RECIPES = dict(
+    (
+        _listed("base", 512, ", as in VLMo's paper"),
+        _listed("base", 640, "; BEiT's mean IoU is 53.6 (multi-scale and flip: 54.2)"),
+        _listed("large", 512, ", as in VLMo's paper"),
+        _listed("large", 640, "; BEiT's mean IoU is 56.7 (multi-scale and flip: 57.0)"),
+    )
+) | {
+    "ade20k-vlmo-base-direct": (
+        "VLMo-Base on ADE20K at 512 px directly after the image stage.",
+        _recipe(BASE_MODEL, TASK, replace(OPTIM, lr=7e-4, layer_decay=0.65), 512),
+    ),
+    "vlmo-nano-segmentation": (
+        "VLMo-nano on your label maps, minutes on a laptop; needs --data.train with a labels.txt, or --task.labels.",
+        NANO_SEGMENTATION,
+    ),
+}
+"""Summary and recipe by name."""

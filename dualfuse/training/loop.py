@@ -24,7 +24,7 @@ from dualfuse.lock import lock
 from dualfuse.provenance import record
 from dualfuse.recipe import Recipe, Run
 from dualfuse.run_folder import BEST, FINAL
-from dualfuse.tasks.base import Batch
+from dualfuse.tasks.base import Batch, Task
 from dualfuse.training import checkpoint
 from dualfuse.training.best_model import check_best, keep_best, new_comparison
 from dualfuse.training.dataloader import (
@@ -98,18 +98,22 @@ def train(recipes: Sequence[Recipe], out: Path) -> Path:
             for folder in folders.values():
                 remove_unfinished(folder)
         dist.barrier()
-        unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
-        check_stages(recipes, folders, unfinished)
-        for recipe in unfinished:
-            _check(recipe, recipes, folders[recipe.name])
-        for recipe in recipes:
-            if recipe in unfinished:
-                earlier = folders.get(recipe.start_from)
-                start = str(earlier / FINAL) if earlier else recipe.start_from
-                _run(recipe, folders[recipe.name], start, device)
-            else:
-                logger.info("%s: already finished, in %s", recipe.name, folders[recipe.name] / FINAL)
+        _run_unfinished(recipes, folders, device)
     return folders[recipes[-1].name] / FINAL
+
+
+def _run_unfinished(recipes: Sequence[Recipe], folders: Mapping[str, Path], device: torch.device) -> None:
+    unfinished = [recipe for recipe in recipes if not is_finished(recipe, folders[recipe.name])]
+    check_stages(recipes, folders, unfinished)
+    for recipe in unfinished:
+        _check(recipe, recipes, folders[recipe.name])
+    for recipe in recipes:
+        if recipe in unfinished:
+            earlier = folders.get(recipe.start_from)
+            start = str(earlier / FINAL) if earlier else recipe.start_from
+            _run(recipe, folders[recipe.name], start, device)
+        else:
+            logger.info("%s: already finished, in %s", recipe.name, folders[recipe.name] / FINAL)
 
 
 def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
@@ -134,14 +138,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
         init_from(task, recipe, start, out)
     freeze(task, recipe.train_only)
     set_tower_modes(task, recipe.towers)
-    is_fixed = has_fixed_graph(task.to(device))
-    if is_fixed:
-        freeze_unused(task, to_device(probe_batch(recipe), device))
-    elif recipe.run.fsdp and dist.world_size() > 1:
-        raise DualfuseError(
-            "run.fsdp needs a gradient of every parameter from every process, which the third-party modules of this "
-            "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
-        )
+    is_fixed = _freeze_unused(task.to(device), recipe)
     wrap_blocks(task, recipe.run, device)
     optimizer = build_optimizer(task, recipe.optim, tower_rates(task, recipe.towers))
     step, extra = checkpoint.restore(newest, task, optimizer) if newest else (0, {})
@@ -168,6 +165,19 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     state.finish()
 
 
+def _freeze_unused(task: Task, recipe: Recipe) -> bool:
+    """Freeze the parameters that no batch uses, and return whether every batch uses the same ones."""
+    is_fixed = has_fixed_graph(task)
+    if is_fixed:
+        freeze_unused(task, to_device(probe_batch(recipe), task.device))
+    elif recipe.run.fsdp and dist.world_size() > 1:
+        raise DualfuseError(
+            "run.fsdp needs a gradient of every parameter from every process, which the third-party modules of this "
+            "task may not have in each batch; if they have, declare fixed_graph = True in their classes"
+        )
+    return is_fixed
+
+
 def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) -> None:
     """Train until the last step of the recipe.
 
@@ -183,20 +193,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
     ):
         guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, skipped_log)
         while state.step < run.steps:
-            rate = learning_rate(recipe.optim, state.step, run.steps)
-            set_learning_rate(state.optimizer, rate)
-            for micro, loaded_batch in enumerate(islice(stream, micro_steps(recipe))):
-                values = accumulate(state, forward, loaded_batch.batch, micro)
-                guard.watch(values)
-                log.add(values)
-                log.add_skipped(loaded_batch.skipped)
-                skipped_log.extend(state.step + 1, loaded_batch.skipped)
-            norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
-            if guard.passes(norm, state.step + 1):
-                state.optimizer.step()
-            state.optimizer.zero_grad()
-            state.step += 1
-            log.add({"grad_norm": norm, "count/samples": recipe.data.batch_size // dist.world_size()})
+            rate = train_step(state, forward, islice(stream, micro_steps(recipe)), guard, log, skipped_log)
             stopping = dist.all_reduce_max(stop.signal_number)
             saving = due(state.step, run.save_every, run.steps) or stopping > 0
             if due(state.step, run.log_every, run.steps):
@@ -212,6 +209,33 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             if stopping:
                 state.settle()
                 raise Interrupted(state.save_last(), stopping)
+
+
+def train_step(
+    state: TrainState,
+    forward: nn.Module,
+    micro_batches: Iterator[LoadedBatch],
+    guard: NonfiniteGuard,
+    log: Log,
+    skipped_log: SkippedLog,
+) -> float:
+    """Take one optimizer step, and return its learning rate."""
+    recipe = state.recipe
+    rate = learning_rate(recipe.optim, state.step, recipe.run.steps)
+    set_learning_rate(state.optimizer, rate)
+    for micro, loaded_batch in enumerate(micro_batches):
+        values = accumulate(state, forward, loaded_batch.batch, micro)
+        guard.watch(values)
+        log.add(values)
+        log.add_skipped(loaded_batch.skipped)
+        skipped_log.extend(state.step + 1, loaded_batch.skipped)
+    norm = clip_grad_norm(state.task, recipe.optim.grad_clip_norm)
+    if guard.passes(norm, state.step + 1):
+        state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    log.add({"grad_norm": norm, "count/samples": recipe.data.batch_size // dist.world_size()})
+    return rate
 
 
 def accumulate(state: TrainState, forward: nn.Module, batch: Batch, micro: int) -> Mapping[str, Tensor]:

@@ -18,9 +18,10 @@ from dualfuse.evaluation.runner import EvaluationData, Plan
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
-from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
+from dualfuse.tasks.finetune.classification import Classification
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.questions import QuestionConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.training.loop import train
 

@@ -19,6 +19,7 @@ from dualfuse.config import from_json, to_json
 from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.models.vlmo import VLMoConfig
+from dualfuse.recipes import small_finetune
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
 
 BENCH = Path(__file__).parents[2] / "bench"
@@ -54,7 +55,7 @@ def images(number: int, first: int = 0) -> list[Sample]:
     ]
 
 
-@pytest.mark.parametrize("name", [name for name, at in recipes.FUNCTIONS.items() if "small_finetune" in at])
+@pytest.mark.parametrize("name", small_finetune.RECIPES)
 def test_recipe_is_complete(name: str) -> None:
     (recipe,) = recipes.find_recipe(name)
     assert from_json(to_json(recipe)) == recipe

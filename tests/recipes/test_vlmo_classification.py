@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import io
 import shutil
 from dataclasses import replace
@@ -26,17 +25,13 @@ from dualfuse.tasks.finetune.image_classification import ImageClassification
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
 
-PLACES = {
-    name: make()
-    for name, make in inspect.getmembers(vlmo_classification, inspect.isfunction)
-    if make.__module__ == vlmo_classification.__name__ and not name.startswith("_")
-}
+PLACES = {name: recipe for name, (_, recipe) in vlmo_classification.RECIPES.items()}
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_recipe_is_complete(name: str) -> None:
     recipe = PLACES[name]
-    assert recipes.find_recipe(f"dualfuse.recipes.vlmo_classification:{name}") == (recipe,)
+    assert recipes.find_recipe(name) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     flags = [
         "--task.num-classes",
@@ -64,15 +59,18 @@ def test_numbers_of_beit() -> None:
         numbers = recipe.run.steps / epoch, recipe.optim.warmup * recipe.run.steps / epoch
         return *map(round, numbers), recipe.optim.lr, recipe.optim.layer_decay, recipe.model.drop_path
 
-    assert said(PLACES["base_22k"], 14_197_122) == (90, 5, 3e-3, 0.65, 0.2)
-    assert said(PLACES["large_22k"], 14_197_122) == (90, 5, 2e-3, 0.75, 0.2)
-    assert said(PLACES["base_1k"], 1_281_167) == (30, 5, 2e-5, 0.85, 0.1)
-    assert said(PLACES["large_1k"], 1_281_167) == (30, 5, 2e-5, 0.9, 0.4)
-    assert said(PLACES["base_1k_direct"], 1_281_167) == (100, 20, 4e-3, 0.65, 0.1)
-    assert said(PLACES["large_1k_direct"], 1_281_167) == (50, 5, 1e-3, 0.75, 0.2)
+    assert said(PLACES["imagenet22k-vlmo-base"], 14_197_122) == (90, 5, 3e-3, 0.65, 0.2)
+    assert said(PLACES["imagenet22k-vlmo-large"], 14_197_122) == (90, 5, 2e-3, 0.75, 0.2)
+    assert said(PLACES["imagenet-vlmo-base"], 1_281_167) == (30, 5, 2e-5, 0.85, 0.1)
+    assert said(PLACES["imagenet-vlmo-large"], 1_281_167) == (30, 5, 2e-5, 0.9, 0.4)
+    assert said(PLACES["imagenet-vlmo-base-direct"], 1_281_167) == (100, 20, 4e-3, 0.65, 0.1)
+    assert said(PLACES["imagenet-vlmo-large-direct"], 1_281_167) == (50, 5, 1e-3, 0.75, 0.2)
 
 
-@pytest.mark.parametrize(("name", "side"), [("base_1k_384", 384), ("large_1k_384", 384), ("large_1k_512", 512)])
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("imagenet-vlmo-base-384", 384), ("imagenet-vlmo-large-384", 384), ("imagenet-vlmo-large-512", 512)],
+)
 def test_sizes_of_beit(name: str, side: int) -> None:
     """At 384 px and more the whole middle is evaluated; all else is that of 224 px (datasets.py, build_transform)."""
     recipe, plain = PLACES[name], PLACES[name[:-4]]
@@ -92,7 +90,7 @@ def coloured(number: int) -> Sample:
 @pytest.fixture
 def small(tmp_path: Path) -> Recipe:
     """The recipe of a laptop, smaller still."""
-    recipe = PLACES["nano"]
+    recipe = PLACES["vlmo-nano-classes"]
     train_set = shards(tmp_path / "data", [coloured(n) for n in range(48)])
     return replace(
         recipe,

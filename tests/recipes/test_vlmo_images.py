@@ -12,7 +12,7 @@ from dualfuse.recipes.vlmo import BASE, LARGE
 
 def test_the_published_numbers() -> None:
     """Section 3.2 and appendix of BEiT, and its released command lines."""
-    base, thousand, large = vlmo_images.base_images(), vlmo_images.base_images_1k(), vlmo_images.large_images()
+    base, thousand, large = vlmo_images.BASE_IMAGES, vlmo_images.BASE_IMAGES_1K, vlmo_images.LARGE_IMAGES
     for recipe in (base, thousand, large):
         optim, mask, augment = recipe.optim, recipe.task.mask, recipe.data.augment
         assert (optim.lr, optim.betas, optim.eps, optim.weight_decay) == (1.5e-3, (0.9, 0.999), 1e-8, 0.05)
@@ -42,7 +42,7 @@ def test_the_published_numbers() -> None:
 
 
 def test_small_recipes_build_and_fit_each_other() -> None:
-    tokenizer, images = vlmo_images.nano_tokenizer(), vlmo_images.nano_images()
+    tokenizer, images = vlmo_images.NANO_TOKENIZER, vlmo_images.NANO_IMAGES
     assert isinstance(tokenizer, Recipe) and from_json(to_json(tokenizer)) == tokenizer
     assert from_json(to_json(images)) == images
     words = tokenizer.build().model
@@ -50,13 +50,13 @@ def test_small_recipes_build_and_fit_each_other() -> None:
     assert images.build().head.out_features == 256
     grid = tuple(side // images.task.patch for side in images.data.image_size)
     assert tuple(side * images.task.stride for side in grid) == tokenizer.data.image_size
-    big = vlmo_images.tokenizer()
+    big = vlmo_images.TOKENIZER
     assert (big.model.codes, big.model.stride, big.data.image_size) == (8192, 8, (112, 112))
 
 
 def test_teacher_recipes_differ_only_in_their_targets() -> None:
-    base, nano = vlmo_images.base_images_taught(), vlmo_images.nano_images_taught()
-    assert replace(base, task=vlmo_images.base_images().task) == vlmo_images.base_images()
-    assert from_json(to_json(nano)) == nano and nano.task.mask == vlmo_images.nano_images().task.mask
+    base, nano = (vlmo_images.RECIPES[f"vlmo-{size}-images-taught"][1] for size in ("base", "nano"))
+    assert replace(base, task=vlmo_images.BASE_IMAGES.task) == vlmo_images.BASE_IMAGES
+    assert from_json(to_json(nano)) == nano and nano.task.mask == vlmo_images.NANO_IMAGES.task.mask
     assert (base.task.channels, base.task.mask.patches, base.task.teacher_patch) == (768, 75, 16)
     assert nano.build().head.out_features == nano.model.width

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from dataclasses import replace
@@ -38,19 +37,14 @@ from dualfuse.tasks.finetune.sliding_window import sliding_window
 from dualfuse.training.loop import train
 from dualfuse.training.run_log import read_log
 
-PLACES = {
-    name: make()
-    for name, make in inspect.getmembers(vlmo_segmentation, inspect.isfunction)
-    if make.__module__ == vlmo_segmentation.__name__ and not name.startswith("_")
-}
+PLACES = {name: recipe for name, (_, recipe) in vlmo_segmentation.RECIPES.items()}
 PLAN = Plan(num_workers=0)
 
 
 @pytest.mark.parametrize("name", PLACES)
 def test_recipe_is_complete(name: str) -> None:
     recipe = PLACES[name]
-    place = f"dualfuse.recipes.vlmo_segmentation:{name}"
-    assert place in recipes.FUNCTIONS.values() and recipes.find_recipe(place) == (recipe,)
+    assert recipes.find_recipe(name) == (recipe,)
     assert from_json(to_json(recipe)) == recipe
     flags = [
         *("--task.num-classes", "5", "--task.augment.scale", "1", "2"),
@@ -72,18 +66,18 @@ def test_numbers_of_beit() -> None:
     """Looked up in its configs, which count layers from 0."""
 
     def said(name: str) -> tuple[object, ...]:
-        recipe = PLACES[name]
+        recipe = PLACES[f"ade20k-vlmo-{name}"]
         model, optim = recipe.model, recipe.optim
         layers = [layer - 1 for layer in recipe.task.feature_layers]
         window = [int(side * recipe.task.stride) for side in recipe.data.image_size]
         return layers, optim.lr, optim.layer_decay, model.drop_path, recipe.data.image_size[0], window[0]
 
     assert said("base") == ([3, 5, 7, 11], 3e-5, 0.9, 0.1, 512, 341)
-    assert said("base_direct") == ([3, 5, 7, 11], 7e-4, 0.65, 0.1, 512, 341)
-    assert said("base_640") == ([3, 5, 7, 11], 3e-5, 0.9, 0.1, 640, 426)
+    assert said("base-direct") == ([3, 5, 7, 11], 7e-4, 0.65, 0.1, 512, 341)
+    assert said("base-640") == ([3, 5, 7, 11], 3e-5, 0.9, 0.1, 640, 426)
     assert said("large") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 512, 341)
-    assert said("large_640") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 640, 426)
-    for name in PLACES.keys() - {"nano"}:
+    assert said("large-640") == ([7, 11, 15, 23], 2e-5, 0.95, 0.2, 640, 426)
+    for name in PLACES.keys() - {"vlmo-nano-segmentation"}:
         recipe = PLACES[name]
         assert (recipe.run.steps, recipe.data.batch_size, recipe.optim.warmup, recipe.optim.weight_decay) == (
             *(160_000, 16, 1500),
@@ -103,7 +97,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def small(data: Path) -> Recipe:
     """The recipe of a laptop, smaller still."""
-    recipe = PLACES["nano"]
+    recipe = PLACES["vlmo-nano-segmentation"]
     return replace(
         recipe,
         model=replace(recipe.model, width=32, depth=2, vl_expert_start=2, patch_size=8, image_size=(32, 32)),

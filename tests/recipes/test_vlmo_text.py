@@ -34,22 +34,22 @@ def sets(recipe: Recipe, model: VLMoConfig) -> tuple[set[str], set[str]]:
 
 
 def test_what_the_base_size_trains() -> None:
-    trained, frozen = sets(vlmo_text.base_text(), VLMoConfig(**SIZE))
+    trained, frozen = sets(vlmo_text.BASE_TEXT, VLMoConfig(**SIZE))
     # text positions beside relative ones never have a gradient there, and do not exist here
     assert trained == set(GOLDEN["trainable"]) - set(GOLDEN["trainable_without_gradient"])
     assert frozen == set(GOLDEN["frozen"])
 
 
 def test_what_absolute_positions_change() -> None:
-    trained, frozen = sets(vlmo_text.base_plus_text(), VLMoConfig(**SIZE, positions="absolute"))
+    trained, frozen = sets(vlmo_text.BASE_PLUS_TEXT, VLMoConfig(**SIZE, positions="absolute"))
     assert trained == set(GOLDEN["trainable"]) - {"relative_position_bias_table"}
     assert frozen == set(GOLDEN["frozen"]) | {"transformer.pos_embed"}
 
 
-@pytest.mark.parametrize("size", ["base", "base_plus", "large", "nano"])
+@pytest.mark.parametrize("size", ["base", "base-plus", "large", "nano"])
 def test_recipes(size: str) -> None:
     """Every pattern matches, no expert sees both modalities, and positions are as long as the rows."""
-    recipe = getattr(vlmo_text, f"{size}_text")()
+    recipe = vlmo_text.RECIPES[f"vlmo-{size}-text"][1]
     with torch.device("meta"):
         task = recipe.build()
     freeze(task, recipe.train_only)
@@ -58,7 +58,7 @@ def test_recipes(size: str) -> None:
 
 
 def test_published_numbers() -> None:
-    base = vlmo_text.base_text()
+    base = vlmo_text.BASE_TEXT
     assert (base.data.text_length, base.data.batch_size, base.run.steps) == (196, 1024, 200_000)
     assert (base.optim.lr, base.optim.warmup, base.optim.betas, base.optim.weight_decay) == (
         2e-4,

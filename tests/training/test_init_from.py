@@ -20,7 +20,7 @@ from dualfuse.convert.load import read_checkpoint
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Recipe
-from dualfuse.recipes.vlmo_text import base_text
+from dualfuse.recipes.vlmo_text import BASE_TEXT
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
@@ -224,7 +224,7 @@ def test_beit_equals_the_official_loader(tmp_path: Path) -> None:
     size = dict(
         width=48, depth=4, heads=4, vl_expert_start=4, patch_size=8, image_size=(32, 32), vocab_size=101, text_length=20
     )
-    recipe = replace(base_text(), model=VLMoConfig(**size))
+    recipe = replace(BASE_TEXT, model=VLMoConfig(**size))
     task = random(recipe)
     before = task.model.relative_bias.table.detach().clone()
     init_from(task, recipe, str(tmp_path / "beit.safetensors"), tmp_path)

@@ -13,7 +13,7 @@ from dualfuse.data.image.block_mask import BlockMask
 from dualfuse.data.sample import Sample
 from dualfuse.layers.vq.autoencoder import AutoencoderConfig
 from dualfuse.recipe import Recipe
-from dualfuse.recipes.vlmo_stages import base, nano
+from dualfuse.recipes.vlmo_stages import BASE, NANO
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.vq_tokenizer import VQTokenizerConfig
 from dualfuse.training import loop
@@ -86,8 +86,8 @@ def test_tokenizers_alone_are_all_trained(two: tuple[Recipe, Recipe]) -> None:
 
 
 def test_published_stages_are_given_a_tokenizer_and_those_of_a_laptop_train_one() -> None:
-    assert [recipe.name for recipe in base()] == ["images", "text", "pairs"]
-    small = nano()
+    assert [recipe.name for recipe in BASE] == ["images", "text", "pairs"]
+    small = NANO
     assert [recipe.name for recipe in small] == ["tokenizer", "images", "text", "pairs"]
     assert [recipe.start_from for recipe in small] == ["", "", "images", "text"]
     found = with_tokenizers(small, {recipe.name: Path("/runs") / recipe.name for recipe in small})

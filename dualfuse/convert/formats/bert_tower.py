@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dualfuse.convert.formats.dual_encoder import FIELDS
 from dualfuse.convert.formats.roberta import TOWER
 from dualfuse.convert.rename import ImportedTensors, Layout, add_prefixes, import_tensors
 from dualfuse.errors import DualfuseError
@@ -23,14 +24,7 @@ def tower_config(config: Mapping[str, Any], name: object) -> BertConfig:  # Any:
     for key, value in EXPECTED.items():
         if config.get(key, value) != value:
             raise DualfuseError(f"{name} has {key} {config[key]!r}; a text tower in BERT's layout has {value!r}")
-    fields = {
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "feed_forward": "intermediate_size",
-        "vocab_size": "vocab_size",
-        "text_length": "max_position_embeddings",
-    }
+    fields = {ours: theirs for ours, theirs in FIELDS.items() if ours not in ("layer_norm_eps", "patch_size")}
     if missing := [key for key in fields.values() if not isinstance(config.get(key), int)]:
         raise DualfuseError(f"{name} has no number {' and no '.join(missing)}")
     return BertConfig(**{ours: config[theirs] for ours, theirs in fields.items()})

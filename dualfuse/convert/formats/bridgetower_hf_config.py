@@ -8,13 +8,12 @@ from typing import Any
 
 from dualfuse.convert.checkpoint import reject_any
 from dualfuse.convert.formats.bridgetower import storable_towers
+from dualfuse.convert.formats.dual_encoder import Json, section
 from dualfuse.data.image.transform import HUGGING_FACE, Preprocess
 from dualfuse.errors import DualfuseError
 from dualfuse.models.bridgetower import BridgeTowerConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.models.towers.roberta import RobertaConfig
-
-Json = Mapping[str, Any]  # Any: whatever a file holds
 
 BRIDGES = ("add", "scaled_add", "interpolate")
 LAYER_NORM_EPS = 1e-5
@@ -188,16 +187,8 @@ def _flatten(config: Json) -> dict[str, Any]:
     """Return all fields, those of the towers under dotted names, with defaults for missing ones."""
     fields = {}
     for prefix, defaults in _DEFAULTS.items():
-        part = config.get(prefix.rstrip("."), {}) if prefix else config
-        if not isinstance(part, Mapping):
-            raise DualfuseError(f"config.json has {prefix}{part!r} instead of the fields of a tower")
-        for name, default in defaults.items():
-            value = part.get(name, default)
-            if isinstance(value, list) and len(set(value)) == 1:  # patch_size as [16, 16]
-                value = value[0]
-            if isinstance(value, bool) != isinstance(default, bool) or not isinstance(value, type(default) | int):
-                raise DualfuseError(f"config.json has {prefix}{name} {value!r}; a value like {default!r} is needed")
-            fields[prefix + name] = value
+        part = section(config, prefix.rstrip("."), defaults)
+        fields |= {prefix + name: value for name, value in part.items()}
     return fields
 
 

@@ -51,10 +51,8 @@ HUGGING_FACE_EMBEDDINGS: Table = {
     "embeddings.position_embedding.weight": "positions",
     "embeddings.patch_embedding.weight": "projection.weight",
 }
-_HUGGING_FACE = HUGGING_FACE_EMBEDDINGS | weight_and_bias(
+HUGGING_FACE_BLOCKS: Table = weight_and_bias(
     {
-        "pre_layrnorm": "norm_before",  # sic
-        "post_layernorm": "norm_after",
         "encoder.layers.{}.self_attn.qkv_proj": "blocks.{}.attention.qkv",  # after fuse_qkv
         "encoder.layers.{}.self_attn.out_proj": "blocks.{}.attention.projection",
         "encoder.layers.{}.layer_norm1": "blocks.{}.norm_1",
@@ -63,8 +61,14 @@ _HUGGING_FACE = HUGGING_FACE_EMBEDDINGS | weight_and_bias(
         "encoder.layers.{}.mlp.fc2": "blocks.{}.down",
     }
 )
+"""Hugging Face's names of the blocks of both towers of CLIP and SigLIP."""
+HUGGING_FACE_TOWER: Table = (
+    HUGGING_FACE_EMBEDDINGS
+    | weight_and_bias({"pre_layrnorm": "norm_before", "post_layernorm": "norm_after"})  # sic
+    | HUGGING_FACE_BLOCKS
+)
 HUGGING_FACE = Layout(
-    names=add_prefixes(_HUGGING_FACE, "vision_model.", "model.image_tower."),
+    names=add_prefixes(HUGGING_FACE_TOWER, "vision_model.", "model.image_tower."),
     unused=(
         "text_model.*",
         "visual_projection.weight",
@@ -74,7 +78,9 @@ HUGGING_FACE = Layout(
     ),
 )
 """CLIPModel, and CLIPVisionModel of transformers before version 5, after :func:`fuse_qkv`."""
-BARE_HUGGING_FACE = Layout(add_prefixes(_HUGGING_FACE, "", "model.image_tower."), unused=("embeddings.position_ids",))
+BARE_HUGGING_FACE = Layout(
+    add_prefixes(HUGGING_FACE_TOWER, "", "model.image_tower."), unused=("embeddings.position_ids",)
+)
 """CLIPVisionModel of transformers 5, after :func:`fuse_qkv`."""
 
 

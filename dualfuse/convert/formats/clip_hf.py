@@ -13,49 +13,37 @@ from dualfuse.convert.checkpoint import (
     export_report,
     reject_any,
 )
+from dualfuse.convert.formats.clip import HUGGING_FACE_TOWER
 from dualfuse.convert.formats.dual_encoder import (
-    BLOCKS,
-    HEAD,
+    CLIP_HEAD,
     TEXT,
-    activation,
-    activation_name,
     dual_encoder,
     dual_recipe,
     fuse_qkv,
+    has_towers,
+    imported_checkpoint,
+    read_sizes,
     section,
     special_ids,
     split_qkv,
+    write_sizes,
 )
 from dualfuse.convert.preprocessor import CLIP, FILE, read_preprocess, write_preprocess
-from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import import_report
+from dualfuse.convert.rename import Layout, add_prefixes, export_tensors, import_tensors
 from dualfuse.convert.tokenizer import CLIP_TOKENIZER, find_tokenizer
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.dual_encoder import DualEncoderConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
-from dualfuse.models.towers.clip_vit import HEAD_WIDTH, CLIPViTConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.pretrain.pairs import PairsConfig
 from dualfuse.tensor_files import has_hugging_face_weights
 
-_IMAGE: Table = (
-    {
-        "embeddings.class_embedding": "class_embedding",
-        "embeddings.position_embedding.weight": "positions",
-        "embeddings.patch_embedding.weight": "projection.weight",
-    }
-    | weight_and_bias({"pre_layrnorm": "norm_before", "post_layernorm": "norm_after"})  # sic
-    | BLOCKS
-)
 LAYOUT = Layout(
-    names=add_prefixes(_IMAGE, "vision_model.", "model.image_tower.")
+    names=add_prefixes(HUGGING_FACE_TOWER, "vision_model.", "model.image_tower.")
     | add_prefixes(TEXT, "text_model.", "model.text_tower.")
-    | {
-        "visual_projection.weight": f"{HEAD}image.weight",
-        "text_projection.weight": f"{HEAD}text.weight",
-        "logit_scale": f"{HEAD}logit_scale",
-    },
+    | CLIP_HEAD,
     unused=("*.embeddings.position_ids",),
     scalars=("logit_scale",),
 )
@@ -91,8 +79,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     imported = import_tensors(fuse_qkv(source.tensors, "CLIP"), LAYOUT)
     path = find_tokenizer(tokenizer, source.path, CLIP_TOKENIZER)
     recipe = dual_recipe(source, model, ITCHeadConfig(width), preprocess, path)
-    report = import_report(str(source.path), imported, notes)
-    return ThirdPartyCheckpoint(recipe, imported.tensors, imported.kept, report)
+    return imported_checkpoint(source, recipe, imported, notes)
 
 
 def _model(config: dict[str, Any]) -> DualEncoderConfig:
@@ -100,40 +87,12 @@ def _model(config: dict[str, Any]) -> DualEncoderConfig:
     text = section(config, "text_config", _TEXT_DEFAULTS)
     if image["num_channels"] != 3:
         raise DualfuseError(f"config.json has num_channels {image['num_channels']}; images here have 3")
-    heads, widths = image["num_attention_heads"], (image["hidden_size"], image["intermediate_size"])
-    return DualEncoderConfig(
-        CLIPViTConfig(
-            width=widths[0],
-            depth=image["num_hidden_layers"],
-            patch_size=image["patch_size"],
-            image_size=(image["image_size"],) * 2,
-            heads=0 if heads * HEAD_WIDTH == widths[0] else heads,
-            feed_forward=0 if widths[1] == 4 * widths[0] else widths[1],
-            activation=activation(image["hidden_act"]),
-            layer_norm_eps=image["layer_norm_eps"],
-        ),
-        CLIPTextConfig(
-            width=text["hidden_size"],
-            depth=text["num_hidden_layers"],
-            heads=text["num_attention_heads"],
-            feed_forward=text["intermediate_size"],
-            vocab_size=text["vocab_size"],
-            text_length=text["max_position_embeddings"],
-            activation=activation(text["hidden_act"]),
-            layer_norm_eps=text["layer_norm_eps"],
-        ),
-    )
+    return DualEncoderConfig(CLIPViTConfig.of_sizes(**read_sizes(image)), CLIPTextConfig(**read_sizes(text)))
 
 
 def stores_clip(recipe: Recipe) -> bool:
     """Return whether a recipe is one of a CLIP."""
-    model = recipe.model
-    return (
-        isinstance(model, DualEncoderConfig)
-        and isinstance(model.image, CLIPViTConfig)
-        and isinstance(model.text, CLIPTextConfig)
-        and isinstance(recipe.task, PairsConfig)
-    )
+    return has_towers(recipe, CLIPViTConfig, CLIPTextConfig)
 
 
 def clip_towers(model: DualEncoderConfig, task: PairsConfig, format_name: str) -> tuple[CLIPViTConfig, CLIPTextConfig]:
@@ -181,29 +140,14 @@ def _config(image: CLIPViTConfig, text: CLIPTextConfig, width: int, tokenizer: s
         "logit_scale_init_value": 2.6592,
         "dtype": "float32",
         "text_config": {
+            **write_sizes(text),
             "model_type": "clip_text_model",
-            "hidden_size": text.width,
-            "intermediate_size": text.feed_forward,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "max_position_embeddings": text.text_length,
-            "vocab_size": text.vocab_size,
-            "hidden_act": activation_name(text.activation),
-            "layer_norm_eps": text.layer_norm_eps,
             "projection_dim": width,
             **special_ids(tokenizer),
         },
         "vision_config": {
+            **write_sizes(image.resolved),
             "model_type": "clip_vision_model",
-            "hidden_size": image.width,
-            "intermediate_size": image.feed_forward or 4 * image.width,
-            "num_hidden_layers": image.depth,
-            "num_attention_heads": image.heads or image.width // HEAD_WIDTH,
-            "image_size": image.image_size[0],
-            "patch_size": image.patch_size,
-            "num_channels": 3,
-            "hidden_act": activation_name(image.activation),
-            "layer_norm_eps": image.layer_norm_eps,
             "projection_dim": width,
         },
     }

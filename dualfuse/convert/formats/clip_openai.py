@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -20,16 +20,15 @@ from dualfuse.convert.checkpoint import (
 )
 from dualfuse.convert.formats import clip
 from dualfuse.convert.formats.clip_hf import clip_towers, stores_clip
-from dualfuse.convert.formats.dual_encoder import HEAD, dual_encoder, dual_recipe
+from dualfuse.convert.formats.dual_encoder import CLIP_HEAD, HEAD, dual_encoder, dual_recipe, imported_checkpoint
 from dualfuse.convert.rename import Layout, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import CLIP_TOKENIZER, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.layers.pre_norm import Activation
 from dualfuse.models.dual_encoder import DualEncoderConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
-from dualfuse.models.towers.clip_vit import HEAD_WIDTH, CLIPViTConfig
+from dualfuse.models.towers.clip_vit import HEAD_WIDTH
 
 MARK = "visual.class_embedding"
 """A tensor of every Vision Transformer in this layout."""
@@ -37,25 +36,13 @@ ARCHIVE = ("input_resolution", "context_length", "vocab_size")
 """Numbers that OpenAI's archives hold beside the tensors."""
 PROJECTIONS = {"visual.proj": "visual_projection.weight", "text_projection": "text_projection.weight"}
 """Matrices (width, D) that are transposed, and their names afterwards."""
-_BLOCKS = {
-    name.removeprefix("transformer."): ours
-    for name, ours in clip.OPENAI_BLOCKS.items()
-    if name.startswith("transformer.resblocks.")
-}
+_TEXT = {name: ours for name, ours in clip.OPENAI_BLOCKS.items() if name.startswith("transformer.")}
+_TEXT |= {"token_embedding.weight": "words.word.weight", "positional_embedding": "words.position.weight"}
+_TEXT |= weight_and_bias({"ln_final": "norm_after"})
 LAYOUT = Layout(
     names=add_prefixes(clip.OPENAI_TOWER, "visual.", "model.image_tower.")
-    | add_prefixes(
-        add_prefixes(_BLOCKS, "transformer.", "")
-        | {"token_embedding.weight": "words.word.weight", "positional_embedding": "words.position.weight"}
-        | weight_and_bias({"ln_final": "norm_after"}),
-        "",
-        "model.text_tower.",
-    )
-    | {
-        "visual_projection.weight": f"{HEAD}image.weight",
-        "text_projection.weight": f"{HEAD}text.weight",
-        "logit_scale": f"{HEAD}logit_scale",
-    },
+    | add_prefixes(_TEXT, "", "model.text_tower.")
+    | CLIP_HEAD,
     unused=(*ARCHIVE, "attn_mask"),
     scalars=("logit_scale",),
 )
@@ -75,20 +62,11 @@ def transpose_back(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def infer_model(tensors: Mapping[str, Tensor], activation: Activation) -> DualEncoderConfig:
     """Return the sizes of a CLIP from its tensors under dualfuse names; heads have 64 channels, as OpenAI's."""
-    positions, width = tensors["model.image_tower.positions"].shape
-    patch = tensors["model.image_tower.projection.weight"].shape[-1]
+    image = sizes.image_tower(tensors)
     vocabulary, text_width = tensors["model.text_tower.words.word.weight"].shape
-    side = patch * math.isqrt(positions - 1)
     between = len(tensors["model.image_tower.blocks.0.up.weight"])
     return DualEncoderConfig(
-        CLIPViTConfig(
-            width=width,
-            depth=sizes.count(tensors, "model.image_tower.blocks."),
-            patch_size=patch,
-            image_size=(side, side),
-            feed_forward=0 if between == 4 * width else between,
-            activation=activation,
-        ),
+        replace(image, feed_forward=0 if between == 4 * image.width else between, activation=activation),
         CLIPTextConfig(
             width=text_width,
             depth=sizes.count(tensors, "model.text_tower.blocks."),
@@ -117,8 +95,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     path = find_tokenizer(tokenizer, source.path.parent, CLIP_TOKENIZER, beside=True)
     head = ITCHeadConfig(len(imported.tensors[f"{HEAD}image.weight"]))
     recipe = dual_recipe(source, model, head, OFFICIAL_CLIP, path)
-    report = import_report(str(source.path), imported, notes)
-    return ThirdPartyCheckpoint(recipe, imported.tensors, imported.kept, report)
+    return imported_checkpoint(source, recipe, imported, notes)
 
 
 def _write(converted: Converted) -> WrittenCheckpoint:

@@ -16,10 +16,9 @@ from dualfuse.convert.checkpoint import (
 )
 from dualfuse.convert.formats.clip_hf import clip_towers, stores_clip
 from dualfuse.convert.formats.clip_openai import LAYOUT, transpose, transpose_back
-from dualfuse.convert.formats.dual_encoder import Json, dual_encoder, dual_recipe
+from dualfuse.convert.formats.dual_encoder import Json, dual_encoder, dual_recipe, imported_checkpoint
 from dualfuse.convert.preprocessor import read_open_clip, write_open_clip
 from dualfuse.convert.rename import export_tensors, import_tensors
-from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import CLIP_TOKENIZER, find_tokenizer
 from dualfuse.data.image.transform import OFFICIAL_CLIP
 from dualfuse.errors import DualfuseError
@@ -28,7 +27,7 @@ from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.layers.pre_norm import Activation
 from dualfuse.models.dual_encoder import DualEncoderConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
-from dualfuse.models.towers.clip_vit import HEAD_WIDTH, CLIPViTConfig
+from dualfuse.models.towers.clip_vit import CLIPViTConfig
 from dualfuse.tensor_files import OPEN_CLIP_FILES
 
 CONFIG = "open_clip_config.json"
@@ -60,9 +59,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     path = find_tokenizer(tokenizer, source.path, CLIP_TOKENIZER, beside=True)
     preprocess = read_open_clip(config.get("preprocess_cfg", {}), OFFICIAL_CLIP)
     recipe = dual_recipe(source, model, ITCHeadConfig(settings["embed_dim"]), preprocess, path)
-    return ThirdPartyCheckpoint(
-        recipe, imported.tensors, imported.kept, import_report(str(source.path), imported, list[str]())
-    )
+    return imported_checkpoint(source, recipe, imported, [])
 
 
 def _model(settings: Json) -> DualEncoderConfig:
@@ -83,15 +80,14 @@ def _model(settings: Json) -> DualEncoderConfig:
         raise DualfuseError(f"{CONFIG} has a ResNet as image tower (layers {image['layers']}); use a ViT")
     activation: Activation = "quick_gelu" if settings.get("quick_gelu") else "gelu"
     size = image["image_size"] if isinstance(image["image_size"], list) else [image["image_size"]] * 2
-    heads = image["width"] // image["head_width"]
     return DualEncoderConfig(
-        CLIPViTConfig(
+        CLIPViTConfig.of_sizes(
             width=image["width"],
             depth=image["layers"],
             patch_size=image["patch_size"],
             image_size=(size[0], size[1]),
-            heads=0 if heads * HEAD_WIDTH == image["width"] else heads,
-            feed_forward=0 if image["mlp_ratio"] == 4 else int(image["width"] * image["mlp_ratio"]),
+            heads=image["width"] // image["head_width"],
+            feed_forward=int(image["width"] * image["mlp_ratio"]),
             activation=activation,
         ),
         CLIPTextConfig(
@@ -121,7 +117,7 @@ def _section(settings: Json, name: str, defaults: Json) -> dict[str, Any]:
 def _write(converted: Converted) -> WrittenCheckpoint:
     model, task = dual_encoder(converted)
     image, text = clip_towers(model, task, "open_clip")
-    heads = image.heads or image.width // HEAD_WIDTH
+    resolved = image.resolved
     reject_any(
         "open_clip",
         {
@@ -138,8 +134,8 @@ def _write(converted: Converted) -> WrittenCheckpoint:
             "layers": image.depth,
             "width": image.width,
             "patch_size": image.patch_size,
-            "head_width": image.width // heads,
-            "mlp_ratio": (image.feed_forward or 4 * image.width) / image.width,
+            "head_width": image.width // resolved.heads,
+            "mlp_ratio": resolved.feed_forward / image.width,
         },
         "text_cfg": {
             "context_length": text.text_length,

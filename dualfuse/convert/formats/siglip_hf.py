@@ -13,22 +13,23 @@ from dualfuse.convert.checkpoint import (
     export_report,
     reject_any,
 )
+from dualfuse.convert.formats.clip import HUGGING_FACE_BLOCKS
 from dualfuse.convert.formats.dual_encoder import (
-    BLOCKS,
     HEAD,
     TEXT,
-    activation,
-    activation_name,
     dual_encoder,
     dual_recipe,
     fuse_qkv,
+    has_towers,
+    imported_checkpoint,
+    read_sizes,
     section,
     special_ids,
     split_qkv,
+    write_sizes,
 )
 from dualfuse.convert.preprocessor import FILE, SIGLIP, read_preprocess, write_preprocess
 from dualfuse.convert.rename import Layout, Table, add_prefixes, export_tensors, import_tensors, weight_and_bias
-from dualfuse.convert.report import import_report
 from dualfuse.convert.tokenizer import GEMMA_VOCABULARY, SIGLIP_2_TOKENIZER, SIGLIP_TOKENIZER, find_tokenizer
 from dualfuse.data.text.tokenizer import load_tokenizer
 from dualfuse.errors import DualfuseError
@@ -36,7 +37,6 @@ from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.models.dual_encoder import DualEncoderConfig
 from dualfuse.models.towers.siglip import SiglipTextConfig, SiglipViTConfig
 from dualfuse.recipe import Recipe
-from dualfuse.tasks.pretrain.pairs import PairsConfig
 
 _IMAGE: Table = (
     {
@@ -55,7 +55,7 @@ _IMAGE: Table = (
             "head.mlp.fc2": "pooling.down",
         }
     )
-    | BLOCKS
+    | HUGGING_FACE_BLOCKS
 )
 LAYOUT = Layout(
     names=add_prefixes(_IMAGE, "vision_model.", "model.image_tower.")
@@ -89,8 +89,7 @@ def _read(source: Source, tokenizer: str) -> ThirdPartyCheckpoint:
     preprocess, notes = read_preprocess(source.path, SIGLIP, model.image.image_size)
     imported = import_tensors(fuse_qkv(source.tensors, "SigLIP"), LAYOUT)
     recipe = dual_recipe(source, model, ITCHeadConfig(projection="none", loss="sigmoid"), preprocess, path)
-    report = import_report(str(source.path), imported, notes)
-    return ThirdPartyCheckpoint(recipe, imported.tensors, imported.kept, report)
+    return imported_checkpoint(source, recipe, imported, notes)
 
 
 def _model(config: dict[str, Any], text: dict[str, Any], pad_id: int) -> DualEncoderConfig:
@@ -106,37 +105,14 @@ def _model(config: dict[str, Any], text: dict[str, Any], pad_id: int) -> DualEnc
             f"config.json has text_config.projection_size {projection} and vision_config.hidden_size "
             f"{image['hidden_size']}; images and texts can be compared only if they are equal"
         )
-    sizes = [
-        {
-            "width": fields["hidden_size"],
-            "depth": fields["num_hidden_layers"],
-            "heads": fields["num_attention_heads"],
-            "feed_forward": fields["intermediate_size"],
-            "activation": activation(fields["hidden_act"]),
-            "layer_norm_eps": fields["layer_norm_eps"],
-        }
-        for fields in (image, text)
-    ]
     return DualEncoderConfig(
-        SiglipViTConfig(**sizes[0], patch_size=image["patch_size"], image_size=(image["image_size"],) * 2),
-        SiglipTextConfig(
-            **sizes[1],
-            vocab_size=text["vocab_size"],
-            text_length=text["max_position_embeddings"],
-            projection_width=projection,
-            pad_id=pad_id,
-        ),
+        SiglipViTConfig(**read_sizes(image)),
+        SiglipTextConfig(**read_sizes(text), projection_width=projection, pad_id=pad_id),
     )
 
 
 def _stores(recipe: Recipe) -> bool:
-    model = recipe.model
-    return (
-        isinstance(model, DualEncoderConfig)
-        and isinstance(model.image, SiglipViTConfig)
-        and isinstance(model.text, SiglipTextConfig)
-        and isinstance(recipe.task, PairsConfig)
-    )
+    return has_towers(recipe, SiglipViTConfig, SiglipTextConfig)
 
 
 def _write(converted: Converted) -> WrittenCheckpoint:
@@ -169,38 +145,18 @@ def _write(converted: Converted) -> WrittenCheckpoint:
 
 
 def _config(image: SiglipViTConfig, text: SiglipTextConfig, tokenizer: str) -> dict[str, Any]:
-    of_image, of_text = (
-        {
-            "hidden_size": tower.width,
-            "intermediate_size": tower.feed_forward,
-            "num_hidden_layers": tower.depth,
-            "num_attention_heads": tower.heads,
-            "hidden_act": activation_name(tower.activation),
-            "layer_norm_eps": tower.layer_norm_eps,
-        }
-        for tower in (image, text)
-    )
     return {
         "architectures": ["SiglipModel"],
         "model_type": "siglip",
         "dtype": "float32",
         "text_config": {
-            **of_text,
+            **write_sizes(text),
             "model_type": "siglip_text_model",
-            "max_position_embeddings": text.text_length,
-            "vocab_size": text.vocab_size,
             "projection_size": text.projection_width,
             **special_ids(tokenizer),
             "pad_token_id": text.pad_id,
         },
-        "vision_config": {
-            **of_image,
-            "model_type": "siglip_vision_model",
-            "image_size": image.image_size[0],
-            "patch_size": image.patch_size,
-            "num_channels": 3,
-            "vision_use_head": True,
-        },
+        "vision_config": {**write_sizes(image), "model_type": "siglip_vision_model", "vision_use_head": True},
     }
 
 

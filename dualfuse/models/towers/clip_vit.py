@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,20 @@ class CLIPViTConfig(ImageTowerConfig):
         if any(side < self.patch_size or side % self.patch_size for side in self.image_size):
             raise DualfuseError(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
 
+    @property
+    def resolved(self) -> CLIPViTConfig:
+        """The config with the numbers of heads and of channels that 0 stands for."""
+        heads, feed_forward = self.heads or self.width // HEAD_WIDTH, self.feed_forward or 4 * self.width
+        return replace(self, heads=heads, feed_forward=feed_forward)
+
+    @staticmethod
+    def of_sizes(*, width: int, heads: int, feed_forward: int, **others: Any) -> CLIPViTConfig:  # Any: the other fields
+        """Return a config with 0 for the usual number of heads and of channels; inverts :attr:`resolved`."""
+        usual_heads, usual_width = heads * HEAD_WIDTH == width, feed_forward == 4 * width
+        return CLIPViTConfig(
+            width, heads=0 if usual_heads else heads, feed_forward=0 if usual_width else feed_forward, **others
+        )
+
     def build(self) -> CLIPViT:
         """Return the tower with initial weights."""
         return CLIPViT(self)
@@ -75,8 +90,7 @@ class CLIPViT(PreNormTower, Resizable):
             else convolutions(cfg.width, cfg.patch_size)
         )
         self.norm_before = nn.LayerNorm(cfg.width, eps=cfg.layer_norm_eps)
-        heads, feed_forward = cfg.heads or cfg.width // HEAD_WIDTH, cfg.feed_forward or 4 * cfg.width
-        self.add_blocks(replace(cfg, heads=heads, feed_forward=feed_forward))
+        self.add_blocks(cfg.resolved)
 
     def forward(self, images: Tensor, layers: Sequence[int]) -> TowerOutput:
         """Return the normalized states (B, 1 + P, width) after ``layers`` of images (B, 3, H, W)."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.finetune.classification import PairClassification, PairQuestionConfig
+from dualfuse.tasks.finetune.classification import PairClassification
+from dualfuse.tasks.finetune.questions import PairQuestionConfig
 
 
 @dataclass(frozen=True)

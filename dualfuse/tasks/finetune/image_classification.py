@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,35 +19,20 @@ from dualfuse.errors import DualfuseError
 from dualfuse.metrics.accuracy import TopAccuracy
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
-from dualfuse.tasks.finetune.classification import (
-    ClassesConfig,
-    Classification,
-    Names,
-    QuestionConfig,
-    check_names,
-    label_of,
-    question_of,
-    with_label,
-)
+from dualfuse.tasks.finetune.classification import Classification
+from dualfuse.tasks.finetune.questions import ImageClassesConfig
 
 STD = 0.02
 
 
 @dataclass(frozen=True)
-class ImageClassificationConfig(ClassesConfig, QuestionConfig):
+class ImageClassificationConfig(ImageClassesConfig):
     """Classes, head, and augmentation beyond that of ``data``.
 
     A sample has in its json a "label", by name or index; texts are ignored. With ``train_only`` ("head.*",) this is a
     linear probe of a frozen model.
     """
 
-    reads_text: ClassVar[bool] = False
-    pipeline_tag: ClassVar[str] = "image-classification"
-
-    num_classes: int = 1000
-    """Number of classes if ``labels`` is empty, as in converted checkpoints: they are named 0, 1, 2, ..."""
-    labels: Names = ()
-    """Names of the classes, in the order of their indices."""
     features: Literal["patches", "first"] = "patches"
     """Input of the head. patches: the mean over patches, before the model's last norm and through one of its own
     (BEiT); first: the state of the first token. Models without states of patches alone use the latter for both."""
@@ -62,21 +47,16 @@ class ImageClassificationConfig(ClassesConfig, QuestionConfig):
 
     def __post_init__(self) -> None:
         """Validate the classes and probabilities."""
-        check_names(self.names)
+        super().__post_init__()
         if not (0 <= self.label_smoothing < 1 and 0 <= self.random_erasing <= 1):
             raise DualfuseError(
                 f"label_smoothing is {self.label_smoothing} and random_erasing {self.random_erasing}; the first should "
                 "be at least 0 and below 1, the second from 0 to 1"
             )
 
-    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-        """Read the image (3, H, W), and the label if there is one."""
-        target = label_of(sample, self.names)
-        return {"image": processor.image(sample.image, rng), "question": question_of(sample, target)}
-
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
         """Read image and label; ``BrokenSample`` without a label."""
-        example = with_label(self.read_question(sample, processor, rng), self.names)
+        example = super().read(sample, processor, rng)
         if processor.image.augment is not None and rng.random() < self.random_erasing:
             example["image"] = erase(example["image"], rng)
         return example

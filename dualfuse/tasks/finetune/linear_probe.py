@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dualfuse.data.loader import Batch, Example
-from dualfuse.data.processor import Processor
-from dualfuse.data.sample import Sample
+from dualfuse.data.loader import Batch
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import PredictedAnswer
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
@@ -20,23 +16,15 @@ from dualfuse.metrics.accuracy import TopAccuracy
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
-from dualfuse.tasks.finetune.classification import (
-    ClassesConfig,
-    Classification,
-    Names,
-    QuestionConfig,
-    check_names,
-    label_of,
-    question_of,
-    with_label,
-)
+from dualfuse.tasks.finetune.classification import Classification
+from dualfuse.tasks.finetune.questions import ImageClassesConfig
 
 BEST_LAYER = "accuracy/best_layer"
 STD = 0.01
 
 
 @dataclass(frozen=True)
-class LinearProbeConfig(ClassesConfig, QuestionConfig):
+class LinearProbeConfig(ImageClassesConfig):
     """Classes, and the layer that predicts.
 
     A sample has in its json a "label", by name or index; texts are ignored. Train it with ``train_only``
@@ -44,32 +32,12 @@ class LinearProbeConfig(ClassesConfig, QuestionConfig):
     and the mean of its patches, without a norm.
     """
 
-    reads_text: ClassVar[bool] = False
-    pipeline_tag: ClassVar[str] = "image-classification"
-
-    num_classes: int = 1000
-    """Number of classes if ``labels`` is empty: they are named 0, 1, 2, ..."""
-    labels: Names = ()
-    """Names of the classes, in the order of their indices."""
     layer: int = 0
     """Layer, counted from 1, whose classifier gives predictions, "accuracy" and "accuracy/top5"; 0: the last one."""
-
-    def __post_init__(self) -> None:
-        """Validate the classes."""
-        check_names(self.names)
 
     def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
         """Declare the accuracies, and that of the best layer on the evaluated set."""
         return (*super().metrics(plan), *shares(BEST_LAYER, whole_set=True))
-
-    def read_question(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-        """Read the image (3, H, W), and the label if there is one."""
-        target = label_of(sample, self.names)
-        return {"image": processor.image(sample.image, rng), "question": question_of(sample, target)}
-
-    def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-        """Read image and label; ``BrokenSample`` without a label."""
-        return with_label(self.read_question(sample, processor, rng), self.names)
 
     def build(self, model: VisionLanguageModel) -> LinearProbe:
         """Return the task with fresh classifiers; DualfuseError for a model without states of its layers."""

@@ -9,7 +9,8 @@ from dualfuse.evaluation.runner import Plan
 from dualfuse.metrics.accuracy import Consistency
 from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.models.base import VisionLanguageModel
-from dualfuse.tasks.finetune.classification import PairClassification, PairQuestionConfig
+from dualfuse.tasks.finetune.classification import PairClassification
+from dualfuse.tasks.finetune.questions import PairQuestionConfig
 
 
 @dataclass(frozen=True)

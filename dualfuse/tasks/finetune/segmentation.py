@@ -30,7 +30,7 @@ from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.mean_iou import ConfusionMatrix
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import Task, TaskOutput, detached
-from dualfuse.tasks.finetune.classification import ClassesConfig, Names, check_names
+from dualfuse.tasks.finetune.questions import ClassesConfig, Names, check_names
 from dualfuse.tasks.finetune.segmentation_grid import SegmentedImage, segmentation_grid
 from dualfuse.tasks.finetune.sliding_window import best_class, sliding_window, whole_image
 

@@ -25,9 +25,9 @@ from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.text_labels import LabelMetrics, ScoreMetrics
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
-from dualfuse.tasks.finetune.classification import (
+from dualfuse.tasks.finetune.classification import Classification
+from dualfuse.tasks.finetune.questions import (
     ClassesConfig,
-    Classification,
     Names,
     QuestionConfig,
     check_names,

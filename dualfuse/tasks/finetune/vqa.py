@@ -21,13 +21,8 @@ from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.vqa import AnswerScore, accuracy, soft_scores
 from dualfuse.models.base import VisionLanguageModel
 from dualfuse.tasks.base import TaskOutput
-from dualfuse.tasks.finetune.classification import (
-    Names,
-    PairClassification,
-    QuestionConfig,
-    QuestionExample,
-    read_question,
-)
+from dualfuse.tasks.finetune.classification import PairClassification
+from dualfuse.tasks.finetune.questions import Names, QuestionConfig, QuestionExample, read_question
 
 
 @dataclass(frozen=True)
@@ -72,13 +67,19 @@ class VQAConfig(QuestionConfig):
         if not self.answers:
             raise DualfuseError("VQA needs an answer vocabulary: give --task.answers FILE, one answer per line")
         answers = annotated_answers(sample)
+        if (target := self.scores(answers)) is None:
+            raise BrokenSample(sample.key, f"none of its answers is in the vocabulary: {answers or 'it has none'}")
+        return {**read_question(sample, answers, processor, rng), "target": target}
+
+    def scores(self, answers: Sequence[str]) -> Tensor | None:
+        """Return the soft score (answers,) of each answer of the vocabulary; None if annotators gave none of them."""
         scores = {answer: score for answer, score in soft_scores(answers).items() if answer in self.index}
         if not scores:
-            raise BrokenSample(sample.key, f"none of its answers is in the vocabulary: {answers or 'it has none'}")
+            return None
         target = torch.zeros(len(self.answers), dtype=torch.float32)
         for answer, score in scores.items():
             target[self.index[answer]] = score
-        return {**read_question(sample, answers, processor, rng), "target": target}
+        return target
 
     def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
         """Declare accuracies, and the score without leave-one-out."""
@@ -120,13 +121,9 @@ class VQA(PairClassification):
     def sample_loss(self, probabilities: Tensor, target: Sequence[str]) -> float | None:
         """Return the binary cross-entropy, summed over answers; None if no annotated answer is in the vocabulary."""
         assert isinstance(self.cfg, VQAConfig)
-        scores = {answer: score for answer, score in soft_scores(target).items() if answer in self.cfg.index}
-        if not scores:
+        if (wanted := self.cfg.scores(target)) is None:
             return None
-        wanted = torch.zeros_like(probabilities)
-        for answer, score in scores.items():
-            wanted[self.cfg.index[answer]] = score
-        return float(F.binary_cross_entropy(probabilities.float(), wanted, reduction="sum"))
+        return float(F.binary_cross_entropy(probabilities.float(), wanted.to(probabilities.device), reduction="sum"))
 
     def probabilities(self, batch: Batch) -> Tensor:
         """Return the independent probability (B, C) of each answer; rows need not add up to one."""

@@ -31,9 +31,9 @@ from dualfuse.prepare.sources.questions import vqav2
 from dualfuse.prepare.sources.source import Item
 from dualfuse.prepare.summary import Summary
 from dualfuse.recipe import Run
-from dualfuse.tasks.finetune.classification import QuestionExample
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.questions import QuestionExample
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.training import loop
 

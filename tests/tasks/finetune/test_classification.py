@@ -21,9 +21,10 @@ from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.metrics.accuracy import Accuracy, Question
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig
-from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
+from dualfuse.tasks.finetune.classification import Classification
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import Consistency, NLVR2Config
+from dualfuse.tasks.finetune.questions import QuestionConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 
 BRIDGETOWER = replace(TINY_TOWERS, image_slots=2, init_std=0.15)

@@ -19,9 +19,10 @@ from dualfuse.convert.rename import import_tensors
 from dualfuse.data.loader import Batch
 from dualfuse.models.base import ModelConfig
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
-from dualfuse.tasks.finetune.classification import Classification, QuestionConfig
+from dualfuse.tasks.finetune.classification import Classification
 from dualfuse.tasks.finetune.entailment import EntailmentConfig
 from dualfuse.tasks.finetune.nlvr2 import NLVR2Config
+from dualfuse.tasks.finetune.questions import QuestionConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 
 GOLDEN = Path(__file__).parents[2] / "golden"

@@ -116,9 +116,33 @@ def read_batch(path: Path) -> Mapping[str, Any]:  # Any: checked where used
 
     Raises DualfuseError for a pickle that names anything else.
     """
+    array, names = _pickled_types()
+
+    def resolve(module: str, name: str) -> object:
+        if f"{module}.{name}" not in names:
+            raise DualfuseError(f"it names {module}.{name}, which CIFAR's files do not")
+        return names[f"{module}.{name}"]
+
+    try:
+        with open_regular(path, MAX_FILE) as file:
+            content = StrictUnpickler(file, resolve, encoding="latin-1").load()
+    except OSError:
+        raise
+    except Exception as error:  # a damaged pickle raises anything
+        raise DualfuseError(f"{path} is not a file of CIFAR: {error}") from error
+    if not isinstance(content, dict):
+        raise DualfuseError(f"{path} holds a {type(content).__name__}; a dictionary is needed")
+    return {str(name): value.values if isinstance(value, array) else value for name, value in content.items()}
+
+
+def _pickled_types() -> tuple[Any, Mapping[str, object]]:  # Any: a class
+    """Return the class of arrays, and what CIFAR's pickles name.
+
+    They are made anew for every file, because a pickle can set attributes of what it names.
+    """
 
     class Array:
-        """An array of numpy; made anew for every file, because a pickle can set attributes of what it names."""
+        """An array of numpy."""
 
         values: np.ndarray
 
@@ -138,24 +162,8 @@ def read_batch(path: Path) -> Mapping[str, Any]:  # Any: checked where used
         def __setstate__(self, state: object) -> None:
             pass
 
-    names = {
+    return Array, {
         "numpy.core.multiarray._reconstruct": lambda *_: Array(),
         "numpy.ndarray": Array,
         "numpy.dtype": DType,
     }
-
-    def resolve(module: str, name: str) -> object:
-        if f"{module}.{name}" not in names:
-            raise DualfuseError(f"it names {module}.{name}, which CIFAR's files do not")
-        return names[f"{module}.{name}"]
-
-    try:
-        with open_regular(path, MAX_FILE) as file:
-            content = StrictUnpickler(file, resolve, encoding="latin-1").load()
-    except OSError:
-        raise
-    except Exception as error:  # a damaged pickle raises anything
-        raise DualfuseError(f"{path} is not a file of CIFAR: {error}") from error
-    if not isinstance(content, dict):
-        raise DualfuseError(f"{path} holds a {type(content).__name__}; a dictionary is needed")
-    return {str(name): value.values if isinstance(value, Array) else value for name, value in content.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,20 @@ def caption_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _read(path: Path, images: Path | None) -> Iterator[Item]:
-    content: Mapping[str, Any] = read_json(path, MAX_TABLE)  # Any: checked where used
+    return caption_items(read_json(path, MAX_TABLE), path, images, path.stem.removeprefix("captions_"))  # train2017
+
+
+def caption_items(
+    content: Mapping[str, Any],  # Any: checked where used
+    path: Path,
+    images: Path | None,
+    part: str,
+    fields: Sequence[str] = (),
+) -> Iterator[Item]:
+    """Yield every image of ``content``, the file at ``path``, with its captions; ``part`` is the folder of the images.
+
+    Texts among the ``fields`` of an image go into its meta.
+    """
     texts: dict[str, list[str]] = defaultdict(list)
     for number, entry in enumerate(content["annotations"]):
         match entry:
@@ -39,7 +52,6 @@ def _read(path: Path, images: Path | None) -> Iterator[Item]:
                 texts[_id(image)].append(caption)
             case _:
                 yield Item(f"{path.name}: annotation {number}", b"", problem="incomplete entry")
-    part = path.stem.removeprefix("captions_")  # train2017
     folders = (images,) if images else (path.parent, path.parent.parent)
     entries = content["images"]
     names = (entry["file_name"] for entry in entries if _is_image(entry))
@@ -53,7 +65,7 @@ def _read(path: Path, images: Path | None) -> Iterator[Item]:
             image=find(entry["file_name"]),
             texts=tuple(texts.pop(_id(entry["id"]), ())),
             split=split_in_name(path.stem),
-            meta={"image_id": entry["id"]},
+            meta={"image_id": entry["id"]} | {key: entry[key] for key in fields if isinstance(entry.get(key), str)},
         )
     for image, captions in texts.items():
         for _ in captions:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from dualfuse.data.split import split_in_name
 from dualfuse.files import MAX_TABLE, read_json
-from dualfuse.prepare.sources.image_finder import ImageFinder
+from dualfuse.prepare.sources.pairs.coco_captions import caption_items
 from dualfuse.prepare.sources.source import Item, Source
 
 
@@ -30,24 +28,5 @@ def load(source: Path, images: Path | None) -> Source:
 
 
 def _read(path: Path, images: Path | None) -> Iterator[Item]:
-    content: Mapping[str, Any] = read_json(path, MAX_TABLE)  # Any: checked where used
-    captions: dict[object, list[str]] = defaultdict(list)
-    for number, entry in enumerate(content.get("annotations", ())):
-        match entry:
-            case {"image_id": int(image), "caption": str(caption)}:
-                captions[image].append(caption)
-            case _:
-                yield Item(f"{path.name}: annotation {number}", b"", problem="incomplete entry")
-    split = split_in_name(path.stem)
-    folders = (images,) if images else (path.parent, path.parent.parent)
-    find = ImageFinder(*(folder / split for folder in folders), *folders)
-    for number, entry in enumerate(content["images"]):
-        match entry:
-            case {"id": int(image), "file_name": str(name)}:
-                meta = {"image_id": image} | {key: entry[key] for key in ("domain",) if isinstance(entry.get(key), str)}
-                yield Item(f"{split}/{name}", find(name), tuple(captions.pop(image, ())), split, meta)
-            case _:
-                yield Item(f"{path.name}: image {number}", b"", problem="incomplete entry")
-    for image, texts in captions.items():
-        for _ in texts:
-            yield Item(f"{path.name}: image_id {image}", b"", problem="caption of an image that is not in the file")
+    content = {"annotations": (), **read_json(path, MAX_TABLE)}
+    return caption_items(content, path, images, split_in_name(path.stem), fields=("domain",))

@@ -9,7 +9,8 @@ from typing import Any
 
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_TABLE, open_regular, read_bounded
-from dualfuse.prepare.sources.rows import Row, json_lines
+from dualfuse.prepare.sources.rows import UNREADABLE, TableRow, json_lines
+from dualfuse.prepare.sources.source import Item
 
 HEAD = 4096  # bytes by which a large file is recognized
 
@@ -36,11 +37,15 @@ def entries(path: Path, name: str, reduce: Callable[[dict[str, Any]], object]) -
     return content[name]
 
 
-def numbered_rows(files: Iterable[Path]) -> Iterator[tuple[Path, str, Row]]:
-    """Yield (file, "FILE:NUMBER", row) for the JSON lines of several files."""
+def line_items(files: Iterable[Path], make: Callable[[TableRow, str, Path], Item]) -> Iterator[Item]:
+    """Yield the items that ``make`` returns for the JSON lines of several files: (cells, "FILE:NUMBER", file)."""
     for path in files:
         for row in json_lines(path):
-            yield path, f"{path.name}:{row.number}", row
+            where = f"{path.name}:{row.number}"
+            if row.problem:
+                yield Item(where, b"", problem=UNREADABLE, detail=row.problem)
+            else:
+                yield make(row.cells, where, path)
 
 
 def head(path: Path) -> bytes:

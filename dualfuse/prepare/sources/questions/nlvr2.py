@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from dualfuse.data.split import split_name
 from dualfuse.prepare.sources.image_finder import ImageFinder, around
-from dualfuse.prepare.sources.questions.common import DuplicateFinder, head, numbered_rows
-from dualfuse.prepare.sources.rows import UNREADABLE, TableRow
+from dualfuse.prepare.sources.questions.common import DuplicateFinder, head, line_items
+from dualfuse.prepare.sources.rows import TableRow
 from dualfuse.prepare.sources.source import Item, Source
 
 NAME = re.compile(r"(\w+_)?(train|dev|test\d?)\.json")
@@ -36,26 +36,17 @@ def load(source: Path, images: Path | None) -> Source:
     """
     files = sentence_files(source)
     folders = (images, images / "images") if images else around(files[0].parent, "images")
-    return Source(_items(files, ImageFinder(*folders)))
+    return Source(line_items(files, partial(_item, duplicates=DuplicateFinder(), find=ImageFinder(*folders))))
 
 
-def _items(files: tuple[Path, ...], find: ImageFinder) -> Iterator[Item]:
-    duplicates = DuplicateFinder()
-    for path, where, row in numbered_rows(files):
-        if row.problem:
-            yield Item(where, b"", problem=UNREADABLE, detail=row.problem)
-        else:
-            yield _item(row.cells, split_name(path.stem), duplicates, find)
-
-
-def _item(row: TableRow, split: str, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
+def _item(row: TableRow, where: str, path: Path, *, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
     identifier, sentence = str(row.get("identifier", "")), str(row.get("sentence", ""))
     first, second = (_image(row, identifier, number) for number in (0, 1))
     problem, note = duplicates.check(identifier, first, sentence)
     target = {"label": str(row["label"])} if row.get("label") is not None else {}
     if target and target["label"] not in LABELS:
         problem = problem or "its label is neither True nor False"
-    meta = {"id": identifier}
+    meta, split = {"id": identifier}, split_name(path.stem)
     texts, others = (sentence,), (find(second),)
     return Item(first, find(first), texts, split, meta, problem, others, target, note or ("" if target else "no label"))
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from dualfuse.data.split import split_in_name
 from dualfuse.prepare.sources.image_finder import FLICKR, ImageFinder, around
-from dualfuse.prepare.sources.questions.common import DuplicateFinder, head, numbered_rows
-from dualfuse.prepare.sources.rows import UNREADABLE, TableRow
+from dualfuse.prepare.sources.questions.common import DuplicateFinder, head, line_items
+from dualfuse.prepare.sources.rows import TableRow
 from dualfuse.prepare.sources.source import Item, Source
 
 LABELS = ("contradiction", "neutral", "entailment")
@@ -35,19 +35,10 @@ def load(source: Path, images: Path | None) -> Source:
     """
     files = pair_files(source)
     find = ImageFinder(*((images,) if images else around(files[0].parent, *FLICKR)))
-    return Source(_items(files, find))
+    return Source(line_items(files, partial(_item, duplicates=DuplicateFinder(), find=find)))
 
 
-def _items(files: tuple[Path, ...], find: ImageFinder) -> Iterator[Item]:
-    duplicates = DuplicateFinder()
-    for path, where, row in numbered_rows(files):
-        if row.problem:
-            yield Item(where, b"", problem=UNREADABLE, detail=row.problem)
-        else:
-            yield _item(row.cells, where, split_in_name(path.stem), duplicates, find)
-
-
-def _item(row: TableRow, where: str, split: str, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
+def _item(row: TableRow, where: str, path: Path, *, duplicates: DuplicateFinder, find: ImageFinder) -> Item:
     image_name = next((str(row[name]).removesuffix(".jpg") for name in IMAGE if row.get(name)), "")
     number, text, label = row.get("pairID") or where, str(row.get("sentence2") or ""), row.get("gold_label")
     name = f"{image_name}.jpg" if image_name else where
@@ -55,4 +46,5 @@ def _item(row: TableRow, where: str, split: str, duplicates: DuplicateFinder, fi
     if label not in LABELS:
         problem = problem or f"its label is none of {', '.join(LABELS)}"
     image = find(name) if image_name else b""
+    split = split_in_name(path.stem)
     return Item(name, image, (text,), split, {"id": number}, problem, label={"label": label}, note=note)
