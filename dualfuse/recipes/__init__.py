@@ -32,6 +32,7 @@ FUNCTIONS = {
     "vlmo-nano-pairs": "dualfuse.recipes.small_pairs:nano_pairs",
     "bridgetower-nano-pairs": "dualfuse.recipes.small_pairs:bridgetower_nano_pairs",
     "meter-nano-pairs": "dualfuse.recipes.small_pairs:meter_nano_pairs",
+    "vlmo-nano-distilled": "dualfuse.recipes.distilled:nano",
     "demo": "dualfuse.recipes.small_pairs:demo",
     "demo-itc": "dualfuse.recipes.small_pairs:demo_itc",
     "demo-bridgetower": "dualfuse.recipes.small_pairs:demo_bridgetower",
