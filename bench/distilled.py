@@ -1,7 +1,7 @@
-"""VLMo-nano from scratch against VLMo-nano that a teacher taught first, by processor seconds: python bench/distilled.py
+"""VLMo-nano from scratch against VLMo-nano that a teacher taught first, by processor seconds.
 
-The teacher is a model of the recipe starter, the data that of the demo; --texts adds files of text without images to the
-distillation. Both students then train with ITC, ITM and MLM. From scratch, ITC alone takes the place of the
+The teacher is a model of the recipe starter, the data that of the demo; --texts adds files of text without images to
+the distillation. Both students then train with ITC, ITM and MLM. From scratch, ITC alone takes the place of the
 distillation, as in the demo. Evaluation is on the test split, and not part of the seconds.
 ``python bench/distilled.py --teacher runs/demo-seeds/seed-1/starter/best --texts wordnet-train.txt --seed 1``
 """

@@ -150,6 +150,9 @@ class Run:
     best: str = ""
     """Validation metric that selects the model in OUT/best, such as accuracy; a pattern such as */R@* selects by the
     mean of several. The task declares whether higher is better. Needs ``data.validation``. Empty: no OUT/best."""
+    early_stopping: int = 0
+    """Early stopping: evaluations in a row without a better ``best`` after which the run ends; 0: all steps are
+    trained."""
     save_every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
     keep_last: int = 2
@@ -182,7 +185,7 @@ class Run:
         check_numbers(
             self,
             positive=("steps", "keep_last", "dist_timeout"),
-            not_negative=(*every, "micro_batch", "seed", "eval_rerank", "epochs", "eval_epochs"),
+            not_negative=(*every, "micro_batch", "seed", "eval_rerank", "epochs", "eval_epochs", "early_stopping"),
         )
 
 

@@ -53,7 +53,8 @@ def fuse(start_from: str = "", validation: str = "") -> Recipe:
         negative_hardness=0.5,
     )
     best = "*/reranked/R@*" if validation else ""
-    run = Run(epochs=8, eval_epochs=1, eval_rerank=16, best=best, save_every=500)
+    patience = 3 if validation else 0
+    run = Run(epochs=8, eval_epochs=1, eval_rerank=16, best=best, early_stopping=patience, save_every=500)
     return Recipe("fuse", _model(start), task, start.data, OPTIM, run, start_from, train_only=TRAINED, towers=FROZEN)
 
 
@@ -80,7 +81,8 @@ def nlvr2(start_from: str = "", validation: str = "") -> Recipe:
 def _finetune(name: str, task: TaskConfig, start_from: str, validation: str) -> Recipe:
     start = _read(start_from)
     data = replace(start.data, batch_size=64)
-    run = Run(epochs=10, eval_epochs=1, best="accuracy" if validation else "", save_every=500)
+    best, patience = ("accuracy", 3) if validation else ("", 0)
+    run = Run(epochs=10, eval_epochs=1, best=best, early_stopping=patience, save_every=500)
     return Recipe(name, start.fused or _model(start), task, data, OPTIM, run, start_from, towers=FROZEN)
 
 

@@ -62,8 +62,14 @@ QUICK = Optim(lr=2e-3, betas=(0.9, 0.98), weight_decay=0.05, warmup=100, schedul
 """Ten times the learning rate of the paper, for a narrow model and a short run."""
 
 
-def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """VLMo-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
+def nano_pairs(validation: str = "") -> Recipe[ModelConfig, PairsConfig]:
+    """VLMo-nano pre-training on your pairs, minutes on a laptop; needs --data.train.
+
+    With --data.validation the best model is kept, and the run ends once four evaluations were not better.
+    """
+    run = Run(steps=3000, save_every=500)
+    if validation:
+        run = replace(run, eval_every=250, best="*/R@*", early_stopping=4)
     return Recipe(
         name="pairs",
         model=NANO,
@@ -76,18 +82,24 @@ def nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
         ),
         data=replace(OPENPICS, train=(), validation=""),
         optim=QUICK,
-        run=Run(steps=3000, save_every=500),
+        run=run,
     )
 
 
-def bridgetower_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """BridgeTower-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
-    return replace(nano_pairs(), model=BRIDGETOWER_NANO)
+def bridgetower_nano_pairs(validation: str = "") -> Recipe[ModelConfig, PairsConfig]:
+    """BridgeTower-nano pre-training on your pairs, minutes on a laptop; needs --data.train.
+
+    With --data.validation the best model is kept, and the run ends once four evaluations were not better.
+    """
+    return replace(nano_pairs(validation), model=BRIDGETOWER_NANO)
 
 
-def meter_nano_pairs() -> Recipe[ModelConfig, PairsConfig]:
-    """METER-nano pre-training on your pairs, minutes on a laptop; needs --data.train."""
-    return replace(nano_pairs(), model=METER_NANO)
+def meter_nano_pairs(validation: str = "") -> Recipe[ModelConfig, PairsConfig]:
+    """METER-nano pre-training on your pairs, minutes on a laptop; needs --data.train.
+
+    With --data.validation the best model is kept, and the run ends once four evaluations were not better.
+    """
+    return replace(nano_pairs(validation), model=METER_NANO)
 
 
 def small_pairs() -> Recipe:

@@ -43,7 +43,13 @@ def starter(validation: str = "") -> Recipe:
         task=TASK,
         data=data,
         optim=Optim(lr=1e-3, betas=(0.9, 0.999), weight_decay=0.05, warmup=0.05, schedule="cosine"),
-        run=Run(epochs=16, eval_epochs=4, best="*/R@*" if validation else "", save_every=1000),
+        run=Run(
+            epochs=16,
+            eval_epochs=4,
+            best="*/R@*" if validation else "",
+            early_stopping=2 if validation else 0,
+            save_every=1000,
+        ),
         start_from=STARTER,
         towers=Towers(frozen, frozen, views=VIEWS),
     )

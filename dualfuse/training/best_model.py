@@ -17,7 +17,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.runner import Plan
 from dualfuse.io import listing
 from dualfuse.metrics.base import selects
-from dualfuse.recipe import Recipe
+from dualfuse.recipe import Recipe, Run
 from dualfuse.upgrade import METRICS
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,14 @@ class BestModel:
                 logger.info("run.best or the validation set has changed: OUT/best starts a new comparison")
                 return self
 
+    def is_exhausted(self, run: Run, step: int) -> bool:
+        """Return whether ``run.early_stopping`` evaluations in a row were not better, after ``step`` steps."""
+        return (
+            run.early_stopping > 0
+            and self.value is not None
+            and step - self.step >= run.early_stopping * run.eval_every
+        )
+
     def extra(self) -> dict[str, JSON]:
         """Return the entry of a checkpoint that :meth:`restored` reads."""
         if self.value is None:
@@ -74,9 +82,15 @@ def check_best(recipe: Recipe) -> bool:
     """Return whether higher values of the metrics of ``run.best`` are better.
 
     Raises ``DualfuseError``, before training, if there is no validation set, if the task declares no such metric, or if
-    the metrics have different directions or names of different depth, such as recall before and after re-ranking.
+    the metrics have different directions or names of different depth, such as recall before and after re-ranking; and
+    if there is early stopping without evaluations that could end the run.
     """
     by = recipe.run.best
+    if recipe.run.early_stopping and not (by and recipe.run.eval_every):
+        raise DualfuseError(
+            f"run.early_stopping is {recipe.run.early_stopping}, but no evaluation can end the run: set run.best, and "
+            "run.eval_every or run.eval_epochs; or --run.early-stopping 0"
+        )
     if not by:
         return True
     if not recipe.data.validation:

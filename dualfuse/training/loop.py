@@ -158,7 +158,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     sharded = ShardedCheckpoints() if dist.is_sharded(task) else None
     state = TrainState(recipe, out, task, optimizer, step, best, sharded, extra.get(STATE))
     processor = use_stored_states(task, recipe)
-    if not ends_early:
+    if not ends_early and not best.is_exhausted(recipe.run, step):
         stream = prefetch(training_dataloader(recipe, start=step, processor=processor), device)
         fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
     state.settle()
@@ -209,6 +209,25 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
             if stopping:
                 state.settle()
                 raise Interrupted(state.save_last(), stopping)
+            if state.step < run.steps and state.best.is_exhausted(run, state.step):
+                end_early(state, log, is_saved=saving)
+                break
+
+
+def end_early(state: TrainState, log: Log, *, is_saved: bool) -> None:
+    """Save the checkpoint of the last step, and log why the run ends."""
+    if not is_saved:
+        state.save(log.state())
+    logger.info(
+        "the run ends after step %s of %s: in %s evaluations %s was not better than after step %s (run.early_stopping)",
+        *(
+            f"{state.step:,}",
+            f"{state.recipe.run.steps:,}",
+            state.recipe.run.early_stopping,
+            state.best.by,
+            state.best.step,
+        ),
+    )
 
 
 def train_step(

@@ -136,7 +136,7 @@ def test_recipes_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert cli.main(["recipes", "ten-seconds"]) == 0
     assert (tmp_path / "mine.yaml").read_text() in capsys.readouterr().out
     assert cli.main(["recipes", "ten-seconds", "--out", out]) == 2
-    assert "exists; give another --out, or --force" in capsys.readouterr().err
+    assert "exists and would be replaced; give another name, or --force" in capsys.readouterr().err
     assert cli.main(["recipes", "demo", "--out", out, "--force"]) == 0
     assert cli.main(["recipes", "demo", "--out", str(tmp_path / "mine.txt")]) == 2
     assert cli.main(["recipes", "--out", out]) == 2

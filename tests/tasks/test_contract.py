@@ -22,6 +22,7 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
+from dualfuse.layers.heads import ITCHeadConfig
 from dualfuse.layers.vq.autoencoder import AutoencoderConfig
 from dualfuse.models.base import ModelConfig
 from dualfuse.recipe import Data, Recipe
@@ -36,6 +37,7 @@ from dualfuse.tasks.finetune.segmentation import SegmentationConfig
 from dualfuse.tasks.finetune.text_classification import TextClassificationConfig
 from dualfuse.tasks.finetune.vqa import VQAConfig
 from dualfuse.tasks.prediction import Prediction, ScoredAnswer
+from dualfuse.tasks.pretrain.distillation import DistillationConfig
 from dualfuse.tasks.pretrain.masked_feature import MaskedFeatureConfig
 from dualfuse.tasks.pretrain.masked_image import MaskedImageConfig
 from dualfuse.tasks.pretrain.masked_text import MaskedTextConfig
@@ -54,6 +56,7 @@ TASKS: dict[str, tuple[TaskConfig, ModelConfig]] = {
     "masked-text": (MaskedTextConfig(), VLMO),
     "masked-image": (MaskedImageConfig(codes=16, patch=8, stride=4, mask=PATCHES), VLMO),
     "masked-feature": (MaskedFeatureConfig(channels=32, patch=8, teacher_patch=8, mask=PATCHES), VLMO),
+    "distillation": (DistillationConfig(itc_head=ITCHeadConfig(width=24)), VLMO),
     "vq-tokenizer": (VQTokenizerConfig(), VQ),
     "ranking": (RankingConfig(num_negatives=2), BRIDGETOWER),
     "vqa": (VQAConfig(answers=LABELS), VLMO),
@@ -127,6 +130,9 @@ def test_task_keeps_the_contract(name: str, processor: Processor, tmp_path: Path
         config = replace(config, tokenizer=saved(tmp_path, VQ, VQTokenizerConfig(), processor.text.tokenizer))
     if isinstance(config, MaskedFeatureConfig):
         config = replace(config, teacher=saved(tmp_path, VLMO, EntailmentConfig(), processor.text.tokenizer))
+    if isinstance(config, DistillationConfig):
+        teacher = PairsConfig(itc_head=ITCHeadConfig(width=24))
+        config = replace(config, teacher=saved(tmp_path, VLMO, teacher, processor.text.tokenizer))
     samples = SAMPLES
     if name == "vq-tokenizer" or name.startswith(("masked-image", "masked-feature")):
         samples = [replace(sample, texts=()) for sample in SAMPLES]

@@ -140,6 +140,36 @@ def test_two_processes_agree(evaluated: Recipe, tmp_path: Path, capfd: pytest.Ca
     assert capfd.readouterr().err.count(f"step {step} is the best so far: */R@* 0.") == 1
 
 
+def test_run_ends_after_evaluations_that_are_not_better(
+    evaluated: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two evaluations after the best step of the whole run; stopped and resumed, with fewer checkpoints, the same."""
+    best, _ = best_of_log(straight)
+    recipe = changed(evaluated, early_stopping=2, save_every=5)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop, "seed_step", at_step(best, interrupt))
+        loop.train((recipe,), tmp_path)
+    loop.train((recipe,), tmp_path)
+    expected = load_file(straight / "checkpoints" / f"step-{best + 2:08d}" / "model.safetensors")
+    final = load_file(tmp_path / "final" / "model.safetensors")
+    assert all(torch.equal(tensor, final[name]) for name, tensor in expected.items())
+    assert json.loads((tmp_path / "final" / "step.json").read_text()) == {"step": best + 2}
+    assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step-{best + 2:08d}"
+    kept = load_file(tmp_path / "best" / "model.safetensors")
+    assert all(
+        torch.equal(kept[name], tensor) for name, tensor in load_file(straight / "best/model.safetensors").items()
+    )
+    before = (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns
+    loop.train((recipe,), tmp_path)  # finished
+    assert (tmp_path / "final" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("changes", [{"best": ""}, {"eval_every": 0}])
+def test_early_stopping_needs_evaluations(evaluated: Recipe, changes: dict[str, Any]) -> None:
+    with pytest.raises(DualfuseError, match=r"early_stopping is 2.*--run.early-stopping 0"):
+        check_best(changed(evaluated, early_stopping=2, **changes))
+
+
 def test_without_run_best_only_the_final_model_is_saved(evaluated: Recipe, tmp_path: Path) -> None:
     loop.train((changed(evaluated, best="", steps=2),), tmp_path / "out")
     assert not (tmp_path / "out" / "best").exists()

@@ -15,7 +15,7 @@ from dualfuse import hub
 from dualfuse.errors import DualfuseError
 from dualfuse.recipe import Recipe
 from dualfuse.tasks.base import Task
-from dualfuse.training import loop
+from dualfuse.training import loop, start_notes
 from dualfuse.training.init_from import init_from
 from dualfuse.training.start_notes import note_differences
 from dualfuse.training.text_positions import text_length, with_long_texts
@@ -52,6 +52,21 @@ def test_another_normalization_than_the_start_is_one_warning(
     for part in ("mean was (0.5, 0.5, 0.5), is (0.4, 0.5, 0.6)", "resize_mode was squash, is crop", "was (32, 32), is"):
         assert part in said
     assert "std" not in said
+
+
+def test_few_pairs_from_random_weights_are_answered_by_what_to_type(
+    tiny: Recipe, whole: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    note_differences(changed(tiny, start_from=str(whole / "final")))
+    note_differences(changed(tiny, itc_weight=0.0, itm_weight=0.0))
+    assert "dualfuse train starter" not in caplog.text
+    note_differences(tiny)
+    assert "random weights and 40 pairs" in caplog.text and "dualfuse train starter --data.train" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr(start_notes, "FEW_PAIRS", 40)
+    note_differences(tiny)
+    assert not caplog.text
 
 
 def test_validation_on_training_data(tiny: Recipe, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

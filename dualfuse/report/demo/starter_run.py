@@ -65,7 +65,7 @@ def starter_demo(out: Path = OUT, *, seed: int = 1) -> StarterResults:
 def stages() -> tuple[Recipe, Recipe]:
     """Return the recipes of the first and the last model; the first reads states that the last needs too."""
     last = starter(validation="val")  # the place of the data follows
-    run = replace(last.run, epochs=8, eval_epochs=0, best="")
+    run = replace(last.run, epochs=8, eval_epochs=0, best="", early_stopping=0)
     return replace(last, name=FIRST, run=run, towers=replace(last.towers, views=1)), last
 
 

@@ -1,8 +1,8 @@
 """Distillation of a teacher's embeddings into the unimodal paths of a model: of images, of texts, or of both.
 
 The student's embedding of an image or a text alone is trained towards that of the teacher. Images and texts need no
-partner: a corpus of text teaches words that no caption has. Feature distillation of embeddings is one of the losses that
-CLIP-KD (arXiv 2307.12732, section 3.2) compares.
+partner: a corpus of text teaches words that no caption has. CLIP-KD (arXiv 2307.12732) compares feature distillation of
+embeddings with other losses.
 """
 
 from __future__ import annotations

@@ -150,9 +150,7 @@ def test_embeddings_in_three_types_and_in_the_shape_of_openai(client: TestClient
     restored = np.array(packed["embeddings"]) * np.array(packed["scales"])[:, None]
     assert np.abs(restored - plain).max() <= np.abs(plain).max() / 127
     bits = client.post("/v1/embed", json=body | {"dtype": "bits"}).json()["embeddings"]
-    assert [np.unpackbits(np.array(row, np.uint8)).tolist() for row in bits] == (
-        plain > 0
-    ).astype(int).tolist()
+    assert [np.unpackbits(np.array(row, np.uint8)).tolist() for row in bits] == (plain > 0).astype(int).tolist()
     answer = client.post(
         "/v1/embeddings", json={"input": ["a dog"], "encoding_format": "base64", "dimensions": 8}
     ).json()
