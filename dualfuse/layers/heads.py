@@ -87,8 +87,8 @@ class ITCHead(nn.Module):
                 "width that both are projected to"
             )
         size = cfg.width or widths[0]
-        self.image = _projection(cfg, widths[0], size)
-        self.text = _projection(cfg, widths[1], size)
+        self.image = projection(cfg, widths[0], size)
+        self.text = projection(cfg, widths[1], size)
         self.fused = nn.Linear(fused_width, size, bias=cfg.bias) if cfg.fused else None
         temperature = 0.07 if cfg.loss == "softmax" else 0.1
         if cfg.temperature == "log":
@@ -112,7 +112,8 @@ class ITCHead(nn.Module):
         return 1 / (self.temperature + (within - self.temperature).detach())
 
 
-def _projection(cfg: ITCHeadConfig, width: int, size: int) -> nn.Module:
+def projection(cfg: ITCHeadConfig, width: int, size: int) -> nn.Module:
+    """Return the projection of features of ``width`` to ``size``."""
     if cfg.projection == "none":
         return nn.Identity()
     norm = [nn.LayerNorm(width, elementwise_affine=False)] if cfg.layer_norm else []

@@ -129,15 +129,15 @@ def itc_loss_with_fused(
     """
     images_of_texts, texts_of_images = positives.images_of_texts, positives.texts_of_images
     return (
-        _cross_entropy(text_to_image, images_of_texts).mean()
-        + _cross_entropy(text_to_pair, images_of_texts).mean()
-        + _cross_entropy(image_to_pair, texts_of_images).mean()
+        soft_cross_entropy(text_to_image, images_of_texts).mean()
+        + soft_cross_entropy(text_to_pair, images_of_texts).mean()
+        + soft_cross_entropy(image_to_pair, texts_of_images).mean()
     ) / 3
 
 
 def _softmax_losses(similarities: Similarities, positives: Positives) -> tuple[Tensor, Tensor]:
-    image_losses = _cross_entropy(similarities.image_to_text, positives.texts_of_images)
-    return image_losses, _cross_entropy(similarities.text_to_image, positives.images_of_texts)
+    image_losses = soft_cross_entropy(similarities.image_to_text, positives.texts_of_images)
+    return image_losses, soft_cross_entropy(similarities.text_to_image, positives.images_of_texts)
 
 
 def _sigmoid_losses(similarities: Similarities, positives: Positives) -> tuple[Tensor]:
@@ -147,6 +147,7 @@ def _sigmoid_losses(similarities: Similarities, positives: Positives) -> tuple[T
     return (F.binary_cross_entropy_with_logits(logits, labels, reduction="none").sum(1),)
 
 
-def _cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
+def soft_cross_entropy(logits: Tensor, positive: Tensor) -> Tensor:
+    """Return the cross-entropy (B,) of logits (B, N), whose target is uniform over the positives (B, N)."""
     target = positive / positive.sum(1, keepdim=True)
     return -(target * logits.float().log_softmax(1)).sum(1)

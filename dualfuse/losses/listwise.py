@@ -24,6 +24,8 @@ class Candidates:
     """Whether each (B, K) is a negative: a query with fewer than K negatives has invalid ones."""
     logits: Tensor
     """ITC logits (B, 1 + K) of the right candidate, then of the wrong ones, without gradient."""
+    columns: Tensor
+    """Numbers (B, 1 + K) of the right candidate, then of the wrong ones, in the global batch."""
 
 
 @torch.no_grad()
@@ -48,7 +50,7 @@ def sample_candidates(
     def sample(texts_of_images: bool) -> Candidates:
         key = dist.draw_shared()
 
-        def sample_chunk(index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        def sample_chunk(index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
             some, positive = similarities.take(index), positives.take(index)
             logits = (some.image_to_text if texts_of_images else some.text_to_image).float()
             excluded = positive.texts_of_images if texts_of_images else positive.images_of_texts
@@ -56,11 +58,30 @@ def sample_candidates(
             noisy = (hardness * logits + gumbel(key, index + first, len(everyone))).masked_fill(~allowed, -torch.inf)
             best = noisy.topk(size, dim=1)
             columns = torch.cat([(index + first)[:, None], best.indices], dim=1)
-            return best.indices, best.values > -torch.inf, logits.gather(1, columns)
+            return best.indices, best.values > -torch.inf, logits.gather(1, columns), columns
 
         return Candidates(*grad_cache(sample_chunk, chunk, torch.arange(len(local), device=local.device)))
 
     return sample(texts_of_images=False), sample(texts_of_images=True)
+
+
+def candidate_logits(queries: Tensor, candidates: Tensor, columns: Tensor, scale: Tensor) -> Tensor:
+    """Return the ITC logits (B, L), with gradient, of unit ``queries`` (B, D) with the candidates (N, D) in columns."""
+    return scale * (queries[:, None] * candidates[columns]).sum(2)
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, valid: Tensor) -> Tensor:
+    """Return the divergence of the student's order of the candidates from the teacher's, KL(teacher || student).
+
+    Both are scores (B, 1 + K); wrong candidates count where ``valid`` (B, K) is True. Only the student has a gradient.
+    The softmax over few hard candidates keeps what the teacher knows about their order; over a whole batch the scores
+    of a fusion encoder are too concentrated.
+    """
+    kept = F.pad(valid, (1, 0), value=True)
+    target = teacher.detach().float().masked_fill(~kept, -torch.inf).log_softmax(1)
+    own = student.float().masked_fill(~kept, -torch.inf).log_softmax(1)
+    terms = target.exp() * (target - own)
+    return terms.where(kept, 0).sum(1).mean()
 
 
 def listwise_loss(scores: Tensor, valid: Tensor) -> Tensor:

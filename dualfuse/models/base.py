@@ -208,6 +208,18 @@ class VisionLanguageModel(Resizable, ABC):
         positions = torch.arange(1, tokens.states[0].shape[1], device=images.device)
         return self.token_states(tokens, positions.expand(len(images), -1))
 
+    @property
+    def local_widths(self) -> tuple[int, int]:
+        """Widths of :meth:`local_states` of an image and of a text."""
+        return self.width, self.text_width
+
+    def local_states(self, tokens: Tokens) -> Tensor:
+        """Return the states (B, N, W) of all tokens of one modality alone, which late interaction compares."""
+        raise DualfuseError(
+            f"{type(self).__name__} has no states of single words and patches for late interaction; set late.weight to "
+            "0, or add a fusion encoder: dualfuse train fuse"
+        )
+
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return maps (B, D, h, w) of the patches in :meth:`layer_states`."""
         return tuple(x[:, 1:].transpose(1, 2).unflatten(2, image.grid) for x in self.layer_states(image, after))

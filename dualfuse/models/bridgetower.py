@@ -150,6 +150,15 @@ class BridgeTower(TwoTowers):
         output = self.run_text_tower(ids, mask)
         return Tokens(TEXT, (first_state(output)[:, None], *self._feeds(TEXT, output.states, 0)), mask)
 
+    @property
+    def local_widths(self) -> tuple[int, int]:
+        """The width of the cross-modal layers."""
+        return self.text_width, self.text_width
+
+    def local_states(self, tokens: Tokens) -> Tensor:
+        """Return the highest states (B, N, D) of the tower that feed a cross-modal layer: what fusion starts from."""
+        return tokens.states[1 + min(range(len(self.tower_layers)), key=self.tower_layers.__getitem__)]
+
     def fuse(
         self, image: Tokens, text: Tokens, positions: Tensor | None = None, attention_mask: Tensor | None = None
     ) -> Fused:

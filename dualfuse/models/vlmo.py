@@ -150,6 +150,11 @@ class VLMo(VisionLanguageModel):
         x = self._run(tokens.states[0], tokens, bias, range(last), tokens.modality)
         return self._finish(x, tokens, bias, positions, start=last, expert=tokens.modality)
 
+    def local_states(self, tokens: Tokens) -> Tensor:
+        """Return the final states (B, N, D) of all tokens, with the modality's expert in every layer."""
+        positions = torch.arange(tokens.mask.shape[1], device=tokens.device).expand_as(tokens.mask)
+        return self.token_states(tokens, positions)
+
     def average_patches(self, image: Tokens) -> Tensor:
         """Return the mean (B, D) of the last layer's patch states, without the class token and the final norm."""
         x = self._run(image.states[0], image, self._bias(image), range(len(self.blocks)), IMAGE)

@@ -28,6 +28,7 @@ STYLES = (BERT_SPECIAL, ROBERTA_SPECIAL, CLIP_SPECIAL, GEMMA_SPECIAL, SIGLIP_SPE
 """Start, end, padding and mask token by family of tokenizers, in the order in which they are tried; "": none."""
 NONE = -1
 """Id of a special token that a tokenizer does not have."""
+UNKNOWN = ("[UNK]", "<unk>")
 CHARACTERS_PER_TOKEN = 50  # of a long text that are encoded first; words have about five
 MAX_FILE = 64 << 20
 """Bytes of a tokenizer.json or vocab.json; the largest published ones have 33 MB."""
@@ -83,6 +84,12 @@ class TextTransform:
                 "model with the tokenizer of BERT or RoBERTa"
             )
         return load_tokenizer(self.tokenizer).mask_id
+
+    @property
+    def unknown_id(self) -> int:
+        """Id of the token for unknown words; -1 for a tokenizer of bytes, which has none."""
+        tokenizer = load_tokenizer(self.tokenizer).tokenizer
+        return next(filter(None, map(tokenizer.token_to_id, UNKNOWN)), NONE)
 
     @property
     def has_mask(self) -> bool:

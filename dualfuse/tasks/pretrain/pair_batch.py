@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Literal, TypedDict
+from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.text.masking import MASKING_RULES
 from dualfuse.data.text.padding import pad_arrays, pad_texts
+from dualfuse.tasks.pretrain.edited_captions import EditsConfig, collate_edits, pad_edits
 
 Masking = Literal["whole_word", "token", "official"]
 
@@ -35,6 +36,8 @@ class PairExample(TextExample):
     image_id: int
     text_id: int
     source: int
+    edits: NotRequired[list[np.ndarray]]
+    """Tokens (T,) of each false edit of the caption; absent if the task edits none."""
 
 
 class TextBatch(TypedDict):
@@ -58,6 +61,11 @@ class PairBatch(TextBatch):
     image_id: Tensor
     text_id: Tensor
     source: Tensor
+    edit_ids: NotRequired[Tensor]
+    edit_mask: NotRequired[Tensor]
+    """Of up to E false edits of each caption (B, E, T)."""
+    edit_exists: NotRequired[Tensor]
+    """Which of these are there (B, E)."""
 
 
 def read_pair(
@@ -67,28 +75,36 @@ def read_pair(
     masking: Masking | None = None,
     probability: float = 0.0,
     tags: str = "",
+    edits: EditsConfig | None = None,
 ) -> PairExample:
     """Draw a caption, add tags, mask tokens with ``probability`` (None: no tokens), and transform the image.
 
-    Raises ``BrokenSample`` for a sample without text.
+    With ``edits`` the caption may be one with the same meaning, and has false edits. Raises ``BrokenSample`` for a
+    sample without text.
     """
     if not sample.texts:
         raise BrokenSample(sample.key, "it has no text")
     caption = sample.texts[rng.integers(len(sample.texts))]
+    text_id = content_id(caption.casefold().encode())  # the caption's, with whichever tags and edits
+    if edits is not None:
+        caption = edits.rephrase(caption, rng)
     words = processor.text.encode(_add_tags(caption, sample.meta.get(tags), rng))
     masked_ids, labels = words.ids, np.full_like(words.ids, -100)
     if masking is not None:
         mask, text = MASKING_RULES[masking], processor.text
         masked_ids, labels = mask(words, text.vocab_size, text.mask_id, rng, probability)
-    return {
+    example: PairExample = {
         "image": processor.image(sample.image, rng),
         "ids": words.ids,
         "masked_ids": masked_ids,
         "labels": labels,
         "image_id": content_id(sample.image),
-        "text_id": content_id(caption.casefold().encode()),  # the caption's, with whichever tags
+        "text_id": text_id,
         "source": sample.source,
     }
+    if edits is not None and edits.number:
+        example["edits"] = edits.negatives(caption, sample.texts, processor, rng)
+    return example
 
 
 def _add_tags(caption: str, tags: object, rng: np.random.Generator) -> str:
@@ -108,7 +124,7 @@ def collate_texts(examples: Sequence[TextExample]) -> TextBatch:
 
 def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
     """Return a batch whose texts are padded to the longest."""
-    return {
+    batch: PairBatch = {
         **collate_texts(examples),
         "image": torch.stack([example["image"] for example in examples]),
         "masked_ids": torch.from_numpy(pad_arrays([example["masked_ids"] for example in examples], 0)),
@@ -116,6 +132,9 @@ def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
         "text_id": torch.tensor([example["text_id"] for example in examples]),
         "source": torch.tensor([example["source"] for example in examples]),
     }
+    if "edits" in examples[0]:
+        batch |= collate_edits([example.get("edits", []) for example in examples], batch["ids"].shape[1])
+    return batch
 
 
 def mlm_positions(labels: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
@@ -132,10 +151,11 @@ def content_id(content: bytes) -> int:
 
 def pad_to_global_length(batch: PairBatch) -> PairBatch:
     """Pad texts to the longest of all processes, so that examples can be exchanged."""
+    batch = pad_edits(batch)
     missing = dist.all_reduce_max(batch["ids"].shape[1]) - batch["ids"].shape[1]
     if not missing:
         return batch
     padded = batch.copy()
     padded["ids"], padded["masked_ids"] = (F.pad(batch[name], (0, missing)) for name in ("ids", "masked_ids"))
     padded["mask"] = F.pad(batch["mask"], (0, missing))
-    return padded
+    return pad_edits(padded)

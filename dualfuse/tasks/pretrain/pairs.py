@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
-from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
+from dualfuse.layers.late_interaction import LateInteractionConfig, LateInteractionHead
 from dualfuse.losses.grad_cache import Embeddings, LazyEmbeddings, grad_cache, materialize
 from dualfuse.losses.hard_negatives import NegativeSource
 from dualfuse.losses.itc import (
@@ -32,6 +32,7 @@ from dualfuse.metrics.base import MetricInfo, shares
 from dualfuse.metrics.recall import recall_infos
 from dualfuse.models.base import Tokens, VisionLanguageModel, check_fusion
 from dualfuse.tasks.base import TaskConfig, TaskOutput, detached
+from dualfuse.tasks.pretrain.edited_captions import EditsConfig
 from dualfuse.tasks.pretrain.itm_candidates import Fusions, ITMTargets, SinglePairs, candidate_lists, single_pairs
 from dualfuse.tasks.pretrain.pair_batch import (
     Masking,
@@ -41,7 +42,9 @@ from dualfuse.tasks.pretrain.pair_batch import (
     pad_to_global_length,
     read_pair,
 )
+from dualfuse.tasks.pretrain.pairs_checks import check_options
 from dualfuse.tasks.pretrain.pairs_evaluation import evaluate_pairs
+from dualfuse.tasks.pretrain.pairs_extras import pair_extras
 from dualfuse.tasks.pretrain.pairs_prediction import PairPrediction
 from dualfuse.tasks.pretrain.patch_dropout import check_patch_dropout, encode_part
 
@@ -78,6 +81,8 @@ class PairsConfig(TaskConfig):
     the dual encoder's logit plus the head's log-odds, which start at 0. Over frozen towers only listwise learns."""
     itm_candidates: int = 3
     """With itm_loss listwise: wrong images of each text, and wrong texts of each image, drawn without replacement."""
+    distill_weight: float = 0.0
+    """With itm_loss listwise: weight of teaching the dual encoder the fused order of the candidates; 0: not taught."""
     itm_on_masked_text: bool = False
     """Whether ITM reads the masked texts, so that positive pairs share the forward pass of MLM (not in the paper)."""
     patch_dropout: float = 0.0
@@ -99,26 +104,20 @@ class PairsConfig(TaskConfig):
     and a sixth is replaced by them. Empty: captions are used as they are."""
     init_std: float = 0.02
     """Standard deviation of the initial weights of the heads."""
+    late: LateInteractionConfig = field(default_factory=LateInteractionConfig)
+    """Late interaction between words and patches, which aligns them before fusion. Needs itm_loss listwise."""
+    edits: EditsConfig = field(default_factory=EditsConfig)
+    """Edited captions as negatives, and as captions with the same meaning."""
 
     def __post_init__(self) -> None:
-        """Validate that every positive pair is fused where an objective needs all of them."""
-        needs_all = self.itm_on_masked_text or (self.itc_head.fused and self.itc_weight > 0)
-        if self.itm_weight and self.negatives_per_pair == 0 and needs_all:
-            raise DualfuseError(
-                "negatives_per_pair=0 fuses only half of the positive pairs, but itm_on_masked_text and itc_head.fused "
-                "need all; set negatives_per_pair to 1 or 2"
-            )
-
-        if self.itm_loss == "listwise" and (self.itm_candidates < 1 or not self.itc_weight):
-            raise DualfuseError(
-                f"itm_loss listwise adds to the logits of ITC: itc_weight is {self.itc_weight}, itm_candidates "
-                f"{self.itm_candidates}; give an itc_weight above 0 and 1 or more candidates"
-            )
+        """Validate that the options fit each other."""
+        check_options(self)
 
     def read(self, sample: Sample, processor: Processor, rng: np.random.Generator) -> PairExample:
         """Draw one of the captions, mask tokens, and transform the image."""
         masks = self.mlm_weight or self.itm_on_masked_text or processor.text.has_mask
-        return read_pair(sample, processor, rng, self.masking if masks else None, self.mlm_probability, self.tags)
+        masking = self.masking if masks else None
+        return read_pair(sample, processor, rng, masking, self.mlm_probability, self.tags, self.edits)
 
     def collate(self, examples: Sequence[PairExample]) -> PairBatch:
         """Return a batch whose texts are padded to the longest."""
@@ -164,6 +163,8 @@ class Pairs(PairPrediction):
             self.mlm_head = MLMHead(model.text_width, model.vocab_size, epsilon=model.mlm_head_eps, std=cfg.init_std)
             init_linear(self.itm_head, cfg.init_std)
         self.start_listwise()
+        late = LateInteractionHead(cfg.late, model.local_widths, std=cfg.init_std) if cfg.late.weight else None
+        self.late_head = late
 
     def forward(self, batch: PairBatch) -> TaskOutput:
         """Return the weighted sum of the ITC, MLM and ITM losses; all fusion runs in one pass."""
@@ -175,12 +176,15 @@ class Pairs(PairPrediction):
         positives = find_positives(batch["image_id"], batch["text_id"])
         similarities, itc = self.contrast(image, text, positives)
         losses, metrics = {"itc": itc}, {"count/false_negatives_avoided": positives.avoided}
+        extras = pair_extras(self, batch, (image, text), similarities[0], positives)
+        losses, metrics = losses | extras.losses, metrics | extras.metrics
 
         if cfg.itm_weight or cfg.mlm_weight or self.needs_fused_features:
             needs_masked = reads_unmasked and (cfg.mlm_weight or cfg.itm_on_masked_text)
             masked = self.embed(self.model.embed_text, batch["masked_ids"], batch["mask"]) if needs_masked else text
             itm_text = masked if cfg.itm_on_masked_text else text
             itm_pairs, itm_targets = self.itm_batch(batch, image, itm_text, similarities[0], positives)
+            itm_pairs, itm_targets = extras.extend(image, itm_pairs, itm_targets)
             mlm_pairs = [] if not cfg.mlm_weight or (itm_pairs and itm_text is masked) else [(masked, image)]
             positions = batch["positions"] if cfg.mlm_weight else batch["positions"][:, :0]
             pooled, states = self.fuse([*mlm_pairs, *itm_pairs], positions)
@@ -197,6 +201,7 @@ class Pairs(PairPrediction):
                 metrics |= accuracies
 
         weights = {"itc": cfg.itc_weight, "mlm": cfg.mlm_weight, "itm": cfg.itm_weight}
+        weights |= {"itc_edits": cfg.edits.itc_weight, "late": cfg.late.weight}
         loss = sum((weights[name] * value for name, value in losses.items()), itc.new_zeros(()))
         log = {"loss": loss} | {f"loss/{name}": value for name, value in losses.items()} | metrics
         return TaskOutput(loss, detached(log))

@@ -14,10 +14,12 @@ from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.layers.heads import ITCHead, MLMHead, normalize
+from dualfuse.layers.late_interaction import LateInteractionHead
 from dualfuse.models.base import Fused, Tokens, check_fusion
 from dualfuse.tasks.base import Task
 from dualfuse.tasks.prediction import Prediction, check_images, text_of
 from dualfuse.tasks.pretrain.fill_mask import MaskedQuery, collate_queries, fill_masks, has_masks, read_masked
+from dualfuse.tasks.pretrain.late_scores import features
 
 if TYPE_CHECKING:
     from dualfuse.tasks.pretrain.pairs import PairsConfig
@@ -42,6 +44,7 @@ class PairPrediction(Task):
     itc_heads: nn.ModuleList
     itm_head: nn.Linear
     mlm_head: MLMHead
+    late_head: LateInteractionHead | None
     match_threshold: nn.Parameter | None
     """The cosine (1,) from which a pair of an ITM head that was trained list-wise matches; None: trained pair-wise."""
 
@@ -91,7 +94,14 @@ class PairPrediction(Task):
         if self.match_threshold is None:
             return log_odds
         cosine = (self.image_features(image) * self.text_features(text)).sum(1).float()
-        return self.feature_heads[0].scale * (cosine - self.match_threshold) + log_odds
+        return self.feature_heads[0].scale * (cosine - self.match_threshold) + self.late_logit(image, text) + log_odds
+
+    def late_logit(self, image: Tokens, text: Tokens) -> Tensor:
+        """Return the logit (B,) of late interaction between words and patches; 0 if there is none."""
+        if (head := self.late_head) is None:
+            return torch.zeros(len(image), device=image.device)
+        words, patches = (features(head, self.model, each) for each in (text, image))
+        return head.scale * head.pairs(words, patches).float()
 
     def cosine_logit(self, cosine: Tensor) -> Tensor:
         """Return the cosine times the learned scale."""
