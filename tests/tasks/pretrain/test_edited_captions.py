@@ -155,10 +155,10 @@ def test_the_student_gets_the_order_of_the_teacher() -> None:
     valid = torch.tensor([[True, False], [True, True]])
     loss = distillation_loss(student, teacher, valid)
     p, q = (1 / (1 + math.exp(-1)),) * 2
-    assert float(loss) == pytest.approx((p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)
+    assert loss.item() == pytest.approx((p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)
     loss = distillation_loss(student, teacher * torch.tensor([[2.0], [1.0]]), valid)
     p = 1 / (1 + math.exp(-2))
-    assert float(loss) == pytest.approx((p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)
+    assert loss.item() == pytest.approx((p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))) / 2, abs=1e-6)
     loss.backward()
     assert teacher.grad is None
     assert student.grad is not None
