@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -117,7 +117,7 @@ class PositionedText(Resizable):
     """
 
     embeds_text = True
-    position: nn.Embedding | None
+    position: Any  # Any: an nn.Embedding, or None
     unused: int = 0
 
     def check_length(self, ids: Tensor) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dualfuse.data.image.transform import Augment
-from dualfuse.models.base import ModelConfig
+from dualfuse.models.vlmo import VLMoConfig
 from dualfuse.recipe import Data, Optim, Recipe, Run
 from dualfuse.recipes.small_pairs import BRIDGETOWER_NANO, METER_NANO, NANO, OPENPICS
 from dualfuse.tasks.base import TaskConfig
@@ -32,7 +32,7 @@ OPTIM = Optim(lr=3e-4, weight_decay=0.05, warmup=0.05, schedule="cosine", grad_c
 """At first a model answers from the text alone; at 1e-3 it still does after 1,000 steps, at 3e-4 it uses the image."""
 
 
-VQA = Recipe[ModelConfig, TaskConfig](
+VQA = Recipe[VLMoConfig, TaskConfig](
     "vqa", NANO, VQAConfig(), DATA, OPTIM, Run(steps=7000, save_every=500, log_every=50)
 )
 ENTAILMENT = replace(
@@ -45,7 +45,7 @@ ENTAILMENT = replace(
 NLVR2 = replace(ENTAILMENT, name="nlvr2", model=replace(NANO, image_slots=2), task=NLVR2Config())
 
 
-def _listed(model: str, recipe: Recipe[ModelConfig, TaskConfig], use: str) -> tuple[str, tuple[str, Recipe]]:
+def _listed(model: str, recipe: Recipe[VLMoConfig, TaskConfig], use: str) -> tuple[str, tuple[str, Recipe]]:
     config = replace(MODELS[model], image_slots=recipe.model.image_slots)
     name = f"demo-{recipe.name}" + ("" if model == "VLMo" else f"-{model.lower()}")
     return name, (f"{model}-nano {use}.", replace(recipe, model=config))

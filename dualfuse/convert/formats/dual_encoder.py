@@ -107,9 +107,10 @@ def read_sizes(fields: Json) -> dict[str, Any]:
 def write_sizes(tower: Any) -> dict[str, Any]:  # Any: a tower's config
     """Return the fields of a section of config.json from those of a tower; inverts :func:`read_sizes`."""
     fields = {theirs: getattr(tower, ours) for ours, theirs in FIELDS.items() if hasattr(tower, ours)}
+    fields["hidden_act"] = activation_name(tower.activation)
     if isinstance(tower, ImageTowerConfig):
         fields |= {"image_size": tower.image_size[0], "num_channels": 3}
-    return fields | {"hidden_act": activation_name(tower.activation)}
+    return fields
 
 
 def activation(name: object) -> Any:  # Any: a literal of dualfuse.layers.pre_norm

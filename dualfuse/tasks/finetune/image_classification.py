@@ -58,7 +58,7 @@ class ImageClassificationConfig(ImageClassesConfig):
         """Read image and label; ``BrokenSample`` without a label."""
         example = super().read(sample, processor, rng)
         if processor.image.augment is not None and rng.random() < self.random_erasing:
-            example["image"] = erase(example["image"], rng)
+            return {**example, "image": erase(example["image"], rng)}
         return example
 
     def build(self, model: VisionLanguageModel) -> ImageClassification:
