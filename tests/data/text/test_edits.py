@@ -43,7 +43,8 @@ def test_colors_numbers_and_nouns_are_exchanged_or_replaced_by_their_own_class()
     assert {"a blue car behind a red bus", "an orange car behind a blue bus"} <= colors
     assert all_edits("a red car and a blue car", "color").isdisjoint({"a blue car and a red car"})  # which is as true
     assert not {edit for edit in colors if "a orange" in edit}
-    assert all_edits("two dogs", "number") <= {f"{n} dogs" for n in ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]}
+    numbers = ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    assert all_edits("two dogs", "number") <= {f"{n} dogs" for n in numbers}
     assert all(
         (edit.startswith("two ") and edit.endswith("s")) or "sheep" in edit for edit in all_edits("two cats", "noun")
     )
