@@ -1,7 +1,7 @@
 """Measures how often a model that sees no image finds the true caption of the drawn test cases.
 
-``python bench/blind_captions.py`` fits a logistic regression on words, word pairs and places of words of 2,000 cases per
-category, for three seeds, and prints its accuracy on the 500 cases that ``dualfuse evaluate --benchmark scenes`` draws.
+``python bench/blind_captions.py`` fits a logistic regression on words, word pairs and places of words of 2,000 cases of
+each category, for three seeds; it prints the accuracy on the 500 cases that ``evaluate --benchmark scenes`` draws.
 """
 
 from __future__ import annotations
