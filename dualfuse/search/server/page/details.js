@@ -62,10 +62,12 @@ function showCopies(hit, onCopy) {
 async function showWords(hit, text, focusWords) {
   const note = (message) => $("words").replaceChildren(element("span", { className: "quiet" }, message));
   note("Looking at the image…");
+  $("words-hint").hidden = true;
   try {
     const answer = await explain(hit.url ? { image: hit.url } : { id: hit.id }, text);
     if (current !== hit || !isOpen()) return;
     $("words").replaceChildren(...answer.words.map((word, index) => wordButton(word, index, answer)));
+    $("words-hint").hidden = false;
     press(0, answer.words[0]);
     if (focusWords) $("words").firstElementChild?.focus();
   } catch (error) {

@@ -185,6 +185,7 @@ $("text").addEventListener("input", () => {
     run({ typed: hasQuery(state), push: !wasDraft });
   }, TYPING);
 });
+$("rerank-more").addEventListener("click", again);
 $("clear").addEventListener("click", () => { clear(); $("text").focus(); });
 $("rerank").addEventListener("change", () => change({ rerank: $("rerank").checked, sure: $("rerank").checked ? state.sure : 0 }));
 $("fold").addEventListener("change", () => change({ fold: $("fold").checked }));

@@ -5,6 +5,7 @@ import { $, element, number, percent, plural } from "./dom.js";
 import { card, showMarked, slide } from "./grid.js";
 import * as marked from "./marked.js";
 
+const ENOUGH = 10; // re-ranked hits that tell whether anything is likely
 const LIKELY = 0.1; // below, nothing is likely: the nearest images are shown on request
 let hits = [], cursor = "", asked = null, isLoading = false, actions = null;
 let view = { sure: 0, anyway: false };
@@ -25,8 +26,9 @@ export function show(answer, { path, body, sure, anyway }) {
   [hits, cursor, asked, view] = [answer.hits, sure ? "" : answer.cursor, { path, body }, { sure, anyway }];
   $("grid").classList.remove("stale");
   $("grid").replaceChildren();
-  addCards(hits, 0, before);
   $("status").textContent = summary(answer);
+  $("rerank-more").hidden = !answer.budget_exceeded; // repeated, it continues: the service keeps what it has read
+  addCards(hits, 0, before);
   finish();
 }
 
@@ -103,12 +105,13 @@ export function setSure(sure) {
 // Hides hits that are not sure enough, at once and without a request, and counts those that are.
 function threshold() {
   const known = looked(), kept = hits.filter(isSure), best = Math.max(0, ...known.map((hit) => hit.probability));
-  const isNoise = !view.sure && !view.anyway && known.length > 0 && best < LIKELY;
+  const isNoise = !view.sure && !view.anyway && known.length >= Math.min(ENOUGH, hits.length || 1) && best < LIKELY;
   const hidden = new Set(hits.filter((hit) => isNoise || !isSure(hit)).flatMap((hit) => [hit, ...(hit.folded ?? [])])
     .map((hit) => hit.id));
   for (const each of $("grid").children) each.hidden = hidden.has(each.dataset.id);
   $("kept").textContent = view.sure ? `${kept.length} of ${known.length}` : "";
   $("more-failed").hidden = true;
+  const more = $("rerank-more").hidden ? "" : ` Only ${plural(known.length, "image")} could be re-ranked in time.`;
   if (!hits.length) {
     const [label, act] = actions.widen();
     message("Nothing here", label ? "No image of the collection passes the filters." : "The collection has no images to show.",
@@ -118,7 +121,7 @@ function threshold() {
       + `one has ${percent(best)}.`, ["Show the nearest images", actions.showAnyway]);
   } else if (!kept.length) {
     message("Nothing is that sure", known.length ? `No image matches with at least ${view.sure} %. The best one has `
-      + `${percent(best)}.` : "These images have not been re-ranked yet.", ["Show all of them", actions.showAll]);
+      + `${percent(best)}.${more}` : "These images have not been re-ranked yet.", ["Show all of them", actions.showAll]);
   } else $("empty").hidden = true;
 }
 
