@@ -140,6 +140,7 @@ export function failed(error, again) {
   $("grid").classList.remove("stale");
   $("grid").replaceChildren();
   $("status").textContent = "";
+  $("rerank-more").hidden = true;
   const isQuery = error.status >= 400 && error.status < 500 && error.status !== 429; // the same again would fail again
   message(error.status === 429 ? "Many people are searching" : "This did not work", error.message,
     isQuery ? ["Start again", actions.restart] : ["Try again", again]);

@@ -15,7 +15,7 @@ from tiny import png_image
 
 pytest.importorskip("playwright", reason="make test-page installs it")
 
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 from search_page import SearchPage, is_search, request_of
 
 
@@ -173,7 +173,7 @@ def test_the_slider_counts_hits_that_are_sure_enough(search: SearchPage) -> None
 
 
 def test_improbable_hits_are_not_shown_as_results(search: SearchPage) -> None:
-    def improbable(route) -> None:
+    def improbable(route: Route) -> None:
         answer = route.fetch()
         content = answer.json()
         for number, hit in enumerate(content["hits"]):
@@ -188,6 +188,20 @@ def test_improbable_hits_are_not_shown_as_results(search: SearchPage) -> None:
     expect(search.cards).to_have_count(0)
     search.page.get_by_role("button", name="Show the nearest images").click()
     expect(search.cards).to_have_count(40)
+
+
+def test_a_re_ranking_that_stopped_early_can_be_continued(search: SearchPage) -> None:
+    def stopped(route: Route) -> None:
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"budget_exceeded": True})
+
+    search.page.route("**/v1/search", stopped)
+    search.open("?q=a+tree")
+    expect(search.page.locator("#status")).to_contain_text("stopped at its time budget")
+    search.page.unroute("**/v1/search")
+    search.page.get_by_role("button", name="Re-rank more").click()
+    expect(search.page.locator("#status")).not_to_contain_text("stopped")
+    expect(search.page.locator("#rerank-more")).to_be_hidden()
 
 
 def test_details_show_a_map_per_word_and_lead_on(search: SearchPage) -> None:
