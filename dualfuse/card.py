@@ -14,11 +14,13 @@ from safetensors import SafetensorError, safe_open
 from dualfuse import hub
 from dualfuse.config import IS
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.notes import CALIBRATION, read_note
 from dualfuse.evaluation.runner import Plan, format_metric
 from dualfuse.files import MAX_JSON, read_bounded, read_json_object
 from dualfuse.io import listing, write_text
+from dualfuse.metrics.calibration import KEPT, Calibration
 from dualfuse.models.bridgetower import BridgeTowerConfig
-from dualfuse.printable import code, json_line, markdown, printable
+from dualfuse.printable import code, json_line, markdown, percent, printable
 from dualfuse.recipe import Recipe
 from dualfuse.run_folder import is_checkpoint, run_of, trained_steps
 
@@ -68,6 +70,7 @@ def card(folder: Path, scores: Scores | None = None, licence: str = "") -> str:
         "## Model\n\n" + _table(_model(folder, recipe)),
         "## Training\n\n" + _training(folder, recipe),
         "## Scores\n\n" + _scores(recipe, scores),
+        *_probabilities(folder),
         "## Use\n\n" + _use(recipe),
         f"## Licence\n\n- Weights: {markdown(licence) or TO_FILL}\n- Images and texts it was trained on: {TO_FILL}\n"
         f"- Weights it started from: {_origins(folder) or (TO_FILL if _origin(folder) else 'none')}",
@@ -186,6 +189,27 @@ def _scores(recipe: Recipe, scores: Scores | None) -> str:
     rows = {code(name): format_metric(declared, name, value) for name, value in scores.metrics.items()}
     command = printable(scores.command, "\n").replace("```", "'''")
     return f"Computed by\n\n```bash\n{command or TO_FILL}\n```\n\n" + _table(rows)
+
+
+def _probabilities(folder: Path) -> tuple[str, ...]:
+    """Return the section about probabilities of a calibrated model."""
+    stored = read_note(folder / CALIBRATION, Calibration)
+    if stored is None:
+        return ()
+    fitted, mix = stored.match or stored.cosine, stored.mix
+    source = "the score of the fusion encoder" if stored.match else "the cosine"
+    threshold = fitted.threshold(KEPT)
+    rows = {
+        "calibrated on": f"{stored.texts:,} texts, {stored.images:,} images; seed {stored.seed}; "
+        f"data {code(stored.data)}",
+        "probability of a given pair": f"assumes {percent(mix.right)} right, {100 * mix.random:.2f} % random wrong and "
+        f"{100 * mix.hard:.2f} % hard wrong pairs (among the {mix.nearest} nearest images of the text)",
+        "expected calibration error, on that set": f"{fitted.pair_error:.3f} for given pairs, "
+        f"{fitted.hit_error:.3f} for the first {mix.nearest} hits of searches",
+        "95 % of right pairs": f"have at least {percent(fitted.pair.probability(threshold))}; of hits, at least "
+        f"{percent(fitted.hit.probability(threshold))}",
+    }
+    return (f"## Probabilities\n\nThey come from {source}, by Platt scaling.\n\n" + _table(rows),)
 
 
 def _use(recipe: Recipe) -> str:

@@ -26,6 +26,13 @@ def write_checksums(folder: Path) -> None:
     write_json(folder / FILE, _checksums(folder, [path for path in folder.rglob("*") if path.is_file()]))
 
 
+def update_checksum(folder: Path, name: str) -> None:
+    """Record the SHA-256 of one file that was added or replaced on purpose; a folder without checksums stays so."""
+    if (folder / FILE).is_file():
+        stored = read_json_object(folder / FILE)
+        write_json(folder / FILE, dict(sorted({**stored, **_checksums(folder, [folder / name])}.items())))
+
+
 def differing_files(folder: Path, names: Sequence[str] = (), *, part: int = 0, of: int = 1) -> list[Path]:
     """Return the files of ``folder`` whose content is not that of checksums.json.
 

@@ -17,6 +17,7 @@ from dualfuse import checksums, upgrade
 from dualfuse.config import JSON, from_json, third_party, to_json
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError, MissingExtraError
+from dualfuse.evaluation.notes import read_notes
 from dualfuse.files import check_regular, read_json, read_json_object
 from dualfuse.io import atomic_folder, listing, write_json
 from dualfuse.layers.lora import add_lora, merge_lora
@@ -113,6 +114,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> LoadedMod
     with _building_from(folder), torch.random.fork_rng(devices=[]):  # the random weights are replaced
         task = recipe.build()
     task.load_state_dict(tensors)
+    read_notes(task, folder)
     verify(folder, CONFIG, TOKENIZER)
     return LoadedModel(task.to(device).eval(), processor, recipe)
 

@@ -68,3 +68,10 @@ def _csv_cell(cell: object) -> str:
 
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"[+-]?\d+(\.\d+)?", text, re.ASCII))
+
+
+def percent(probability: float) -> str:
+    """Return a probability such as "93 %"; neither 0 nor 100 unless it is exactly that."""
+    if 0 < probability < 0.01 or 0.99 < probability < 1:
+        return "<1 %" if probability < 0.5 else ">99 %"
+    return f"{100 * probability:.0f} %"

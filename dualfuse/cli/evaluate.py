@@ -16,12 +16,15 @@ from dualfuse.io import write_json
 if TYPE_CHECKING:
     from dualfuse.evaluation.composition_result import CompositionResult
     from dualfuse.evaluation.runner import EvaluationResult, Plan
+    from dualfuse.hub import LoadedModel
 
 EXAMPLES = """
 dualfuse evaluate runs/demo/starter/best 'examples/openpics-mini/*-test-*.tar'
 dualfuse evaluate runs/vqa/final 'data/vqa-test-*.tar' --answers answers.json --out scores.json
 dualfuse evaluate runs/ade20k/final 'data/ade20k-val-*.tar' --scales 0.5 0.75 1 1.25 1.5 1.75 --flip
 dualfuse evaluate runs/demo/starter/best 'data/flowers-test-*.tar' --zero-shot data/flowers --templates clip
+dualfuse evaluate runs/demo/starter/best 'data/pairs-val-*.tar' --calibrate
+dualfuse evaluate runs/demo/starter/best 'data/pairs-test-*.tar' --reliability reliability.png
 dualfuse evaluate runs/scenes/hard/final --benchmark scenes
 dualfuse evaluate runs/demo/starter/best downloads/sugar-crepe/data --benchmark sugarcrepe --images downloads/val2017
 """
@@ -53,6 +56,17 @@ class BenchmarkOptions:
 
 
 @dataclass(frozen=True)
+class CalibrationOptions:
+    """Flags of ``dualfuse evaluate`` about probabilities."""
+
+    calibrate: bool = False
+    """first calibrate the model on DATA, which it was not trained on: the model folder then says which probabilities
+    its scores stand for, and whether search re-ranks by default"""
+    reliability: Annotated[Path | None, arg(metavar="FILE")] = None
+    """draw how often pairs of each probability are right, as .png or .jpg; needs a calibrated model"""
+
+
+@dataclass(frozen=True)
 class Options:
     """Flags of ``dualfuse evaluate``."""
 
@@ -78,6 +92,7 @@ class Options:
     """draw the reconstructions of a visual tokenizer, or the label maps of a segmenter"""
     zero: Flags[ZeroShot] = field(default_factory=ZeroShot)
     composition: Flags[BenchmarkOptions] = field(default_factory=BenchmarkOptions)
+    calibration: Flags[CalibrationOptions] = field(default_factory=CalibrationOptions)
     force: Force = False
 
 
@@ -92,9 +107,10 @@ def run(options: Flags[Options]) -> None:
     from dualfuse.evaluation.runner import Plan
 
     _check(options)
-    check_new(options.out, options.answers, options.save_image, force=options.force)
-    if options.save_image:
-        check_drawing(options.save_image, options.data)
+    drawings = [path for path in (options.save_image, options.calibration.reliability) if path]
+    check_new(options.out, options.answers, *drawings, force=options.force)
+    for path in drawings:
+        check_drawing(path, options.data)
     plan = Plan(
         options.batch_size,
         options.rerank,
@@ -121,6 +137,8 @@ def _check(options: Options) -> None:
         raise DualfuseError(
             "--benchmark cannot be combined with --zero-shot, --save-image, --scales or --flip; omit them"
         )
+    if chosen.benchmark and options.calibration != CalibrationOptions():
+        raise DualfuseError("--calibrate and --reliability are for pairs; omit them with --benchmark")
     if chosen.images and not chosen.benchmark:
         raise DualfuseError(f"--images {chosen.images} needs --benchmark NAME")
     if chosen.benchmark == "scenes" and options.data:
@@ -137,14 +155,58 @@ def _evaluate_task(options: Options, plan: Plan) -> EvaluationResult:
     from dualfuse.inference.zero_shot import with_zero_shot
     from dualfuse.training.memory import keep_big_blocks
 
+    if options.calibration.calibrate:
+        _noted_folder(options)  # raises before the model is loaded
     keep_big_blocks()
     loaded = with_zero_shot(load(options.model, device=dist.device()), options.zero.zero_shot, options.zero.templates)
     check_outputs(loaded.task, answers=options.answers, save_image=options.save_image)
     check_test_augmentation(loaded.task, plan)
+    if options.calibration.calibrate:
+        _calibrate(options, loaded, plan)
     result = evaluate(loaded, options.data, plan)
+    if options.calibration.calibrate:
+        _store_reranking(options, result, plan)
+    if options.calibration.reliability:
+        from dualfuse.report.reliability import save_reliability
+
+        save_reliability(result.reliability, options.calibration.reliability)
     if options.save_image:
         draw(loaded, options.data, options.save_image)
     return result
+
+
+def _noted_folder(options: Options) -> Path:
+    """Return the folder that a calibration is stored in; DualfuseError if the model has none."""
+    from dualfuse.convert.load import locate
+    from dualfuse.run_folder import is_checkpoint
+
+    given = Path(options.model)
+    if not given.is_dir() or is_checkpoint(folder := locate(given)):
+        raise DualfuseError(
+            f"--calibrate stores its result in a model folder of yours, and {options.model} is a checkpoint, a file or "
+            "a name on the hub; make a model folder of it with dualfuse export or dualfuse convert, and give that"
+        )
+    return folder
+
+
+def _calibrate(options: Options, loaded: LoadedModel, plan: Plan) -> None:
+    from dualfuse.evaluation.calibration import calibrate_model
+    from dualfuse.evaluation.notes import CALIBRATION, write_note
+
+    calibration = calibrate_model(loaded, options.data, plan)
+    written = write_note(_noted_folder(options), CALIBRATION, calibration)
+    echo(
+        f"calibrated on {calibration.texts:,} texts and {calibration.images:,} images: wrote {written}", to_stderr=True
+    )
+
+
+def _store_reranking(options: Options, result: EvaluationResult, plan: Plan) -> None:
+    from dualfuse.evaluation.notes import RERANKING, Reranking, write_note
+
+    if note := Reranking.of(result.metrics, plan.rerank):
+        write_note(_noted_folder(options), RERANKING, note)
+        verb = "re-ranks by default" if note.helps else "does not re-rank by default"
+        echo(f"search {verb}: {note.text}", to_stderr=True)
 
 
 def _evaluate_benchmark(options: Options, plan: Plan) -> CompositionResult:

@@ -14,7 +14,7 @@ from dualfuse.cli.parser import Flags, Force, Model, check_drawing, check_new
 from dualfuse.errors import DualfuseError
 from dualfuse.files import MAX_IMAGE, read_bounded
 from dualfuse.io import listing
-from dualfuse.printable import brief, json_line, printable
+from dualfuse.printable import brief, json_line, percent, printable
 
 if TYPE_CHECKING:
     from dualfuse.search.index import Hit, Index
@@ -24,10 +24,12 @@ EXAMPLES = """
 dualfuse search runs/demo/starter/best runs/demo/images "flag of Jamaica"
 dualfuse search runs/demo-scratch/pairs/final photos "a red bicycle" --rerank 16 --save-image hits.png
 dualfuse search runs/demo/starter/best photos photos/cat.jpg --top 20
+dualfuse search runs/demo/starter/best photos "a red bicycle" --min-probability 0.5
 dualfuse search runs/demo/starter/best photos --queries queries.txt --json
 dualfuse search runs/demo/starter/best photos "a red bicycle" --where "folder ^= 2024/ and not folder in (2024/drafts)"
 """
 COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
+NOTHING = "no image is probable enough"
 SHOWN = 5  # skipped images that are named; all are counted
 
 
@@ -45,8 +47,11 @@ class Options:
     query, text or image, and maybe id"""
     top: int = 10
     """number of hits"""
-    rerank: int = 0
-    """candidates that fusion re-ranks, for text queries; 0: none"""
+    rerank: int | None = None
+    """candidates that fusion re-ranks, for text queries; 0: none; by default as many as helped on the validation set of
+    the model, if they did"""
+    min_probability: float = 0.0
+    """only hits with at least this probability, 0 to 1, of showing what the text describes; needs a calibrated model"""
     where: Annotated[str, arg(metavar="FILTER")] = ""
     """only images whose fields match, such as "folder ^= 2024/ and price < 20", or the same as JSON"""
     json: bool = False
@@ -68,22 +73,25 @@ def run(options: Flags[Options]) -> int:
     from dualfuse import distributed as dist
     from dualfuse.convert.load import load
     from dualfuse.plugins import find
-    from dualfuse.search.index import Index, fingerprint
-    from dualfuse.search.queries import Query, answer, answers, interpret, read_queries
+    from dualfuse.search.index import Index, check_probability, fingerprint
+    from dualfuse.search.queries import Query, SearchOptions, answer, answers, interpret, read_queries
     from dualfuse.search.stores.filter_text import parse_text
 
     _check(options)
     where = parse_text(options.where) if options.where else None
     many = tuple(read_queries(options.queries)) if options.queries else ()
     loaded = load(options.model, device=dist.device())
+    if options.min_probability:
+        check_probability(loaded, options.min_probability)
     store = find(options.store)(fingerprint(loaded)) if options.store else None
     index = Index.build(loaded, options.images, store=store)
-    echo("\n".join(describe(index)), to_stderr=True)
+    echo("\n".join([*describe(index), *_announce(index, options)]), to_stderr=True)
+    search = SearchOptions(options.top, options.rerank, where, options.min_probability)
     if options.queries:
         folder = options.queries.parent
-        results = answers(index, many, top=options.top, rerank=options.rerank, where=where, folder=folder)
+        results = answers(index, many, search, folder)
         return 0 if sum([_show(each, options.json, f"query: {printable(each.query.text)}") for each in results]) else 1
-    result = answer(index, Query(options.query), top=options.top, rerank=options.rerank, where=where)
+    result = answer(index, Query(options.query), search)
     _show(result, options.json)
     if options.save_image:
         grid(index, result.hits, interpret(options.query), options.save_image)
@@ -112,11 +120,27 @@ def _show(answer: Answer, as_json: bool, heading: str = "") -> bool:
     if as_json:
         echo(json_line(answer.record()))
     else:
-        lines = [f"problem: {answer.problem}"] if answer.problem else table(answer.hits)
+        lines = [f"problem: {answer.problem}"] if answer.problem else table(answer.hits) or [NOTHING]
         echo("\n".join([heading, *lines, ""] if heading else lines))
     if answer.is_truncated:
         echo(f"the query {brief(answer.query.text)} is truncated to the model's text length", to_stderr=True)
     return not answer.problem
+
+
+def _announce(index: Index, options: Options) -> list[str]:
+    """Return lines on re-ranking by default, and on what a least probability keeps."""
+    lines, task = list[str](), index.loaded.task
+    count = index.default_rerank if options.rerank is None else options.rerank
+    if options.rerank is None and count and task.reranking:
+        lines.append(f"re-ranks {count} candidates: {task.reranking.text} (--rerank 0 turns it off)")
+    if options.min_probability and task.calibration:
+        fitted = (task.calibration.match if count else None) or task.calibration.cosine
+        share = fitted.kept(fitted.hit.score(options.min_probability))
+        lines.append(
+            f"hits of at least {percent(options.min_probability)}: {percent(share)} of the {task.calibration.texts:,} "
+            "right images of the calibration set reach that"
+        )
+    return lines
 
 
 def describe(index: Index) -> list[str]:
@@ -136,11 +160,16 @@ def describe(index: Index) -> list[str]:
 
 def table(hits: Sequence[Hit]) -> list[str]:
     """Return a heading and one line per hit, best first: rank, scores, name, fields."""
-    if all(hit.match is None for hit in hits):
-        rows = [f"{rank:4}  {hit.score:7.4f}  {_name(hit)}" for rank, hit in enumerate(hits, start=1)]
-        return [f"{'rank':>4}  {'cosine':>7}  image", *rows]
-    rows = [f"{rank:4}  {_scores(hit)}  {_name(hit)}" for rank, hit in enumerate(hits, start=1)]
-    return [f"{'rank':>4}  {'score':>8}  {'cosine':>7}  {'ITM':>8}  image", *rows]
+    if not hits:
+        return []
+    fused = any(hit.match is not None for hit in hits)
+    probable = f"{'match':>5}  " if hits[0].probability is not None else ""
+    scores = f"{'score':>8}  {'cosine':>7}  {'ITM':>8}" if fused else f"{'cosine':>7}"
+    rows = [
+        f"{rank:4}  {_probability(hit)}{_scores(hit) if fused else f'{hit.score:7.4f}'}  {_name(hit)}"
+        for rank, hit in enumerate(hits, start=1)
+    ]
+    return [f"{'rank':>4}  {probable}{scores}  image", *rows]
 
 
 def grid(index: Index, hits: Sequence[Hit], query: str | Path, path: Path) -> None:
@@ -150,13 +179,24 @@ def grid(index: Index, hits: Sequence[Hit], query: str | Path, path: Path) -> No
     tiles = [Tile(read_bounded(query, MAX_IMAGE), query.name, title="query")] if isinstance(query, Path) else []
     for rank, hit in enumerate(hits, start=1):
         parts = "" if hit.match is None else f", cosine {hit.cosine:.4f}, ITM {hit.match:.2f}"
-        tiles.append(Tile(_image(index, hit), printable(hit.name), title=str(rank), note=f"{hit.score:.4f}{parts}"))
+        tiles.append(
+            Tile(
+                _image(index, hit),
+                printable(hit.name),
+                title=str(rank),
+                note=f"{_probability(hit)}{hit.score:.4f}{parts}".lstrip(),
+            )
+        )
     save_drawing(image_grid(tiles, columns=COLUMNS, cell=CELL, heading=printable(str(query))), path)
 
 
 def _name(hit: Hit) -> str:
     fields = (f"{printable(name)}={brief(str(value))}" for name, value in hit.fields.items())
     return "  ".join([printable(hit.name), *fields])
+
+
+def _probability(hit: Hit) -> str:
+    return "" if hit.probability is None else f"{percent(hit.probability):>5}  "
 
 
 def _scores(hit: Hit) -> str:

@@ -14,6 +14,7 @@ from dualfuse.convert.checkpoint import Source, ThirdPartyCheckpoint, build
 from dualfuse.convert.formats import FORMATS
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.notes import read_notes
 from dualfuse.files import read_json_object
 from dualfuse.io import listing
 from dualfuse.run_folder import is_checkpoint, model_of
@@ -41,6 +42,8 @@ def load(source: Path | str, *, device: torch.device | str = "cpu", tokenizer: s
     if is_model_folder(path):
         return hub.load(path, device=device)
     converted = build(read_checkpoint(path, tokenizer))
+    if path.is_dir():
+        read_notes(converted.task, path)
     data = converted.recipe.data
     processor = Processor(image=replace(data.image_transform, augment=None), text=data.text_transform)
     return hub.LoadedModel(converted.task.to(device).eval(), processor, converted.recipe)

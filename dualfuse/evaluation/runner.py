@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ from dualfuse.data.sample import Sample
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.predictions import SetPrediction, write_predictions
 from dualfuse.metrics.base import MetricInfo, find_metric
+from dualfuse.metrics.calibration import ReliabilityBin
 from dualfuse.progress import track
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class EvaluationResult:
     """In file order: answers, captions, or, with ``plan.answers``, ranks and losses of samples."""
     declared: tuple[MetricInfo, ...] = ()
     """Declarations of the metrics."""
+    reliability: Mapping[str, Sequence[ReliabilityBin]] = field(default_factory=dict[str, Sequence[ReliabilityBin]])
+    """Probabilities of pairs and the shares that are right, by the kind of score, of a calibrated model."""
     samples: Samples | None = None
     """What was evaluated, if ``evaluate`` opened it."""
 
@@ -150,7 +153,7 @@ def evaluate(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
     Raises DualfuseError if the model is in training mode, and ``BrokenSample`` for a sample that cannot be read,
     unless ``plan.exclude_broken`` is set.
     """
-    opened = _open(model, data)
+    opened = open_data(model, data)
     result = model.task.evaluate(opened, plan)
     return replace(result, declared=model.task.cfg.metrics(plan), samples=opened.samples)
 
@@ -158,7 +161,7 @@ def evaluate(model: LoadedModel, data: str, plan: Plan) -> EvaluationResult:
 def draw(model: LoadedModel, data: str, path: Path) -> None:
     """Draw the predictions of a model for the first images of ``data``; DualfuseError if its task draws nothing."""
     check_outputs(model.task, answers=None, save_image=path)
-    model.task.draw(_open(model, data), path)
+    model.task.draw(open_data(model, data), path)
 
 
 def check_outputs(task: Task, *, answers: Path | None, save_image: Path | None) -> None:
@@ -181,6 +184,7 @@ def check_test_augmentation(task: Task, plan: Plan) -> None:
         )
 
 
-def _open(model: LoadedModel, data: str) -> EvaluationData:
+def open_data(model: LoadedModel, data: str) -> EvaluationData:
+    """Open the shards or the corpus ``data`` for an evaluation of a model."""
     [samples] = model.task.cfg.open_data((data,), model.processor.text)
     return EvaluationData(samples, model.processor)

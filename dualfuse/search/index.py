@@ -43,13 +43,15 @@ class Hit:
 
     ``score`` is the ``cosine`` of query and image or, for a re-ranked hit, the sum of its ITC logit and ``match``.
     ``match`` is the ITM logit (the log-odds that image and text belong together); None if the hit was not re-ranked.
-    ``fields`` has the original name of an image in shards and the fields that ``prepare --keep`` stored.
+    ``probability`` is that of showing what the query describes; None if the model is not calibrated, or for an image
+    as the query. ``fields`` has the original name of an image in shards and the fields that ``prepare --keep`` stored.
     """
 
     name: str
     score: float
     cosine: float
     match: float | None = None
+    probability: float | None = None
     fields: Metadata = field(default_factory=dict, hash=False)
 
 
@@ -116,23 +118,38 @@ class Index:
         unlisted = tuple(SkippedImage(name, reason) for name, reason in collection.unlisted.items())
         return cls(loaded, collection, store, (*skipped, *unlisted), embedded=len(missing) - len(skipped))
 
+    @property
+    def default_rerank(self) -> int:
+        """Candidates to re-rank for a text: as many as helped on the model's validation set; 0 if none did."""
+        note = self.loaded.task.reranking
+        return note.candidates if note is not None and note.helps and self.loaded.task.can_match else 0
+
     def __len__(self) -> int:
         """The number of images that a search can return."""
         return self.store.count()
 
     @torch.inference_mode()
     def search(
-        self, query: str | Path | bytes, *, top: int = 10, rerank: int = 0, where: Filter | None = None
+        self,
+        query: str | Path | bytes,
+        *,
+        top: int = 10,
+        rerank: int = 0,
+        where: Filter | None = None,
+        min_probability: float = 0.0,
     ) -> tuple[Hit, ...]:
         """Return the ``top`` images for a text (str), or for an image (the path of a file, or its bytes).
 
         The fusion encoder re-ranks the first ``rerank`` candidates of the dual encoder; the others follow in their
         order. ``where`` restricts the search by metadata, such as ``{"folder": {"$prefix": "2024/"}}``: see
-        :mod:`dualfuse.search.stores.filters`. Raises ``DualfuseError`` for an empty text, an unreadable image, an
-        invalid filter, and ``rerank`` for an image.
+        :mod:`dualfuse.search.stores.filters`. With ``min_probability`` hits that are less probable are omitted, maybe
+        all. Raises ``DualfuseError`` for an empty text, an unreadable image, an
+        invalid filter, ``rerank`` or ``min_probability`` for an image, and ``min_probability`` without calibration.
         """
         if top < 1 or rerank < 0:
             raise DualfuseError(f"top is {top} and rerank {rerank}; give at least 1 and 0")
+        if min_probability:
+            check_probability(self.loaded, min_probability, is_text=isinstance(query, str))
         if not isinstance(query, str):
             if rerank:
                 raise DualfuseError(
@@ -141,7 +158,13 @@ class Index:
             return self._nearest(self._embed_image(query), top, where)
         text = self._embed_text(query)
         hits = self._nearest(self.loaded.task.text_features(text), max(top, rerank), where)
-        return (*self._rerank(hits[:rerank], text), *hits[rerank:])[:top]
+        hits = self._probable((*self._rerank(hits[:rerank], text), *hits[rerank:])[:top])
+        return tuple(hit for hit in hits if not min_probability or (hit.probability or 0) >= min_probability)
+
+    def _probable(self, hits: Sequence[Hit]) -> tuple[Hit, ...]:
+        """Return hits of a text with their probability, if the model is calibrated."""
+        chance = self.loaded.probability
+        return tuple(replace(hit, probability=chance(hit.cosine, hit.match, hit=True)) for hit in hits)
 
     def image(self, name: str) -> bytes:
         """Return the file of a hit, as it is on disk or in its tar."""
@@ -220,6 +243,19 @@ class Index:
         return [
             replace(hit, score=both, match=logit) for (hit, _), (both, logit) in zip(candidates, scores, strict=True)
         ]
+
+
+def check_probability(loaded: LoadedModel, minimum: float, *, is_text: bool = True) -> None:
+    """Raise ``DualfuseError`` if hits cannot be cut at the probability ``minimum``."""
+    if not 0 <= minimum <= 1:
+        raise DualfuseError(f"min_probability is {minimum}; give a number from 0 to 1, such as 0.5")
+    if not is_text:
+        raise DualfuseError("min_probability is for text queries; leave it out for an image as the query")
+    if loaded.task.calibration is None:
+        raise DualfuseError(
+            "this model is not calibrated, so its hits have no probability; calibrate it on held-out pairs with "
+            "dualfuse evaluate MODEL SHARDS --calibrate"
+        )
 
 
 def fingerprint(loaded: LoadedModel) -> str:

@@ -54,25 +54,37 @@ class Answer:
         return named | ({"is_truncated": True} if self.is_truncated else {}) | {"hits": hits}
 
 
-def answer(
-    index: Index, query: Query, *, top: int, rerank: int, where: Filter | None = None, folder: Path | None = None
-) -> Answer:
+@dataclass(frozen=True)
+class SearchOptions:
+    """How queries are answered; see :meth:`~dualfuse.search.index.Index.search`."""
+
+    top: int = 10
+    rerank: int | None = None
+    """None: as the model's validation suggests for texts, and 0 for images."""
+    where: Filter | None = None
+    min_probability: float = 0.0
+
+
+def answer(index: Index, query: Query, options: SearchOptions, folder: Path | None = None) -> Answer:
     """Search for one query; see :func:`interpret`. Raises ``DualfuseError`` or ``OSError`` if it cannot be used."""
     if query.problem:
         raise DualfuseError(query.problem)
     image, text = query.image.read() if isinstance(query.image, Slice) else query.image, index.loaded.processor.text
     question = image or interpret(query.text, folder)
-    hits = index.search(question, top=top, rerank=rerank, where=where)
+    rerank = options.rerank
+    if rerank is None:
+        rerank = index.default_rerank if isinstance(question, str) else 0
+    hits = index.search(
+        question, top=options.top, rerank=rerank, where=options.where, min_probability=options.min_probability
+    )
     return Answer(query, hits, is_truncated=isinstance(question, str) and text.encode(question).truncated)
 
 
-def answers(
-    index: Index, queries: Iterable[Query], *, top: int, rerank: int, folder: Path, where: Filter | None = None
-) -> Iterator[Answer]:
+def answers(index: Index, queries: Iterable[Query], options: SearchOptions, folder: Path) -> Iterator[Answer]:
     """Yield the answer to each query; paths of images are also looked up in ``folder``."""
     for query in queries:
         try:
-            yield answer(index, query, top=top, rerank=rerank, where=where, folder=folder)
+            yield answer(index, query, options, folder)
         except (DualfuseError, OSError) as error:
             yield Answer(query, problem=str(error))
 

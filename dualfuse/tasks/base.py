@@ -20,9 +20,11 @@ from dualfuse.data.sample import Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.tokenizer import TextTransform
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.notes import Reranking
 from dualfuse.evaluation.predictions import SampleLoss
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan, Read
 from dualfuse.metrics.base import LOSS, MetricInfo, find_metric
+from dualfuse.metrics.calibration import Calibration
 from dualfuse.models.base import Fused, Tokens, VisionLanguageModel
 from dualfuse.tasks.prediction import Prediction
 
@@ -115,6 +117,10 @@ class Task(nn.Module, ABC):
     what it logs in training, predicts nothing, and cannot retrieve; it overrides the methods for what it can do.
     """
 
+    calibration: Calibration | None = None
+    """How scores become probabilities, from the model folder; None: not calibrated."""
+    reranking: Reranking | None = None
+    """Recall on a validation set with and without re-ranking, from the model folder; None: not measured."""
     cfg: Any  # Any: the TaskConfig that built it; subclasses declare its type
     model: VisionLanguageModel
     writes_predictions: bool = False
@@ -230,3 +236,27 @@ class Task(nn.Module, ABC):
     def rerank_score(self, cosine: Tensor, match: Tensor) -> Tensor:
         """Return the score that orders candidates, from their cosines and match logits of the same shape."""
         return match
+
+    def pair_probability(self, cosine: Tensor, match: Tensor | None = None) -> Tensor | None:
+        """Return the probability that an image and a text match, from their cosine and match logit of the same shape.
+
+        Calibrated for pairs of which half are right (:class:`~dualfuse.metrics.calibration.Mix`). Without calibration
+        it is the sigmoid of ``match``, as ITM trained it, or None without ``match``.
+        """
+        if self.calibration is None:
+            return None if match is None else match.sigmoid()
+        if match is None or self.calibration.match is None:
+            return self.calibration.cosine.pair.probability(cosine)
+        return self.calibration.match.pair.probability(self.rerank_score(cosine, match))
+
+    def hit_probability(self, cosine: Tensor, match: Tensor | None = None) -> Tensor | None:
+        """Return the probability that a hit of a search shows what the text describes; None without calibration.
+
+        ``match`` is the match logit of a re-ranked hit. Of the hits that were calibrated on, a few in a hundred are
+        right, so the probability is lower than that of a pair with the same scores.
+        """
+        if self.calibration is None:
+            return None
+        if match is None or self.calibration.match is None:
+            return self.calibration.cosine.hit.probability(cosine)
+        return self.calibration.match.hit.probability(self.rerank_score(cosine, match))

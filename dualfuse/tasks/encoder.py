@@ -71,12 +71,13 @@ class Encoder:
     def match(
         self, images: ImageInput | Sequence[ImageInput], texts: str | Sequence[str], *, batch_size: int = 32
     ) -> np.ndarray:
-        """Return the probabilities (N,) that each image and the text at its place match, by the fusion encoder.
+        """Return the probabilities (N,) that each image and the text at its place match.
 
-        Raises DualfuseError for a model without a trained fusion encoder, which says how to add one, and unless there
-        are as many texts as images.
+        Those of a calibrated model (``dualfuse evaluate --calibrate``) hold for pairs of which half are right. A model
+        without a fusion encoder needs calibration: its probabilities come from the cosine. Raises DualfuseError for one
+        that has neither, and unless there are as many texts as images.
         """
-        if not self.task.can_match:
+        if not (self.task.can_match or self.task.calibration):
             check_fusion(self.task.model)
             raise DualfuseError(f"this {type(self.task).__name__} model was trained without ITM and cannot match")
         images, texts = _listed(images), [texts] if isinstance(texts, str) else list(texts)
@@ -87,6 +88,18 @@ class Encoder:
         batches = track(parts, total=len(parts), what="pairs")
         predictions = [each for part in batches for each in self._predict(images[part], texts[part])]
         return np.array([each.match for each in predictions], dtype=np.float32)
+
+    def probability(self, cosine: float, match: float | None = None, *, hit: bool = False) -> float | None:
+        """Return the probability that scores stand for: a cosine and, if the pair was fused, its match logit.
+
+        ``hit``: the pair is the query and a hit of a search, of which fewer are right than of given pairs. None if that
+        probability is not known, because the model is not calibrated (``dualfuse evaluate --calibrate``).
+        """
+        function = self.task.hit_probability if hit else self.task.pair_probability
+        logit = None if match is None else torch.tensor([match], dtype=torch.float32, device=self.task.device)
+        with torch.inference_mode():
+            result = function(torch.tensor([cosine], dtype=torch.float32, device=self.task.device), logit)
+        return None if result is None else float(result)
 
     def predict(
         self,

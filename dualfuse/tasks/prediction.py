@@ -23,7 +23,7 @@ class Prediction:
     answers: tuple[ScoredAnswer, ...] = ()
     """The most probable answers, labels or captions, best first. Those of VQA need not add up to one."""
     match: float | None = None
-    """Probability of the ITM head that image and text match, as trained with hard negatives."""
+    """Probability that image and text match: calibrated, if the model is, else that of the ITM head as trained."""
     cosine: float | None = None
     """Cosine of the embeddings of image and text."""
     words: tuple[tuple[ScoredAnswer, ...], ...] = ()

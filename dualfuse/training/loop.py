@@ -18,6 +18,7 @@ from dualfuse import hub
 from dualfuse.config import trust
 from dualfuse.data.loader import LoadedBatch, to_device
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.notes import reranking_notes
 from dualfuse.evaluation.runner import Plan, evaluate
 from dualfuse.io import remove_unfinished
 from dualfuse.lock import lock
@@ -27,6 +28,7 @@ from dualfuse.run_folder import BEST, FINAL
 from dualfuse.tasks.base import Batch, Task
 from dualfuse.training import checkpoint
 from dualfuse.training.best_model import check_best, keep_best, new_comparison
+from dualfuse.training.calibrate_run import calibrate_run
 from dualfuse.training.dataloader import (
     check_data,
     keys_at,
@@ -163,6 +165,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
         fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
     state.settle()
     state.finish()
+    calibrate_run(out, recipe, can_search=task.can_search, device=str(device))
 
 
 def _freeze_unused(task: Task, recipe: Recipe) -> bool:
@@ -298,7 +301,8 @@ def validate_and_keep_best(state: TrainState, log: Log) -> None:
     with log.paused():
         metrics = validate(state)
     log.write_metrics(state.step, {f"validation/{name}": value for name, value in metrics.items()})
-    state.best = keep_best(state.best, metrics, state.step, partial(state.save_model, BEST))
+    notes = reranking_notes(metrics, state.recipe.run.eval_rerank)
+    state.best = keep_best(state.best, metrics, state.step, lambda best: state.save_model(BEST, {**notes, **best}))
 
 
 def validate(state: TrainState) -> Mapping[str, float]:

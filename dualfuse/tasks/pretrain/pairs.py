@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dualfuse import distributed as dist
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
+from dualfuse.evaluation.calibration import calibration_infos, measure_calibration
 from dualfuse.evaluation.retrieval import IMAGE_TO_TEXT, TEXT_TO_IMAGE, evaluate_retrieval
 from dualfuse.evaluation.runner import EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.heads import ITCHead, ITCHeadConfig, MLMHead, init_linear, normalize
@@ -132,6 +133,7 @@ class PairsConfig(TaskConfig):
         if not self.itc_weight or plan.all_metrics:
             infos += shares("itm/*") if self.itm_weight else ()
             infos += shares("mlm/accuracy", "mlm/accuracy_other_image") if self.mlm_weight else ()
+        infos += calibration_infos() if self.itc_weight and plan.all_metrics else ()
         return tuple(infos)
 
     def build(self, model: VisionLanguageModel) -> Pairs:
@@ -294,4 +296,8 @@ class Pairs(PairPrediction):
         result = evaluate_retrieval(self, data, plan)
         if not plan.all_metrics:
             return result
-        return replace(result, metrics={**result.metrics, **evaluate_pairs(self, data, plan).metrics})
+        metrics = {**result.metrics, **evaluate_pairs(self, data, plan).metrics}
+        if self.calibration is None:
+            return replace(result, metrics=metrics)
+        measured = measure_calibration(self, data, plan)
+        return replace(result, metrics=metrics | dict(measured.metrics), reliability=measured.curves)

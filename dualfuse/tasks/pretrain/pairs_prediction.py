@@ -162,10 +162,14 @@ class PairPrediction(Task):
             return []
         image, text, _ = self._embed(inputs)
         matches, cosines = [None] * len(inputs), [None] * len(inputs)
-        if self.can_match:
-            matches = self.match_logit(image, text).sigmoid().tolist()
+        match = self.match_logit(image, text) if self.can_match else None
+        cosine = torch.zeros(len(inputs), device=self.device)
         if self.can_search:
-            cosines = (self.image_features(image) * self.text_features(text)).sum(1).tolist()
+            cosine = (self.image_features(image) * self.text_features(text)).sum(1)
+            cosines = cosine.tolist()
+        probability = self.pair_probability(cosine, match)
+        if probability is not None:
+            matches = probability.tolist()
         return [
             Prediction(match=match, cosine=cosine, is_cut=each.text.is_cut)
             for each, match, cosine in zip(inputs, matches, cosines, strict=True)
