@@ -224,6 +224,11 @@ def _evaluate_benchmark(options: Options, plan: Plan) -> CompositionResult:
         benchmark = open_benchmark(
             chosen.benchmark, Path(options.data).expanduser(), chosen.images, allow_missing=options.exclude_broken
         )
+    if options.answers and (options.answers.suffix not in (".jsonl", ".csv") or not benchmark.cases):
+        raise DualfuseError(
+            f"--answers {options.answers}: the results of {len(benchmark.cases):,} cases of {benchmark.name} go to a "
+            ".jsonl or .csv file; give one, or omit it for retrieval alone"
+        )
     keep_big_blocks()
     loaded = load(options.model, device=dist.device())
     return evaluate_composition(loaded.task, benchmark, loaded.processor, plan)

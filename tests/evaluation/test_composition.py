@@ -229,6 +229,7 @@ def test_command(loaded: hub.LoadedModel, tmp_path: Path, capsys: pytest.Capture
         ([], "no DATA"),
         (["data", "--images", "folder"], "--benchmark NAME"),
         (["--benchmark", "scenes", "--cases", "0"], "1 or more"),
+        (["--benchmark", "scenes", "--cases", "1", "--answers", "cases.json"], ".jsonl or .csv"),
         (["data", "--benchmark", "vsr"], "winoground"),
     ],
 )
