@@ -98,6 +98,8 @@ def row(numbers: dict[str, float | str]) -> str:
     shown = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
     hours = seconds * 1000 / 3600
     million = f"{hours:.0f} hours" if hours < 48 else f"{hours / 24:.0f} days"
+    if hours < 2:
+        million = f"{60 * hours:.0f} minutes"
     return (
         f"| {numbers['name']} | {numbers['side']} | {float(numbers['parameters']):.1f} | "
         f"{float(numbers['memory']):.1f} | {shown} | {million} |"

@@ -27,9 +27,10 @@ def run(
 ) -> None:
     """Write the HTML page of a run, or one page that compares several.
 
-    One run: curves, metrics and settings, in RUN/report.html. Several: the settings that differ, last and best metrics,
-    steps, time and speed in one table, and curves over each other; runs that differ in their seed alone share a
-    column, with mean and standard deviation. A page that an earlier command wrote is replaced.
+    One run: curves, metrics, example queries on its validation data, and settings, in RUN/report.html. Several: the
+    settings that differ, last and best metrics, steps, time and speed in one table, and curves over each other; runs
+    that differ in their seed alone share a column, with mean and standard deviation. A page that an earlier command
+    wrote is replaced.
     """
     from dualfuse.report.comparison import PAGE, compare
     from dualfuse.report.demo.page import REPORT

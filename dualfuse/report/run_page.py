@@ -1,4 +1,4 @@
-"""The page of a run: its curves, its recipe and its skipped samples."""
+"""The page of a run: its curves, example queries, its skipped samples and its recipe."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from dualfuse.report.demo.page import REPORT, write_demo_page
 from dualfuse.report.demo.results import RESULTS, DemoResults, load_results
 from dualfuse.report.demo.starter_page import write_starter_page
 from dualfuse.report.demo.wording import duration
+from dualfuse.report.examples import example_queries
 from dualfuse.report.figures import Chart, Line
 from dualfuse.run_folder import FINAL, RECIPE
 from dualfuse.training.run_log import SKIPPED
@@ -75,6 +76,7 @@ def run_page(run: Path) -> str:
         f'<p class="note">{escape(str(run))}</p><div class="tiles">{"".join(tiles)}</div>',
         _training(logged),
         _validation(logged),
+        example_queries(run),
         _skipped(run),
         markup.section("Recipe", markup.pairs_table(tuple(flat(recipe)))),
     )

@@ -201,6 +201,32 @@ def test_report_of_a_run(setup: run.Setup, tmp_path: Path) -> None:
     assert "it is &lt;broken&gt;" in html and "12 times" in html
 
 
+def test_report_of_a_run_shows_example_queries(setup: run.Setup, tmp_path: Path) -> None:
+    """Texts of the six validation images; without the data the page says so, without validation it has no section."""
+    folder = tmp_path / "run"
+    shutil.copytree(setup.out / "pairs", folder)
+    html = report(folder).read_text(encoding="utf-8")
+    needs_nothing(html)
+    section = html.split("<h2>Example queries</h2>")[1].split("</section>")[0]
+    validation = Shards.open(setup.out / "data" / "val-*.tar")
+    joint = hub.load(setup.out / "pairs" / "final")
+    cosines = joint.similarity([sample.image for sample in validation], [s.texts[0] for s in validation])
+    for number, sample in enumerate(validation):
+        if len(sample.texts) > 1 or f"<b>{sample.texts[0]}</b>" not in section:
+            continue
+        card = section.split(f"<b>{sample.texts[0]}</b>")[1].split("</article>")[0]
+        assert f"rank {1 + int((cosines[:, number] > cosines[number, number]).sum())}<" in card
+        assert f"<span>{np.sort(cosines[:, number])[-1]:.3f}</span>" in card
+    assert 2 <= section.count("<article") <= 2 * EACH and "image/jpeg" in section
+    recipe = json.loads((folder / "recipe.json").read_text())
+    recipe["data"]["validation"] = str(tmp_path / "deleted-*.tar")
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert "deleted-*.tar" in report(folder).read_text(encoding="utf-8").split("<h2>Example queries</h2>")[1][:600]
+    recipe["data"]["validation"] = ""
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    assert "Example queries" not in report(folder).read_text(encoding="utf-8")
+
+
 def test_report_of_the_demo_needs_its_results_only(setup: run.Setup, tmp_path: Path) -> None:
     shutil.copyfile(setup.out / "results.json", tmp_path / "results.json")
     assert report(tmp_path).read_bytes() == (setup.out / "report.html").read_bytes()

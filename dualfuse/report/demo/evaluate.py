@@ -15,6 +15,7 @@ from torch import Tensor
 
 import dualfuse
 from dualfuse.data.image.image_file import image_suffix
+from dualfuse.data.loader import Samples
 from dualfuse.data.shards.shards import Shards
 from dualfuse.data.text.masking import word_positions
 from dualfuse.data.text.tokenizer import TextTransform
@@ -99,7 +100,7 @@ def _image(test: Shards, number: int) -> ImageResult:
 
 
 @torch.inference_mode()
-def queries(joint: LoadedModel, shards: Shards, plan: Plan) -> tuple[Query, ...]:
+def queries(joint: LoadedModel, shards: Samples, plan: Plan) -> tuple[Query, ...]:
     """Search ``shards`` for every caption, re-rank ``plan.rerank`` images, and draw examples with a fixed seed.
 
     Half of the examples are queries whose image came first after re-ranking, which 0 omits. Raises ``BrokenSample`` for
@@ -116,7 +117,7 @@ def queries(joint: LoadedModel, shards: Shards, plan: Plan) -> tuple[Query, ...]
         scores = joint.task.rerank_score(cosine, fused)
         after = reranked_ranks(before, index == owner[:, None], scores)
 
-    captions = [caption for sample in shards for caption in sample.texts]
+    captions = [caption for number in range(len(shards)) for caption in shards[number].texts]
     order = scores.argsort(dim=1, descending=True)
     return tuple(
         Query(

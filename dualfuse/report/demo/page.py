@@ -199,22 +199,21 @@ def _query_cards(results: DemoResults) -> str:
     )
 
 
-def query_cards(queries: Sequence[Query], images: Sequence[ImageResult], first_of: tuple[int, int]) -> list[str]:
+def query_cards(
+    queries: Sequence[Query], images: Sequence[ImageResult], first_of: tuple[int, int] | None = None
+) -> list[str]:
     """Return cards of queries, successes and failures under a heading each.
 
-    ``first_of`` are the numbers of captions whose image came first, and of all captions.
+    ``first_of`` are the numbers of captions whose image came first, and of all captions, for the headings.
     """
-    first, texts = first_of
+    found, missed = ("", "") if first_of is None else (f"of the {first_of[0]} ", f"of the {first_of[1] - first_of[0]} ")
     shown = {image.number: image for image in images}
     kinds = (
-        (f"the {first} captions whose image came first", [each for each in queries if not each.reranked_rank]),
-        (
-            f"the {texts - first} captions whose image did not come first",
-            [each for each in queries if each.reranked_rank],
-        ),
+        (f"{found}captions whose image came first", [each for each in queries if not each.reranked_rank]),
+        (f"{missed}captions whose image did not come first", [each for each in queries if each.reranked_rank]),
     )
     return [
-        f"<h3>{len(drawn)} of {kind}</h3>" + markup.grid([_query(query, shown) for query in drawn], "half")
+        f"<h3>{len(drawn)} {kind}</h3>" + markup.grid([_query(query, shown) for query in drawn], "half")
         for kind, drawn in kinds
         if drawn
     ]
