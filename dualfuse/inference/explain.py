@@ -19,12 +19,15 @@ from dualfuse.data.text.tokenizer import EncodedText, TextTransform
 from dualfuse.errors import DualfuseError
 from dualfuse.hub import LoadedModel
 from dualfuse.inference.attention_maps import Recorded, record_attention
+from dualfuse.inference.occlusion import occlusion_maps
 from dualfuse.inference.predict import ImageFile, read_inputs
+from dualfuse.inference.word_changes import explain_words
 from dualfuse.layers.attention_flow import AttentionFlow, relevance_sum, rollout
+from dualfuse.printable import percent
 from dualfuse.tasks.prediction import text_of
 from dualfuse.tasks.pretrain.fill_mask import MASK
 
-Method = Literal["gradient", "rollout"]
+Method = Literal["gradient", "rollout", "occlusion"]
 WHOLE = "(whole text)"
 COLUMNS, CELL = 6, 192
 HOT = (255, 90, 0)
@@ -52,13 +55,16 @@ def explain(
 
     "rollout" (Abnar and Zuidema 2020) follows attention through all layers, whatever the model answers; "gradient"
     (Chefer, Gur and Wolf 2021) weights attention by the gradient of the answer's logit, or of the ITM logit. Neither
-    proves what an answer depends on. Raises DualfuseError for a task that does not answer about an image and a text,
-    and for a model, tower or bridge that does not define ``attention_flow``.
+    proves what an answer depends on. "occlusion", for models that score pairs, dual encoders too, covers parts of the
+    image: see :func:`~dualfuse.inference.occlusion.occlusion_maps`. Raises DualfuseError for a task that does not
+    answer about an image and a text, and for a model, tower or bridge that does not define ``attention_flow``.
     """
     if MASK.search(text):
         raise DualfuseError(f"{text!r} has a [MASK]; explain needs a text without masks")
     task, processor, sample = model.task, model.processor, read_inputs(image, text)
     task.read_input(sample, processor)  # raises the errors of predict
+    if method == "occlusion":
+        return (_occlusion(model, sample.image, text_of(sample)),)
     encoded, rng = processor.text.encode(text_of(sample)), np.random.default_rng(0)
     images = [processor.image(pil_image, rng) for pil_image in (sample.image, *sample.other_images)]
     ids = torch.from_numpy(encoded.ids)[None].to(task.device)
@@ -79,6 +85,16 @@ def explain(
         pixels = to_pixels(pil_image, processor.image.preprocess.mean, processor.image.preprocess.std)
         explanations.append(Explanation(answer, labels, heat, pixels))
     return tuple(explanations)
+
+
+def _occlusion(model: LoadedModel, image: bytes, text: str) -> Explanation:
+    pixels = model.processor.image(image, np.random.default_rng(0))
+    words, heat = occlusion_maps(model, pixels, text)
+    preprocess = model.processor.image.preprocess
+    shown = to_pixels(pixels, preprocess.mean, preprocess.std)
+    has_probability = model.task.can_match or model.task.calibration is not None
+    answer = f"match {percent(explain_words(model, pixels, text).probability)}" if has_probability else "no probability"
+    return Explanation(answer, (WHOLE, *words), heat, shown)
 
 
 MapOf = Callable[[int, nn.Module], Tensor]
@@ -114,16 +130,25 @@ def _labelled(text: EncodedText, transform: TextTransform) -> tuple[tuple[str, .
     return (WHOLE, *(transform.decode(text.ids[group]).strip() for group in groups)), [[0], *groups]
 
 
-def heat_map_grid(explanations: Sequence[Explanation], heading: str = "") -> Image.Image:
+def heat_map_grid(explanations: Sequence[Explanation], heading: str = "", notes: Sequence[str] = ()) -> Image.Image:
     """Draw each image and one tile per word: grey, with a colour as strong as the word's heat.
 
-    Every tile has its own scale, from its coldest to its hottest patch.
+    Every tile has its own scale, from its coldest to its hottest patch. Below a word stands the one of the ``notes``
+    about its removal, such as "without red: 91 % to 34 %".
     """
     tiles = []
     for each in explanations:
         tiles.append(Tile(each.pixels, each.answer))
-        tiles += [Tile(heated(each.pixels, heat), word) for word, heat in zip(each.words, each.heat, strict=True)]
+        tiles += [
+            Tile(heated(each.pixels, heat), word, note=_note(word, notes))
+            for word, heat in zip(each.words, each.heat, strict=True)
+        ]
     return image_grid(tiles, columns=COLUMNS, cell=CELL, heading=heading)
+
+
+def _note(word: str, notes: Sequence[str]) -> str:
+    start = f"without {word}: "
+    return next((note.removeprefix(start) for note in notes if note.startswith(start)), "")
 
 
 def heated(pixels: np.ndarray, heat: Tensor) -> np.ndarray:
