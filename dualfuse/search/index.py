@@ -177,9 +177,12 @@ class Index:
         except (OSError, ValueError, KeyError):
             return ""
 
-    def fields(self, name: str) -> Metadata:
-        """Return the fields by which the owner of an image knows it; empty for an unknown name."""
-        return _kept(self._entries.get(name, {}), self.collection.are_files)
+    def fields(self, name: str, metadata: Metadata | None = None) -> Metadata:
+        """Return the fields by which the owner of an image knows it; empty for an unknown name.
+
+        ``metadata`` is that of its embedding; by default it is read from the store.
+        """
+        return _kept(self._entries.get(name, {}) if metadata is None else metadata, self.collection.are_files)
 
     @cached_property
     def _number_of(self) -> dict[str, int]:

@@ -8,15 +8,16 @@ from typing import Any
 from dualfuse.errors import DualfuseError
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.snapshot import Snapshot, image_id
-from dualfuse.search.stores.filters import Condition, Metadata, Value, fields, parse
+from dualfuse.search.stores.filters import Condition, Value, fields, parse
 
 
-def described(snapshot: Snapshot, name: str, kept: Metadata) -> dict[str, Any]:  # Any: JSON
-    """Return what an answer says about an image, as ``schemas.CollectionImage``; ``kept`` are its owner's fields.
+def described(snapshot: Snapshot, name: str) -> dict[str, Any]:  # Any: JSON
+    """Return what an answer says about an image, as ``schemas.CollectionImage``.
 
     Plain dictionaries: making and validating a model per hit took most of the time of a search.
     """
     size, changed = snapshot.size_and_time(name)
+    kept = snapshot.kept(name)
     return {
         "id": image_id(name),
         "name": _unicode(name),

@@ -115,7 +115,7 @@ class SearchAnswer(BaseModel):
     budget_exceeded: bool = Field(description="whether re-ranking stopped early, at the time budget")
     omitted: int = Field(0, description="hits below `min_probability`")
     truncated: bool = Field(description="whether the text was cut to the length that the model reads")
-    exact: bool
+    exact: bool = Field(description="whether no nearer image can be missing")
     timing: Timing
     index: IndexInfo
     model: str
@@ -295,7 +295,6 @@ class Info(BaseModel):
     model: str
     can_match: bool = Field(description="whether the model has a fusion encoder: rerank, match logits, explain")
     rerank: int = Field(description="candidates that fusion re-ranks if a search does not say")
-    exact: bool = Field(description="whether a search without a filter compares every embedding")
     index: IndexInfo
     limits: dict[str, float]
 

@@ -61,7 +61,8 @@ class Search:
             logger.info("search", extra={"query": text, "where": request.where})
         wanted = page.offset + request.top
         k = max(wanted + 1, page.rerank)
-        hits = await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))
+        nearest = await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))
+        hits = nearest.hits
         found, before = time.perf_counter(), {hit.name: rank for rank, hit in enumerate(hits)}
         deadline = started + engine.options.budget_ms / 1000 * (PATIENCE if request.cursor else 1)
         reranked = Reranked((), 0, 0, is_late=False)
@@ -73,7 +74,7 @@ class Search:
         folded = await self._fold(ordered, compute=request.collapse)
         while len(folded.hits) <= wanted and len(hits) == k and request.collapse and not request.min_probability:
             k *= MORE
-            hits = await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))
+            hits = (await engine.nearest.submit(Nearest(self.snapshot, embedding, k, where))).hits
             folded = await self._fold((*reranked.hits, *hits[page.rerank :]), compute=True)
         ended = time.perf_counter()
         shown = folded.hits[page.offset : wanted]
@@ -85,7 +86,7 @@ class Search:
             "budget_exceeded": reranked.is_late,
             "omitted": omitted,
             "truncated": bool(text) and engine.is_truncated(text),
-            "exact": self.snapshot.is_exact or where is not None,
+            "exact": nearest.exact,
             "timing": _timing(started, embedded, found, ended),
             "index": {"count": len(self.snapshot.index), "version": self.snapshot.version},
             "model": engine.name,
@@ -113,7 +114,7 @@ class Search:
         await self.snapshot.read_captions([hit.name for hit in hits], self.engine.read)
 
         def described_hit(hit: Hit, copies: Sequence[Hit]) -> dict[str, Any]:
-            image = described(self.snapshot, hit.name, hit.fields)
+            image = described(self.snapshot, hit.name)
             return image | {
                 "score": hit.score,
                 "cosine": hit.cosine,

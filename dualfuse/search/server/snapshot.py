@@ -60,14 +60,15 @@ class Snapshot:
             return None, None
         return int(size), int(changed) / 1e9
 
-    @cached_property
-    def is_exact(self) -> bool:
-        """Whether a search without a filter compares every embedding; a store that does not has ``is_exact`` False."""
-        return bool(getattr(self.index.store, "is_exact", True))
+    def nearest(self, embeddings: Tensor, k: int, where: Condition | None) -> tuple[list[tuple[Hit, ...]], bool]:
+        """Return the ``k`` nearest images to each of Q unit embeddings (Q, D), and whether none can be missing."""
+        found = self.index.store.search(embeddings.float().cpu(), k, where)
+        hits = [tuple(Hit(match.name, match.score, match.score) for match in matches) for matches in found]
+        return hits, bool(getattr(found, "exact", True))  # getattr: stores of third parties need not say so
 
-    def nearest(self, embeddings: Tensor, k: int, where: Condition | None) -> list[tuple[Hit, ...]]:
-        """Return the ``k`` nearest images to each of Q unit embeddings (Q, D), best first."""
-        return self.index.nearest(embeddings, k, where)
+    def kept(self, name: str) -> Metadata:
+        """Return the fields by which the owner of an image knows it."""
+        return self.index.fields(name, self.entries.get(name, {}))
 
     def stamp(self, name: str) -> str:
         """Return size and time of the last change of the file of an image: "BYTES-NANOSECONDS"."""

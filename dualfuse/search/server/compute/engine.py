@@ -43,6 +43,14 @@ class Nearest:
 
 
 @dataclass(frozen=True)
+class Found:
+    """The nearest images, best first, and whether none can be missing."""
+
+    hits: tuple[Hit, ...]
+    exact: bool
+
+
+@dataclass(frozen=True)
 class Reranked:
     """Hits in their new order, and how far re-ranking came."""
 
@@ -200,18 +208,18 @@ class Engine:
         return results
 
     @torch.inference_mode()
-    def _search(self, queries: Sequence[Nearest]) -> list[tuple[Hit, ...]]:
+    def _search(self, queries: Sequence[Nearest]) -> list[Found]:
         """Answer queries of one snapshot, filter and order of magnitude of k by one matrix product."""
         groups: dict[tuple[int, object, int], list[int]] = {}
         for number, query in enumerate(queries):
             groups.setdefault((id(query.snapshot), query.where, query.k.bit_length()), []).append(number)
-        results: list[tuple[Hit, ...]] = [()] * len(queries)
+        results = [Found((), exact=True)] * len(queries)
         for numbers in groups.values():
             some = [queries[number] for number in numbers]
             embeddings = torch.stack([each.embedding for each in some])
-            hits = some[0].snapshot.nearest(embeddings, max(each.k for each in some), some[0].where)
+            hits, exact = some[0].snapshot.nearest(embeddings, max(each.k for each in some), some[0].where)
             for number, query, each in zip(numbers, some, hits, strict=True):
-                results[number] = tuple(each[: query.k])
+                results[number] = Found(tuple(each[: query.k]), exact)
         return results
 
 

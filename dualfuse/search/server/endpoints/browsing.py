@@ -27,10 +27,7 @@ async def browse(body: schemas.BrowseRequest, service: ServiceDep) -> schemas.Br
     shown = names[page.offset : end]
     await snapshot.read_captions(shown, service.engine.read)
     return schemas.BrowseAnswer(
-        hits=[
-            schemas.CollectionImage.model_validate(described(snapshot, name, snapshot.index.fields(name)))
-            for name in shown
-        ],
+        hits=[schemas.CollectionImage.model_validate(described(snapshot, name)) for name in shown],
         cursor=page.at(end).encode() if len(names) > end and end < limits.depth else "",
         total=len(names),
         index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),

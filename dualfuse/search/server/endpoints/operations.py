@@ -49,7 +49,6 @@ async def info(service: ServiceDep) -> schemas.Info:
         model=engine.name,
         can_match=engine.loaded.task.can_match,
         rerank=service.options.rerank,
-        exact=snapshot.is_exact,
         index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),
         limits=asdict(service.options.limits),
     )
