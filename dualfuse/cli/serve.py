@@ -51,11 +51,15 @@ class Options:
     store: Annotated[
         str,
         arg(
-            metavar="MODULE:FUNCTION",
-            help="vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: "
-            "a file beside the images",
+            metavar="STORE",
+            help="exact, faiss, pgvector (the database of DATABASE_URL), postgresql://..., or MODULE:FUNCTION of a "
+            "plug-in: a function that opens the store of a model, given its fingerprint",
         ),
-    ] = ""
+    ] = "exact"
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8", "bits"],
+        arg(help="what exact and faiss scan first: fp32, fp16 and int8 have the same result, bits is approximate"),
+    ] = "fp32"
 
 
 def run(options: Flags[Options]) -> None:
@@ -68,6 +72,7 @@ def run(options: Flags[Options]) -> None:
     from dualfuse.convert.load import load
     from dualfuse.plugins import find
     from dualfuse.search.index import Index, fingerprint
+    from dualfuse.search.stores.options import DATABASE, KINDS, StoreOptions
 
     try:
         from dualfuse.search.server.http.logs import configure
@@ -79,8 +84,11 @@ def run(options: Flags[Options]) -> None:
     check_address(options.host, token)
     loaded = load(options.model, device=dist.device())
 
+    ships = options.store in KINDS or options.store.startswith(DATABASE)
+    shipped = StoreOptions(options.store, options.precision) if ships else None
+
     def build() -> Index:
-        store = find(options.store)(fingerprint(loaded)) if options.store else None
+        store = shipped or find(options.store)(fingerprint(loaded))
         return Index.build(loaded, options.images, store=store)
 
     settings = ServerOptions(

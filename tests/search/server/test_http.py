@@ -25,7 +25,9 @@ OPTIONS = ServerOptions(window_ms=1, budget_ms=60_000)
 @contextmanager
 def running(service: Service, options: ServerOptions = OPTIONS) -> Iterator[tuple[uvicorn.Server, int]]:
     service.options = options
-    config = uvicorn.Config(create_app(service), port=0, http=TimedProtocol, log_config=None, ws="none", timeout_keep_alive=1)
+    config = uvicorn.Config(
+        create_app(service), port=0, http=TimedProtocol, log_config=None, ws="none", timeout_keep_alive=1
+    )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
