@@ -30,6 +30,9 @@ test-page: .venv/.page ## run the tests of the page of dualfuse serve in Chromiu
 fuzz: .venv/.test ## search for files that break a reader: some minutes of random inputs
 	@HYPOTHESIS_PROFILE=minutes .venv/bin/python -m pytest -q tests/fuzz
 
+fuzz-serve: .venv/.test ## fuzz the search service: some minutes of hostile requests
+	@HYPOTHESIS_PROFILE=minutes .venv/bin/python -m pytest -q tests/fuzz/test_service.py
+
 check: .venv/.dev ## run all checks of a change, or some: make check STEPS="lint types"
 	@scripts/check $(STEPS)
 

@@ -35,7 +35,13 @@ class Options:
     token_file: Annotated[
         Path | None, arg(metavar="FILE", help="file with the secret that requests send as Authorization: Bearer SECRET")
     ] = None
-    rerank: Annotated[int, arg(help="candidates that fusion re-ranks, for text queries; 0: none")] = 0
+    rerank: Annotated[
+        int | None,
+        arg(
+            help="candidates that fusion re-ranks, for text queries; 0: none; by default as many as helped on the "
+            "validation set of the model, if they did"
+        ),
+    ] = None
     budget_ms: Annotated[float, arg(help="milliseconds after which re-ranking stops; the answer says so")] = 500.0
     window_ms: Annotated[float, arg(help="milliseconds that a request waits for others to share its batch")] = 3.0
     max_batch: Annotated[int, arg(help="requests of one batch; 1: no batching")] = 64

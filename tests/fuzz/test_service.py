@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,14 +47,18 @@ def app(root: Path) -> Callable[[], FastAPI]:
     data = Data(image_size=(32, 32), text_length=12, tokenizer=tokenizer(root / "words"))
     recipe = Recipe("tiny", replace(MODEL, drop_path=0.0), PairsConfig(), data)
     loaded = hub.load(hub.save(root / "model", recipe.task.build(recipe.model.build()), recipe))
-    service = create_service(loaded, lambda: Index.build(loaded, root / "images"), ServerOptions(window_ms=0), "tiny")
-    with TestClient(create_app(service), raise_server_exceptions=False) as client:
-        yield client
+
+    def made() -> FastAPI:
+        options = ServerOptions(window_ms=0)
+        return create_app(create_service(loaded, lambda: Index.build(loaded, root / "images"), options, "tiny"))
+
+    return made
 
 
 @pytest.fixture(scope="module")
-def api(client: TestClient):
-    return schemathesis.openapi.from_asgi("/openapi.json", client.app)
+def client(app: Callable[[], FastAPI]) -> Iterator[TestClient]:
+    with TestClient(app(), raise_server_exceptions=False) as client:
+        yield client
 
 
 def test_every_endpoint_answers_as_documented(app: Callable[[], FastAPI], root: Path) -> None:

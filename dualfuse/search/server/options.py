@@ -44,8 +44,9 @@ class ServerOptions:
     """Token that requests send as ``Authorization: Bearer TOKEN``; empty: none is asked for."""
     hosts: tuple[str, ...] = ()
     """Host names that requests may be addressed to; empty: any."""
-    rerank: int = 0
-    """Candidates that fusion re-ranks if a request does not say."""
+    rerank: int | None = 0
+    """Candidates that fusion re-ranks if a request does not say; None: as many as helped on the model's validation
+    set."""
     budget_ms: float = 500.0
     """Milliseconds after which re-ranking stops; the answer reports it."""
     window_ms: float = 3.0
@@ -64,11 +65,11 @@ class ServerOptions:
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        numbers = ("budget_ms", "window_ms", "query_cache_mb", "state_cache_mb", "rerank")
+        numbers = ("budget_ms", "window_ms", "query_cache_mb", "state_cache_mb")
         if negative := [name for name in numbers if not getattr(self, name) >= 0]:
             raise DualfuseError(f"{negative[0]} is {getattr(self, negative[0])}; give 0 or more")
-        if self.rerank > self.limits.rerank:
-            raise DualfuseError(f"rerank is {self.rerank}; re-rank at most {self.limits.rerank} candidates")
+        if self.rerank is not None and not 0 <= self.rerank <= self.limits.rerank:
+            raise DualfuseError(f"rerank is {self.rerank}; re-rank 0 to {self.limits.rerank} candidates")
         if not 1 <= self.max_batch <= MAX_BATCH or self.max_queue < 1:
             raise DualfuseError(
                 f"max_batch is {self.max_batch} and max_queue {self.max_queue}; give 1 to {MAX_BATCH}, and 1 or more"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import uvicorn
@@ -23,7 +24,10 @@ BACKLOG = 1024  # connections that wait to be accepted
 
 def create_service(loaded: LoadedModel, build: Callable[[], Index], options: ServerOptions, name: str) -> Service:
     """Build the index and return the service of a model; ``name`` is the model's in answers: no path."""
-    return Service(build(), options, rebuild=build, name=Path(name).name or "model")
+    index = build()
+    if options.rerank is None:
+        options = replace(options, rerank=min(index.default_rerank, options.limits.rerank))
+    return Service(index, options, rebuild=build, name=Path(name).name or "model")
 
 
 def serve(service: Service, host: str, port: int) -> None:

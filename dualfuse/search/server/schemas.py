@@ -83,7 +83,7 @@ class Hit(CollectionImage):
     score: float = Field(description="what hits are ordered by")
     cosine: float
     match: float | None = Field(None, description="match logit; null if the hit was not re-ranked")
-    probability: float | None = Field(None, description="match probability; null if the hit was not re-ranked")
+    probability: float | None = Field(None, description="of showing what the text describes; null if unknown")
     rank_before: int | None = Field(None, description="rank by the cosine alone, of a re-ranked hit")
     group: int | None = Field(None, description="hits with an equal number are near copies of each other")
     copies: int = Field(0, description="near copies that `collapse` folded into this hit")
@@ -294,6 +294,7 @@ class Info(BaseModel):
 
     model: str
     can_match: bool = Field(description="whether the model has a fusion encoder: rerank, match logits, explain")
+    calibrated: bool = Field(description="whether probabilities are calibrated, also those of hits without re-ranking")
     rerank: int = Field(description="candidates that fusion re-ranks if a search does not say")
     index: IndexInfo
     limits: dict[str, float]

@@ -70,7 +70,7 @@ class Search:
             reranked = await engine.rerank(self.snapshot, text, hits[: page.rerank], deadline)
         if reranked.is_late:
             engine.metrics.budget_exceeded.inc()
-        ordered, omitted = _probable(engine, (*reranked.hits, *hits[page.rerank :]), request.min_probability)
+        ordered, omitted = self._probable((*reranked.hits, *hits[page.rerank :]))
         folded = await self._fold(ordered, compute=request.collapse)
         while len(folded.hits) <= wanted and len(hits) == k and request.collapse and not request.min_probability:
             k *= MORE
@@ -98,6 +98,19 @@ class Search:
         query = digest(described.encode("utf-8", "surrogatepass") + self.upload)
         return continued(self.request.cursor, Page(0, self.snapshot.version, query, rerank), self.engine.options.limits)
 
+    def _probabilities(self, hits: Sequence[Hit]) -> list[float | None]:
+        request = self.request
+        others = (request.id, request.image, self.upload, request.without)
+        return self.engine.hit_probabilities(hits, is_text=bool(request.text.strip()) and not any(others))
+
+    def _probable(self, hits: Sequence[Hit]) -> tuple[Sequence[Hit], int]:
+        """Return the hits that are probable enough, and the number of those that are not."""
+        if not (minimum := self.request.min_probability):
+            return hits, 0
+        known = [(hit, each) for hit, each in zip(hits, self._probabilities(hits), strict=True) if each is not None]
+        kept = [hit for hit, probability in known if probability >= minimum]
+        return kept, len(known) - len(kept)
+
     async def _fold(self, hits: Sequence[Hit], *, compute: bool) -> Folded:
         """Find near copies among hits, and fold them if ``compute``; otherwise only what is known is reported."""
         first_of = await self.copies.representatives(self.snapshot, [hit.name for hit in hits], compute=compute)
@@ -113,13 +126,16 @@ class Search:
     async def _described(self, hits: Sequence[Hit], before: Mapping[str, int], folded: Folded) -> list[dict[str, Any]]:
         await self.snapshot.read_captions([hit.name for hit in hits], self.engine.read)
 
+        every = [*hits, *(copy for hit in hits for copy in folded.copies.get(hit.name, ()))]
+        probability = dict(zip((hit.name for hit in every), self._probabilities(every), strict=True))
+
         def described_hit(hit: Hit, copies: Sequence[Hit]) -> dict[str, Any]:
             image = described(self.snapshot, hit.name)
             return image | {
                 "score": hit.score,
                 "cosine": hit.cosine,
                 "match": hit.match,
-                "probability": None if hit.match is None else self.engine.probability(hit.match),
+                "probability": probability[hit.name],
                 "rank_before": None if hit.match is None else before.get(hit.name),
                 "group": folded.groups.get(hit.name),
                 "copies": len(copies),
@@ -167,24 +183,19 @@ async def _embedded(engine: Engine, snapshot: Snapshot, part: schemas.Part, para
 def _rerank(request: schemas.SearchRequest, engine: Engine, text: str) -> int:
     """Return how many hits the first page re-ranks."""
     can_match, limit = engine.loaded.task.can_match, engine.options.limits.rerank
-    rerank = engine.options.rerank if request.rerank is None else request.rerank
+    rerank = (engine.options.rerank or 0) if request.rerank is None else request.rerank
     if request.rerank is None and not (text and can_match):
         rerank = 0
-    if (rerank or request.min_probability) and not can_match:
-        raise Problem(
-            501, "this model has no fusion encoder: it cannot re-rank, and has no probability", param="rerank"
-        )
+    is_calibrated = engine.loaded.task.calibration is not None
+    if rerank and not can_match:
+        raise Problem(501, "this model has no fusion encoder, so it cannot re-rank", param="rerank")
+    if request.min_probability and not (can_match or is_calibrated):
+        raise Problem(501, "this model has no match probability: it is not calibrated", param="min_probability")
     if (rerank or request.min_probability) and not text:
         raise Problem(422, "only a text can be matched with images; add a text, or leave out rerank", param="rerank")
-    return max(rerank, min(request.top, limit)) if request.min_probability else rerank
-
-
-def _probable(engine: Engine, hits: Sequence[Hit], minimum: float) -> tuple[Sequence[Hit], int]:
-    if not minimum:
-        return hits, 0
-    matched = [(hit, hit.match) for hit in hits if hit.match is not None]
-    kept = [hit for hit, logit in matched if engine.probability(logit) >= minimum]
-    return kept, len(matched) - len(kept)
+    if request.min_probability and not is_calibrated:  # only fused hits have one
+        return max(rerank, min(request.top, limit))
+    return rerank
 
 
 def _timing(started: float, embedded: float, found: float, ended: float) -> dict[str, float]:

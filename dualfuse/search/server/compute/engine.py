@@ -116,9 +116,28 @@ class Engine:
         transform = self.loaded.processor.text
         return len(text.encode()) >= transform.length - 2 and transform.encode(text).truncated  # a token takes a byte
 
-    def probability(self, logit: float) -> float:
-        """Return the probability that a match logit stands for."""
-        return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))
+    @torch.inference_mode()
+    def hit_probabilities(self, hits: Sequence[Hit], *, is_text: bool) -> list[float | None]:
+        """Return the probability of each hit of showing what the query describes.
+
+        A calibrated model knows it for a query that is a text alone (``is_text``), also of hits that were not fused.
+        Otherwise it is the sigmoid of the match logit of a fused hit, as ITM trained it, and None for others.
+        """
+        task = self.loaded.task
+        if not is_text or task.calibration is None:
+            return [None if hit.match is None else _sigmoid(hit.match) for hit in hits]
+        cosine = torch.tensor([hit.cosine for hit in hits], dtype=torch.float32, device=task.device)
+        probabilities: list[float | None] = [None] * len(hits)
+        for fused in (False, True):
+            rows = [row for row, hit in enumerate(hits) if (hit.match is not None) == fused]
+            if not rows:
+                continue
+            logits = torch.tensor([hits[row].match for row in rows], device=task.device) if fused else None
+            found = task.hit_probability(cosine[rows], logits)
+            assert found is not None  # the model is calibrated
+            for row, probability in zip(rows, found.tolist(), strict=True):
+                probabilities[row] = probability
+        return probabilities
 
     async def rerank(self, snapshot: Snapshot, text: str, hits: Sequence[Hit], deadline: float) -> Reranked:
         """Order hits by fusion until ``deadline`` (of time.perf_counter); those that were not fused come after."""
@@ -226,3 +245,7 @@ class Engine:
 @torch.inference_mode()
 def _combined(task: Any, cosine: Tensor, match: Tensor) -> list[float]:  # Any: a task that can match
     return task.rerank_score(cosine.to(task.device), match.to(task.device)).tolist()
+
+
+def _sigmoid(logit: float) -> float:
+    return 1 / (1 + math.exp(-max(-60.0, min(60.0, logit))))

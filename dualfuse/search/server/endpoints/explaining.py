@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import re
 from collections.abc import Sequence
@@ -41,8 +42,11 @@ async def explain_pair(body: schemas.ExplainRequest, service: ServiceDep) -> sch
     without = without_words(text, explanation.words[1:]) if body.deletions else []
     texts = [text, *(each for each in without if each)]
     logits = await match_logits(engine, [(image, each) for each in texts])
+    embedding = await engine.embed_image(image.data)
+    cosines = [float(embedding @ each) for each in await asyncio.gather(*map(engine.embed_text, texts))]
     probabilities = {
-        each: None if logit is None else engine.probability(logit) for each, logit in zip(texts, logits, strict=True)
+        each: engine.loaded.probability(cosine, logit)
+        for each, cosine, logit in zip(texts, cosines, logits, strict=True)
     }
     words = [
         schemas.WordMap(word=word, map=_scaled(heat), probability_without=probabilities.get(shorter))

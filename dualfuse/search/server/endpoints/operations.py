@@ -48,7 +48,8 @@ async def info(service: ServiceDep) -> schemas.Info:
     return schemas.Info(
         model=engine.name,
         can_match=engine.loaded.task.can_match,
-        rerank=service.options.rerank,
+        calibrated=engine.loaded.task.calibration is not None,
+        rerank=service.options.rerank or 0,
         index=schemas.IndexInfo(count=len(snapshot.index), version=snapshot.version),
         limits=asdict(service.options.limits),
     )

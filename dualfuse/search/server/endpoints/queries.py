@@ -70,9 +70,7 @@ async def match(body: schemas.MatchRequest, service: ServiceDep) -> schemas.Matc
     cosines = [float(image @ text) for image, text in zip(image_embeddings, text_embeddings, strict=True)]
     return schemas.MatchAnswer(
         pairs=[
-            schemas.PairScore(
-                cosine=cosine, match=logit, probability=None if logit is None else engine.probability(logit)
-            )
+            schemas.PairScore(cosine=cosine, match=logit, probability=engine.loaded.probability(cosine, logit))
             for cosine, logit in zip(cosines, logits, strict=True)
         ],
         model=engine.name,
