@@ -36,9 +36,9 @@ def main(arguments: Sequence[str]) -> int:
     file, steps, *modules = arguments
     try:
         plugins.load(modules)
-        print(json.dumps(measured(hub.recipe_from_file(Path(file)), int(steps))))
+        sys.stdout.write(json.dumps(measured(hub.recipe_from_file(Path(file)), int(steps))) + "\n")
     except DualfuseError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")  # for the parent, which makes it printable
         return 2
     return 0
 

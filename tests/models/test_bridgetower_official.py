@@ -172,15 +172,15 @@ def test_itc_and_hard_negatives(form: str, image_id: Tensor) -> None:
     positives = find_positives(pairs["image_id"], pairs["text_id"])
     [similar] = made.similarities(image, text)
     same(f"{form}.itc_loss", itc_loss(similar, positives))
-    pairs_of_itm, has_negative = made.itm_batch(pairs, image, text, similar, positives)
+    pairs_of_itm, targets = made.itm_batch(pairs, image, text, similar, positives)
     negative_image, negative_text = OUTPUTS[f"{form}.negative_image_of_text"], OUTPUTS[f"{form}.negative_text_of_image"]
     _, (_, images), (texts, _) = pairs_of_itm
     assert torch.equal(images.states[0], image.take(negative_image).states[0])
     assert torch.equal(texts.states[0], text.take(negative_text).states[0])
     fused, _ = made.fuse(pairs_of_itm, pairs["positions"][:0])
     same(f"{form}.itm_logits", made.itm_head(fused))
-    assert has_negative.all()
-    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(pairs_of_itm[0][0]) + [0] * len(has_negative)
+    assert targets.has_negative.all()
+    assert OUTPUTS[f"{form}.itm_labels"].tolist() == [1] * len(pairs_of_itm[0][0]) + [0] * len(targets.has_negative)
 
     output = made(pairs)
     same(f"{form}.itc_loss", output.log["loss/itc"])

@@ -36,7 +36,7 @@ def blind_flow(model: VLMo, flow: Any, text: Tensor, image: Tensor) -> tuple[Ten
 
 
 BROKEN: dict[str, tuple[ModelConfig, dict[str, Any], str]] = {
-    "width": (VLMO, {"encode": lambda model, tokens: VLMo.encode(model, tokens)[:, :-1]}, r"\(B, width\)"),
+    "width": (VLMO, {"encode": lambda model, tokens: VLMo.encode(model, tokens)[:, :-1]}, "encode_widths"),
     "mask": (
         VLMO,
         {"embed_text": lambda m, ids, mask: without_padding(VLMo.embed_text(m, ids, mask))},

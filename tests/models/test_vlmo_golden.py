@@ -15,7 +15,6 @@ from dualfuse.layers.embeddings import resize_positions
 from dualfuse.layers.relative_bias import joint_index
 from dualfuse.losses.hard_negatives import sample_negatives
 from dualfuse.losses.itc import find_positives, itc_loss
-from dualfuse.losses.itm import itm_loss
 from dualfuse.models.base import Tokens
 from dualfuse.models.vlmo import InitConfig, VLMoConfig
 from dualfuse.tasks.pretrain.pair_batch import mlm_positions
@@ -188,11 +187,11 @@ def test_itc_and_hard_negatives(golden: Golden) -> None:
     assert drawn.tolist() == golden.outputs["itm.neg_image_index"].tolist()
     drawn = sample_negatives(plain.image_to_text, ~positive, zero)[0]
     assert drawn.tolist() == golden.outputs["itm.neg_text_index"].tolist()
-    pairs, has_negative = task.itm_batch(batch, image, text, plain, positives)
+    pairs, targets = task.itm_batch(batch, image, text, plain, positives)
     pooled, _ = task.fuse(pairs, batch["positions"])
     golden.check("itm.logits", task.itm_head(pooled))
-    assert golden.outputs["itm.labels"].tolist() == [1] * len(pairs[0][0]) + [0] * len(has_negative)
-    golden.check("itm.loss", itm_loss(task.itm_head(pooled).float(), has_negative))
+    assert golden.outputs["itm.labels"].tolist() == [1] * len(pairs[0][0]) + [0] * len(targets.has_negative)
+    golden.check("itm.loss", targets.loss(task.itm_head(pooled).float())[0])
     head = golden.task.match_logit(image, text)
     assert_close(head, golden.outputs["itm.logits"][:4] @ torch.tensor([-1.0, 1.0]), atol=2.5e-6, rtol=2.5e-6)
 

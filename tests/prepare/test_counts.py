@@ -63,6 +63,21 @@ def captions(root: Path, defects: Sequence[str]) -> Made:
     return root / "captions_x.json", ONE, len(images) + 1 + defects.count("bad")
 
 
+def nocaps(root: Path, defects: Sequence[str]) -> Made:
+    source, options, expected = captions(root, defects)
+    return source.rename(root / "nocaps_val_4500_captions.json"), options, expected
+
+
+def cifar(root: Path, defects: Sequence[str]) -> Made:
+    """In the binary version: an image is raw pixels, so only its label can be wrong."""
+    records = [bytes([0, 9 if defect == "bad" else number % 2]) for number, defect in enumerate(defects)]
+    pixels = [bytes([number] * 3072) for number in range(len(records))]
+    (root / "train.bin").write_bytes(b"".join(a + b for a, b in zip(records, pixels, strict=True)))
+    (root / "test.bin").write_bytes(bytes(2 + 3072))
+    (root / "fine_label_names.txt").write_text("apple\nbaby\n")
+    return root, ONE, len(records) + 1
+
+
 def karpathy(root: Path, defects: Sequence[str]) -> Made:
     entries = [
         {"filename": f"{n}.png", "split": "val", "sentences": [{"raw": image(root, f"{n}.png", d)}]}
@@ -193,7 +208,7 @@ Maker = Callable[[Path, Sequence[str]], Made]
 SOURCES: tuple[tuple[str, Maker], ...] = (
     ("folder", folder), ("table", table), ("table", labelled), ("captions", captions), ("karpathy", karpathy),
     ("tar", tar), ("folder", classes), ("label-maps", label_maps), ("easy-vqa", easy_vqa),
-    ("visual-genome-regions", regions),
+    ("visual-genome-regions", regions), ("nocaps", nocaps), ("cifar", cifar),
 )  # fmt: skip
 QUESTION_SOURCES: tuple[tuple[str, Maker], ...] = (
     ("vqav2", vqav2), ("visual-genome", visual_genome), ("nlvr2", nlvr2), ("snli-ve", snli_ve),

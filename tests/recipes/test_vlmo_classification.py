@@ -109,6 +109,7 @@ def small(tmp_path: Path) -> Recipe:
     )
 
 
+@pytest.mark.slow
 def test_small_recipe_learns_classes(small: Recipe, tmp_path: Path) -> None:
     train([small], tmp_path / "run")
     last = read_log(tmp_path / "run")[-1]

@@ -162,6 +162,7 @@ for place in sys.argv[2:]:
 """
 
 
+@pytest.mark.slow
 def test_kill_at_any_moment_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
     places = ("model", "optimizer", "state", "replace", "remove")
     subprocess.run([sys.executable, "-c", KILLED, str(tmp_path), *places], check=True)

@@ -105,6 +105,7 @@ def test_two_sharded_processes_equal_one_and_resume(steady: Recipe, alone: Path,
     assert_same(again, sharded, atol=0.0)
 
 
+@pytest.mark.slow
 def test_sharded_parts_of_all_kinds(steady: Recipe, tmp_path: Path) -> None:
     """Frozen weights, accumulated gradients, the released optimiser, a validation, and one process that goes on."""
     data = steady.data.train[0]
@@ -129,6 +130,7 @@ def test_bf16_trains_near_float32_and_saves_float32(steady: Recipe, alone: Path,
         assert here["loss"] != there["loss"]
 
 
+@pytest.mark.slow
 def test_kill_during_a_checkpoint_resumes_from_the_one_before(steady: Recipe, alone: Path, tmp_path: Path) -> None:
     """In the background of step 4, when all parts are on disk but it does not bear its name yet."""
 

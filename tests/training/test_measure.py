@@ -34,6 +34,7 @@ def test_steps_report_memory_speed_and_the_trained_parameters(tmp_path: Path) ->
     assert "stored_samples_per_second" not in numbers  # one tower is trained
 
 
+@pytest.mark.slow
 def test_the_command_runs_every_size_in_a_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = _recipe(tmp_path)
     (result,) = measure.measure(replace(recipe, data=replace(recipe.data, train=())), [2], 1)

@@ -47,6 +47,7 @@ def test_signal_of_a_scheduler_stops_with_its_exit_code(
     assert checkpoint.latest(tmp_path / "checkpoints") == tmp_path / "checkpoints" / f"step-{last:08d}"
 
 
+@pytest.mark.slow
 def test_closed_terminal_does_not_end_a_run(tmp_path: Path) -> None:
     """As after ssh: SIGHUP to all its processes, and no terminal to write to; SIGTERM stops it as before."""
     command = [sys.executable, "-m", "dualfuse", "train", "ten-seconds", "--out", str(tmp_path), "--run.steps", "5000"]

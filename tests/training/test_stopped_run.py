@@ -84,6 +84,7 @@ def test_full_disk_costs_the_last_model_only(tiny: Recipe, tmp_path: Path, monke
     assert names(tmp_path / "checkpoints") == {"step-00000005", "step-00000007"}
 
 
+@pytest.mark.slow
 def test_two_sharded_processes_leave_gathered_weights(tiny: Recipe, tmp_path: Path) -> None:
     """And the sharded checkpoint is a model for evaluation, export and a new start on one process."""
     sharded, out = changed(tiny, fsdp=True), tmp_path / "out"

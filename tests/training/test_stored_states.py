@@ -78,6 +78,7 @@ def test_a_second_run_does_not_use_the_image_tower(tmp_path: Path) -> None:
     loop.train((recipe,), tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_states_and_a_run_resumes_bitwise(tmp_path: Path, cache: Path) -> None:
     recipe = _recipe(tmp_path)
     assert start(2, lambda: print(loop.train((recipe,), tmp_path / "together"))) == [
