@@ -1,8 +1,8 @@
-// A map of patches, drawn over the image of the details.
+// A map of patches, drawn over the image of the details: what a word does not look at is darkened, in any colours.
 
 import { $ } from "./dom.js";
 
-const COLOR = [255, 84, 0], STRONGEST = 225;
+const COLOR = [8, 10, 20], DARKEST = 180;
 let shown = null;
 
 export function clear() {
@@ -23,7 +23,7 @@ function draw() {
   place(canvas, image);
   const small = new OffscreenCanvas(map[0].length, map.length), paint = small.getContext("2d");
   const pixels = paint.createImageData(small.width, small.height);
-  map.flat().forEach((value, at) => pixels.data.set([...COLOR, Math.round(STRONGEST * value ** 1.3)], 4 * at));
+  map.flat().forEach((value, at) => pixels.data.set([...COLOR, Math.round(DARKEST * (1 - value) ** 1.2)], 4 * at));
   paint.putImageData(pixels, 0, 0);
   const target = canvas.getContext("2d");
   target.imageSmoothingQuality = "high";
@@ -36,7 +36,8 @@ function draw() {
 // Covers the image itself, which is centred in its box.
 function place(canvas, image) {
   const box = image.getBoundingClientRect(), stage = canvas.parentElement.getBoundingClientRect();
-  const scale = Math.min(box.width / image.naturalWidth, box.height / image.naturalHeight);
+  const padding = 2 * parseFloat(getComputedStyle(image).paddingLeft);
+  const scale = Math.min((box.width - padding) / image.naturalWidth, (box.height - padding) / image.naturalHeight);
   const width = image.naturalWidth * scale, height = image.naturalHeight * scale;
   canvas.style.left = `${box.left - stage.left + (box.width - width) / 2}px`;
   canvas.style.top = `${box.top - stage.top + (box.height - height) / 2}px`;

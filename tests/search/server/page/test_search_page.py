@@ -213,6 +213,9 @@ def test_details_show_a_map_per_word_and_lead_on(search: SearchPage) -> None:
     words = page.locator("#words button")
     expect(words).to_have_count(4)
     expect(page.locator("#heat")).to_be_visible()
+    canvas, stage = page.locator("#heat").bounding_box(), page.locator("#details-image").bounding_box()
+    assert canvas and stage and canvas["width"] == pytest.approx(canvas["height"], abs=1)  # as the image
+    assert canvas["width"] == pytest.approx(min(stage["width"], stage["height"]) - 36, abs=1)  # inside of the padding
     drawn = "() => document.getElementById('heat').toDataURL()"
     everything = page.evaluate(drawn)
     words.filter(has_text="dog").hover()
