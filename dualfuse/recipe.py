@@ -231,6 +231,23 @@ class Towers:
 
 
 @dataclass(frozen=True)
+class Mining:
+    """Hard negatives from the whole training set: similar samples meet in one batch, for ITC and ITM."""
+
+    group: int = 0
+    """Samples of a batch that are neighbors of each other by the dual encoder; 0: batches are random."""
+    neighbors: int = 50
+    """Nearest samples of each from which groups are filled."""
+    refresh_epochs: float = 1.0
+    """Epochs between two searches for neighbors; 0: only one, at the first step, as for a dual encoder that is not
+    trained. An epoch in which neighbors change may repeat samples."""
+
+    def __post_init__(self) -> None:
+        """Validate the ranges of numbers."""
+        check_numbers(self, positive=("neighbors",), not_negative=("group", "refresh_epochs"))
+
+
+@dataclass(frozen=True)
 class Recipe(Generic[Model, Learning]):
     """Everything one training run needs; saved with its checkpoints."""
 
@@ -254,6 +271,7 @@ class Recipe(Generic[Model, Learning]):
     """Patterns of the names of trainable parameters, each with at least one match; all others are frozen. Empty: train
     all parameters."""
     towers: Towers = field(default_factory=Towers)
+    mining: Mining = field(default_factory=Mining)
 
     def __post_init__(self) -> None:
         """Validate the types of all values, and that copied experts have a source."""

@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
+from dualfuse.data.neighbors import Neighbors
 from dualfuse.errors import DualfuseError
 
 WINDOW = 4  # blocks shuffled together: few enough for the page cache, enough to mix neighbours
@@ -36,9 +37,18 @@ class MixtureSampler:
     """
 
     def __init__(
-        self, lengths: tuple[int, ...], batch_size: int, seed: int, weights: tuple[float, ...] = (), block: int = 0
+        self,
+        lengths: tuple[int, ...],
+        batch_size: int,
+        seed: int,
+        weights: tuple[float, ...] = (),
+        block: int = 0,
+        neighbors: Neighbors | None = None,
     ) -> None:
-        """``lengths`` are the numbers of samples of the sets, ``batch_size`` the samples per step on all ranks."""
+        """``lengths`` are the numbers of samples of the sets, ``batch_size`` the samples per step on all ranks.
+
+        With ``neighbors``, which exclude ``weights``, the permutation of an epoch is one of groups of neighbors.
+        """
         if not lengths or min(lengths) < 1:
             raise DualfuseError(f"the sets have {lengths} samples; at least one set, and one sample in each, is needed")
         if batch_size < 1 or seed < 0 or block < 0:
@@ -53,7 +63,7 @@ class MixtureSampler:
             )
         self.lengths, self.batch_size, self.seed = lengths, batch_size, seed
         self._weights = tuple(map(Fraction, weights))
-        self._block = block
+        self._block, self._neighbors = block, neighbors
         self._epochs: dict[int, tuple[int, np.ndarray]] = {}
 
     def draws(self, step: int) -> tuple[Draw, ...]:
@@ -95,7 +105,8 @@ class MixtureSampler:
         """Return the permutation (length,) of one epoch; the last one of each stream is cached."""
         if stream not in self._epochs or self._epochs[stream][0] != epoch:
             rng = np.random.default_rng((EPOCH, self.seed, stream, epoch))
-            self._epochs[stream] = epoch, _permutation(length, self._block, rng)
+            order = _permutation(length, self._block, rng)
+            self._epochs[stream] = epoch, order if self._neighbors is None else self._neighbors.regroup(order, rng)
         return self._epochs[stream][1]
 
 

@@ -16,6 +16,7 @@ from dualfuse import distributed as dist
 from dualfuse.data.caption_dataset import CaptionDataset
 from dualfuse.data.loader import Example, LoadedBatch, SampleReader, batch_positions, training_batches
 from dualfuse.data.map_dataset import MapDataset
+from dualfuse.data.neighbors import Neighbors
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
 from dualfuse.data.sampler import MixtureSampler
@@ -28,10 +29,13 @@ from dualfuse.tasks.base import Batch
 logger = logging.getLogger(__name__)
 
 
-def training_dataloader(recipe: Recipe, *, start: int, processor: Processor | None = None) -> Iterator[LoadedBatch]:
+def training_dataloader(
+    recipe: Recipe, *, start: int, processor: Processor | None = None, neighbors: Neighbors | None = None
+) -> Iterator[LoadedBatch]:
     """Yield the micro-batches of this process from step ``start`` on, read by ``processor`` (None: the recipe's).
 
-    Raises ``DualfuseError`` at once if a set cannot be read, or if the batch size cannot be divided.
+    With ``neighbors`` of all samples, batches consist of groups of neighbors. Raises ``DualfuseError`` at once if a set
+    cannot be read, or if the batch size cannot be divided.
     """
     data, run = recipe.data, recipe.run
     if not data.train:
@@ -39,7 +43,7 @@ def training_dataloader(recipe: Recipe, *, start: int, processor: Processor | No
     sets = training_sets(recipe)
     return training_batches(
         SampleReader(sets, partial(read_example, recipe, processor or data.processor()), run.seed),
-        _order(recipe, sets),
+        _order(recipe, sets, neighbors),
         partial(collate, recipe),
         start=start,
         rank=dist.rank(),
@@ -58,10 +62,10 @@ def limit_threads(num_workers: int) -> None:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) - num_workers))
 
 
-def keys_at(recipe: Recipe, step: int) -> tuple[str, ...]:
-    """Return the keys of the samples of this process at the 0-based ``step``."""
+def keys_at(recipe: Recipe, step: int, neighbors: Neighbors | None = None) -> tuple[str, ...]:
+    """Return the keys of the samples of this process at the 0-based ``step``, which was drawn with ``neighbors``."""
     sets = training_sets(recipe)
-    draws = _order(recipe, sets).draws(step)
+    draws = _order(recipe, sets, neighbors).draws(step)
     parts = batch_positions(recipe.data.batch_size, dist.rank(), dist.world_size(), recipe.run.micro_batch)
     return tuple(sets[draws[place].source].key(draws[place].index) for part in parts for place in part)
 
@@ -122,11 +126,10 @@ def _report_captions(recipe: Recipe) -> None:
             logger.info("%s: %s captions of %s images%s%s", source, f"{len(captions):,}", f"{images:,}", share, without)
 
 
-def _order(recipe: Recipe, sets: tuple[MapDataset, ...]) -> MixtureSampler:
-    data = recipe.data
-    lengths = tuple(map(len, sets))
+def _order(recipe: Recipe, sets: tuple[MapDataset, ...], neighbors: Neighbors | None = None) -> MixtureSampler:
+    data, lengths = recipe.data, tuple(map(len, sets))
     return MixtureSampler(
-        lengths, batch_size=data.batch_size, seed=recipe.run.seed, weights=data.weights, block=data.shuffle_block
+        lengths, data.batch_size, recipe.run.seed, weights=data.weights, block=data.shuffle_block, neighbors=neighbors
     )
 
 

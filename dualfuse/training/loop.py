@@ -31,12 +31,10 @@ from dualfuse.training.best_model import check_best, keep_best, new_comparison
 from dualfuse.training.calibrate_run import calibrate_run
 from dualfuse.training.dataloader import (
     check_data,
-    keys_at,
     limit_threads,
     micro_steps,
     open_sets,
     probe_batch,
-    training_dataloader,
 )
 from dualfuse.training.epochs import with_steps
 from dualfuse.training.freeze import check_depends, freeze, freeze_unused, has_fixed_graph, report_trainable
@@ -44,6 +42,7 @@ from dualfuse.training.host_state import host_state
 from dualfuse.training.init_from import check_init_from, init_from
 from dualfuse.training.label_names import with_labels
 from dualfuse.training.memory import keep_big_blocks, uncompiled, wrap_blocks
+from dualfuse.training.mining import check_mining, keys_of_step, mined_dataloader
 from dualfuse.training.nonfinite import NonfiniteGuard
 from dualfuse.training.optim import build_optimizer, clip_grad_norm, learning_rate, set_learning_rate
 from dualfuse.training.prefetch import prefetch
@@ -122,6 +121,7 @@ def _check(recipe: Recipe, stages: Sequence[Recipe], out: Path) -> None:
     """Raise ``DualfuseError`` for what would fail later, possibly after the hours of an earlier stage."""
     check_best(recipe)
     check_towers(recipe)
+    check_mining(recipe)
     check_data(recipe)
     note_differences(recipe)
     check_folder(out)
@@ -161,7 +161,7 @@ def _run(recipe: Recipe, out: Path, start: str, device: torch.device) -> None:
     state = TrainState(recipe, out, task, optimizer, step, best, sharded, extra.get(STATE))
     processor = use_stored_states(task, recipe)
     if not ends_early and not best.is_exhausted(recipe.run, step):
-        stream = prefetch(training_dataloader(recipe, start=step, processor=processor), device)
+        stream = prefetch(mined_dataloader(task, recipe, out, start=step, processor=processor), device)
         fit(state, dist.wrap(task, device, fixed_graph=is_fixed), stream)
     state.settle()
     state.finish()
@@ -194,7 +194,7 @@ def fit(state: TrainState, forward: nn.Module, stream: Iterator[LoadedBatch]) ->
         Log(state.out, steps=run.steps, start=state.step, trackers=trackers, state=state.log) as log,
         stop_requested() as stop,
     ):
-        guard = NonfiniteGuard(run.on_nonfinite, partial(keys_at, recipe), log, skipped_log)
+        guard = NonfiniteGuard(run.on_nonfinite, partial(keys_of_step, recipe, state.out), log, skipped_log)
         while state.step < run.steps:
             rate = train_step(state, forward, islice(stream, micro_steps(recipe)), guard, log, skipped_log)
             stopping = dist.all_reduce_max(stop.signal_number)

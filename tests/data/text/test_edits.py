@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dualfuse.data.text.edits import EDIT_KINDS, Caption, EditKind, false_edits, same_meaning
+from dualfuse.data.text.word_classes import NUMBERS
 
 
 def all_edits(caption: str, kind: EditKind, *captions: str) -> set[str]:
@@ -43,8 +44,7 @@ def test_colors_numbers_and_nouns_are_exchanged_or_replaced_by_their_own_class()
     assert {"a blue car behind a red bus", "an orange car behind a blue bus"} <= colors
     assert all_edits("a red car and a blue car", "color").isdisjoint({"a blue car and a red car"})  # which is as true
     assert not {edit for edit in colors if "a orange" in edit}
-    numbers = ["three", "four", "five", "six", "seven", "eight", "nine", "ten"]
-    assert all_edits("two dogs", "number") <= {f"{n} dogs" for n in numbers}
+    assert {"three dogs", "ten dogs"} <= all_edits("two dogs", "number") <= {f"{number} dogs" for number in NUMBERS}
     assert all(
         (edit.startswith("two ") and edit.endswith("s")) or "sheep" in edit for edit in all_edits("two cats", "noun")
     )
