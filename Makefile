@@ -1,4 +1,4 @@
-.PHONY: help demo demo-scratch test test-slow test-faults test-device test-page fuzz check bench sbom wheel
+.PHONY: help demo demo-scratch test test-slow test-faults test-device test-page fuzz fuzz-serve check bench sbom wheel
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
