@@ -44,7 +44,7 @@ function showScores(hit) {
 }
 
 function showFields(hit) {
-  const rows = [["Name", hit.name], ...Object.entries(hit.fields ?? {})];
+  const rows = [["Name", hit.name], ...Object.entries(hit.fields ?? {}).filter(([, value]) => value !== null)];
   if (typeof hit.size === "number") rows.push(["Size", bytes(hit.size)]);
   if (typeof hit.time === "number") rows.push(["Changed", new Date(1000 * hit.time).toLocaleString()]);
   $("fields").tBodies[0].replaceChildren(...rows.map(([name, value]) =>

@@ -6,6 +6,8 @@ import csv
 import io
 import json
 import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,14 @@ from tiny import png_image
 
 pytest.importorskip("playwright", reason="make test-page installs it")
 
-from playwright.sync_api import Route, expect
+from playwright.sync_api import Browser, Route, expect
 from search_page import SearchPage, is_search, request_of
+
+from dualfuse.data.sample import Sample
+from dualfuse.hub import LoadedModel
+from dualfuse.prepare.shard_writer import write_shards
+
+Serve = Callable[..., AbstractContextManager[str]]
 
 
 def test_words_are_searched_while_typing_and_re_ranked_on_enter(search: SearchPage) -> None:
@@ -279,3 +287,31 @@ def test_cells_of_a_table_are_never_formulas(search: SearchPage) -> None:
     (row,) = csv.DictReader(table.splitlines())
     assert (row["id"], row["name"], row["caption"], row["sku"]) == ("0", "'@SUM(A1)", "' \t+1", "'=1+1")
     assert (row["note"], row["price"]) == ('a "b", c', "-3")
+
+
+def test_columns_of_the_owner_are_filters_fields_and_cells(
+    browser: Browser, loaded: LoadedModel, serve: Serve, tmp_path: Path
+) -> None:
+    keep = [{"sku": f"=A{number % 2}", "price": 10.0 * number} for number in range(6)]
+    write_shards([Sample(f"{n}", png_image(n, 48), ("a dog",), {"keep": keep[n]}) for n in range(6)], tmp_path, "shop")
+    with serve(loaded, tmp_path) as address:
+        page = browser.new_page()
+        search = SearchPage(page, address).open("?q=a+dog&anyway=1")
+        page.locator("[data-field=price] summary").click()
+        page.get_by_label("Price from").fill("15")
+        page.get_by_label("Price to").fill("40")
+        page.get_by_label("Price to").blur()
+        expect(search.cards).to_have_count(3)
+        page.locator("[data-field=sku] summary").click()
+        page.locator("[data-field=sku]").get_by_label("=A0").check()
+        expect(search.cards).to_have_count(2)
+        expect(page.locator("[data-field=size]")).to_have_count(0)  # of a tar file, not of an image
+        search.cards.first.locator(".open").click()
+        expect(page.locator("#fields")).to_contain_text("=A0")
+        page.keyboard.press("x")
+        page.keyboard.press("Escape")
+        with page.expect_download() as download:
+            page.locator("#as-csv").click()
+        (row,) = csv.DictReader(download.value.path().read_text().splitlines())
+        assert row["sku"] == "'=A0" and float(row["price"]) in (20, 40)
+        page.close()
