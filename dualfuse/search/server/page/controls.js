@@ -4,7 +4,7 @@ import { thumbnailUrl } from "./api.js";
 import { $, cross, element, number } from "./dom.js";
 import { chips } from "./filters.js";
 import * as marked from "./marked.js";
-import { splitText, withoutNegative } from "./query.js";
+import { hasProbability, splitText, withoutNegative } from "./query.js";
 import * as uploads from "./uploads.js";
 
 let filters = [], shownImage = "";
@@ -18,14 +18,14 @@ export function setFields(fields, onChange, onClear) {
 
 // `does` has change(changes) of the state, and lookAtImage() of the query.
 export function render(state, info, does) {
-  const { text, negative } = splitText(state.text), canSure = info.can_match && Boolean(text);
+  const { text, negative } = splitText(state.text);
   if ($("text").value !== state.text) $("text").value = state.text;
   for (const each of filters) each.update(state.where[each.name]);
   if ($("no-filters")) $("no-filters").hidden = !Object.keys(state.where).length;
   $("rerank").checked = state.rerank;
-  $("rerank-switch").hidden = !canSure;
+  $("rerank-switch").hidden = !(info.can_match && text);
   $("fold").checked = state.fold;
-  $("probability-slider").hidden = !canSure;
+  $("probability-slider").hidden = !hasProbability(state, info);
   renderSure(state.sure);
   renderImage(state, does);
   renderNegatives(state, negative, does);

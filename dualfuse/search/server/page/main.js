@@ -7,7 +7,7 @@ import { $ } from "./dom.js";
 import * as drop from "./drop.js";
 import * as keyboard from "./keyboard.js";
 import * as marked from "./marked.js";
-import { PAGE, canRerank, hasQuery, request, splitText } from "./query.js";
+import { PAGE, canRerank, hasQuery, knowsAlone, request, splitText } from "./query.js";
 import * as results from "./results.js";
 import { empty, read, write } from "./state.js";
 import * as theme from "./theme.js";
@@ -36,7 +36,7 @@ async function search(typed) {
   results.stale();
   try {
     const answer = await api.query(path, sent);
-    const canSure = !typed && body && canRerank(asked, info);
+    const canSure = body && (knowsAlone(asked, info) || (!typed && canRerank(asked, info)));
     results.show(answer, { path, body: sent, sure: canSure ? state.sure : 0, anyway: state.anyway || !canSure });
     $("title").textContent = body ? "Search results" : "All images";
     reopen();
@@ -87,7 +87,7 @@ function widen() {
 
 // The slider moves over the hits that are there; released, it looks at more of them.
 function setSure(sure) {
-  state = { ...state, sure, rerank: sure ? true : state.rerank };
+  state = { ...state, sure, rerank: state.rerank || (sure > 0 && !knowsAlone(state, info)) };
   controls.renderSure(sure);
   $("rerank").checked = state.rerank;
   write(state, { push: false });
@@ -187,7 +187,10 @@ $("text").addEventListener("input", () => {
 });
 $("rerank-more").addEventListener("click", again);
 $("clear").addEventListener("click", () => { clear(); $("text").focus(); });
-$("rerank").addEventListener("change", () => change({ rerank: $("rerank").checked, sure: $("rerank").checked ? state.sure : 0 }));
+$("rerank").addEventListener("change", () => {
+  const rerank = $("rerank").checked;
+  change({ rerank, sure: rerank || knowsAlone(state, info) ? state.sure : 0 });
+});
 $("fold").addEventListener("change", () => change({ fold: $("fold").checked }));
 $("probability").addEventListener("input", () => setSure(Number($("probability").value)));
 $("probability").addEventListener("change", again);

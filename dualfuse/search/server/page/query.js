@@ -23,12 +23,20 @@ export function withoutNegative(text, phrase) {
 export const hasQuery = (state) => Boolean(splitText(state.text).text || state.id || state.upload);
 export const canRerank = (state, info) => info.can_match && state.rerank && Boolean(splitText(state.text).text);
 
+// A calibrated model knows the probability of hits that were not re-ranked, too, if a text is all that is asked for.
+const isAllText = ({ text, id, upload, not }) => {
+  const split = splitText(text);
+  return Boolean(split.text) && !split.negative.length && !id && !upload && !not.length;
+};
+export const knowsAlone = (state, info) => info.calibrated === true && isAllText(state);
+export const hasProbability = (state, info) => knowsAlone(state, info) || (info.can_match && Boolean(splitText(state.text).text));
+
 // Returns null if nothing is asked for. While someone types, the text tower answers alone.
 export function request(state, info, { image = "", typed = false } = {}) {
   if (!hasQuery(state)) return null;
   const { text, negative } = splitText(state.text);
   const reranks = canRerank(state, info) && !typed;
-  const top = reranks && state.sure ? SURE : PAGE;
+  const top = state.sure && (reranks || (knowsAlone(state, info) && !typed)) ? SURE : PAGE;
   const body = {
     top, where: state.where, collapse: state.fold,
     rerank: reranks ? Math.min(info.limits.rerank, Math.max(top, info.rerank)) : 0,

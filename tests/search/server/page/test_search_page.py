@@ -198,6 +198,24 @@ def test_improbable_hits_are_not_shown_as_results(search: SearchPage) -> None:
     expect(search.cards).to_have_count(40)
 
 
+def test_a_calibrated_model_is_sure_without_re_ranking(search: SearchPage) -> None:
+    def calibrated(route: Route) -> None:
+        answer = route.fetch()
+        content = answer.json()
+        for number, hit in enumerate(content.get("hits", ())):
+            hit["probability"] = 0.9 if number < 3 else 0.2
+        route.fulfill(response=answer, json=content | ({"calibrated": True} if "can_match" in content else {}))
+
+    search.page.route(re.compile("/v1/(search|info)"), calibrated)
+    search.open("?q=a+tree&rerank=0&sure=50")
+    expect(search.page.locator("#kept")).to_have_text("3 of 59")
+    expect(search.cards).to_have_count(3)
+    expect(search.page.locator("#rerank")).not_to_be_checked()
+    with search.page.expect_response(is_search()):
+        search.page.locator("#text").press_sequentially("s")
+    expect(search.cards).to_have_count(3)  # while typing, too
+
+
 def test_a_re_ranking_that_stopped_early_can_be_continued(search: SearchPage) -> None:
     def stopped(route: Route) -> None:
         answer = route.fetch()
