@@ -212,8 +212,8 @@ def _synonyms(caption: Caption) -> Iterator[Caption]:
 
 def _framed(caption: Caption) -> Iterator[Caption]:
     """Yield the caption with "there is" before it, or without."""
-    words = caption.lower
-    if words[:2] == ("there", "is") and len(words) > 3 and caption.gaps[2] == " ":
+    words = list(caption.lower)
+    if words[:2] == ["there", "is"] and len(words) > 3 and caption.gaps[2] == " ":
         yield Caption((_cased(words[2], caption.words[0]), *caption.words[3:]), (caption.gaps[0], *caption.gaps[3:]))
     elif words[0] in ("a", "an") and not {"is", "are", "has"} & set(words):
         first = _cased("there", caption.words[0])

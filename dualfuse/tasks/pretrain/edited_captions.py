@@ -84,8 +84,8 @@ class Edits:
         return torch.arange(count, device=self.exist.device).repeat_interleave(size)
 
 
-def collate_edits(edits: Sequence[Sequence[np.ndarray]], length: int) -> dict[str, Tensor]:
-    """Return ``edit_ids`` and ``edit_mask`` (B, E, T) and ``edit_exists`` (B, E) of lists of tokens (t,).
+def collate_edits(edits: Sequence[Sequence[np.ndarray]], length: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ids and mask (B, E, T) of lists of tokens (t,), and which of the edits exist (B, E).
 
     E is the largest number of edits, at least 1, and T the larger of ``length`` and the longest edit.
     """
@@ -95,30 +95,28 @@ def collate_edits(edits: Sequence[Sequence[np.ndarray]], length: int) -> dict[st
     lengths = torch.tensor([len(edit) for each in edits for edit in (*each, *[filler[:1]] * (most - len(each)))])
     ids = torch.from_numpy(pad_arrays(rows, 0)).unflatten(0, (len(edits), most))
     mask = (torch.arange(ids.shape[2]) < lengths[:, None]).unflatten(0, (len(edits), most))
-    return {
-        "edit_ids": ids,
-        "edit_mask": mask,
-        "edit_exists": torch.arange(most) < torch.tensor([len(each) for each in edits])[:, None],
-    }
+    return ids, mask, torch.arange(most) < torch.tensor([len(each) for each in edits])[:, None]
 
 
 def pad_edits(batch: PairBatch) -> PairBatch:
     """Pad the texts and edits of a batch to one length, because they are fused together."""
-    if "edit_ids" not in batch:
+    edit_ids, edit_mask = batch.get("edit_ids"), batch.get("edit_mask")
+    if edit_ids is None or edit_mask is None:
         return batch
     padded = batch.copy()
-    length = max(batch["ids"].shape[1], batch["edit_ids"].shape[2])
-    for name in ("ids", "masked_ids", "mask", "edit_ids", "edit_mask"):
-        padded[name] = F.pad(batch[name], (0, length - batch[name].shape[-1]))
+    length = max(batch["ids"].shape[1], edit_ids.shape[2])
+    for name in ("ids", "masked_ids", "mask"):
+        padded[name] = F.pad(batch[name], (0, length - batch[name].shape[1]))
+    padded["edit_ids"], padded["edit_mask"] = (F.pad(x, (0, length - x.shape[2])) for x in (edit_ids, edit_mask))
     return padded
 
 
 def embed_edits(task: Pairs, batch: PairBatch) -> Edits | None:
     """Embed the edits of a batch; None without them."""
-    if "edit_ids" not in batch:
+    ids, mask, exist = batch.get("edit_ids"), batch.get("edit_mask"), batch.get("edit_exists")
+    if ids is None or mask is None or exist is None:
         return None
-    ids, mask = (batch[name].flatten(0, 1) for name in ("edit_ids", "edit_mask"))
-    return Edits(task.embed(task.model.embed_text, ids, mask), batch["edit_exists"])
+    return Edits(task.embed(task.model.embed_text, ids.flatten(0, 1), mask.flatten(0, 1)), exist)
 
 
 def edit_logits(task: Pairs, edits: Edits, similarities: Similarities) -> Tensor:

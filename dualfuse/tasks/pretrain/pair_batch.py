@@ -133,7 +133,8 @@ def collate_pairs(examples: Sequence[PairExample]) -> PairBatch:
         "source": torch.tensor([example["source"] for example in examples]),
     }
     if "edits" in examples[0]:
-        batch |= collate_edits([example.get("edits", []) for example in examples], batch["ids"].shape[1])
+        edits = [example.get("edits", []) for example in examples]
+        batch["edit_ids"], batch["edit_mask"], batch["edit_exists"] = collate_edits(edits, batch["ids"].shape[1])
     return batch
 
 
