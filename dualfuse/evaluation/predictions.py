@@ -42,6 +42,8 @@ class PredictedCaption:
     caption: str
     probability: float
     """Probability of the whole caption."""
+    loss: float | None = None
+    """Training loss, in nats per masked token, of one reference caption; None without a reference."""
 
 
 @dataclass(frozen=True)

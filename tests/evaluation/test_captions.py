@@ -45,6 +45,18 @@ def numbered(number: int) -> list[Sample]:
     return [*made[:-1], replace(made[-1], texts=())]
 
 
+def test_loss_of_each_caption(model: hub.LoadedModel, tmp_path: Path) -> None:
+    """Equal to cross-entropy over the tokens that training masks; without captions there is none."""
+    images = numbered(4)
+    plan = replace(PLAN, answers=True)
+    found = evaluate(model, shards(tmp_path, images), plan).predictions
+    assert [caption.loss is None for caption in found] == [False, False, False, True]
+    again = evaluate(model, str(tmp_path / "train-*.tar"), replace(plan, batch_size=1)).predictions
+    assert [caption.loss for caption in again[:3]] == pytest.approx([caption.loss for caption in found[:3]])
+    assert all(2 < caption.loss < 40 for caption in found[:3])
+    assert not any(caption.loss for caption in evaluate(model, str(tmp_path / "train-*.tar"), PLAN).predictions)
+
+
 def test_captions_of_a_set_equal_those_of_predict(model: hub.LoadedModel, tmp_path: Path) -> None:
     images = numbered(6)
     found = evaluate(model, shards(tmp_path, images), PLAN)

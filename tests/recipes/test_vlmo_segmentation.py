@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from shapes import EDGE, NAMES, ade20k
 from tiny import weights
+from torch.nn import functional as F
 from torch.nn.functional import interpolate
 
 from dualfuse import hub, recipes
@@ -26,6 +27,7 @@ from dualfuse.data.loader import Skipped
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.data.shards.shards import Shards
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.predictions import SampleLoss
 from dualfuse.evaluation.runner import Plan, check_outputs, check_test_augmentation, evaluate
 from dualfuse.prepare.options import PrepareOptions
 from dualfuse.prepare.pipeline import prepare
@@ -220,8 +222,22 @@ def test_samples_without_label_map_are_named(trained: Path, data: Path, tmp_path
     assert isinstance(found.excluded[1], Skipped)
     wanted = "its label map has the number 9; the task has 4 classes, numbered from 1 on, and 255 for none"
     assert found.excluded[1].reason == wanted
-    with pytest.raises(ValueError, match="Segmentation model has no result of each sample"):
-        check_outputs(model.task, answers=Path("a.csv"), save_image=None)
+    check_outputs(model.task, answers=Path("a.csv"), save_image=None)
+
+
+def test_loss_of_each_image(trained: Path, data: Path) -> None:
+    """Equal to the cross-entropy of the scores, resized to the original, over labelled pixels."""
+    model, path = hub.load(trained / "final"), str(data / "val-*.tar")
+    plain, found = evaluate(model, path, PLAN), evaluate(model, path, replace(PLAN, answers=True))
+    assert found.metrics == pytest.approx(plain.metrics, abs=1e-6) and not plain.predictions
+    rng = np.random.default_rng(0)
+    for sample, result in zip(Shards.open(path), found.predictions, strict=True):
+        example = model.task.cfg.read_whole(sample, model.processor, rng)
+        with torch.inference_mode():
+            scores = model.task._image_scores(example["image"], model.processor.image.size)
+            scores = F.interpolate(scores[None], example["target"].shape, mode="bilinear", align_corners=False)
+        expected = F.cross_entropy(scores, example["target"][None].long(), ignore_index=255)
+        assert result == SampleLoss(sample.key, pytest.approx(float(expected), rel=1e-4))
 
 
 def test_resume_is_bitwise(data: Path, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
@@ -92,12 +93,18 @@ def mask_caption(words: EncodedText, share: float, rng: np.random.Generator) -> 
     return (1 + rng.permutation(most)[: max(1, int(number * share + 0.5))]).tolist()
 
 
-def read_references(sample: Sample, processor: Processor, rng: np.random.Generator) -> Example:
-    """Return the image (3, H, W), its key and number, and all its captions as "references"; there may be none."""
+def read_references(
+    sample: Sample, processor: Processor, rng: np.random.Generator, cfg: CaptioningConfig | None = None
+) -> Example:
+    """Return the image (3, H, W), its key and number, and all its captions as "references"; there may be none.
+
+    With ``cfg``, "masked" is what training reads of a sample that has captions; otherwise None.
+    """
     ids = (sample.meta[name] for name in COCO_IDS if isinstance(sample.meta.get(name), int))
     image_id = next((number for number in ids if isinstance(number, int)), sample.key)
     image = processor.image(sample.image, rng)
-    return {"image": image, "key": sample.key, "image_id": image_id, "references": sample.texts}
+    masked = cfg.read(sample, processor, rng) if cfg and sample.texts else None
+    return {"image": image, "key": sample.key, "image_id": image_id, "references": sample.texts, "masked": masked}
 
 
 def collate_references(examples: Sequence[Example]) -> Batch:
@@ -138,18 +145,27 @@ class Captioning(Task):
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         """Caption every image, and compare the captions of images that have references.
 
-        A set without any, such as a test set, gives predictions and no metrics.
+        A set without any, such as a test set, gives predictions and no metrics. With ``plan.answers`` each prediction
+        has the training loss of one reference, drawn and masked by the number of the sample.
         """
         run = Evaluation(self, data, plan)
         captions, references = list[PredictedCaption](), list[tuple[str, ...]]()
-        for batch in run.batches(read_references, collate_references, what="captions"):
+        read = partial(read_references, cfg=self.cfg) if plan.answers else read_references
+        for batch in run.batches(read, collate_references, what="captions"):
             generated = self.generate(batch["image"], data.processor.text)
             for example, (best, *_) in zip(batch["examples"], generated, strict=True):
-                captions.append(PredictedCaption(example["key"], example["image_id"], best.answer, best.probability))
+                loss = self._loss(example["masked"]) if example["masked"] else None
+                caption = PredictedCaption(example["key"], example["image_id"], best.answer, best.probability, loss)
+                captions.append(caption)
                 references.append(example["references"])
         pairs = [(caption.caption, texts) for caption, texts in zip(captions, references, strict=True) if texts]
         metrics = caption_metrics([caption for caption, _ in pairs], [texts for _, texts in pairs])
         return run.result(metrics, f"{len(captions)} images, {len(pairs)} of them with reference captions", captions)
+
+    def _loss(self, example: CaptionExample) -> float:
+        batch = self.cfg.collate([example])
+        tensors = {name: value.to(self.device) for name, value in batch.items() if isinstance(value, Tensor)}
+        return float(self(cast(CaptionBatch, tensors)).loss)
 
     def read_input(self, sample: Sample, processor: Processor) -> Tensor:
         """Read one image (3, H, W)."""

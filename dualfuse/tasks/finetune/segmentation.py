@@ -24,6 +24,7 @@ from dualfuse.data.loader import Batch
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import BrokenSample, Sample
 from dualfuse.errors import DualfuseError
+from dualfuse.evaluation.predictions import SampleLoss
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.upernet import AuxiliaryHead, FourStrides, UPerNet, enlarge
 from dualfuse.metrics.base import MetricInfo, shares
@@ -48,9 +49,10 @@ class Crops(TypedDict):
 
 
 class WholeExample(Crops):
-    """A resized image (3, h, w), and the class indices (H, W) and the file of the original."""
+    """A resized image (3, h, w), and the class indices (H, W), the file and the key of the original."""
 
     file: bytes
+    key: str
     scaled: tuple[Tensor, ...]
     """The image at each of the scales of the evaluation; empty without scales."""
 
@@ -131,7 +133,7 @@ class SegmentationConfig(ClassesConfig):
             return preprocess.normalize(resize(image, resized_shape(image.shape[1:], side), preprocess.resampling))
 
         scaled = tuple(resized(max(side, int(scale * side))) for scale in scales)
-        return {"image": resized(side), "target": labels, "file": sample.image, "scaled": scaled}
+        return {"image": resized(side), "target": labels, "file": sample.image, "key": sample.key, "scaled": scaled}
 
     def metrics(self, plan: Plan) -> tuple[MetricInfo, ...]:
         """Declare mean IoU, accuracies and the IoU per class."""
@@ -221,27 +223,40 @@ class Segmentation(Task):
         strides = (max(1, int(side * self.cfg.stride)) for side in window)
         return sliding_window(self.scores, image, window, (next(strides), next(strides)))
 
+    @property
+    def has_sample_results(self) -> bool:
+        """Whether :meth:`evaluate` returns the loss of each image."""
+        return True
+
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
         """Return mean IoU and accuracies at the original size of images; with ``plan.all_metrics`` the IoU per class.
 
         Images differ in size, so that they are evaluated one by one, whatever ``plan.batch_size``. With ``plan.scales``
-        and ``plan.flip`` the probabilities of several sizes of an image, and of their mirror images, are averaged.
+        and ``plan.flip`` the probabilities of several sizes of an image, and of their mirror images, are averaged. With
+        ``plan.answers`` the mean cross-entropy of the labelled pixels of each image is returned, too.
         """
-        run, confusion, images = Evaluation(self, data, plan), ConfusionMatrix(len(self.names)), 0
+        run, confusion, losses = Evaluation(self, data, plan), ConfusionMatrix(len(self.names)), list[SampleLoss]()
+        images = 0
         read = partial(self.cfg.read_whole, scales=plan.scales)
         for example in run.batches(read, _single, what="images", batch_size=1):
-            confusion.add(self._predicted(example, data, plan), example["target"].cpu())
+            target = example["target"].cpu()
+            if plan.answers or plan.scales or plan.flip:
+                probabilities = self._averaged(example, data, plan)
+                losses += [SampleLoss(example["key"], _pixel_loss(probabilities, target))] if plan.answers else []
+                confusion.add(probabilities.argmax(0), target)
+            else:
+                confusion.add(self._predicted(example, data), target)
             images += 1
         metrics = confusion.result() | (confusion.by_class(self.names) if plan.all_metrics else {})
-        return run.result(metrics, f"{images} images, {confusion.pixels:,} pixels")
+        return run.result(metrics, f"{images} images, {confusion.pixels:,} pixels", losses)
 
     @torch.inference_mode()
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw the first images of a set beside their target and predicted classes."""
         run = Evaluation(self, data, Plan(num_workers=0, exclude_broken=True))
         drawn = [
-            SegmentedImage(example["file"], example["target"].cpu(), self._predicted(example, data, run.plan))
+            SegmentedImage(example["file"], example["target"].cpu(), self._predicted(example, data))
             for example in islice(run.batches(self.cfg.read_whole, _single, batch_size=1), DRAWN)
         ]
         heading = f"the first {len(drawn)} of {len(data.samples):,} images"
@@ -254,17 +269,25 @@ class Segmentation(Task):
             "it beside the first images of SHARDS"
         )
 
-    def _predicted(self, example: Batch, data: EvaluationData, plan: Plan) -> Tensor:
+    def _predicted(self, example: Batch, data: EvaluationData) -> Tensor:
         """Return the predicted classes of one :class:`WholeExample`."""
+        height, width = example["target"].shape
+        return self.segment(example["image"], data.processor.image.size, (height, width)).cpu()
+
+    def _averaged(self, example: Batch, data: EvaluationData, plan: Plan) -> Tensor:
+        """Return the probabilities (C, H, W) of one image, averaged over its sizes and mirror images."""
         window, (height, width) = data.processor.image.size, example["target"].shape
-        if not (plan.scales or plan.flip):
-            return self.segment(example["image"], window, (height, width)).cpu()
-        total = torch.zeros(())
-        for view in example["scaled"] or (example["image"],):
+        total, views = torch.zeros(()), example["scaled"] or (example["image"],)
+        for view in views:
             total = total + self._probabilities(view.to(self.device), window, (height, width))
             if plan.flip:
                 total = total + self._probabilities(view.to(self.device).flip(-1), window, (height, width)).flip(-1)
-        return total.argmax(0)
+        return total / (len(views) * (1 + plan.flip))
+
+
+def _pixel_loss(probabilities: Tensor, target: Tensor) -> float:
+    """Return the mean of -log p over the labelled pixels of one image; NaN without any."""
+    return float(F.nll_loss(probabilities.log()[None], target.long()[None], ignore_index=IGNORE_LABEL))
 
 
 def _single(examples: Sequence[Any]) -> Any:  # Any: the one WholeExample
