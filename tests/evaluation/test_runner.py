@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -47,6 +48,8 @@ def test_tokenizer_is_evaluated_by_its_training_metrics(tokenizer: hub.LoadedMod
         naive = (tokenizer.task.model.reconstruct(images).images - images).square().mean()
     assert found.metrics["error"] == pytest.approx(float(naive), rel=1e-4)
     assert found.size == "8 images" and "8 images, 0 excluded" in found.lines()
+    losses = [each.loss for each in evaluate(tokenizer, data, replace(PLAN, answers=True)).predictions]
+    assert np.mean(losses) == pytest.approx(found.metrics["loss"], rel=1e-4) and len(set(losses)) == 8
     draw(tokenizer, data, tmp_path / "codes.png")
     with Image.open(tmp_path / "codes.png") as grid:
         assert grid.width > 100
@@ -68,8 +71,8 @@ def test_pairs_are_evaluated_by_retrieval_and_all_metrics(tiny: Recipe, tmp_path
 
 def test_unsupported_outputs_are_refused(tiny: Recipe, tokenizer: hub.LoadedModel, tmp_path: Path) -> None:
     pairs = loaded(tiny).task
-    with pytest.raises(ValueError, match=r"--answers a.csv: a VQTokenizer model has no result of each"):
-        check_outputs(tokenizer.task, answers=Path("a.csv"), save_image=None)
+    with pytest.raises(ValueError, match=r"--answers a.csv: a Pairs model has no result of each"):
+        check_outputs(loaded(changed(tiny, itc_weight=0.0)).task, answers=Path("a.csv"), save_image=None)
     with pytest.raises(ValueError, match=r"--save-image s.png: .* this is a Pairs model"):
         check_outputs(pairs, answers=None, save_image=Path("s.png"))
     check_outputs(tokenizer.task, answers=None, save_image=Path("s.png"))

@@ -18,11 +18,12 @@ from dualfuse.data.image.image_grid import FAINT, INK, PAPER, Tile, below, image
 from dualfuse.data.image.two_views import tokenizer_view
 from dualfuse.data.processor import Processor
 from dualfuse.data.sample import Sample
+from dualfuse.evaluation.predictions import SampleLoss
 from dualfuse.evaluation.runner import Evaluation, EvaluationData, EvaluationResult, Plan
 from dualfuse.layers.vq.autoencoder import Autoencoder
 from dualfuse.layers.vq.codebook import count, perplexity
 from dualfuse.metrics.base import MetricInfo, shares
-from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached
+from dualfuse.tasks.base import Task, TaskConfig, TaskOutput, detached, keyed_batches
 
 DRAWN = 256  # images whose codes are counted in a grid
 CELL, COLUMNS, HEIGHT, MARGIN = 192, 5, 120, 8  # of the grid, in pixels and cells
@@ -91,22 +92,33 @@ class VQTokenizer(Task):
         log |= {"codes/used": (counts > 0).float().mean(), "codes/perplexity": perplexity(counts)}
         return TaskOutput(loss, detached(log))
 
+    @property
+    def has_sample_results(self) -> bool:
+        """Whether :meth:`evaluate` returns the loss of each image."""
+        return True
+
     @torch.inference_mode()
     def evaluate(self, data: EvaluationData, plan: Plan) -> EvaluationResult:
-        """Return loss, error and commitment as means over images, and the use of codes over the whole set."""
+        """Return loss, error and commitment as means over images, and the use of codes over the whole set.
+
+        With ``plan.answers`` the loss of each image is returned, too.
+        """
         run, counts = Evaluation(self, data, plan), torch.zeros(self.model.codes, device=self.device)
-        errors, commitments, images = 0.0, 0.0, 0
-        for batch in run.batches(self.cfg.read, self.cfg.collate, what="images"):
+        errors, commitments, images, losses = 0.0, 0.0, 0, list[SampleLoss]()
+        for batch, keys in keyed_batches(self.cfg, run, "images"):
             views = batch["view"].float() / 255
             output = self.model.reconstruct(views)
             errors += F.mse_loss(output.images.float(), views).item() * len(views)
             commitments += output.commitment.item() * len(views)
             counts += count(output.codes, self.model.codes)
             images += len(views)
+            if plan.answers:  # batches of one
+                error = F.mse_loss(output.images.float(), views) + self.cfg.commitment * output.commitment
+                losses.append(SampleLoss(keys[0], float(error)))
         error, commitment = errors / images, commitments / images
         means = {"loss": error + self.cfg.commitment * commitment, "error": error, "commitment": commitment}
         used = {"codes/used": (counts > 0).float().mean().item(), "codes/perplexity": perplexity(counts).item()}
-        return run.result(means | used, f"{images} images")
+        return run.result(means | used, f"{images} images", losses)
 
     def draw(self, data: EvaluationData, path: Path) -> None:
         """Draw the first images of a set with their reconstructions, and the code usage."""
