@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from fastapi import APIRouter, Response
 
+from dualfuse.errors import DualfuseError
+from dualfuse.hub import LoadedModel
 from dualfuse.inference.explain import Explanation, explain, heat_map_grid
 from dualfuse.search.server import schemas
 from dualfuse.search.server.endpoints.common import PROBLEMS, ServiceDep
@@ -36,7 +38,7 @@ async def explain_pair(body: schemas.ExplainRequest, service: ServiceDep) -> sch
         raise Problem(501, "this model has no fusion encoder, so there is nothing to explain")
     text = check_text(body.text.strip(), engine.options.limits)
     image = await read_image(engine, snapshot, body.id, body.image)
-    (explanation,) = await engine.run(explain, engine.loaded, image.data, text)
+    explanation = await engine.run(_explanation, engine.loaded, image.data, text)
     if body.format == "png":
         return Response(await engine.read(_png, explanation), media_type="image/png")
     without = without_words(text, explanation.words[1:]) if body.deletions else []
@@ -57,6 +59,15 @@ async def explain_pair(body: schemas.ExplainRequest, service: ServiceDep) -> sch
     return schemas.ExplainAnswer(
         answer=explanation.answer, probability=probabilities[text], words=words, model=engine.name
     )
+
+
+def _explanation(loaded: LoadedModel, image: bytes, text: str) -> Explanation:
+    """Explain by attention; by occlusion, which takes seconds, a model whose attention cannot be followed."""
+    try:
+        (explanation,) = explain(loaded, image, text)
+    except DualfuseError:
+        (explanation,) = explain(loaded, image, text, method="occlusion")  # an invalid input raises the same error
+    return explanation
 
 
 def without_words(text: str, words: Sequence[str]) -> list[str]:
