@@ -20,6 +20,7 @@ from dualfuse.errors import DualfuseError
 from dualfuse.search.server import schemas
 from dualfuse.search.server.endpoints import browsing, embedding, explaining, images, operations, queries
 from dualfuse.search.server.http.guard import Guard
+from dualfuse.search.server.http.messages import Message
 from dualfuse.search.server.http.observer import Observer
 from dualfuse.search.server.http.problems import Problem
 from dualfuse.search.server.service import Service
@@ -39,6 +40,7 @@ def create_app(service: Service) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await service.warm_up()
+        await _rehearse(app, service)
         yield
         await service.drain()
 
@@ -68,6 +70,27 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(Observer, metrics=service.metrics)  # type: ignore[arg-type]  # the last one is outermost
     app.openapi = partial(_openapi, app, app.openapi)  # type: ignore[method-assign]
     return app
+
+
+async def _rehearse(app: FastAPI, service: Service) -> None:
+    """Send searches through the whole application, whose routes and schemas are prepared at their first use."""
+    token = f"Bearer {service.options.token}".encode()
+    for text in (b"rehearsal", b"a second rehearsal"):
+        body = b'{"text": "' + text + b'"}'
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json"), (b"authorization", token)]
+        scope = {
+            "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": "POST", "scheme": "http",
+            "path": "/v1/search", "raw_path": b"/v1/search", "root_path": "", "query_string": b"", "headers": headers,
+            "client": None, "server": None,
+        }  # fmt: skip
+
+        async def receive(body: bytes = body) -> Message:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: Message) -> None:
+            pass
+
+        await app(scope, receive, send)
 
 
 def _openapi(app: FastAPI, generate: Callable[[], dict[str, Any]]) -> dict[str, Any]:  # Any: JSON

@@ -26,8 +26,8 @@ class Part(Request):
 
     text: Text = ""
     id: Id = ""
-    image: str = Field("", description="an image file in base64, or as data URL")
-    weight: float = Field(1.0, ge=0, le=100)
+    image: str = Field(default="", description="an image file in base64, or as data URL")
+    weight: float = Field(default=1.0, ge=0, le=100)
 
 
 class SearchRequest(Request):

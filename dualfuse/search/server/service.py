@@ -62,7 +62,7 @@ class Service:
         snapshot, engine = self.snapshot, self.engine
         first = next(iter(snapshot.names))
         _ = snapshot.fields
-        bodies = [{"text": "warm-up"}, {"id": first}]
+        bodies: list[dict[str, str | int]] = [{"text": "warm-up"}, {"id": first}]
         if engine.loaded.task.can_match:
             bodies.append({"text": "warm-up", "rerank": 4})
         for body in bodies:

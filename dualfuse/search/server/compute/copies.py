@@ -20,6 +20,7 @@ CACHED = 200 << 20  # bytes; half a million fingerprints
 SIDE = 256  # pixels of the longer side at which fingerprints are computed
 NICE = 10  # of the thread that fingerprints the collection, so that it takes what requests leave
 
+PAUSE = 5.0  # seconds after a start or a refresh, in which first queries come
 FEW = 512  # hashes that are compared all at once
 
 Mark = tuple[int, bytes]
@@ -96,6 +97,7 @@ class Copies:
     def _fill(self, snapshot: Snapshot, stop: threading.Event) -> None:
         with suppress(OSError, AttributeError):  # Linux: of this thread alone
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)
+        stop.wait(PAUSE)
         for name in snapshot.entries:
             if stop.is_set():
                 return
@@ -104,4 +106,4 @@ class Copies:
 
 def _has_near(hashes: np.ndarray) -> bool:
     """Whether two of N hashes are near each other; most answers have no near copies, and this tells so quickly."""
-    return np.count_nonzero(np.bitwise_count(hashes[:, None] ^ hashes) <= HASH_DISTANCE) > len(hashes)
+    return int(np.count_nonzero(np.bitwise_count(hashes[:, None] ^ hashes) <= HASH_DISTANCE)) > len(hashes)

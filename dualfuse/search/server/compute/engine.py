@@ -152,8 +152,9 @@ class Engine:
             scores += in_time
             if len(in_time) < len(some):
                 break
-        if failed := next((each for each in scores if not isinstance(each, float | OSError | ValueError)), None):
-            raise failed
+        for each in scores:
+            if not isinstance(each, float | OSError | ValueError):
+                raise each
         matches = {hit.name: score for hit, score in zip(hits, scores, strict=False) if isinstance(score, float)}
         fused = [hit for hit in hits if hit.name in matches]  # an unreadable image comes after those
         if fused:
@@ -199,14 +200,12 @@ class Engine:
     @torch.inference_mode()
     def _embed_texts(self, texts: Sequence[str]) -> list[Tensor | Exception]:
         """Embed texts together; padding moves the last bits of an embedding at most."""
-        results = [result_of(partial(self._token_ids, text)) for text in texts]
-        valid = [number for number, ids in enumerate(results) if not isinstance(ids, Exception)]
+        encoded = [result_of(partial(self._token_ids, text)) for text in texts]
+        valid = [ids for ids in encoded if not isinstance(ids, Exception)]
+        embeddings = iter(())
         if valid:
-            tokens = embed_texts(self.loaded, [results[number] for number in valid])
-            features = self.loaded.task.text_features(tokens).float().cpu()
-            for number, embedding in zip(valid, features, strict=True):
-                results[number] = embedding
-        return results
+            embeddings = iter(self.loaded.task.text_features(embed_texts(self.loaded, valid)).float().cpu())
+        return [ids if isinstance(ids, Exception) else next(embeddings) for ids in encoded]
 
     def _token_ids(self, text: str) -> np.ndarray:
         return self.loaded.processor.text.encode(text).ids
@@ -215,14 +214,15 @@ class Engine:
         return self.loaded.processor.image(data, np.random.default_rng(0))  # nothing is drawn without augmentation
 
     def _embed_images(self, files: Sequence[bytes]) -> list[Tensor | Exception]:
-        results = list(self._readers.map(lambda data: result_of(partial(self._pixels, data)), files))
-        by_shape: dict[torch.Size, list[int]] = {}
-        for number, pixels in enumerate(results):
-            if not isinstance(pixels, Exception):
-                by_shape.setdefault(pixels.shape, []).append(number)
-        for numbers in by_shape.values():
-            stacked = torch.stack([results[number] for number in numbers])
-            for number, embedding in zip(numbers, embed_images(self.loaded.task, stacked), strict=True):
+        pixels = list(self._readers.map(lambda data: result_of(partial(self._pixels, data)), files))
+        results: list[Tensor | Exception] = list(pixels)
+        by_shape: dict[torch.Size, list[tuple[int, Tensor]]] = {}
+        for number, each in enumerate(pixels):
+            if not isinstance(each, Exception):
+                by_shape.setdefault(each.shape, []).append((number, each))
+        for group in by_shape.values():
+            embeddings = embed_images(self.loaded.task, torch.stack([each for _, each in group]))
+            for (number, _), embedding in zip(group, embeddings, strict=True):
                 results[number] = embedding
         return results
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Hashable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from dualfuse.data.text.padding import pad_texts
 from dualfuse.hub import LoadedModel
 from dualfuse.models.base import Tokens
 from dualfuse.search.server.compute.cache import LRUCache
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -47,16 +50,18 @@ class PairScorer:
         alive = [number for number, pair in enumerate(pairs) if now < pair.deadline]
         images = self._images({pairs[number].key: pairs[number] for number in alive})
         texts = self._encode(dict.fromkeys(pairs[number].text for number in alive))
-        by_grid: dict[tuple[int, ...], list[int]] = {}
+        by_grid: dict[tuple[int, ...], list[tuple[int, Tokens, np.ndarray]]] = {}
         for number in alive:
             image, ids = images[pairs[number].key], texts[pairs[number].text]
-            if isinstance(image, Exception) or isinstance(ids, Exception):
-                results[number] = image if isinstance(image, Exception) else ids  # type: ignore[assignment]
+            if isinstance(image, Exception):
+                results[number] = image
+            elif isinstance(ids, Exception):
+                results[number] = ids
             else:
-                by_grid.setdefault(image.grid, []).append(number)
-        for numbers in by_grid.values():
-            joined = Tokens.join([images[pairs[number].key] for number in numbers])  # type: ignore[misc]
-            for number, logit in zip(numbers, self._fuse(joined, [texts[pairs[n].text] for n in numbers]), strict=True):
+                by_grid.setdefault(image.grid, []).append((number, image, ids))
+        for group in by_grid.values():
+            logits = self._fuse(Tokens.join([image for _, image, _ in group]), [ids for _, _, ids in group])
+            for (number, _, _), logit in zip(group, logits, strict=True):
                 results[number] = logit
         return results
 
@@ -110,7 +115,7 @@ def embed_texts(loaded: LoadedModel, ids: Sequence[np.ndarray]) -> Tokens:
     return loaded.task.model.embed_text(padded.to(loaded.task.device), mask.to(loaded.task.device))
 
 
-def result_of(compute: Callable[[], object]):
+def result_of(compute: Callable[[], Result]) -> Result | Exception:
     """Return the result of a call, or the exception of a user's input as a value: it is one of a batch."""
     try:
         return compute()

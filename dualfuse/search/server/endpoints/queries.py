@@ -102,10 +102,12 @@ async def match_logits(engine: Engine, pairs: list[tuple[ImageInput, str]]) -> l
     if not engine.loaded.task.can_match:
         return [None] * len(pairs)
     scores = await engine.pairs.submit_many([Pair(image.key, partial(_data, image), text) for image, text in pairs])
+    logits = list[float | None]()
     for score in scores:
         if isinstance(score, Exception):
             raise score
-    return scores
+        logits.append(score)
+    return logits
 
 
 def _data(image: ImageInput) -> bytes:
