@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -17,9 +17,11 @@ from dualfuse.data.image.transform import Preprocess
 from dualfuse.data.processor import Processor
 from dualfuse.errors import DualfuseError
 from dualfuse.files import read_json
+from dualfuse.tasks.base import Task
 from dualfuse.tasks.encoder import Encoder
 from dualfuse.tensor_files import read_weights
 
+Module = TypeVar("Module", bound=nn.Module)
 PREFIX = "model."  # of the model's tensors in a task's state dict
 
 
@@ -65,7 +67,7 @@ def load_encoder(path: str, device: torch.device) -> Encoder:
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DualfuseError(f"{folder} is not a model folder: its config.json names no model: {error}") from error
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced
-        built = task.build(config.build()).float()
+        built: Task = task.build(config.build()).float()
     return Encoder(_frozen(built, _tensors(folder, stored, recipe), folder).to(device), processor)
 
 
@@ -83,7 +85,7 @@ def _tensors(folder: Path, stored: Any, recipe: Any) -> Mapping[str, torch.Tenso
     return tensors if recipe == stored else upgrade.tensors(tensors)
 
 
-def _frozen(module: nn.Module, weights: Mapping[str, torch.Tensor], folder: Path) -> nn.Module:
+def _frozen(module: Module, weights: Mapping[str, torch.Tensor], folder: Path) -> Module:
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:

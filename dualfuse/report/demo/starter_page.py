@@ -15,8 +15,8 @@ from dualfuse.report.figures import Chart, Line
 FROM_SCRATCH = Recall(text_to_image=(0.171, 0.317, 0.397), image_to_text=(0.158, 0.310, 0.384))
 """VLMo-nano from random weights on the same data: means of three seeds, measured by bench/demo_seeds.py."""
 RERANKING = (
-    "Re-ranking is off, because this model is a dual encoder. The recipe fuse adds a fusion encoder to it; "
-    "docs/fusion.md has what that gained on this data."
+    "Re-ranking is off, because this model is a dual encoder. The recipe fuse adds a fusion encoder to it; no gain of "
+    "re-ranking was measured on this data (docs/fusion.md)."
 )
 
 

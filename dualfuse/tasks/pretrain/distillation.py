@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
-from typing import ClassVar, Literal, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ from dualfuse.tasks.frozen_model import load_encoder
 
 MAX_STORED = 500_000
 """Embeddings of the teacher that a process keeps: 2 kB each, if they have 512 numbers."""
-Read = Callable[[Sequence[str] | Sequence[bytes]], np.ndarray]
+Embed = Callable[[Sequence[Any]], np.ndarray]  # Any: texts, or the bytes of image files
 
 
 class DistillationExample(TypedDict):
@@ -179,9 +179,7 @@ class Distillation(Task):
             raise DualfuseError("no teacher: set --task.teacher to a model folder, such as runs/starter/best")
         return _teacher(self.cfg.teacher, self.device)
 
-    def _loss(
-        self, student: Tensor, inputs: Sequence[str] | Sequence[bytes], kind: str, encode: Read
-    ) -> tuple[Tensor, Tensor]:
+    def _loss(self, student: Tensor, inputs: Sequence[str | bytes], kind: str, encode: Embed) -> tuple[Tensor, Tensor]:
         """Return the loss and the mean cosine of one modality; 0 without inputs."""
         if not inputs:
             return 0 * student.sum(), student.new_zeros(())
@@ -198,7 +196,7 @@ class Distillation(Task):
         return F.cross_entropy(logits, _first_equal(inputs).to(logits.device)), cosine
 
 
-def _first_equal(inputs: Sequence[str] | Sequence[bytes]) -> Tensor:
+def _first_equal(inputs: Sequence[str | bytes]) -> Tensor:
     """Return for each input the place of the first one that equals it: duplicates are not negatives of each other."""
     first: dict[str | bytes, int] = {}
     return torch.tensor([first.setdefault(each, number) for number, each in enumerate(inputs)])
@@ -219,7 +217,7 @@ class _Teacher:
         """Return unit embeddings (N, D) of texts."""
         return self._encode(b"text", texts, self._encoder.encode_text)
 
-    def _encode(self, kind: bytes, inputs: Sequence[str] | Sequence[bytes], encode: Read) -> np.ndarray:
+    def _encode(self, kind: bytes, inputs: Sequence[str | bytes], encode: Embed) -> np.ndarray:
         keys = [_key(kind, each) for each in inputs]
         missing = {key: each for key, each in zip(keys, inputs, strict=True) if key not in self._stored}
         if len(self._stored) + len(missing) > MAX_STORED:
