@@ -30,9 +30,9 @@ def run(
     method: Annotated[
         Literal["gradient", "rollout", "occlusion"] | None,
         arg(
-            help="gradient: attention weighted by its gradient of the answer; rollout: attention alone; occlusion: what "
-            "a word adds to the match, less if a part of the image is covered; default: occlusion for models of pairs, "
-            "gradient for others"
+            help="gradient: attention weighted by its gradient of the answer; rollout: attention alone; occlusion: "
+            "what a word adds to the match, less if a part of the image is covered; default: occlusion "
+            "for models of pairs, gradient for others"
         ),
     ] = None,
     json: Annotated[bool, arg(help="print the probabilities as one JSON object")] = False,

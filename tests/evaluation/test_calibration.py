@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import dual_folders
 import pytest
 import tiny
 import torch
@@ -14,11 +15,12 @@ import torch
 from dualfuse import hub
 from dualfuse.card import card
 from dualfuse.checksums import differing_files, unwritten_files
+from dualfuse.convert.load import load
 from dualfuse.errors import DualfuseError
 from dualfuse.evaluation.calibration import calibrate_model, calibration_scores
 from dualfuse.evaluation.notes import CALIBRATION, RERANKING, Reranking, write_note
 from dualfuse.evaluation.runner import Plan, evaluate, open_data
-from dualfuse.metrics.calibration import Calibration, Mix, Platt
+from dualfuse.metrics.calibration import Calibration, Mix, Platt, ScoreCalibration
 from dualfuse.report.reliability import save_reliability
 from dualfuse.search.index import Index
 
@@ -123,3 +125,16 @@ def test_metrics_without_reranking_leave_no_note() -> None:
     metrics |= {f"text_to_image/reranked/R@{k}": 0.2 for k in (1, 5, 10)}
     note = Reranking.of(metrics, 16)
     assert note is not None and note.helps
+
+
+@torch.inference_mode()
+def test_a_third_party_folder_can_be_calibrated(tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    dual_folders.write_clip(folder)
+    platt = Platt(4.0, -1.0)
+    calibration = Calibration(ScoreCalibration(platt, platt, (0.1, 0.9)))
+    write_note(folder, CALIBRATION, calibration)
+    model = load(folder)
+    assert model.task.calibration == calibration
+    [cosine] = model.similarity(tiny.png_image(0), "a boat")[0].tolist()
+    assert model.match(tiny.png_image(0), "a boat")[0] == pytest.approx(platt.probability(cosine), abs=1e-5)
