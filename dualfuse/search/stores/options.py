@@ -11,7 +11,7 @@ from dualfuse.search.stores.base import VectorStore
 from dualfuse.search.stores.codecs import PRECISIONS
 from dualfuse.search.stores.exact import ExactStore
 
-KINDS = ("exact", "faiss", "pgvector")
+KINDS = ("exact", "pgvector")
 DATABASE = ("postgresql://", "postgres://")
 
 
@@ -20,8 +20,8 @@ class StoreOptions:
     """A store that ships, which :meth:`open` opens for one collection."""
 
     kind: str = "exact"
-    """"exact"; "faiss": approximate, for more than some 300,000 images; "pgvector": PostgreSQL at the address of the
-    environment (DATABASE_URL, or PGHOST and the other variables of libpq); or the address itself, postgresql://..."""
+    """"exact"; "pgvector": PostgreSQL at the address of the environment (DATABASE_URL, or PGHOST and the other
+    variables of libpq); or the address itself, postgresql://..."""
     precision: str = "fp32"
     """What is scanned first: "fp32", "fp16", "int8" (all with the same result) or "bits" (approximate)."""
     dimensions: int = 0
@@ -36,14 +36,12 @@ class StoreOptions:
             given = f"precision is {self.precision!r} and dimensions {self.dimensions}"
             raise DualfuseError(f"{given}; give {', '.join(PRECISIONS)}, and 0 or more")
         if not self.is_local and (self.precision != "fp32" or self.dimensions):
-            raise DualfuseError(
-                "precision and dimensions are of the stores exact and faiss; leave them out for PostgreSQL"
-            )
+            raise DualfuseError("precision and dimensions are of the exact store; leave them out for PostgreSQL")
 
     @property
     def is_local(self) -> bool:
         """Whether the embeddings are in files."""
-        return self.kind in ("exact", "faiss")
+        return self.kind == "exact"
 
     def open(self, fingerprint: str, paths: Sequence[Path]) -> VectorStore:
         """Open the store of a model and a collection; ``paths`` are the folders for its files, and their names its own.
@@ -52,10 +50,6 @@ class StoreOptions:
         """
         if self.kind == "exact":
             return ExactStore.open(fingerprint, paths, precision=self.precision, dimensions=self.dimensions)
-        if self.kind == "faiss":
-            from dualfuse.search.stores.faiss import FaissStore
-
-            return FaissStore.open(fingerprint, paths, precision=self.precision, dimensions=self.dimensions)
         from dualfuse.search.stores.pgvector import PgvectorStore
 
         address = "" if self.kind == "pgvector" else self.kind
