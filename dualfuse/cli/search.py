@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -27,6 +27,7 @@ dualfuse search runs/demo/starter/best photos photos/cat.jpg --top 20
 dualfuse search runs/demo/starter/best photos "a red bicycle" --min-probability 0.5
 dualfuse search runs/demo/starter/best photos --queries queries.txt --json
 dualfuse search runs/demo/starter/best photos "a red bicycle" --where "folder ^= 2024/ and not folder in (2024/drafts)"
+dualfuse search runs/demo/starter/best photos "a red bicycle" --precision int8
 """
 COLUMNS, CELL = 5, 224  # tiles per row, and pixels per tile
 NOTHING = "no image is probable enough"
@@ -58,9 +59,14 @@ class Options:
     """print one JSON object per query, with its hits"""
     save_image: Annotated[Path | None, arg(metavar="FILE")] = None
     """draw the hits of one query, as .png or .jpg"""
-    store: Annotated[str, arg(metavar="MODULE:FUNCTION")] = ""
-    """vector store of a plug-in: a function that opens the store of a model, given its fingerprint; empty: a file
-    beside the images"""
+    store: Annotated[str, arg(metavar="STORE")] = "exact"
+    """where embeddings are kept: exact (files beside the images), pgvector (the database of DATABASE_URL, or of PGHOST
+    and the other variables of libpq), postgresql://..., or MODULE:FUNCTION of a plug-in: a function that opens the
+    store of a model, given its fingerprint"""
+    precision: Literal["fp32", "fp16", "int8", "bits"] = "fp32"
+    """what the exact store scans first; fp16 and int8 have the same hits as fp32, bits are approximate"""
+    dimensions: int = 0
+    """first dimensions that the exact store scans; 0: all; fewer are approximate, for embeddings trained for it"""
     force: Force = False
 
 
@@ -76,14 +82,16 @@ def run(options: Flags[Options]) -> int:
     from dualfuse.search.index import Index, check_probability, fingerprint
     from dualfuse.search.queries import Query, SearchOptions, answer, answers, interpret, read_queries
     from dualfuse.search.stores.filter_text import parse_text
+    from dualfuse.search.stores.options import StoreOptions
 
     _check(options)
     where = parse_text(options.where) if options.where else None
+    shipped = StoreOptions.of(options.store, options.precision, options.dimensions)
     many = tuple(read_queries(options.queries)) if options.queries else ()
     loaded = load(options.model, device=dist.device())
     if options.min_probability:
         check_probability(loaded, options.min_probability)
-    store = find(options.store)(fingerprint(loaded)) if options.store else None
+    store = shipped or find(options.store)(fingerprint(loaded))
     index = Index.build(loaded, options.images, store=store)
     echo("\n".join([*describe(index), *_announce(index, options)]), to_stderr=True)
     search = SearchOptions(options.top, options.rerank, where, options.min_probability)
@@ -153,6 +161,8 @@ def describe(index: Index) -> list[str]:
     location, root = index.store.location, index.collection.root
     if not location:
         lines.append("the index could not be saved, neither beside the images nor in your cache folder")
+    elif not Path(location).is_absolute():
+        lines.append(f"the index is {location}")
     elif not Path(location).is_relative_to(root):
         lines.append(f"{root} is not writable; the index is {location}")
     return lines

@@ -58,13 +58,13 @@ class Options:
         str,
         arg(
             metavar="STORE",
-            help="exact, faiss, pgvector (the database of DATABASE_URL), postgresql://..., or MODULE:FUNCTION of a "
+            help="exact, pgvector (the database of DATABASE_URL), postgresql://..., or MODULE:FUNCTION of a "
             "plug-in: a function that opens the store of a model, given its fingerprint",
         ),
     ] = "exact"
     precision: Annotated[
         Literal["fp32", "fp16", "int8", "bits"],
-        arg(help="what exact and faiss scan first: fp32, fp16 and int8 have the same result, bits is approximate"),
+        arg(help="what the exact store scans first: fp32, fp16 and int8 have the same result, bits is approximate"),
     ] = "fp32"
 
 
@@ -78,7 +78,7 @@ def run(options: Flags[Options]) -> None:
     from dualfuse.convert.load import load
     from dualfuse.plugins import find
     from dualfuse.search.index import Index, fingerprint
-    from dualfuse.search.stores.options import DATABASE, KINDS, StoreOptions
+    from dualfuse.search.stores.options import StoreOptions
 
     try:
         from dualfuse.search.server.http.logs import configure
@@ -90,8 +90,7 @@ def run(options: Flags[Options]) -> None:
     check_address(options.host, token)
     loaded = load(options.model, device=dist.device())
 
-    ships = options.store in KINDS or options.store.startswith(DATABASE)
-    shipped = StoreOptions(options.store, options.precision) if ships else None
+    shipped = StoreOptions.of(options.store, options.precision)
 
     def build() -> Index:
         store = shipped or find(options.store)(fingerprint(loaded))

@@ -133,7 +133,7 @@ class INT8(Codec):
             return _in_floats(codes, scaled), torch.zeros(len(queries))
         step = (scaled.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
         rounded = (scaled / step).round().clamp(-127, 127)
-        scores = torch._int_mm(codes, rounded.to(torch.int8).T.contiguous())
+        scores = torch.ops.aten._int_mm(codes, rounded.to(torch.int8).T.contiguous())
         return scores * step.T, (scaled - rounded * step).norm(dim=1)
 
 
@@ -203,7 +203,7 @@ def int_products_are_exact() -> bool:
         codes = torch.full((64, 256), -127, dtype=torch.int8)
         codes[::2] = 127
         query = torch.full((256, 1), 127, dtype=torch.int8)
-        return torch.equal(torch._int_mm(codes, query), (codes.long() @ query.long()).int())
+        return torch.equal(torch.ops.aten._int_mm(codes, query), (codes.long() @ query.long()).int())
     except RuntimeError:  # not compiled in
         return False
 

@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from typing import Any
 
 from dualfuse.errors import DualfuseError
@@ -41,7 +42,7 @@ class Test:
     operator: str
     values: tuple[Value, ...]
     """The values of "in"; one for all other operators."""
-    kinds: tuple[str, ...] = field(init=False)  # so that filters for 1 and for True differ
+    kinds: tuple[str, ...] = dataclass_field(init=False)  # so that filters for 1 and for True differ
 
     def __post_init__(self) -> None:
         """Set the kinds of the values."""
@@ -185,7 +186,7 @@ def _comparison(name: str, operator: object, value: object) -> Condition:
     several = operator in ("$in", "$nin")
     if several and not isinstance(value, list | tuple):
         raise DualfuseError(f"{operator} of the field {brief(name)} takes a list, not {brief(repr(value))}")
-    values = tuple(value) if several and isinstance(value, list | tuple) else (value,)
+    values: tuple[Any, ...] = tuple(value) if several and isinstance(value, list | tuple) else (value,)  # Any: of JSON
     allowed = {"$prefix": ("text",)}.get(operator, ("number", "text") if operator in RANGES else ANY_KIND)
     for each in values:
         if kind(each) not in allowed:

@@ -38,6 +38,15 @@ class StoreOptions:
         if not self.is_local and (self.precision != "fp32" or self.dimensions):
             raise DualfuseError("precision and dimensions are of the exact store; leave them out for PostgreSQL")
 
+    @classmethod
+    def of(cls, text: str, precision: str = "fp32", dimensions: int = 0) -> StoreOptions | None:
+        """Return the options of a store that ships; None for the address of a plug-in's, which has no options."""
+        if not text or text in KINDS or text.startswith(DATABASE):
+            return cls(text or "exact", precision, dimensions)
+        if precision != "fp32" or dimensions:
+            raise DualfuseError(f"precision and dimensions are of the exact store, not of {text}; leave them out")
+        return None
+
     @property
     def is_local(self) -> bool:
         """Whether the embeddings are in files."""

@@ -77,6 +77,11 @@ class PgvectorStore:
         """Disconnect; changes that were not flushed are lost."""
         self._connection.close()
 
+    def __del__(self) -> None:
+        """Disconnect."""
+        if hasattr(self, "_connection"):
+            self._connection.close()
+
     def entries(self) -> Mapping[str, Metadata]:
         """Return the metadata of every stored embedding by name."""
         rows = self._read(lambda: self._rows("SELECT name, fields FROM {table} ORDER BY name"))
@@ -142,8 +147,8 @@ class PgvectorStore:
 
     def _nearest(self, query: Sequence[float], k: int, where: Filter | None, *, exact: bool) -> list[Match]:
         condition, values = to_sql(parse(where or {}))
-        self._connection.execute(f"SET LOCAL enable_indexscan = {'off' if exact else 'on'}")
-        self._connection.execute(f"SET LOCAL hnsw.ef_search = {min(max(2 * k, 200), MAX_EF)}")
+        self._connection.execute(self._sql(f"SET LOCAL enable_indexscan = {'off' if exact else 'on'}"))
+        self._connection.execute(self._sql(f"SET LOCAL hnsw.ef_search = {min(max(2 * k, 200), MAX_EF)}"))
         statement = f"SELECT name, embedding <#> %s::vector AS d FROM {{table}} WHERE {condition} ORDER BY d LIMIT %s"
         if not self._width:
             return []
