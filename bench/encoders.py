@@ -21,7 +21,7 @@ import tyro
 
 from dualfuse import recipes
 from dualfuse.layers.heads import ITCHeadConfig
-from dualfuse.models.base import ModelConfig
+from dualfuse.models.base import ModelConfig, VisionLanguageModel
 from dualfuse.models.dual_encoder import DualEncoderConfig
 from dualfuse.models.towers.clip_text import CLIPTextConfig
 from dualfuse.models.towers.clip_vit import CLIPViTConfig
@@ -76,7 +76,9 @@ def measure(name: str, batch_size: int, seconds: float) -> dict[str, float | str
     make, side = ENCODERS[name]
     model = make()
     task = PairsConfig(itm_weight=0.0, mlm_weight=0.0, itc_features="unimodal", itc_head=ITCHeadConfig(width=512))
-    built = task.build(model.build()).eval()
+    network = model.build()
+    assert isinstance(network, VisionLanguageModel)
+    built = task.build(network).eval()
     images = torch.randn(batch_size, 3, side, side)
     built.image_features(built.model.embed_image(images))
     began, number = time.process_time(), 0

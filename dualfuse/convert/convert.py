@@ -13,6 +13,7 @@ from torch import Tensor
 from dualfuse import hub
 from dualfuse.card import write_card
 from dualfuse.checksums import unwritten_files, write_checksums
+from dualfuse.config import JSON
 from dualfuse.convert.checkpoint import Converted, Source, WrittenCheckpoint, build
 from dualfuse.convert.formats import FORMATS, beit, targets
 from dualfuse.convert.initial_weights import from_clip_and_roberta, with_bert, with_copied_experts
@@ -136,7 +137,8 @@ def _save_model_folder(converted: Converted, destination: Path) -> Report:
         converted.report.save(folder)
         write_card(folder)
 
-    notes = {hub.ORIGINS: dict(converted.report.origins)} if converted.report.origins else {}
+    origins: JSON = dict(converted.report.origins.items())
+    notes = {hub.ORIGINS: origins} if origins else {}
     hub.save(destination, converted.task, converted.recipe, notes=notes, write_more=write_more)
     return converted.report
 

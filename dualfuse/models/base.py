@@ -222,7 +222,8 @@ class VisionLanguageModel(Resizable, ABC):
 
     def patch_maps(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return maps (B, D, h, w) of the patches in :meth:`layer_states`."""
-        return tuple(x[:, 1:].transpose(1, 2).unflatten(2, image.grid) for x in self.layer_states(image, after))
+        states = self.layer_states(image, after)
+        return tuple(x[:, 1:].transpose(1, 2).reshape(*x.shape[::2], *image.grid) for x in states)
 
     def layer_states(self, image: Tokens, after: Sequence[int]) -> tuple[Tensor, ...]:
         """Return states (B, 1 + P, D) of images alone after the layers ``after``, from 1, class token first."""

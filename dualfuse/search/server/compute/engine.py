@@ -153,7 +153,7 @@ class Engine:
             if len(in_time) < len(some):
                 break
         for each in scores:
-            if not isinstance(each, float | OSError | ValueError):
+            if isinstance(each, Exception) and not isinstance(each, OSError | ValueError):
                 raise each
         matches = {hit.name: score for hit, score in zip(hits, scores, strict=False) if isinstance(score, float)}
         fused = [hit for hit in hits if hit.name in matches]  # an unreadable image comes after those
