@@ -171,7 +171,7 @@ def test_nothing_is_written_into_the_current_folder(
     assert run("doctor", tmp_path / "data") == 0
     assert run("search", trained / "final", tmp_path / "images", "a cat") == 0
     assert run("evaluate", trained / "final", tmp_path / "data" / "test-*.tar", "--num-workers", 0) == 0
-    assert exit_code("explain", trained / "final", "--image", tmp_path / "images" / "a.png", "--text", "a cat") == 2
+    assert run("explain", trained / "final", "--image", tmp_path / "images" / "a.png", "--text", "a cat") == 0
     assert list((tmp_path / "here").iterdir()) == []
 
 
@@ -236,8 +236,8 @@ def test_an_error_of_the_user_is_one_message(
 ) -> None:
     words = [argument.replace("OUT", str(tmp_path / "OUT")) for argument in arguments]
     assert run(*words) == 2
-    printed = capsys.readouterr().err
-    assert printed.startswith(f"dualfuse {arguments[0]}: ") and fact.replace("OUT", str(tmp_path / "OUT")) in printed
+    printed = capsys.readouterr().err.split("give weak search")[-1]  # advice on few pairs may come first
+    assert f"dualfuse {arguments[0]}: " in printed and fact.replace("OUT", str(tmp_path / "OUT")) in printed
     assert "Traceback" not in printed
 
 

@@ -55,7 +55,7 @@ class Codec(ABC):
 
     def fit(self, rows: Tensor) -> Tensor:
         """Return the state that all codes of a segment share, fitted to its first rows (R, W)."""
-        return torch.empty(0)
+        return torch.empty(0, dtype=torch.float32)
 
     def cut(self, rows: Tensor) -> Tensor:
         """Return the first dimensions of rows (R, W), of unit length if they are not all."""
@@ -77,11 +77,11 @@ class FP32(Codec):
 
     def encode(self, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return the first dimensions."""
-        return self.cut(rows), torch.zeros(len(rows), 2)
+        return self.cut(rows), torch.zeros(len(rows), 2, dtype=torch.float32)
 
     def score(self, queries: Tensor, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return inner products."""
-        return codes @ self.cut(queries).T, torch.zeros(len(queries))
+        return codes @ self.cut(queries).T, torch.zeros(len(queries), dtype=torch.float32)
 
 
 class FP16(Codec):
@@ -100,7 +100,7 @@ class FP16(Codec):
 
     def score(self, queries: Tensor, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return inner products, summed in single precision."""
-        return _in_floats(codes, self.cut(queries)), torch.zeros(len(queries))
+        return _in_floats(codes, self.cut(queries)), torch.zeros(len(queries), dtype=torch.float32)
 
 
 class INT8(Codec):
@@ -130,7 +130,7 @@ class INT8(Codec):
         """Return inner products of integers, which are exact; the query is rounded to integers, too."""
         scaled = self.cut(queries) * state
         if not int_products_are_exact():
-            return _in_floats(codes, scaled), torch.zeros(len(queries))
+            return _in_floats(codes, scaled), torch.zeros(len(queries), dtype=torch.float32)
         step = (scaled.abs().amax(1, keepdim=True) / 127).clamp(min=1e-30)
         rounded = (scaled / step).round().clamp(-127, 127)
         scores = torch.ops.aten._int_mm(codes, rounded.to(torch.int8).T.contiguous())
@@ -160,17 +160,17 @@ class BITS(Codec):
         packed = np.packbits((rows[:, : self.dimensions] @ rotation(self.dimensions)).numpy() > 0, axis=1)
         padded = np.zeros((len(rows), self.code_width), np.uint8)
         padded[:, : packed.shape[1]] = packed
-        return torch.from_numpy(padded), torch.zeros(len(rows), 2)
+        return torch.from_numpy(padded), torch.zeros(len(rows), 2, dtype=torch.float32)
 
     def score(self, queries: Tensor, codes: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """Return minus the number of bits that differ."""
         words = codes.numpy().view(np.uint64)
-        scores = torch.empty(len(codes), len(queries))
+        scores = torch.empty(len(codes), len(queries), dtype=torch.float32)
         for number, query in enumerate(self.encode(queries, state)[0].numpy().view(np.uint64)):
             for start in range(0, len(words), CACHE_ROWS):
                 differing = np.bitwise_count(words[start : start + CACHE_ROWS] ^ query).sum(1, dtype=np.int32)
                 scores[start : start + CACHE_ROWS, number] = -torch.from_numpy(differing).float()
-        return scores, torch.zeros(len(queries))
+        return scores, torch.zeros(len(queries), dtype=torch.float32)
 
 
 def codec(precision: str, dimensions: int, width: int) -> Codec | None:

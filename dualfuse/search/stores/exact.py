@@ -90,7 +90,7 @@ class ExactStore:
     def embeddings(self) -> Tensor:
         """All embeddings (N, D), in the order of :meth:`entries`; copied into memory."""
         parts = [each.embeddings[torch.from_numpy(each.living)] for each in self._rows.segments.values()]
-        return torch.cat(parts) if parts else torch.empty(0, 0)
+        return torch.cat(parts) if parts else torch.empty(0, 0, dtype=torch.float32)
 
     def entries(self) -> Mapping[str, Metadata]:
         """Return the metadata of every stored embedding by name; each is read when it is asked for."""

@@ -19,7 +19,9 @@ class Candidates:
         """``bounded``: the errors of all scores are bounded, so that no wanted row can be missed."""
         self.k = k if bounded else max(k * OVERSAMPLED, 256)
         self._bounded = bounded
-        self._lowest = torch.full((queries, 0), float("-inf"))  # lower bounds of the k best scores so far
+        self._lowest = torch.full(
+            (queries, 0), float("-inf"), dtype=torch.float32
+        )  # lower bounds of the k best scores so far
         self._found: list[list[tuple[Tensor, Tensor]]] = [[] for _ in range(queries)]  # rows, upper bounds
 
     def add(self, block: Scores, first: int) -> None:
@@ -43,7 +45,7 @@ class Candidates:
     def _least(self) -> Tensor:
         """Return the lower bound (Q,) of the k-th best score so far; -inf before there are k."""
         if self._lowest.shape[1] < self.k:
-            return torch.full((len(self._lowest),), float("-inf"))
+            return torch.full((len(self._lowest),), float("-inf"), dtype=torch.float32)
         return self._lowest[:, -1]
 
 

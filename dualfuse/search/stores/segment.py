@@ -38,7 +38,7 @@ class Segment:
         self.codec: Codec | None = None
         self.codes: Rows | None = None
         self.errors: Rows | None = None
-        self.state = torch.empty(0)
+        self.state = torch.empty(0, dtype=torch.float32)
         self._bounds_of = (0, 0.0, 0.0)
 
     @property

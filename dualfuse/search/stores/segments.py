@@ -104,7 +104,7 @@ class Segments:
 
     def read(self, rows: Tensor) -> Tensor:
         """Return the embeddings (M, D) of rows."""
-        numbers, embeddings = rows // CAPACITY, torch.empty(len(rows), self.width)
+        numbers, embeddings = rows // CAPACITY, torch.empty(len(rows), self.width, dtype=torch.float32)
         for number in numbers.unique().tolist():
             chosen = numbers == number
             embeddings[chosen] = self.segments[number].embeddings[rows[chosen] - number * CAPACITY]
