@@ -23,6 +23,7 @@ from dualfuse.errors import DualfuseError
 
 PRECISIONS = ("fp32", "fp16", "int8", "bits")
 ROUNDING = 2.0**-24  # of fp32; the error of an inner product of D terms is at most D times this, for unit embeddings
+MARGIN = 1.25  # of the largest values of the first rows: a clipped value costs more than a larger step
 CACHE_ROWS = 2048  # rows converted at a time, so that they stay in the processor's cache
 
 
@@ -116,8 +117,8 @@ class INT8(Codec):
         return np.dtype(np.int8)
 
     def fit(self, rows: Tensor) -> Tensor:
-        """Return the scales (D,); values beyond those of the first rows are clipped, which their error contains."""
-        largest = self.cut(rows).abs().amax(0)
+        """Return the scales (D,); much larger values than in the first rows are clipped, which their error contains."""
+        largest = MARGIN * self.cut(rows).abs().amax(0)
         return (torch.maximum(largest, largest.max() * 1e-3) / 127).clamp(min=1e-12)
 
     def encode(self, rows: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,13 +27,14 @@ class Candidates:
     def add(self, block: Scores, first: int) -> None:
         """Collect what a block of scores adds; ``first`` is the row of its segment's first. -inf: not wanted."""
         error = block.error if self._bounded else torch.zeros_like(block.error)
-        best = block.scores.topk(min(self.k, len(block.scores)), dim=0).values.T - error[:, None]
+        by_query = block.scores.T.contiguous()
+        best = by_query.topk(min(self.k, by_query.shape[1]), dim=1).values - error[:, None]
         self._lowest = torch.cat([self._lowest, best], dim=1)
         self._lowest = self._lowest.topk(min(self.k, self._lowest.shape[1]), dim=1).values
         least = self._least() - error
-        for number, found in enumerate(self._found):
-            scores = block.scores[:, number]
-            rows = ((scores >= least[number]) & (scores > float("-inf"))).nonzero()[:, 0]
+        least = least.clamp(min=torch.finfo(torch.float32).min)  # rows that are not wanted have -inf
+        for number, (found, scores) in enumerate(zip(self._found, by_query, strict=True)):
+            rows = (scores >= least[number]).nonzero()[:, 0]
             found.append((rows + block.start + first, scores[rows] + error[number]))
 
     def rows(self) -> list[Tensor]:

@@ -16,6 +16,7 @@ from dualfuse.search.stores.rows import Rows
 CAPACITY = 1 << 18  # rows of a segment
 BLOCK = 1 << 22  # scores at a time
 ENCODED = 16_384  # rows coded at a time
+UNUSUAL = 0.001  # share of rows, those with the largest errors, that are scored exactly
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Segment:
         self.codes: Rows | None = None
         self.errors: Rows | None = None
         self.state = torch.empty(0, dtype=torch.float32)
-        self._bounds_of = (0, 0.0, 0.0)
+        self._bounds_of = 0, (0.0, 0.0, torch.empty(0, dtype=torch.long))
 
     @property
     def first(self) -> int:
@@ -106,22 +107,23 @@ class Segment:
         exact = rounding(queries)
         if self.codec and self.codes and self.errors and coded:
             codes, errors = torch.from_numpy(self.codes.values), torch.from_numpy(self.errors.values)
-            cap, longest = self._bounds(errors)
+            cap, longest, large = self._bounds(errors)
             for start in range(0, coded, step):
                 scores, query_error = self.codec.score(queries, codes[start : start + step], self.state)
                 if self.codec.is_bounded:
-                    large = (errors[start : start + step, 0] > cap).nonzero()[:, 0]
-                    scores[large] = self.embeddings[start + large] @ queries.T
+                    rows = large[(large >= start) & (large < start + step)]
+                    scores[rows - start] = self.embeddings[rows] @ queries.T
                 yield Scores(start, scores, norms * cap + query_error * longest + exact * (3 + cap))
         for start in range(coded, self.rows.count, step):
             yield Scores(start, self.embeddings[start : start + step] @ queries.T, exact)
 
-    def _bounds(self, errors: Tensor) -> tuple[float, float]:
-        """Return the largest error that is not unusual, and the largest norm of a code."""
+    def _bounds(self, errors: Tensor) -> tuple[float, float, Tensor]:
+        """Return the largest error that is not unusual, the largest norm of a code, and the rows with larger errors."""
         if self._bounds_of[0] != len(errors):
-            cap = 2 * float(errors[:ENCODED, 0].quantile(0.99))
-            self._bounds_of = len(errors), cap, float(errors[:, 1].max())
-        return self._bounds_of[1:]
+            cap = float(errors[:, 0].quantile(1 - UNUSUAL))
+            large = (errors[:, 0] > cap).nonzero()[:, 0]
+            self._bounds_of = len(errors), (cap, float(errors[:, 1].max()), large)
+        return self._bounds_of[1]
 
     def _path(self, kind: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{self.number:06}.{kind}"
