@@ -101,6 +101,7 @@ def test_same_losses_and_no_more_shapes_than_buckets(talkative: Recipe, recomput
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*script_method:DeprecationWarning")  # of torch's own import in a new process
 def test_sharded_and_compiled(talkative: Recipe, tmp_path: Path) -> None:
     recipe = changed(talkative, steps=3, eps=1e-3)
     loop.train((recipe,), tmp_path / "alone")

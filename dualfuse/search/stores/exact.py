@@ -213,7 +213,10 @@ class ExactStore:
         old, committed = self._rows.folder, self._rows
         if old is not None:
             committed.close()
-            committed = Segments.load(old, self.fingerprint, self.precision, self.dimensions)
+            try:
+                committed = Segments.load(old, self.fingerprint, self.precision, self.dimensions)
+            except DualfuseError:  # a new folder, of which nothing was committed yet
+                committed = self._create(None)
         for path in [*(path for path in self._paths if path != old), None]:
             try:
                 self._rows = self._create(path)

@@ -19,8 +19,10 @@ ServiceDep = Annotated[Service, Depends(service_of)]
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": schemas.Problem, "description": text}
     for status, text in (
+        (400, "The body is not what its content type says, or a form has too many fields"),
         (401, "The token is missing or wrong"),
         (404, "No such image, job or endpoint"),
+        (408, "The body did not arrive in time"),
         (413, "The request, a text or an image is too large"),
         (415, "The upload is not an image"),
         (422, "The request is invalid; the message says what to change"),
