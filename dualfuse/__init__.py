@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from dualfuse.recipe import Recipe as Recipe
     from dualfuse.recipe import Run as Run
     from dualfuse.recipes import find_recipe as find_recipe
+    from dualfuse.search.client import Client as Client
+    from dualfuse.search.client import ImageId as ImageId
     from dualfuse.search.index import Index as Index
     from dualfuse.tasks.base import Task as Task
     from dualfuse.tasks.base import TaskConfig as TaskConfig

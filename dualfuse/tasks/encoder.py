@@ -117,7 +117,7 @@ class Encoder:
         """
         if top < 1:
             raise DualfuseError(f"top is {top}; give the number of answers to return, 1 or more")
-        task, files = self.task, [] if image is None else [_bytes(each) for each in _listed(image)]
+        task, files = self.task, [] if image is None else [image_bytes(each) for each in _listed(image)]
         if labels:
             classes = class_embeddings(task, self.processor, labels, templates)
             task = ZeroShot(task, classes, tuple(labels)).eval()
@@ -129,7 +129,7 @@ class Encoder:
     @torch.inference_mode()
     def _predict(self, images: Sequence[ImageInput], texts: Sequence[str]) -> list[Prediction]:
         pairs = zip(images, texts, strict=True)
-        samples = [Sample(str(number), _bytes(image), (text,)) for number, (image, text) in enumerate(pairs)]
+        samples = [Sample(str(number), image_bytes(image), (text,)) for number, (image, text) in enumerate(pairs)]
         inputs = [self.task.read_input(sample, self.processor) for sample in samples]
         return self.task.predict(inputs, self.processor, 1)
 
@@ -162,14 +162,14 @@ def _listed(images: ImageInput | Sequence[ImageInput]) -> list[ImageInput]:
 
 def _read(processor: Processor, images: Sequence[ImageInput], number: int) -> Tensor:
     try:
-        return processor.image(_bytes(images[number]), np.random.default_rng(0))  # nothing is drawn in evaluation
+        return processor.image(image_bytes(images[number]), np.random.default_rng(0))  # nothing is drawn in evaluation
     except DualfuseError as error:
         image = images[number]
         name = f" ({image})" if isinstance(image, str | Path) else ""
         raise DualfuseError(f"image {number}{name} cannot be used: {error}") from error
 
 
-def _bytes(image: ImageInput) -> bytes:
+def image_bytes(image: ImageInput) -> bytes:
     """Return the bytes of an image file; PIL images and arrays become PNG files, without loss."""
     if isinstance(image, bytes):
         return image

@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-import uvicorn
+from running import running
 from tiny import png_image
 
 from dualfuse.hub import LoadedModel
-from dualfuse.search.index import Index
-from dualfuse.search.server.app import create_app
 from dualfuse.search.server.options import ServerOptions
-from dualfuse.search.server.run import create_service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -51,26 +44,6 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path.write_bytes(png_image(0 if "copy" in name else number, 48))
         os.utime(path, (1_767_268_800 + 86_400 * number,) * 2)  # noon UTC
     return folder
-
-
-@contextmanager
-def running(loaded: LoadedModel, folder: Path, token: str = "") -> Iterator[str]:
-    """Serve a folder on a free port; yield the address."""
-    service = create_service(loaded, lambda: Index.build(loaded, folder), replace(OPTIONS, token=token), "tiny")
-    server = uvicorn.Server(uvicorn.Config(create_app(service), log_config=None, access_log=False, ws="none"))
-    listening = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
-    thread.start()
-    deadline = time.monotonic() + 60
-    while not server.started and thread.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert server.started
-    try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(60)
-        listening.close()
 
 
 @pytest.fixture(scope="session")
