@@ -181,7 +181,7 @@ def _search(tiny: Recipe, base: Path) -> Command:
         "search",
         lambda root: Index.build(loaded[0], root / "images", batch_size=2),
         begin,
-        volatile=("*.index/*",),  # beside the images or in the cache; tests/search/test_exact_store.py reads what is left
+        volatile=("*.index/*",),  # tests/search/test_exact_store.py reads what is left
         may_succeed=True,
     )
 
