@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from dualfuse.metrics.accuracy import Question
 from dualfuse.metrics.text_labels import LabelMetrics, ScoreMetrics
+
+stats = pytest.importorskip("scipy.stats")
 
 
 def measured(metric: LabelMetrics | ScoreMetrics, targets: list[str], predicted: list[str]) -> dict[str, float]:
