@@ -203,7 +203,7 @@ def _probabilities(folder: Path) -> tuple[str, ...]:
         "calibrated on": f"{stored.texts:,} texts, {stored.images:,} images; seed {stored.seed}; "
         f"data {code(stored.data)}",
         "probability of a given pair": f"assumes {percent(mix.right)} right, {100 * mix.random:.2f} % random wrong and "
-        f"{100 * mix.hard:.2f} % hard wrong pairs (among the {mix.nearest} nearest images of the text)",
+        f"{100 * mix.hard:.2f} % hard negative pairs (among the {mix.nearest} nearest images of the text)",
         "expected calibration error, on that set": f"{fitted.pair_error:.3f} for given pairs, "
         f"{fitted.hit_error:.3f} for the first {mix.nearest} hits of searches",
         "95 % of right pairs": f"have at least {percent(fitted.pair.probability(threshold))}; of hits, at least "

@@ -38,7 +38,7 @@ SAME = 1 - 1e-5
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of one kind: of right, random wrong and hard wrong pairs (M, 3), and of the hits of M texts (M, K)."""
+    """Scores of one kind: of positive, random and hard negative pairs (M, 3), and of the hits of M texts (M, K)."""
 
     pairs: Tensor
     hits: Tensor
@@ -58,7 +58,7 @@ class CalibrationScores:
 
 @torch.inference_mode()
 def calibration_scores(task: Task, data: EvaluationData, plan: Plan, *, mix: Mix, seed: int = 0) -> CalibrationScores:
-    """Return the scores of right pairs, drawn wrong pairs and hits, for each text of a set.
+    """Return the scores of positive pairs, drawn negative pairs and hits, for each text of a set.
 
     Raises DualfuseError if ITC was not trained, or if no text has a wrong image.
     """
@@ -66,7 +66,9 @@ def calibration_scores(task: Task, data: EvaluationData, plan: Plan, *, mix: Mix
     image, text, texts, owner = gallery.features()
     pairs, hits, is_right, has_wrong = _candidates(image, text, texts, owner, mix.nearest, seed)
     if not has_wrong.any():
-        raise DualfuseError(f"{len(image)} images and {len(text)} texts have no wrong pair; calibrate on a larger set")
+        raise DualfuseError(
+            f"{len(image)} images and {len(text)} texts have no negative pair; calibrate on a larger set"
+        )
     every = torch.cat([pairs, hits], dim=1)
     cosine = torch.cat(
         [(one[:, None] * image[some]).sum(2) for one, some in zip(text.split(BLOCK), every.split(BLOCK), strict=True)]

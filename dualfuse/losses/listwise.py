@@ -97,7 +97,7 @@ def listwise_loss(scores: Tensor, valid: Tensor) -> Tensor:
 def threshold_loss(scores: Tensor, valid: Tensor, threshold: Tensor, scale: Tensor) -> Tensor:
     """Return the binary cross-entropy of single pairs, which trains the cosine ``threshold`` of a match alone.
 
-    A match has the probability sigmoid(score - ``scale`` * ``threshold``); right and wrong pairs weigh the same.
+    A match has the probability sigmoid(score - ``scale`` * ``threshold``); positive and negative pairs weigh the same.
     Divided by ``scale``, so that the gradient of the threshold is at most 1, whatever the scale is.
     """
     logits = (scores.detach() - scale.detach() * threshold).float()

@@ -75,7 +75,7 @@ class Mix:
     random: float = 0.4375
     hard: float = 0.0625
     nearest: int = 16
-    """Hits of each text that hard wrong pairs, and the probability of a hit, come from."""
+    """Number of hits of each text that hard negative pairs and the probability of a hit are drawn from."""
 
 
 @dataclass(frozen=True)

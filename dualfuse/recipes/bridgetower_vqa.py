@@ -47,8 +47,8 @@ def vqa_large_ftfs() -> Recipe:
 def meter_vqa_base_ftfs() -> Recipe:
     """METER-Base on VQAv2 without vision-language pre-training: test-dev 74.0; needs --task.answers.
 
-    The settings are those of the script for BridgeTower, which says that they hold for both; as in BridgeTower's code,
-    CLIP has all 12 layers.
+    The learning rate is that of the script for BridgeTower, which has METER's augmentation; no script of METER for this
+    run was found, so its own rate may differ. CLIP has all 12 layers, as in BridgeTower's code.
     """
     recipe = _without_pretraining(meter_vqa_base(), lr=2e-5)
     image = replace(BASE.image, image_size=recipe.data.image_size)

@@ -23,8 +23,8 @@ def calibrate_run(out: Path, recipe: Recipe, *, can_search: bool, device: str) -
     """Store in the model that stands for a run which probabilities its scores mean, by the validation set.
 
     Nothing is done without validation set, for a task without embeddings, or if the model has a calibration. Runs of
-    several processes are not calibrated, because the others would wait, nor are sets without wrong pairs; the log says
-    so.
+    several processes are not calibrated, because the others would wait, nor are sets without negative pairs; the log
+    says so.
     """
     folder = model_of(out)
     if not (recipe.data.validation and can_search) or (folder / CALIBRATION).is_file():

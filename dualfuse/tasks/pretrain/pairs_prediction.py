@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 INITIAL_THRESHOLD = 0.2
-"""Cosine between those of the right and of the wrong pairs of most dual encoders."""
+"""Cosine between those of positive and of negative pairs of most dual encoders."""
 
 
 @dataclass(frozen=True, eq=False)
